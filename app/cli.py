@@ -1,0 +1,161 @@
+"""The command `quire`: serve, check, chat, complete, bench, version. Parses flags; everything else is elsewhere.
+
+Help is quick: nothing heavy is imported before a command needs it, torch never.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, NoReturn
+
+from app.settings import OPTIONS, Loaded, Option, ServeSettings, describe, flag, load, unknown
+from engine import __version__
+from engine.errors import ConfigError
+
+EXIT_CONFIG = 2
+_SHORT = {"tensor_parallel_size": "-tp", "api_server_count": "-asc"}
+_SERVE_EPILOG = """\
+Every flag is also an environment variable (--max-model-len is QUIRE_MAX_MODEL_LEN) and a line of the file given with
+--config (YAML, or TOML where it ends in .toml). A flag wins over the environment, that over the file, that over the
+default. Whole numbers may be written as 128k (128000) or 128K (131072). `quire check` takes the same flags and shows
+what would be used.
+
+Exit codes: 0 stopped on request, 2 wrong settings, 3 the model could not be loaded, 70 the server broke for good."""
+
+
+class _UsageError(Exception):
+    pass
+
+
+class _Parser(argparse.ArgumentParser):
+    """Lets flags be checked together with the other sources, instead of leaving at the first mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(message)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["bench"]:
+        # Late: it brings the engine, and torch with it.
+        from loadtest.__main__ import main as bench
+
+        return bench(argv[1:])
+    if argv[:1] in (["serve"], ["check"]):
+        return _serve_or_check(argv[0], argv[1:])
+    parser = argparse.ArgumentParser(prog="quire", description="A server for open-weight language models.")
+    parser.add_argument("--version", action="version", version=f"quire {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("serve", help="serve a model over HTTP (quire serve --help)", add_help=False)
+    commands.add_parser("check", help="show the settings that serve would use, or all that is wrong with them",
+                        add_help=False)
+    _add_client(commands.add_parser("chat", help="talk to a running server"))
+    _add_client(commands.add_parser("complete", help="let a running server go on with a text"))
+    commands.add_parser("bench", help="measure (quire bench --help)", add_help=False)
+    commands.add_parser("version", help="print the version")
+    options = parser.parse_args(argv)
+    if options.command == "version":
+        print(f"quire {__version__}")
+        return 0
+    from app import terminal
+
+    return terminal.chat(options) if options.command == "chat" else terminal.complete(options)
+
+
+# serve and check
+
+
+def _serve_or_check(command: str, argv: list[str]) -> int:
+    try:
+        loaded = load_settings(command, argv)
+    except ConfigError as error:
+        print(f"quire {command}: {len(error.problems)} problem(s):", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  {problem}", file=sys.stderr)
+        return EXIT_CONFIG
+    if command == "check":
+        return _show(loaded)
+    return _serve(loaded.settings)
+
+
+def load_settings(command: str, argv: list[str]) -> Loaded:
+    """Raises ConfigError with every problem of flags, environment and file."""
+    parser = _serve_parser(command)
+    problems: list[str] = []
+    flags: dict[str, Any] = {}
+    try:
+        namespace, rest = parser.parse_known_args(argv)
+        flags = vars(namespace)
+        problems += [f"{given.partition('=')[0]}: {unknown(given.partition('=')[0], map(flag, OPTIONS))}"
+                     if given.startswith("-") else f"{given}: not expected here" for given in rest]
+    except _UsageError as error:
+        problems.append(str(error))
+    positional = flags.pop("model_tag", None)
+    if positional is not None:
+        flags.setdefault("model", positional)
+    return load(flags, os.environ, problems)
+
+
+def _serve_parser(command: str) -> _Parser:
+    what = "Serve a model over HTTP." if command == "serve" else "Show the settings that `quire serve` would use."
+    parser = _Parser(prog=f"quire {command}", usage=f"quire {command} [MODEL] [--flag VALUE ...]", description=what,
+                     epilog=_SERVE_EPILOG, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model_tag", nargs="?", metavar="MODEL", help=OPTIONS["model"].help)
+    parser.add_argument("--config", metavar="FILE", help="Settings file, YAML or TOML; also QUIRE_CONFIG.")
+    groups = {True: parser.add_argument_group("model and engine"), False: parser.add_argument_group("service")}
+    for option in OPTIONS.values():
+        _add_option(groups[option.of_engine], option)
+    return parser
+
+
+def _add_option(group: Any, option: Option) -> None:
+    names = [flag(option.name)] + ([_SHORT[option.name]] if option.name in _SHORT else [])
+    default = "" if option.default is None else f" [{option.default}]"
+    settings: dict[str, Any] = {"dest": option.name, "help": (option.help + default).replace("%", "%%")}
+    if option.type is bool:
+        settings["action"] = argparse.BooleanOptionalAction
+    else:
+        settings["metavar"] = {int: "N", float: "X"}.get(option.type, "TEXT")
+        if option.type == list[str]:
+            settings["nargs"] = "+"
+    group.add_argument(*names, **settings)
+
+
+def _show(loaded: Loaded) -> int:
+    rows = describe(loaded)
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    for name, value, source in rows:
+        print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+    return 0
+
+
+def _serve(settings: ServeSettings) -> int:
+    # Late: only `serve` needs sockets, child processes and logs.
+    from app.launcher import Launcher
+    from engine.logs import configure_logging
+    from engine.weights.locate import resolve_model
+
+    configure_logging(settings.log_level)
+    try:
+        resolve_model(settings.engine)  # a model that is not there is known, or fetched, before anything starts
+        return Launcher(settings).run()
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"quire serve: {problem}", file=sys.stderr)
+        return EXIT_CONFIG
+
+
+# chat and complete
+
+
+def _add_client(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", nargs="?", help="what to say; without it, lines are read from the terminal")
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="the server's base address [%(default)s]")
+    parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY", ""), help="the key; also VLLM_API_KEY")
+    parser.add_argument("--model", default=None, help="the model's name; the server's first if unset")
+    parser.add_argument("--system-prompt", default=None, help="chat only: what the model is told first")
+    parser.add_argument("--max-tokens", type=int, default=None, help="most tokens of a reply")
+    parser.add_argument("--temperature", type=float, default=None, help="sampling temperature")

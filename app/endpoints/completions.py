@@ -1,0 +1,115 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.endpoints.models import check_model
+from app.exchange import Exchange
+from app.logprobs import LegacyLogprobs
+from app.schemas.body import read_body
+from app.schemas.completions import (
+    DEFAULT_MAX_TOKENS,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionReply,
+    CompletionRequest,
+)
+from app.schemas.usage import Usage
+from app.service import Service, record_of, service_of
+from app.sse import DONE, EventStream
+from engine.frontend.generation import SampleUpdate
+
+_encode = msgspec.json.encode
+
+
+async def completions(request: Request) -> Response:
+    service, record = service_of(request), record_of(request)
+    body = await read_body(request, CompletionRequest)
+    body.check()
+    model = check_model(service, body.model)
+    prompts = body.prompts()
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    params = body.sampling_params(service.model_defaults, max_tokens, body.logprobs)
+    exchange = Exchange(service, record)
+    try:
+        for prompt in prompts:
+            await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
+                                  add_special_tokens=body.add_special_tokens is not False)
+    except BaseException:  # one was refused, or the client left: the accepted ones must not run on
+        await exchange.close()
+        raise
+    reply = _Replies(service, exchange, body, prompts, params.n, model, f"cmpl-{record.request_id}")
+    if body.stream:
+        return EventStream(reply.frames(), service.in_flight)
+    return Response(_encode(await reply.whole()), media_type="application/json")
+
+
+class _Replies:
+    """The two forms of one reply. Choice i is sample i % n of prompt i // n."""
+
+    def __init__(self, service: Service, exchange: Exchange, body: CompletionRequest, prompts: list[str | list[int]],
+                 n: int, model: str, id: str) -> None:
+        self._exchange = exchange
+        self._body = body
+        self._n = n
+        self._model = model
+        self._id = id
+        self._created = service.now()
+        echoed = [_as_text(service, prompt) if body.echo else "" for prompt in prompts]
+        self._echoed = [text for text in echoed for _ in range(n)]
+        self._logprobs = [None if body.logprobs is None else LegacyLogprobs(service.tokenizer) for _ in self._echoed]
+        head = _encode({"id": id, "object": "text_completion", "created": self._created, "model": model})
+        self._head = b"data: " + head[:-1] + b',"choices":['
+
+    async def whole(self) -> CompletionReply:
+        texts = list(self._echoed)
+        logprobs: list[CompletionLogprobs | None] = [
+            None if table is None else CompletionLogprobs([], [], [], []) for table in self._logprobs]
+        ends: list[SampleUpdate | None] = [None] * len(texts)
+        async with self._exchange:
+            async for update in self._exchange.updates(self._n):
+                texts[update.index] += update.text
+                table, so_far = self._logprobs[update.index], logprobs[update.index]
+                if table is not None and so_far is not None:
+                    table.extend(so_far, update)
+                if update.finish_reason is not None:
+                    ends[update.index] = update
+        choices = [CompletionChoice(i, texts[i], logprobs[i], end.finish_reason or "abort", end.stop_reason)
+                   for i, end in enumerate(ends) if end is not None]
+        return CompletionReply(id=self._id, created=self._created, model=self._model, choices=choices,
+                               usage=self._exchange.usage)
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        async with self._exchange as exchange:
+            begun: set[int] = set()
+            async for update in exchange.updates(self._n):
+                if update.index not in begun:
+                    begun.add(update.index)
+                    update.text = self._echoed[update.index] + update.text
+                yield self._frame(update, exchange.usage if self._body.continuous_usage else None)
+            if self._body.include_usage:
+                yield self._head + b'],"usage":' + _encode(exchange.usage) + b"}\n\n"
+        yield DONE
+
+    def _frame(self, update: SampleUpdate, usage: Usage | None) -> bytes:
+        logprobs = None
+        table = self._logprobs[update.index]
+        if table is not None:
+            logprobs = CompletionLogprobs([], [], [], [])
+            table.extend(logprobs, update)
+        parts = [self._head, b'{"index":%d,"text":' % update.index, _encode(update.text), b',"logprobs":',
+                 _encode(logprobs), b',"finish_reason":', _encode(update.finish_reason), b',"stop_reason":',
+                 _encode(update.stop_reason), b"}]"]
+        if usage is not None:
+            parts += [b',"usage":', _encode(usage)]
+        parts.append(b"}\n\n")
+        return b"".join(parts)
+
+
+def _as_text(service: Service, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt, skip_special_tokens=False)

@@ -1,0 +1,44 @@
+"""gunicorn's configuration, made of what the launcher left in the run directory. Loaded in gunicorn's master.
+
+The listening socket is the launcher's; the master never imports the application.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from app.settings import WorkerSettings
+from app.worker import GRACE_S
+from engine.lifeline import die_with_parent
+from engine.logs import configure_logging
+
+_settings = WorkerSettings.from_run_dir(os.environ["QUIRE_RUN_DIR"])
+configure_logging(_settings.log_level)
+die_with_parent()
+if os.getppid() != int(os.environ["QUIRE_LAUNCHER_PID"]):
+    raise SystemExit("the launcher is gone")
+
+wsgi_app = "app.main:from_run_dir()"
+bind = [f"fd://{os.environ['QUIRE_LISTEN_FD']}"]
+worker_class = "app.worker.HttpWorker"
+workers = _settings.num_http_workers
+preload_app = False
+graceful_timeout = math.ceil(_settings.shutdown_timeout) + GRACE_S
+timeout = 60  # a worker whose event loop stood still for so long is replaced
+keepalive = 75  # longer than the usual 60 s of load balancers, so that they close first
+max_requests = 0  # recycling would cut streams
+backlog = 2048
+worker_tmp_dir = _settings.run_dir
+control_socket_disable = True
+logger_class = "app.telemetry.logging.GunicornLogger"
+loglevel = _settings.log_level
+accesslog = None
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    # Late: the master has no other use for it, and it reads PROMETHEUS_MULTIPROC_DIR when imported.
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(worker.pid)

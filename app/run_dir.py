@@ -1,0 +1,56 @@
+"""The run directory: the engine's socket, the workers' metrics files and settings. One server has it at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from engine.errors import ConfigError
+
+MAX_PATH = 80  # a Unix socket's path may have 107 characters, "/engine.sock" and some reserve included
+
+
+class RunDirectory:
+    """Context manager. A directory that it made itself goes away with it; a given one is only cleared."""
+
+    def __init__(self, wanted: str | None) -> None:
+        self._wanted = wanted or os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+        self.path = ""
+
+    def __enter__(self) -> RunDirectory:
+        """Raises ConfigError where there can be none."""
+        try:
+            if self._wanted:
+                self.path = os.path.abspath(self._wanted)
+                os.makedirs(self.path, mode=0o700, exist_ok=True)
+            else:
+                self.path = tempfile.mkdtemp(prefix="quire-")
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise ConfigError(f"--run-dir: {self._wanted}: {error.strerror}") from None
+        if len(self.path) > MAX_PATH:
+            raise ConfigError(f"--run-dir: {self.path} is longer than {MAX_PATH} characters, too long for a socket")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"--run-dir: {self.path} belongs to a server that runs; give each its own") from None
+        self._clear()
+        os.mkdir(f"{self.path}/metrics")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self._clear()
+        if not self._wanted:
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+    def _clear(self) -> None:
+        """Files of a server before would double its counters, and a drain file would keep this one from starting."""
+        for name in ("settings.json", "drain", "drain.new", "engine.sock"):
+            Path(self.path, name).unlink(missing_ok=True)
+        shutil.rmtree(f"{self.path}/metrics", ignore_errors=True)

@@ -1,0 +1,90 @@
+"""From the bytes of a request body to a typed request, or to a 400 that names the field at fault.
+
+Nothing is ignored in silence: a field does what it says, is known to be harmless, or is refused by name.
+Called by the endpoints.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from app.errors import ApiError
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+# What OpenAI's clients may send that changes nothing in the reply of a server like this one.
+HARMLESS = frozenset({
+    "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention",
+})
+
+# Known fields that this version does not implement, each with the values that ask for nothing.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "tools": ([],), "tool_choice": ("none",), "functions": ([],), "function_call": ("none",),
+    "response_format": ({"type": "text"},), "structured_outputs": (), "guided_json": (), "guided_regex": (),
+    "guided_choice": (), "guided_grammar": (), "guided_decoding_backend": (), "guided_whitespace_pattern": (),
+    "logit_bias": ({},), "bad_words": ([],), "allowed_token_ids": (), "logprob_token_ids": (), "prompt_logprobs": (),
+    "best_of": (1,), "suffix": ("",), "use_beam_search": (False,), "length_penalty": (1.0,), "early_stopping": (False,),
+    "truncate_prompt_tokens": (), "truncation_side": (), "prompt_embeds": (), "reasoning_effort": ("none",),
+    "include_reasoning": (True, False), "thinking_token_budget": (-1,), "verbosity": ("medium",),
+    "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (), "documents": ([],),
+    "chat_template": (), "continue_final_message": (False,), "mm_processor_kwargs": (), "media_io_kwargs": (),
+    "return_token_ids": (False,), "return_tokens_as_token_ids": (False,), "return_token_offsets": (False,),
+    "return_prompt_text": (False,), "request_id": (), "session_id": (), "stream_interval": (1,),
+    "repetition_detection": (), "kv_transfer_params": (), "ec_transfer_params": (), "vllm_xargs": ({},),
+}
+
+_AT = re.compile(r" - at `\$(?:\.)?(?P<path>[^`]*)`$")
+
+
+async def read_body(request: Request, schema: type[T]) -> T:
+    """The request's body as a `schema`. Raises ApiError (400, 413)."""
+    # A page in a browser may send any other type to any address without asking first: this is what stops it.
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(400, "The content-type must be application/json.")
+    return parse_body(await request.body(), schema)
+
+
+def parse_body(raw: bytes, schema: type[T]) -> T:
+    """`raw` as a `schema`; null counts as "not given". Raises ApiError (400)."""
+    try:
+        fields = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"The request body is not JSON that can be read: {error}.") from None
+    if not isinstance(fields, dict):
+        raise ApiError(400, "The request body must be a JSON object.")
+    wanted = {}
+    for name, value in fields.items():
+        if value is None or name in HARMLESS:
+            continue
+        if name in schema.__struct_fields__:
+            wanted[name] = value
+        else:
+            _refuse_unless_neutral(name, value)
+    try:
+        return msgspec.convert(wanted, schema)
+    except msgspec.ValidationError as error:
+        raise _as_api_error(error) from None
+
+
+def _refuse_unless_neutral(name: str, value: Any) -> None:
+    neutral = UNSUPPORTED.get(name)
+    if neutral is None:
+        raise ApiError(400, f"There is no request field {name[:100]!r}.", name[:100])
+    if not any(value == allowed and type(value) is type(allowed) for allowed in neutral):
+        allowed_values = " or ".join(msgspec.json.encode(allowed).decode() for allowed in neutral)
+        raise ApiError(400, f"{name} is not supported by this version" +
+                       (f"; leave it out, or send {allowed_values}." if neutral else "; leave it out."), name)
+
+
+def _as_api_error(error: msgspec.ValidationError) -> ApiError:
+    text = str(error)
+    found = _AT.search(text)
+    if found and found["path"] and not found["path"].startswith("["):
+        return ApiError(400, f"{found['path']}: {text[:found.start()]}.", found["path"])
+    missing = re.search(r"missing required field `(\w+)`", text)
+    return ApiError(400, f"{text}.", missing[1] if missing else None)

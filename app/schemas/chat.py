@@ -1,0 +1,127 @@
+"""POST /v1/chat/completions: what it takes and what it gives, beyond the fields that all generation shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from app.errors import ApiError
+from app.schemas.sampling import GenerationRequest
+from app.schemas.usage import Usage
+
+ROLES = ("system", "developer", "user", "assistant")
+_HARMLESS_IN_MESSAGES = frozenset({"refusal", "annotations", "reasoning", "reasoning_content"})
+_UNSUPPORTED_IN_MESSAGES = frozenset({"tool_calls", "tool_call_id", "function_call", "audio"})
+_TEMPLATE_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "self"})
+
+
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    echo: bool = False
+
+    def check(self) -> None:
+        """Raises ApiError for what this endpoint alone can see."""
+        self.check_common()
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
+        if self.top_logprobs is not None and self.top_logprobs < 0:
+            raise ApiError(400, f"top_logprobs must be at least 0, got {self.top_logprobs}.", "top_logprobs")
+        if self.echo:
+            raise ApiError(400, "echo is not supported for chat.", "echo")
+        taken = _TEMPLATE_ARGUMENTS & self.chat_template_kwargs.keys()
+        if taken:
+            raise ApiError(400, f"chat_template_kwargs may not set {', '.join(sorted(taken))}.",
+                           "chat_template_kwargs")
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages as a chat template takes them. Raises ApiError naming the message at fault."""
+        if not self.messages:
+            raise ApiError(400, "messages must hold at least one message.", "messages")
+        return [_checked_message(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
+
+
+def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:
+    role = message.get("role")
+    if role not in ROLES:
+        raise ApiError(400, f"{where}.role must be one of {', '.join(ROLES)}; got {str(role)[:50]!r}.",
+                       f"{where}.role")
+    # Newer OpenAI clients say "developer" for what every open model's template calls "system".
+    checked: dict[str, Any] = {"role": "system" if role == "developer" else role,
+                               "content": _checked_content(message.get("content"), f"{where}.content")}
+    for name, value in message.items():
+        if name in ("role", "content") or name in _HARMLESS_IN_MESSAGES or not value:
+            continue
+        if name in _UNSUPPORTED_IN_MESSAGES:
+            raise ApiError(400, f"{where}.{name} is not supported by this version.", f"{where}.{name}")
+        if name != "name" or not isinstance(value, str):
+            raise ApiError(400, f"There is no message field {name[:100]!r} of that form.", f"{where}.{name[:100]}")
+        checked["name"] = value
+    return checked
+
+
+def _checked_content(content: Any, where: str) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ApiError(400, f"{where} must be text or a list of text parts.", where)
+    parts = []
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            raise ApiError(400, f"{where}[{i}]: this server takes text only; parts of type {str(kind)[:50]!r} are not "
+                           "supported.", f"{where}[{i}]")
+        if not isinstance(part.get("text"), str):
+            raise ApiError(400, f"{where}[{i}].text must be text.", f"{where}[{i}].text")
+        parts.append({"type": "text", "text": part["text"]})
+    return parts
+
+
+class TopLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[ChatLogprob]
+    refusal: None = None
+
+
+class Message(msgspec.Struct):
+    role: str
+    content: str
+    refusal: None = None
+    tool_calls: list[Any] = []
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: Message
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+    stop_reason: int | str | None
+
+
+class ChatReply(msgspec.Struct, kw_only=True):
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    service_tier: None = None
+    system_fingerprint: None = None
+    prompt_logprobs: None = None

@@ -1,0 +1,74 @@
+"""POST /v1/completions: what it takes and what it gives, beyond the fields that all generation shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from app.errors import ApiError
+from app.schemas.sampling import GenerationRequest
+from app.schemas.usage import Usage
+
+MAX_PROMPTS = 1024
+DEFAULT_MAX_TOKENS = 16
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
+    prompt: str | list[Any]
+    echo: bool = False
+    logprobs: int | None = None
+
+    def check(self) -> None:
+        """Raises ApiError for what this endpoint alone can see."""
+        self.check_common()
+        if self.logprobs is not None and self.logprobs < 0:
+            raise ApiError(400, f"logprobs must be at least 0, got {self.logprobs}.", "logprobs")
+        if self.echo and self.logprobs is not None:
+            raise ApiError(400, "echo together with logprobs is not supported by this version.", "echo")
+
+    def prompts(self) -> list[str | list[int]]:
+        """One or more prompts, each text or token ids. Raises ApiError."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if not prompt:
+            raise ApiError(400, "prompt must not be an empty list.", "prompt")
+        if all(type(part) is int for part in prompt):
+            return [prompt]
+        if len(prompt) > MAX_PROMPTS:
+            raise ApiError(400, f"prompt may hold at most {MAX_PROMPTS} prompts, got {len(prompt)}.", "prompt")
+        for i, part in enumerate(prompt):
+            if not isinstance(part, str) and not (isinstance(part, list) and all(type(id) is int for id in part)):
+                raise ApiError(400, f"prompt[{i}] is neither text nor a list of token ids; prompt takes text, a list "
+                               "of texts, token ids, or a list of token id lists.", "prompt")
+        return prompt
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """The shape from before chat: parallel lists."""
+
+    text_offset: list[int]
+    token_logprobs: list[float]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float]]
+
+
+class CompletionChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str
+    stop_reason: int | str | None
+    prompt_logprobs: None = None
+
+
+class CompletionReply(msgspec.Struct, kw_only=True):
+    id: str
+    object: str = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    service_tier: None = None
+    system_fingerprint: None = None

@@ -1,0 +1,58 @@
+"""What one HTTP worker holds for as long as it lives. Made by create_app, given its engine by the lifespan."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from app.errors import ApiError
+from app.in_flight import InFlight
+from app.settings import WorkerSettings
+from app.telemetry.metrics import Metrics
+from app.telemetry.record import RequestRecord
+from engine.frontend.async_llm import AsyncLLMEngine
+from engine.frontend.tokenizer import Tokenizer
+
+
+@dataclass
+class Service:
+    settings: WorkerSettings
+    metrics: Metrics
+    in_flight: InFlight = field(default_factory=InFlight)
+    connected_engine: AsyncLLMEngine | None = None
+
+    @property
+    def engine(self) -> AsyncLLMEngine:
+        assert self.connected_engine is not None, "requests come only after the lifespan has begun"
+        return self.connected_engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None:
+            raise ApiError(400, "This server runs without a tokenizer (--skip-tokenizer-init): send token ids.")
+        return tokenizer
+
+    @property
+    def model_defaults(self) -> dict[str, Any]:
+        """Sampling defaults that the model's authors chose."""
+        return {} if self.settings.engine.generation_config == "vllm" else self.engine.model_config.generation_defaults
+
+    @staticmethod
+    def now() -> int:
+        return int(time.time())
+
+
+def service_of(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def record_of(request: Request) -> RequestRecord:
+    record = request.scope["state"]["record"]
+    assert isinstance(record, RequestRecord)
+    return record

@@ -1,0 +1,357 @@
+"""The settings of `quire serve`: one typed schema, read from flags, environment, a file and defaults, in that order.
+
+`load` reports everything that is wrong in all sources at once. Refuses to know gunicorn, the engine's insides and how
+settings are used; called by the command line, and by HTTP workers through the run directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import ipaddress
+import os
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from engine.config import EngineArgs
+from engine.errors import ConfigError
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_HTTP_WORKERS = 64
+_HUMAN_INTEGER = re.compile(r"(-?\d+(?:\.\d+)?)([kKmMgG])")
+# As vLLM reads them: small letters are powers of 1000, capitals of 1024.
+_MULTIPLIERS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """What the service itself needs, and in `engine` what it passes on. Key digests, never keys, leave the launcher."""
+
+    engine: EngineArgs = field(default_factory=EngineArgs)
+    host: str | None = field(default=None, metadata={"help": (
+        "Address to listen on. Unset: 127.0.0.1 without an API key, 0.0.0.0 with one.")})
+    port: int = field(default=8000, metadata={"help": "TCP port; 0 takes a free one and prints it."})
+    uds: str | None = field(default=None, metadata={"help": "Unix socket to listen on instead of host and port."})
+    root_path: str = field(default="", metadata={"help": "Path prefix that a proxy strips."})
+    api_key: list[str] | None = field(default=None, metadata={"help": (
+        "Keys that clients may present as bearer token. Better as VLLM_API_KEY, several separated by commas: "
+        "flags can be seen by other users of the machine.")})
+    allow_public_without_key: bool = field(default=False, metadata={"help": (
+        "Listen on an address that others can reach although there is no API key.")})
+    served_model_name: list[str] | None = field(default=None, metadata={"help": (
+        "Names that clients may use for the model; the first is shown in replies. Unset: the model as given.")})
+    response_role: str = field(default="assistant", metadata={"help": "Role of chat replies."})
+    api_server_count: int | None = field(default=None, metadata={"help": (
+        "HTTP worker processes. Unset: one for each 8 cores, 1 to 4.")})
+    shutdown_timeout: float = field(default=60.0, metadata={"help": (
+        "Seconds that running requests may still take after SIGTERM.")})
+    drain_delay: float = field(default=0.0, metadata={"help": (
+        "Seconds between saying 'not ready' and closing the port, for load balancers to notice.")})
+    max_body_bytes: int = field(default=16 * 2**20, metadata={"help": "Longest request body; beyond it, 413."})
+    log_level: str = field(default="info", metadata={"help": "debug, info, warning or error."})
+    disable_access_log: bool = field(default=False, metadata={"help": "No log line per request."})
+    enable_request_id_headers: bool = field(default=True, metadata={"help": (
+        "Accepted for compatibility; every reply carries x-request-id.")})
+    run_dir: str | None = field(default=None, metadata={"help": (
+        "Directory for sockets and metrics, one per server. Unset: $RUNTIME_DIRECTORY, or a private temporary one.")})
+
+    @property
+    def model_names(self) -> list[str]:
+        return self.served_model_name or [self.engine.model]
+
+    @property
+    def address(self) -> str:
+        """The host to bind."""
+        return self.host or ("0.0.0.0" if self.api_key else "127.0.0.1")
+
+    @property
+    def num_http_workers(self) -> int:
+        # A worker turns out some ten thousand stream chunks a second, more than a small engine makes; on a small
+        # machine the engine needs the cores. Streams stay with their worker, so few workers balance better.
+        return self.api_server_count or max(1, min(4, len(os.sched_getaffinity(0)) // 8))
+
+    def key_digests(self) -> list[str]:
+        return [hashlib.sha256(key.encode()).hexdigest() for key in self.api_key or []]
+
+    def problems(self) -> list[str]:
+        """Everything wrong with these values, a line each."""
+        found = self.engine.problems()
+        if not 0 <= self.port <= 65535:
+            found.append(f"--port: {self.port} is not in 0..65535")
+        if self.api_key is not None and not all(key.strip() for key in self.api_key):
+            found.append("--api-key: a key is empty; give a key, or none at all")
+        if not self.api_key and not self.uds and not self.allow_public_without_key and not _is_loopback(self.address):
+            found.append(f"--host: {self.address} can be reached by others and there is no API key; set VLLM_API_KEY "
+                         "or --api-key, or say --allow-public-without-key")
+        if self.api_server_count is not None and not 1 <= self.api_server_count <= MAX_HTTP_WORKERS:
+            found.append(f"--api-server-count: {self.api_server_count} is not in 1..{MAX_HTTP_WORKERS}")
+        if self.log_level not in LOG_LEVELS:
+            found.append(f"--log-level: {self.log_level!r} is not one of {', '.join(LOG_LEVELS)}")
+        if self.served_model_name is not None and not all(self.served_model_name):
+            found.append("--served-model-name: a name is empty")
+        for name in ("shutdown_timeout", "drain_delay"):
+            if not 0 <= getattr(self, name) <= 86400:
+                found.append(f"{flag(name)}: {getattr(self, name)} is not in 0..86400 seconds")
+        if self.max_body_bytes < 1024:
+            found.append(f"--max-body-bytes: {self.max_body_bytes} is less than 1024")
+        if self.root_path and not self.root_path.startswith("/"):
+            found.append(f"--root-path: {self.root_path!r} does not begin with /")
+        return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+# The fields, whichever of the two classes they are in
+
+
+@dataclass(frozen=True)
+class Option:
+    name: str
+    type: Any  # str, int, float, bool or list[str]
+    default: Any
+    help: str
+    of_engine: bool
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    return "QUIRE_" + name.upper()
+
+
+def _options() -> dict[str, Option]:
+    found = {}
+    for owner in (EngineArgs, ServeSettings):
+        hints = typing.get_type_hints(owner)
+        for f in dataclasses.fields(owner):
+            if f.name != "engine":
+                found[f.name] = Option(f.name, _without_none(hints[f.name]), f.default, f.metadata["help"],
+                                       owner is EngineArgs)
+    return found
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    return hint
+
+
+OPTIONS = _options()
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class Loaded:
+    settings: ServeSettings
+    sources: dict[str, str]  # option -> where its value came from, for those that are not defaults
+
+
+def load(flags: dict[str, Any], environment: typing.Mapping[str, str], problems: list[str] | None = None) -> Loaded:
+    """The settings from flags (texts, lists of texts, or booleans), environment, file and defaults.
+
+    `problems` are those that the command line already has.
+
+    Raises:
+        ConfigError: with every problem of every source.
+    """
+    problems = list(problems or [])
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    config_file = flags.pop("config", None) or environment.get("QUIRE_CONFIG")
+    given = (list(_from_file(config_file, problems)) + list(_from_environment(environment))
+             + [(name, raw, flag(name)) for name, raw in flags.items()])
+    for name, raw, source in given:  # weakest first: a later one takes its place
+        try:
+            values[name] = parse(raw, OPTIONS[name].type)
+            sources[name] = source
+        except ValueError as error:
+            problems.append(f"{source}: {error}")
+    engine = EngineArgs(**{name: value for name, value in values.items() if OPTIONS[name].of_engine})
+    service = {name: value for name, value in values.items() if not OPTIONS[name].of_engine}
+    settings = ServeSettings(engine=engine, **service)
+    problems += [_naming_source(problem, sources) for problem in settings.problems()]
+    if problems:
+        raise ConfigError(problems)
+    return Loaded(settings, sources)
+
+
+def _naming_source(problem: str, sources: dict[str, str]) -> str:
+    """`--port: ...` said of a value that came from elsewhere names that place too."""
+    name = problem.split(":", 1)[0].removeprefix("--").replace("-", "_")
+    source = sources.get(name)
+    return problem if source is None or source == flag(name) else f"{problem} (from {source})"
+
+
+def _from_environment(environment: typing.Mapping[str, str]) -> typing.Iterator[tuple[str, Any, str]]:
+    keys = environment.get("VLLM_API_KEY")
+    if keys is not None:
+        yield "api_key", keys.split(","), "VLLM_API_KEY"
+    for name, option in OPTIONS.items():
+        raw = environment.get(variable(name))
+        # Kubernetes sets QUIRE_PORT=tcp://... in every pod beside a Service named quire; that is not meant for us.
+        if raw is not None and not (name == "port" and raw.startswith("tcp://")):
+            yield name, raw.split(",") if option.type == list[str] else raw, variable(name)
+
+
+def _from_file(path: str | None, problems: list[str]) -> typing.Iterator[tuple[str, Any, str]]:
+    if path is None:
+        return
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        content = _parse_toml(text) if path.endswith(".toml") else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problems.append(f"--config: {path} cannot be read: {error}")
+        return
+    if not isinstance(content or {}, dict):
+        problems.append(f"--config: {path} must hold one setting a line, as `name: value`")
+        return
+    for key, value in (content or {}).items():
+        name = str(key).replace("-", "_")
+        if name not in OPTIONS:
+            problems.append(f"{path}: {unknown(str(key), OPTIONS)}")
+        elif value is not None:
+            yield name, value, f"{path}: {key}"
+
+
+def _parse_toml(text: str) -> Any:
+    try:
+        import tomllib  # Python 3.11 has it, 3.10 does not
+    except ImportError:
+        raise ValueError("TOML needs Python 3.11 or newer; write the file as YAML") from None
+    return tomllib.loads(text)
+
+
+def unknown(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"there is no setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def parse(raw: Any, wanted: Any) -> Any:
+    """`raw`, a text or a value that a file already typed, as `wanted`. Raises ValueError."""
+    if wanted == list[str]:
+        parts = raw if isinstance(raw, list) else [raw]
+        return [part.strip() if isinstance(part, str) else str(part) for part in parts]
+    if isinstance(raw, (list, dict)):
+        raise ValueError(f"{raw!r} is not a single value")
+    if wanted is bool:
+        return _parse_bool(raw)
+    if wanted is int:
+        return _parse_int(raw)
+    if wanted is float:
+        return _parse_float(raw)
+    return raw if isinstance(raw, str) else str(raw)
+
+
+def _parse_bool(raw: Any) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    text = str(raw).strip().lower()
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{raw!r} is neither true nor false")
+
+
+def _parse_int(raw: Any) -> int:
+    text = str(raw).strip()
+    human = _HUMAN_INTEGER.fullmatch(text)
+    if human:
+        value = float(human[1]) * _MULTIPLIERS[human[2]]
+        if value == int(value):
+            return int(value)
+    elif not isinstance(raw, bool):
+        try:
+            return int(text)
+        except ValueError:
+            pass
+    raise ValueError(f"{raw!r} is not a whole number (4096, or 4k = 4000, 4K = 4096)")
+
+
+def _parse_float(raw: Any) -> float:
+    try:
+        if not isinstance(raw, bool):
+            return float(raw)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{raw!r} is not a number")
+
+
+# Showing, and passing on to HTTP workers
+
+
+def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
+    """(flag, value, source) of every option, keys redacted."""
+    rows = []
+    for name, option in OPTIONS.items():
+        owner: Any = loaded.settings.engine if option.of_engine else loaded.settings
+        value = getattr(owner, name)
+        if name == "api_key" and value:
+            value = f"{len(value)} set (not shown)"
+        rows.append((flag(name), "" if value is None else str(value), loaded.sources.get(name, "default")))
+    return rows
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the launcher writes into the run directory for gunicorn and its workers: settled values, no keys."""
+
+    engine: EngineArgs
+    model_names: list[str]
+    key_digests: list[str]
+    root_path: str
+    response_role: str
+    num_http_workers: int
+    shutdown_timeout: float
+    max_body_bytes: int
+    log_level: str
+    access_log: bool
+    run_dir: str
+    started_at: int  # unix seconds; the "created" of the model cards
+
+    @property
+    def engine_address(self) -> str:
+        return f"ipc://{self.run_dir}/engine.sock"
+
+    @property
+    def metrics_dir(self) -> str:
+        return f"{self.run_dir}/metrics"
+
+    @property
+    def drain_file(self) -> str:
+        """Exists while the server drains; holds the deadline, in seconds of CLOCK_MONOTONIC."""
+        return f"{self.run_dir}/drain"
+
+    def save(self) -> None:
+        path = Path(self.run_dir) / "settings.json"
+        path.touch(mode=0o600)
+        path.write_bytes(msgspec.json.encode(self))
+
+    @classmethod
+    def from_run_dir(cls, run_dir: str) -> WorkerSettings:
+        return msgspec.json.decode((Path(run_dir) / "settings.json").read_bytes(), type=cls)
+
+
+def for_workers(settings: ServeSettings, run_dir: str, started_at: int) -> WorkerSettings:
+    return WorkerSettings(
+        engine=settings.engine, model_names=settings.model_names, key_digests=settings.key_digests(),
+        root_path=settings.root_path, response_role=settings.response_role,
+        num_http_workers=settings.num_http_workers, shutdown_timeout=settings.shutdown_timeout,
+        max_body_bytes=settings.max_body_bytes, log_level=settings.log_level,
+        access_log=not settings.disable_access_log, run_dir=run_dir, started_at=started_at)

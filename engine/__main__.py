@@ -1,0 +1,71 @@
+"""`python -m engine --address ipc://... --args JSON`: the engine process, as the launcher and AsyncLLMEngine start it.
+
+Exit codes: 0 stopped on request, 2 configuration refused, 3 model not loaded, 70 the engine broke.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+
+import msgspec
+import structlog
+
+from engine.config import EngineArgs
+from engine.errors import ConfigError, WeightError
+from engine.lifeline import die_with_parent
+from engine.logs import configure_logging
+from engine.server import EngineServer
+
+EXIT_CONFIG, EXIT_LOAD, EXIT_BROKEN = 2, 3, 70
+
+log = structlog.get_logger("engine")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
+    parser.add_argument("--address", required=True, help="ZeroMQ address to serve on")
+    parser.add_argument("--args", default="{}", help="EngineArgs as JSON")
+    parser.add_argument("--lifeline", type=int, default=None, help="file descriptor whose end of file means: stop")
+    options = parser.parse_args()
+    configure_logging()
+    die_with_parent(options.lifeline)
+    try:
+        args = msgspec.json.decode(options.args, type=EngineArgs).checked()
+    except (msgspec.DecodeError, ConfigError) as error:
+        log.error("configuration refused", problems=str(error).splitlines())
+        return EXIT_CONFIG
+    server = EngineServer(options.address)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    return serve(server, args)
+
+
+def serve(server: EngineServer, args: EngineArgs) -> int:
+    # Torch is heavy: imported only now, when the socket already answers workers.
+    from engine.core import EngineCore
+    from engine.weights.progress import reporter
+
+    with reporter(server.progress) as progress:
+        try:
+            core = EngineCore(args, progress)
+        except ConfigError as error:
+            log.error("configuration refused", problems=error.problems)
+            return EXIT_CONFIG
+        except (WeightError, OSError) as error:
+            log.error("model not loaded", model=args.model, reason=str(error))
+            return EXIT_LOAD
+    log.info("engine ready", **msgspec.structs.asdict(core.info), pid=os.getpid())
+    try:
+        server.run(core)
+    except Exception:
+        log.exception("engine broke")
+        return EXIT_BROKEN
+    server.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

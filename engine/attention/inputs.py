@@ -1,0 +1,34 @@
+"""What attention needs to know of a step, shared by all layers. Filled by `engine.execution.batch`.
+
+Sequences are in plan order: the first `num_decodes` have one query token each, the rest any number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(slots=True)
+class AttentionInputs:
+    """Device tensors of one step, and the host's upper bounds on them.
+
+    Under a CUDA graph the tensors keep their addresses and the bounds are those of the captured size: padded
+    sequences have context_lens 0 and padded tokens slot -1, and kernels must leave both alone.
+    """
+
+    positions: torch.Tensor  # [tokens] int32, position of each token in its sequence
+    slots: torch.Tensor  # [tokens] int32, block * block_size + offset where its K and V go; -1 = nowhere
+    query_starts: torch.Tensor  # [seqs + 1] int32, first token of each sequence in the flat batch
+    context_lens: torch.Tensor  # [seqs] int32, K/V tokens after this step's writes; the last query sees all of them
+    block_tables: torch.Tensor  # [seqs, max_blocks] int32, ids of the blocks that hold positions 0, block_size, ...
+    num_decodes: int
+    max_query_len: int
+    max_context_len: int  # upper bound of context_lens
+    # The host's own copies for the CPU path (lists parallel to seqs); None under CUDA, which never reads them.
+    host_query_lens: list[int] | None = None
+    host_context_lens: list[int] | None = None
+    # What a backend works out at the first layer and needs again at the others; its own business.
+    scratch: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,34 @@
+"""The K and V tensors of this rank, and how many blocks fit.
+
+Refuses to know requests: it sees block counts only.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+KVCache = tuple[torch.Tensor, torch.Tensor]  # each [num_blocks, num_kv_heads, block_size, head_dim]
+
+
+def block_bytes(num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one block in all layers, K and V."""
+    return 2 * num_layers * num_kv_heads * block_size * head_dim * dtype.itemsize
+
+
+def allocate(num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype,
+             device: torch.device) -> list[KVCache]:
+    """Zeroed caches, one pair a layer. Zeroed, because a masked value that is NaN still poisons a product."""
+    shape = (num_blocks, num_kv_heads, block_size, head_dim)
+    return [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_layers)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # Anonymous pages read as zero and cost no memory until they are written.
+    count = 1
+    for size in shape:
+        count *= size
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype, count=count).view(shape)

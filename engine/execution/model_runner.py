@@ -1,0 +1,137 @@
+"""Carries out step plans on one device: upload, gather, forward, sample. Knows no request, only rows.
+
+`launch` queues a step on the device and returns at once; `Pending.result` waits for that step alone. Nothing between
+them reads a device value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from engine.config import EngineConfig
+from engine.execution import batch, kv_cache
+from engine.execution.graphs import DecodeGraphs
+from engine.execution.pending import Pending
+from engine.execution.request_table import FREQUENCY, MIN_P, PRESENCE, REPETITION, TEMPERATURE, TOP_P, RequestTable
+from engine.execution.upload import Upload
+from engine.parallel import Parallel
+from engine.plan import StepPlan
+from engine.sampling.inputs import SamplingInputs
+from engine.sampling.sampler import sample
+from engine.weights.load import load_model
+from kernels import ops
+
+Progress = Callable[[str, float], None]
+
+
+class ModelRunner:
+    """One rank's device side: model, KV cache, request table, CUDA graphs."""
+
+    def __init__(self, config: EngineConfig, parallel: Parallel, progress: Progress) -> None:
+        self.config = config
+        self.device = torch.device(config.device)
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self.block_size = config.args.block_size
+        self.model = load_model(config, parallel, self.device, self.dtype, progress)
+        self.table = RequestTable.empty(config.max_num_seqs, config.max_model_len, self.block_size, self.device)
+        self.kv_caches: list[kv_cache.KVCache] = []
+        self.graphs: DecodeGraphs | None = None
+
+    @property
+    def block_bytes(self) -> int:
+        m = self.model
+        return kv_cache.block_bytes(m.num_layers, m.num_kv_heads, m.head_dim, self.block_size, self.dtype)
+
+    def allocate(self, num_blocks: int) -> None:
+        m = self.model
+        self.kv_caches = kv_cache.allocate(m.num_layers, num_blocks, m.num_kv_heads, self.block_size, m.head_dim,
+                                           self.dtype, self.device)
+
+    @torch.inference_mode()
+    def capture(self, progress: Progress) -> None:
+        """CUDA graphs of decode steps, where they are wanted and possible."""
+        if self.device.type == "cuda" and not self.config.args.enforce_eager:
+            self.graphs = DecodeGraphs(self.model, self.table, self.kv_caches, self.block_size)
+            self.graphs.capture(self.config.max_num_seqs, self.config.max_model_len, progress)
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Pending:
+        upload = Upload()
+        self.table.pack(plan, upload)
+        batch.pack(plan, upload)
+        if plan.copy_sources:
+            upload.add("copies", np.array([plan.copy_sources, plan.copy_targets], np.int32))
+        forbidden = self._forbidden(plan)
+        if forbidden is not None:
+            upload.add("forbidden", forbidden)
+        upload.send(self.device)
+
+        if plan.copy_sources:
+            sources, targets = upload["copies"]
+            for k_cache, v_cache in self.kv_caches:
+                ops.copy_blocks(k_cache, v_cache, sources, targets)
+        self.table.apply(plan, upload)
+        logits = self._logits(plan, upload)
+        if logits is None:
+            return Pending.empty()
+        inputs = self._sampling_inputs(plan, upload)
+        if forbidden is not None:
+            inputs.forbidden = (upload["forbidden"][0], upload["forbidden"][1])
+        sampled = sample(logits, inputs)
+        self.table.tokens[inputs.row_ids, inputs.positions] = sampled.token_ids
+        return Pending.of(sampled, [self.table.host[row].logprobs for row in _sampling_rows(plan)])
+
+    def _logits(self, plan: StepPlan, upload: Upload) -> torch.Tensor | None:
+        """Logits of the sampling rows, [samples, vocab]; None where no row samples."""
+        if self.graphs is not None and self.graphs.fits(plan):
+            logits = self.graphs.replay(upload["rows"], upload["positions"])
+            return logits if all(plan.samples) else logits.index_select(0, upload["last_tokens"])
+        step = batch.gather(plan, upload, self.table, self.block_size, host_lists=self.device.type == "cpu")
+        hidden = self.model.forward(step.token_ids, step.inputs, self.kv_caches)
+        if not any(plan.samples):
+            return None
+        if hidden.shape[0] != upload["last_tokens"].shape[0]:
+            hidden = hidden.index_select(0, upload["last_tokens"])
+        return self.model.logits(hidden)
+
+    def _sampling_inputs(self, plan: StepPlan, upload: Upload) -> SamplingInputs:
+        rows, table = upload["sample_rows"], self.table
+        host = [table.host[row] for row in _sampling_rows(plan)]
+        floats = table.floats[:, rows]
+        return SamplingInputs(
+            tokens=table.tokens,
+            row_ids=rows,
+            positions=upload["sample_positions"],
+            num_prompt=table.num_prompt[rows],
+            temperature=floats[TEMPERATURE],
+            top_p=floats[TOP_P],
+            min_p=floats[MIN_P],
+            repetition=floats[REPETITION],
+            presence=floats[PRESENCE],
+            frequency=floats[FREQUENCY],
+            top_k=table.top_k[rows],
+            seeds=table.seeds[rows],
+            penalized=any(h.penalized for h in host),
+            filtered=any(h.filtered for h in host),
+            num_top_logprobs=max(h.logprobs for h in host),
+        )
+
+    def _forbidden(self, plan: StepPlan) -> np.ndarray | None:
+        """[2, entries] of (place among the samples, token id): stop tokens of rows that still owe min_tokens."""
+        entries = []
+        place = 0
+        for row, start, count, samples in zip(plan.rows, plan.starts, plan.num_tokens, plan.samples):
+            if not samples:
+                continue
+            host = self.table.host[row]
+            if host.min_tokens and start + count - host.num_prompt_tokens < host.min_tokens:
+                entries += [(place, token) for token in host.stop_token_ids]
+            place += 1
+        return np.array(entries, np.int32).T.copy() if entries else None
+
+
+def _sampling_rows(plan: StepPlan) -> list[int]:
+    return [row for row, samples in zip(plan.rows, plan.samples) if samples]

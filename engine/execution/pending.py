@@ -1,0 +1,52 @@
+"""A step's result on its way to the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.plan import StepResult
+from engine.sampling.sampler import Sampled
+
+
+@dataclass(slots=True)
+class Pending:
+    """Copies queued behind the step; `result` waits for them and for nothing later."""
+
+    token_ids: torch.Tensor | None
+    logprobs: tuple[torch.Tensor, ...] | None
+    wanted: list[int]  # per sample, how many alternatives its request asked for (-1 = no logprobs)
+    event: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, sampled: Sampled, wanted: list[int]) -> Pending:
+        event = None
+        token_ids, logprobs = sampled.token_ids, sampled.logprobs
+        if token_ids.is_cuda:
+            token_ids = _to_host(token_ids)
+            logprobs = None if logprobs is None else tuple(_to_host(t) for t in logprobs)
+            event = torch.cuda.Event()
+            event.record()
+        return cls(token_ids, logprobs, wanted, event)
+
+    @classmethod
+    def empty(cls) -> Pending:
+        return cls(None, None, [], None)
+
+    def result(self) -> StepResult:
+        if self.token_ids is None:
+            return StepResult([])
+        if self.event is not None:
+            self.event.synchronize()
+        result = StepResult(self.token_ids.tolist())
+        if self.logprobs is not None:
+            own, ranks, top_ids, top = (t.tolist() for t in self.logprobs)
+            result.logprobs = {place: (own[place], ranks[place], top_ids[place][:k], top[place][:k])
+                               for place, k in enumerate(self.wanted) if k >= 0}
+        return result
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

@@ -1,0 +1,112 @@
+"""One permanent row per running sample, on the device: its tokens, its block table, its sampling numbers.
+
+A step gathers its inputs from here by row number; the sampler writes new tokens here, so that the next step can read
+them without the host having seen them. Filled from StepPlan by ModelRunner; the host keeps only what selects kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from engine.execution.upload import Upload
+from engine.messages import Sampling
+from engine.plan import NewRow, StepPlan
+
+# Order of the float columns of `floats`.
+TEMPERATURE, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(6)
+
+
+@dataclass(slots=True)
+class HostRow:
+    """What the host must know of a row to choose kernels and to mask stop tokens."""
+
+    num_prompt_tokens: int = 0
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int = -1
+    filtered: bool = False
+    penalized: bool = False
+
+
+@dataclass(slots=True)
+class RequestTable:
+    tokens: torch.Tensor  # [rows, max_model_len] int32
+    block_tables: torch.Tensor  # [rows, max_blocks] int32
+    num_prompt: torch.Tensor  # [rows] int32
+    top_k: torch.Tensor  # [rows] int32
+    floats: torch.Tensor  # [6, rows] float32
+    seeds: torch.Tensor  # [rows] int64
+    host: list[HostRow] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, num_rows: int, max_model_len: int, block_size: int, device: torch.device) -> RequestTable:
+        # One spare row at the end: padded entries of a captured step point there and do no harm.
+        rows, blocks = num_rows + 1, -(-max_model_len // block_size)
+
+        def int32(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        return cls(
+            tokens=int32(rows, max_model_len + 1),
+            block_tables=int32(rows, blocks),
+            num_prompt=int32(rows),
+            top_k=int32(rows),
+            floats=torch.zeros((6, rows), dtype=torch.float32, device=device),
+            seeds=torch.zeros(rows, dtype=torch.int64, device=device),
+            host=[HostRow() for _ in range(rows)],
+        )
+
+    @property
+    def padding_row(self) -> int:
+        return len(self.host) - 1
+
+    def pack(self, plan: StepPlan, upload: Upload) -> None:
+        """Take in the plan's changes on the host, and put the device's share into the step's one upload."""
+        if plan.new_rows:
+            new = plan.new_rows
+            for n in new:
+                self.host[n.row] = _host_row(n)
+            upload.add("new_rows", np.array([n.row for n in new], np.int32))
+            upload.add("new_prompt", np.array([n.num_prompt_tokens for n in new], np.int32))
+            upload.add("new_top_k", np.array([n.sampling.top_k for n in new], np.int32))
+            upload.add("new_floats", np.array([_floats(n.sampling) for n in new], np.float32).T)
+            upload.add("new_seeds", np.array([n.seed for n in new], np.int64))
+            upload.add("new_tokens", np.concatenate([np.array(n.token_ids, np.int32) for n in new]))
+        if plan.block_rows:
+            upload.add("block_updates", np.array([plan.block_rows, plan.block_columns, plan.block_ids], np.int32))
+
+    def apply(self, plan: StepPlan, upload: Upload) -> None:
+        """Carry out on the device what `pack` sent."""
+        if plan.new_rows:
+            rows = upload["new_rows"]
+            self.num_prompt[rows] = upload["new_prompt"]
+            self.top_k[rows] = upload["new_top_k"]
+            self.floats[:, rows] = upload["new_floats"]
+            self.seeds[rows] = upload["new_seeds"]
+            tokens, offset = upload["new_tokens"], 0
+            for new in plan.new_rows:
+                self.tokens[new.row, : len(new.token_ids)] = tokens[offset: offset + len(new.token_ids)]
+                offset += len(new.token_ids)
+        if plan.block_rows:
+            rows, columns, ids = upload["block_updates"]
+            self.block_tables[rows, columns] = ids
+
+
+def _floats(sampling: Sampling) -> tuple[float, ...]:
+    return (sampling.temperature, sampling.top_p, sampling.min_p, sampling.repetition_penalty,
+            sampling.presence_penalty, sampling.frequency_penalty)
+
+
+def _host_row(new: NewRow) -> HostRow:
+    s = new.sampling
+    return HostRow(
+        num_prompt_tokens=new.num_prompt_tokens,
+        min_tokens=s.min_tokens,
+        stop_token_ids=s.stop_token_ids,
+        logprobs=s.logprobs,
+        filtered=s.temperature > 0 and (s.top_p < 1 or s.top_k > 0 or s.min_p > 0),
+        penalized=s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0,
+    )

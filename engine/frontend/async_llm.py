@@ -1,0 +1,203 @@
+"""AsyncLLMEngine: the engine as an asyncio object. The HTTP worker `connect`s to one that the launcher started; a
+program of its own uses `from_engine_args`, which starts one beside it and ends it with itself.
+
+Text in, text out: tokenizer and chat template live here, the core sees token ids. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from engine.config import EngineArgs
+from engine.errors import InvalidRequestError
+from engine.frontend.chat_template import ChatTemplate, load_chat_template
+from engine.frontend.client import EngineClient, Request
+from engine.frontend.engine_process import EngineProcess
+from engine.frontend.generation import Generation, SampleUpdate
+from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
+from engine.frontend.prompts import Prompt, to_token_ids
+from engine.frontend.submission import check_prompt, numbers, samples
+from engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from engine.messages import EngineInfo, Status
+from engine.model_config import ModelConfig
+from engine.sampling_params import SamplingParams
+from engine.weights.locate import resolve_model
+
+
+class Stream:
+    """The updates of one accepted request. Leaving it early, in whatever way, aborts what is unfinished."""
+
+    def __init__(self, client: EngineClient, request: Request, prompt: str | None) -> None:
+        self._client = client
+        self._request = request
+        self.prompt = prompt
+        self.prompt_token_ids = request.prompt_token_ids
+
+    def __aiter__(self) -> AsyncIterator[SampleUpdate]:
+        return self
+
+    async def __anext__(self) -> SampleUpdate:
+        try:
+            update = await self._client.next_update(self._request)
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        if update is None:
+            raise StopAsyncIteration
+        return update
+
+    async def aclose(self) -> None:
+        self._client.abort(self._request)
+
+    def __del__(self) -> None:
+        self._client.abort(self._request)
+
+
+class AsyncLLMEngine:
+    def __init__(self, args: EngineArgs, address: str | None = None) -> None:
+        """Without an address, an engine process is started when the first request needs it.
+
+        Raises:
+            ConfigError: the arguments or the model directory cannot be used.
+        """
+        self.args = args.checked()
+        self.model_config: ModelConfig = resolve_model(args)
+        self.tokenizer: Tokenizer | None = None
+        if not args.skip_tokenizer_init:
+            self.tokenizer = load_tokenizer(self.model_config, args.tokenizer)
+        self._template: ChatTemplate | None = None
+        self._address = address
+        self._process: EngineProcess | None = None
+        self._client: EngineClient | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._started = asyncio.Lock()
+        self._streams: dict[str, Stream] = {}
+
+    @classmethod
+    def from_engine_args(cls, args: EngineArgs) -> AsyncLLMEngine:
+        return cls(args)
+
+    @classmethod
+    async def connect(cls, address: str, args: EngineArgs) -> AsyncLLMEngine:
+        """A front for the engine at `address`; returns at once, also while that one still loads or is away."""
+        engine = cls(args, address)
+        engine._client = EngineClient(address)
+        return engine
+
+    # What the engine says of itself
+
+    @property
+    def info(self) -> EngineInfo | None:
+        return self._client.info if self._client else None
+
+    @property
+    def state(self) -> str:
+        return self._client.state if self._client else "loading"
+
+    @property
+    def loading(self) -> tuple[str, float]:
+        return self._client.loading if self._client else ("not started", 0.0)
+
+    @property
+    def status(self) -> Status | None:
+        return self._client.status if self._client else None
+
+    @property
+    def num_restarts(self) -> int:
+        return self._client.num_restarts if self._client else 0
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """Raises InvalidRequestError where the model has none."""
+        if self._template is None:
+            self._template = load_chat_template(self.model_config, self.args.chat_template, self.tokenizer)
+        return self._template
+
+    # Requests
+
+    async def submit(self, prompt: Prompt, params: SamplingParams, request_id: str, *, priority: int = 0,
+                     key_name: str = "", cache_salt: str = "", add_special_tokens: bool = True,
+                     clamp: bool = False) -> Stream:
+        """Send a request; returns when the engine accepted it.
+
+        Raises:
+            InvalidRequestError: the request cannot be served (param names the field).
+            OverloadedError: not now; retry_after_s says when.
+            EngineDeadError: the engine is gone for good.
+        """
+        client = self._client
+        assert client is not None, "connect() or generate() first"
+        info = client.require_info()
+        if _is_long(prompt):
+            text, prompt_token_ids = await asyncio.to_thread(to_token_ids, prompt, self.tokenizer, add_special_tokens)
+        else:
+            text, prompt_token_ids = to_token_ids(prompt, self.tokenizer, add_special_tokens)
+        check_prompt(prompt_token_ids, info.vocab_size)
+        sampling = numbers(params, len(prompt_token_ids), max_model_len=info.max_model_len,
+                           max_logprobs=info.max_logprobs, vocab_size=info.vocab_size,
+                           eos_token_ids=self.model_config.eos_token_ids, clamp=clamp)
+        generation = Generation(params, prompt_token_ids, self.tokenizer, params.n)
+        request = Request(request_id, prompt_token_ids, sampling, samples(params, client.new_ids(params.n)), generation,
+                          priority, key_name, cache_salt)
+        await client.submit(request)
+        return Stream(client, request, text)
+
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str = "", *,
+                       lora_request: Any = None, priority: int = 0) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of one request as they come, shaped by sampling_params.output_kind."""
+        if lora_request is not None:
+            raise InvalidRequestError("lora_request is not supported by this version.", "lora_request")
+        if request_id in self._streams:
+            raise InvalidRequestError(f"request_id {request_id!r} is already running.", "request_id")
+        await self._ensure_started()
+        params = sampling_params or SamplingParams()
+        metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
+        stream = await self.submit(prompt, params, request_id, priority=priority, clamp=True)
+        self._streams[request_id] = stream
+        builder = OutputBuilder(request_id, stream.prompt, stream.prompt_token_ids, params, self.tokenizer, metrics)
+        try:
+            async for update in stream:
+                metrics.count(len(update.token_ids))
+                output = builder.push(update)
+                if output is not None:
+                    yield output
+        finally:
+            self._streams.pop(request_id, None)
+            await stream.aclose()
+
+    async def abort(self, request_id: str) -> None:
+        """End a request of `generate`; its generator ends without a further output."""
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            await stream.aclose()
+
+    async def close(self) -> None:
+        """End the connection, and the engine process where this object started one."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._client is not None:
+            await self._client.close()
+        if self._process is not None:
+            await asyncio.to_thread(self._process.stop)
+
+    async def _ensure_started(self) -> None:
+        async with self._started:
+            if self._client is None:
+                self._process = EngineProcess(self.args)
+                self._client = EngineClient(self._process.address)
+                self._watcher = asyncio.create_task(self._watch(self._process, self._client))
+            await self._client.wait_ready()
+
+    @staticmethod
+    async def _watch(process: EngineProcess, client: EngineClient) -> None:
+        error = await asyncio.to_thread(process.wait)
+        client.fail_all(error)
+
+
+def _is_long(prompt: Prompt) -> bool:
+    """Whether tokenizing would hold up the event loop."""
+    text = prompt.get("prompt") if isinstance(prompt, dict) else prompt
+    return isinstance(text, str) and len(text) > 4000

@@ -1,0 +1,164 @@
+"""Messages to prompt text through a model's Jinja template, as transformers renders it.
+
+Templates come with checkpoints, so they run in Jinja's sandbox. Refuses to know token ids and HTTP; called by the chat
+endpoint and by `LLM.chat`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from engine.errors import ConfigError, InvalidRequestError
+from engine.frontend.tokenizer import Tokenizer
+from engine.model_config import ModelConfig
+
+
+class _Raised(jinja2.TemplateError):
+    """The template itself refused the messages."""
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks what an assistant said, for training; here its content is simply rendered."""
+
+    tags = {"generation"}  # noqa: RUF012  (declared so by jinja2)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """A compiled template.
+
+    Args:
+        source: the Jinja source; `tool_source` is the one to use when tools are given, where the model has two.
+        special_tokens: "bos_token" and its like, which templates use as variables.
+
+    Raises:
+        ConfigError: the source is not valid Jinja.
+    """
+
+    def __init__(self, source: str, special_tokens: dict[str, str], tool_source: str | None = None) -> None:
+        self._special_tokens = special_tokens
+        self._plain = _Compiled(source)
+        self._with_tools = self._plain if tool_source is None else _Compiled(tool_source)
+
+    def render(self, messages: Sequence[dict[str, Any]], /, tools: list[dict[str, Any]] | None = None,
+               add_generation_prompt: bool = True, **kwargs: Any) -> str:
+        """The prompt text; `kwargs` become variables of the template.
+
+        Raises:
+            InvalidRequestError: the template refuses the messages, or cannot render them; param is "messages".
+        """
+        compiled = self._with_tools if tools else self._plain
+        variables = {"documents": None, **self._special_tokens, **kwargs, "tools": tools,
+                     "messages": [compiled.adapted(message) for message in messages],
+                     "add_generation_prompt": add_generation_prompt}
+        try:
+            return compiled.template.render(variables)
+        except _Raised as error:
+            raise InvalidRequestError(str(error), "messages") from error
+        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
+                RecursionError) as error:  # whatever a template's expressions run into
+            raise InvalidRequestError(f"The model's chat template cannot render these messages: {error}",
+                                      "messages") from error
+
+
+def load_chat_template(model: ModelConfig, override: str | None, tokenizer: Tokenizer | None) -> ChatTemplate:
+    """The template `override` (a file, or the template itself), else the one that came with the tokenizer.
+
+    Raises:
+        ConfigError: `override` is neither a file nor a template, or the template is not valid Jinja.
+        InvalidRequestError: the model has no chat template.
+    """
+    special_tokens = tokenizer.special_tokens if tokenizer is not None else {}
+    if override is not None:
+        return ChatTemplate(_literal_or_file(override), special_tokens)
+    templates = tokenizer.chat_templates if tokenizer is not None else {}
+    source = templates.get("default")
+    if source is None:
+        raise InvalidRequestError(
+            f"The model {model.path} has no chat template, so it cannot take messages. Start the server with "
+            "--chat-template FILE, or send a plain prompt to /v1/completions.", "messages")
+    return ChatTemplate(source, special_tokens, templates.get("tool_use"))
+
+
+def _literal_or_file(text: str) -> str:
+    if "{" in text or "\n" in text:  # no path looks like that, and every template does
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--chat-template: {text!r} is neither a readable file nor a template: {error}") from error
+
+
+class _Compiled:
+    def __init__(self, source: str) -> None:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                    extensions=[_GenerationBlock, loopcontrols])
+        environment.filters["tojson"] = _to_json  # Jinja's own escapes for HTML
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self.template = environment.from_string(source)
+            tree = environment.parse(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(f"The chat template is not valid Jinja: line {error.lineno}: {error.message}") from error
+        self._takes_parts = _iterates_over_content(tree)
+        self._takes_only_parts = self._takes_parts and not any(t.name == "string" for t in tree.find_all(nodes.Test))
+
+    def adapted(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message with its content in the form that the template reads: a text, or a list of parts."""
+        content = message.get("content")
+        if isinstance(content, str) and self._takes_only_parts:
+            return {**message, "content": [{"type": "text", "text": content}]}
+        if not isinstance(content, list):
+            return message
+        texts = [_part_text(part) for part in content]
+        return message if self._takes_parts else {**message, "content": "\n".join(texts)}
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise InvalidRequestError(f"messages holds a content part of type {kind!r}; this model takes parts of type 'text', "
+                              "each with a string 'text'.", "messages")
+
+
+def _iterates_over_content(tree: nodes.Template) -> bool:
+    """Whether the template loops over the parts of a message's content."""
+    for loop in tree.find_all(nodes.For):
+        subject: nodes.Node | None = loop.iter
+        while isinstance(subject, nodes.Filter):
+            subject = subject.node
+        name = (subject.name if isinstance(subject, nodes.Name) else
+                subject.attr if isinstance(subject, nodes.Getattr) else
+                subject.arg.value if isinstance(subject, nodes.Getitem) and isinstance(subject.arg, nodes.Const) else
+                None)
+        if name == "content":
+            return True
+    return False
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
+             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _Raised(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)

@@ -1,0 +1,282 @@
+"""The worker's end of border 1: submits requests, routes deltas to their streams, outlives the engine.
+
+Holds each request's prompt ids and the ids produced so far, so that an engine that comes back gets them again and the
+stream goes on where it paused. A request that was in flight at two crashes in a row is failed: it may be the cause.
+Used by `AsyncLLMEngine`; knows no HTTP and no prompt text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
+
+from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from engine.frontend.generation import Generation, SampleUpdate
+from engine.messages import (
+    Abort,
+    Accepted,
+    Delta,
+    Deltas,
+    Down,
+    EngineInfo,
+    Heartbeat,
+    Loading,
+    Ready,
+    Rejected,
+    SampleSpec,
+    Sampling,
+    Status,
+    Submit,
+    Up,
+)
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT_S = 1.0
+MAX_CRASHES = 2  # in flight at so many crashes in a row, a request is not tried again
+_POISON = ("The engine ended twice while it worked on this request, so the request was given up: it may be the cause. "
+           "Other requests go on.")
+
+
+@dataclass(slots=True)
+class Request:
+    """One request as the client remembers it for as long as it is unfinished."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: Sampling
+    samples: list[SampleSpec]
+    generation: Generation
+    priority: int = 0
+    key_name: str = ""
+    cache_salt: str = ""
+    crashes: int = 0
+    aborted: bool = False
+    updates: deque[SampleUpdate] = field(default_factory=deque)
+    error: Exception | None = None
+    accepted: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def unfinished(self) -> list[tuple[int, SampleSpec]]:
+        return [(i, s) for i, s in enumerate(self.samples) if not self.generation.sample_finished(i)]
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.accepted.set()
+        self.changed.set()
+
+
+class EngineClient:
+    """One connection to an engine at `address`, which need not be there yet. Lives on one event loop."""
+
+    def __init__(self, address: str) -> None:
+        self.info: EngineInfo | None = None
+        self.state = "loading"  # "loading", "ready" or "down"
+        self.loading: tuple[str, float] = ("starting", 0.0)
+        self.status: Status | None = None
+        self.num_restarts = 0
+        self._settled = asyncio.Event()  # ready for the first time, or dead
+        self._dead: EngineDeadError | None = None
+        self._ids = itertools.count(1)
+        self._by_sample: dict[int, tuple[Request, int]] = {}
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decoder = msgspec.msgpack.Decoder(Up)
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, os.urandom(12).hex().encode())
+        self._socket.setsockopt(zmq.LINGER, 200)  # ms: lets a last Abort out
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._socket.connect(address)
+        self._tasks = [asyncio.create_task(job(), name=f"engine-client-{job.__name__.strip('_')}")
+                       for job in (self._receive, self._beat, self._watch)]
+
+    async def wait_ready(self) -> EngineInfo:
+        """The engine's facts, once the model is loaded. Raises EngineDeadError where that will never be."""
+        await self._settled.wait()
+        if self._dead is not None:
+            raise self._dead
+        return self.require_info()
+
+    def require_info(self) -> EngineInfo:
+        """The engine's facts. Raises OverloadedError while the model loads for the first time."""
+        if self._dead is not None:
+            raise self._dead
+        if self.info is None:
+            phase, fraction = self.loading
+            raise OverloadedError(f"The model is not ready yet: {phase}, {fraction:.0%}.", retry_after_s=5.0)
+        return self.info
+
+    def new_ids(self, count: int) -> list[int]:
+        """Sample ids never used before on this connection."""
+        return [next(self._ids) for _ in range(count)]
+
+    async def submit(self, request: Request) -> None:
+        """Send `request`; returns when the engine accepted it, which may be after it came back.
+
+        Raises:
+            InvalidRequestError, OverloadedError: the engine's door refused it.
+            EngineDeadError: the engine is gone for good.
+        """
+        self.require_info()
+        for index, sample in enumerate(request.samples):
+            self._by_sample[sample.id] = (request, index)
+        if self.state == "ready":
+            self._send_submit(request)
+        try:
+            await request.accepted.wait()
+        except asyncio.CancelledError:
+            self.abort(request)
+            raise
+        if request.error is not None:
+            raise request.error
+
+    def abort(self, request: Request) -> None:
+        """Drop what is unfinished of `request`, here and in the engine. Does nothing to a finished one."""
+        ids = [s.id for s in request.samples if self._by_sample.pop(s.id, None) is not None]
+        if ids:
+            request.aborted = True
+            request.changed.set()
+            if self.state == "ready":
+                self._send(Abort(ids))
+
+    async def next_update(self, request: Request) -> SampleUpdate | None:
+        """The request's next update; None after the last."""
+        while not request.updates:
+            if request.error is not None:
+                raise request.error
+            if request.generation.finished or request.aborted:
+                return None
+            request.changed.clear()
+            await request.changed.wait()
+        return request.updates.popleft()
+
+    def fail_all(self, error: EngineDeadError) -> None:
+        """The engine is gone for good: every unfinished request, and every later one, ends with `error`."""
+        self.state, self._dead = "down", error
+        self._settled.set()
+        for request in {id(r): r for r, _ in self._by_sample.values()}.values():
+            request.fail(error)
+        self._by_sample.clear()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._socket.disable_monitor()
+        self._socket.close()
+        self._context.destroy(linger=200)
+
+    # Sending
+
+    def _send(self, message: Down) -> None:
+        # A DEALER without a high-water mark never blocks; the future is done at once unless there is no peer yet.
+        self._socket.send(self._encode(message))
+
+    def _send_submit(self, request: Request) -> None:
+        assert self.info is not None
+        samples = [SampleSpec(s.id, s.seed, request.generation.token_ids(i)) for i, s in request.unfinished()]
+        self._send(Submit(self.info.instance, request.request_id, request.prompt_token_ids, request.sampling, samples,
+                          request.priority, request.key_name, request.cache_salt))
+
+    async def _beat(self) -> None:
+        while True:
+            self._send(Heartbeat())
+            await asyncio.sleep(HEARTBEAT_S)
+
+    # Receiving
+
+    async def _receive(self) -> None:
+        while True:
+            message = self._decoder.decode(await self._socket.recv())
+            if isinstance(message, Deltas):
+                for delta in message.deltas:
+                    self._take(delta)
+            elif isinstance(message, Accepted):
+                for id in message.ids:
+                    if id in self._by_sample:
+                        self._by_sample[id][0].accepted.set()
+            elif isinstance(message, Rejected):
+                self._reject(message)
+            elif isinstance(message, Status):
+                self.status = message
+            elif isinstance(message, Loading):
+                self.loading = (message.phase, message.fraction)
+                if self.state == "down":
+                    self.state = "loading"
+            elif isinstance(message, Ready):
+                self._take_ready(message.info)
+
+    def _take(self, delta: Delta) -> None:
+        entry = self._by_sample.get(delta.id)
+        if entry is None:
+            return  # aborted a moment ago
+        request, index = entry
+        update = request.generation.push(index, delta)
+        if request.generation.sample_finished(index):
+            del self._by_sample[delta.id]
+            if not delta.finish_reason:  # a stop string in the text, which the engine cannot know
+                self._send(Abort([delta.id]))
+        if update is not None:
+            request.updates.append(update)
+            request.changed.set()
+
+    def _reject(self, message: Rejected) -> None:
+        for id in message.ids:
+            entry = self._by_sample.pop(id, None)
+            if entry is None:
+                continue
+            if message.kind == "invalid":
+                error: Exception = InvalidRequestError(message.message, message.param or None)
+            else:
+                error = OverloadedError(message.message, message.retry_after_s, own_limit=message.kind == "limit")
+            entry[0].fail(error)
+
+    def _take_ready(self, info: EngineInfo) -> None:
+        if self.info is not None and self.info.instance == info.instance:
+            return
+        self.num_restarts += self.info is not None
+        self.info, self.state, self.loading = info, "ready", ("ready", 1.0)
+        self._settled.set()
+        requests = list({id(r): r for r, _ in self._by_sample.values()}.values())
+        if requests:
+            log.info("requests resubmitted", requests=len(requests))
+        for request in requests:
+            self._send_submit(request)
+
+    # The engine going away
+
+    async def _watch(self) -> None:
+        while True:
+            event = parse_monitor_message(await self._monitor.recv_multipart())
+            if event["event"] == zmq.EVENT_DISCONNECTED and self.state == "ready":
+                self._lost()
+
+    def _lost(self) -> None:
+        self.state = "down"
+        self.status = None
+        requests = {id(r): r for r, _ in self._by_sample.values()}.values()
+        log.warning("engine lost", requests_in_flight=len(requests))
+        for request in list(requests):
+            if not request.accepted.is_set():
+                continue  # it never reached that engine
+            request.crashes += 1
+            if request.crashes >= MAX_CRASHES:
+                self._forget(request)
+                request.fail(EngineDeadError(_POISON))
+
+    def _forget(self, request: Request) -> None:
+        for sample in request.samples:
+            self._by_sample.pop(sample.id, None)

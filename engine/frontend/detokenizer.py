@@ -1,0 +1,51 @@
+"""Token ids to text, a few at a time; the pieces add up to the text of all of them.
+
+A character is given out when its last byte is there. Linear in the tokens: nothing is decoded twice. Refuses to know
+stop strings; called by `engine.frontend.generation`.
+"""
+
+from __future__ import annotations
+
+import codecs
+
+from engine.frontend.tokenizer import Tokenizer
+
+_UTF8 = codecs.getincrementaldecoder("utf-8")
+_MAX_CHARACTER_BYTES = 4
+
+
+class Detokenizer:
+    """Decodes what follows `prompt_token_ids`.
+
+    Where the tokenizer drops the first space of a text, it is the prompt's that is dropped, not the continuation's,
+    unless nothing of the prompt is visible.
+    """
+
+    __slots__ = ("_drops_space", "_skips_special", "_tokenizer", "_utf8")
+
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skips_special = skip_special_tokens
+        self._utf8 = _UTF8("replace")
+        # A prompt of token ids may end inside a character, whose other bytes then come first in the output.
+        self._utf8.decode(b"".join(tokenizer.pieces(prompt_token_ids[-_MAX_CHARACTER_BYTES:], skip_special_tokens)))
+        self._drops_space = tokenizer.strips_leading_space and not self._shows(prompt_token_ids)
+
+    def push(self, token_ids: list[int]) -> str:
+        """The text that these tokens complete; empty while a character is unfinished."""
+        return self._text(b"".join(self._tokenizer.pieces(token_ids, self._skips_special)), final=False)
+
+    def flush(self) -> str:
+        """U+FFFD where the last character never got finished."""
+        return self._text(b"", final=True)
+
+    def _text(self, data: bytes, *, final: bool) -> str:
+        text = self._utf8.decode(data, final)
+        if self._drops_space and text:
+            self._drops_space = False
+            return text.removeprefix(" ")
+        return text
+
+    def _shows(self, token_ids: list[int]) -> bool:
+        special = self._tokenizer.special_ids
+        return any(not (self._skips_special and i in special) for i in token_ids)

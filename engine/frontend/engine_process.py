@@ -1,0 +1,44 @@
+"""An engine process beside a Python program, ending with it. Started by `AsyncLLMEngine.from_engine_args`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+
+import msgspec
+
+from engine.config import EngineArgs
+from engine.errors import EngineDeadError
+
+STOP_S = 10.0
+
+
+class EngineProcess:
+    """Started on construction. `address` is where it will listen."""
+
+    def __init__(self, args: EngineArgs) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="quire-")
+        self.address = f"ipc://{self._directory.name}/engine.sock"
+        read_end, self._lifeline = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "engine", "--address", self.address, "--lifeline", str(read_end),
+             "--args", msgspec.json.encode(args).decode()],
+            pass_fds=[read_end], start_new_session=True)
+        os.close(read_end)
+
+    def wait(self) -> EngineDeadError:
+        """Blocks until the process ends; what its end means to requests."""
+        code = self._process.wait()
+        return EngineDeadError(f"The engine process ended with exit code {code}; its log says why.")
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._lifeline)
+        self._directory.cleanup()

@@ -1,0 +1,208 @@
+"""LLM: offline inference. The core runs in this process; the caller waits for the whole list."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from engine.config import EngineArgs
+from engine.errors import ConfigError, InvalidRequestError
+from engine.frontend.chat_template import ChatTemplate, load_chat_template
+from engine.frontend.generation import Generation
+from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
+from engine.frontend.prompts import Prompt, to_token_ids
+from engine.frontend.submission import check_prompt, numbers, samples
+from engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from engine.messages import Delta, Rejected, Submit
+from engine.sampling_params import RequestOutputKind, SamplingParams
+from engine.weights.progress import reporter
+
+if TYPE_CHECKING:
+    from engine.core import EngineCore
+
+_OWNER = "offline"
+
+
+class LLM:
+    """A model in this process.
+
+    Args:
+        model: directory, .gguf file, hub id, or the embedded model's name.
+        kwargs: any field of `EngineArgs`.
+
+    Raises:
+        ConfigError: unknown arguments, or values that do not fit; all of them are named.
+    """
+
+    def __init__(self, model: str = EngineArgs.model, *, tokenizer: str | None = None, **kwargs: Any) -> None:
+        unknown = sorted(set(kwargs) - set(EngineArgs.names()))
+        if unknown:
+            raise ConfigError([f"LLM has no argument {name!r}" for name in unknown])
+        self.args = EngineArgs(model=model, tokenizer=tokenizer, **kwargs).checked()
+        from engine.core import EngineCore  # brings torch, which nobody pays for before an engine is built
+
+        with reporter() as progress:
+            self._core = EngineCore(self.args, progress, bounded=False)
+        self.model_config = self._core.config.model
+        self.info = self._core.info
+        self._tokenizer = None if self.args.skip_tokenizer_init else load_tokenizer(self.model_config, tokenizer)
+        self._template: ChatTemplate | None = None
+        self._seeds = random.Random(self.args.seed)
+        self._next_id = 0
+
+    def get_tokenizer(self) -> Tokenizer:
+        """Raises InvalidRequestError where the engine was built without one."""
+        if self._tokenizer is None:
+            raise InvalidRequestError("This engine was built with skip_tokenizer_init=True: it has no tokenizer.")
+        return self._tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json recommends, on top of the built-in defaults."""
+        if self.args.generation_config == "vllm":
+            return SamplingParams()
+        return SamplingParams(**self.model_config.generation_defaults)
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] |
+                 None = None, *, use_tqdm: bool = True, lora_request: Any = None,
+                 priority: Sequence[int] | None = None) -> list[RequestOutput]:
+        """Continue every prompt; outputs are in the order of the prompts.
+
+        A prompt is text, a list of token ids, or a dict with "prompt" or "prompt_token_ids".
+
+        Raises:
+            InvalidRequestError: a prompt or its parameters cannot be served; nothing was run.
+        """
+        if lora_request is not None:
+            raise InvalidRequestError("lora_request is not supported by this version.", "lora_request")
+        listed = _as_list(prompts)
+        params = self._params_for(listed, sampling_params)
+        priorities = list(priority) if priority is not None else [0] * len(listed)
+        if len(priorities) != len(listed):
+            raise InvalidRequestError(f"priority has {len(priorities)} entries for {len(listed)} prompts.", "priority")
+        run = _Run(self._core, self._tokenizer)
+        for prompt, own, rank in zip(listed, params, priorities):
+            text, ids = to_token_ids(prompt, self._tokenizer)
+            run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63))
+        return run.finish(use_tqdm)
+
+    def chat(self, messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
+             sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, use_tqdm: bool = True,
+             chat_template: str | None = None, add_generation_prompt: bool = True,
+             chat_template_kwargs: dict[str, Any] | None = None) -> list[RequestOutput]:
+        """Answer one conversation, or a list of them."""
+        conversations = [messages] if messages and isinstance(messages[0], dict) else messages
+        template = self._chat_template(chat_template)
+        tokenizer = self.get_tokenizer()
+        prompts: list[Prompt] = []
+        for conversation in conversations:
+            text = template.render(conversation, add_generation_prompt=add_generation_prompt,
+                                   **(chat_template_kwargs or {}))
+            prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)})
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def _chat_template(self, override: str | None) -> ChatTemplate:
+        if override is not None:
+            return load_chat_template(self.model_config, override, self._tokenizer)
+        if self._template is None:
+            self._template = load_chat_template(self.model_config, self.args.chat_template, self._tokenizer)
+        return self._template
+
+    def _params_for(self, prompts: list[Prompt],
+                    given: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
+        if given is None:
+            given = self.get_default_sampling_params()
+        if isinstance(given, SamplingParams):
+            return [given] * len(prompts)
+        if len(given) != len(prompts):
+            raise InvalidRequestError(f"There are {len(prompts)} prompts and {len(given)} sampling_params.",
+                                      "sampling_params")
+        return list(given)
+
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, (str, dict)):
+        return [prompts]
+    if prompts and all(isinstance(p, int) for p in prompts):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+class _Run:
+    """One call of generate: its requests, driven to their ends."""
+
+    def __init__(self, core: EngineCore, tokenizer: Tokenizer | None) -> None:
+        self._core = core
+        self._tokenizer = tokenizer
+        self._submits: list[Submit] = []
+        self._generations: list[Generation] = []
+        self._builders: list[OutputBuilder] = []
+        self._metrics: list[RequestStateStats] = []
+        self._outputs: list[RequestOutput | None] = []
+        self._place: dict[int, tuple[int, int]] = {}  # sample id -> (request, sample index)
+
+    def prepare(self, request_id: str, text: str | None, ids: list[int], params: SamplingParams, priority: int,
+                seed: int) -> None:
+        """Check one request and remember it; nothing runs before all of them passed."""
+        info = self._core.info
+        params = dataclasses.replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
+        check_prompt(ids, info.vocab_size)
+        sampling = numbers(params, len(ids), max_model_len=info.max_model_len, max_logprobs=info.max_logprobs,
+                           vocab_size=info.vocab_size, eos_token_ids=self._core.config.model.eos_token_ids, clamp=True)
+        place, first = len(self._submits), len(self._place)
+        sample_ids = range(first, first + params.n)
+        self._place.update({id: (place, index) for index, id in enumerate(sample_ids)})
+        self._submits.append(Submit(info.instance, request_id, ids, sampling, samples(params, sample_ids, seed),
+                                    priority))
+        tokenizer = self._tokenizer if params.detokenize else None
+        metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
+        self._generations.append(Generation(params, ids, tokenizer, params.n))
+        self._builders.append(OutputBuilder(request_id, text, ids, params, tokenizer, metrics))
+        self._metrics.append(metrics)
+        self._outputs.append(None)
+
+    def finish(self, use_tqdm: bool) -> list[RequestOutput]:
+        core = self._core
+        for submit in self._submits:
+            answer = core.submit(_OWNER, submit)
+            if isinstance(answer, Rejected):
+                core.abort_owner(_OWNER)
+                raise InvalidRequestError(answer.message, answer.param or None)
+        try:
+            with tqdm(total=len(self._submits), desc="Generating", unit="request", disable=not use_tqdm,
+                      dynamic_ncols=True) as bar:
+                while core.has_work:
+                    for _, delta in core.step():
+                        bar.update(self._take(delta))
+        except BaseException:
+            core.abort_owner(_OWNER)  # Ctrl-C: the engine is ready for the next call
+            raise
+        assert all(output is not None for output in self._outputs)
+        return [output for output in self._outputs if output is not None]
+
+    def _take(self, delta: Delta) -> int:
+        """How many requests this delta finished (0 or 1)."""
+        place, index = self._place[delta.id]
+        generation = self._generations[place]
+        self._metrics[place].count(len(delta.token_ids))
+        if generation.sample_finished(index):
+            return 0  # a stop string ended it while a step was in flight
+        update = generation.push(index, delta)
+        if generation.sample_finished(index) and not delta.finish_reason:
+            self._core.abort(_OWNER, [delta.id])
+        if update is None:
+            return 0
+        output = self._builders[place].push(update)
+        if output is not None:
+            self._outputs[place] = output
+        return int(generation.finished)
+
+

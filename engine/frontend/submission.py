@@ -1,0 +1,82 @@
+"""From what a caller asked to what crosses border 1: token ids, numbers, seeds. Checks that need no engine are here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+from engine.errors import InvalidRequestError
+from engine.messages import SampleSpec, Sampling
+from engine.sampling_params import SamplingParams
+
+_MASK63 = 2**63 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def check_prompt(prompt_token_ids: list[int], vocab_size: int) -> None:
+    """Raises InvalidRequestError for an empty prompt or an id outside the vocabulary."""
+    if not prompt_token_ids:
+        raise InvalidRequestError("The prompt is empty: it must hold at least one token.", "prompt")
+    low, high = min(prompt_token_ids), max(prompt_token_ids)
+    if low < 0 or high >= vocab_size:
+        raise InvalidRequestError(f"prompt holds token id {low if low < 0 else high}; this model's ids are 0 to "
+                                  f"{vocab_size - 1}.", "prompt")
+
+
+def context_error(max_model_len: int, num_prompt: int, max_tokens: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"This model's maximum context length is {max_model_len} tokens. However, you requested {max_tokens} output "
+        f"tokens and your prompt contains {num_prompt} input tokens, for a total of {num_prompt + max_tokens} tokens. "
+        "Please reduce the length of the prompt or max_tokens.",
+        "prompt" if num_prompt >= max_model_len else "max_tokens")
+
+
+def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_logprobs: int, vocab_size: int,
+            eos_token_ids: Iterable[int], clamp: bool) -> Sampling:
+    """The numbers of `params` for a prompt of `num_prompt` tokens.
+
+    `clamp` shortens max_tokens to what the context leaves, as the Python API does; over HTTP it is an error instead.
+
+    Raises:
+        InvalidRequestError: prompt and output do not fit the context, or too many logprobs, or unknown token ids.
+    """
+    room = max_model_len - num_prompt
+    wanted = room if params.max_tokens is None else params.max_tokens
+    if room < 1 or (wanted > room and not clamp):
+        raise context_error(max_model_len, num_prompt, max(wanted, 1))
+    logprobs = -1 if params.logprobs is None else params.logprobs
+    if logprobs == -1 and params.logprobs == -1:
+        logprobs = vocab_size
+    if max_logprobs >= 0 and logprobs > max_logprobs:
+        raise InvalidRequestError(f"Requested sample logprobs of {logprobs}, which is greater than max allowed: "
+                                  f"{max_logprobs}", "logprobs")
+    for token in params.stop_token_ids or []:
+        if not 0 <= token < 2**31:
+            raise InvalidRequestError(f"stop_token_ids holds {token}, which is no token id.", "stop_token_ids")
+    stops = dict.fromkeys(params.stop_token_ids or [])
+    if not params.ignore_eos:
+        stops.update(dict.fromkeys(eos_token_ids))
+    greedy = params.greedy
+    max_tokens = min(wanted, room)
+    return Sampling(
+        temperature=0.0 if greedy else params.temperature,
+        top_p=1.0 if greedy else params.top_p,
+        top_k=0 if greedy else params.top_k,
+        min_p=0.0 if greedy else params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        max_tokens=max_tokens,
+        min_tokens=min(params.min_tokens, max_tokens),
+        # Ids beyond the vocabulary can never be sampled; the device must not index with them.
+        stop_token_ids=tuple(token for token in stops if token < vocab_size),
+        logprobs=logprobs,
+    )
+
+
+def samples(params: SamplingParams, ids: Iterable[int], fallback_seed: int | None = None) -> list[SampleSpec]:
+    """One SampleSpec for each of the request's n samples, each with a seed of its own."""
+    seed = params.seed
+    if seed is None:
+        seed = secrets.randbits(63) if fallback_seed is None else fallback_seed
+    return [SampleSpec(id, (seed + index * _GOLDEN) & _MASK63) for index, id in enumerate(ids)]

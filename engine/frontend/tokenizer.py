@@ -1,0 +1,242 @@
+"""Text to token ids and back, for one model.
+
+Encoding is the `tokenizers` package's. Decoding is ours: every token stands for fixed bytes, so a text is the tokens'
+bytes joined, whole or piece by piece, in time that is linear in the tokens. Refuses to know torch, requests and
+sampling; used by every HTTP worker and by `LLM`. Safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as RustTokenizer
+
+from engine.errors import ConfigError, InvalidRequestError
+from engine.frontend import gguf_tokenizer
+from engine.model_config import ModelConfig
+from engine.weights.gguf_metadata import read_metadata
+
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_PREFIX_DECODERS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
+
+
+class Tokenizer:
+    """A model's tokenizer.
+
+    `special_tokens` maps "bos_token" and its like to texts; `chat_templates` maps names ("default", "tool_use") to
+    Jinja sources; `strips_leading_space` says that the first space of a whole text is the tokenizer's own.
+    """
+
+    def __init__(self, rust: RustTokenizer, *, special_tokens: dict[str, str], vocab_size: int | None = None,
+                 chat_templates: dict[str, str] | None = None) -> None:
+        self._rust = rust
+        self.special_tokens = special_tokens
+        self.chat_templates = chat_templates or {}
+        self.vocab_size = vocab_size or rust.get_vocab_size(with_added_tokens=True)
+        self.bos_token_id = self._id_of("bos_token")
+        self.eos_token_id = self._id_of("eos_token")
+        added = rust.get_added_tokens_decoder()
+        self._added = {i: token.content for i, token in added.items()}
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._style, self.strips_leading_space = _decoder_style(rust)
+        self._bytes: dict[int, bytes] = {}
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; with the special tokens (such as BOS) that the checkpoint's tokenizer puts around a text, or not.
+
+        Raises:
+            InvalidRequestError: the text is not valid Unicode.
+        """
+        return self.encode_batch([text], add_special_tokens)[0]
+
+    def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """As `encode`, for many texts on several threads."""
+        try:
+            # Unlike `encode`, this releases the GIL, and it skips the offsets that nobody reads.
+            encodings = self._rust.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise InvalidRequestError(f"The text cannot be tokenized; is it valid Unicode? {error}",
+                                      "prompt") from error
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of `token_ids`; bytes that are no UTF-8 become U+FFFD."""
+        text = b"".join(self.pieces(token_ids, skip_special_tokens)).decode(errors="replace")
+        return text.removeprefix(" ") if self.strips_leading_space else text
+
+    def pieces(self, token_ids: Iterable[int], skip_special_tokens: bool) -> list[bytes]:
+        """Each token's bytes, those of skipped ones left out."""
+        known, special = self._bytes, self.special_ids
+        return [known[i] if i in known else self.token_bytes(i) for i in token_ids
+                if not (skip_special_tokens and i in special)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token stands for inside a text, which may be a part of a character; empty for unknown ids."""
+        piece = self._bytes.get(token_id)
+        if piece is None:
+            piece = self._bytes[token_id] = self._spell(token_id)
+        return piece
+
+    def token_text(self, token_id: int) -> str:
+        """`token_bytes` as text, with U+FFFD for what is not a whole character."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def _spell(self, token_id: int) -> bytes:
+        if token_id < 0:
+            return b""
+        token = self._rust.id_to_token(token_id)
+        if token is None:  # the embedding is padded beyond the vocabulary
+            return b""
+        if token_id in self.special_ids:
+            return token.encode()
+        if self._style == "bytes":
+            if token_id in self._added or not all(c in _BYTE_OF for c in token):
+                return token.encode()
+            return bytes(_BYTE_OF[c] for c in token)
+        if self._style == "words":
+            return b" " + token.encode()
+        match = _BYTE_TOKEN.fullmatch(token)
+        return bytes([int(match[1], 16)]) if match else token.replace(gguf_tokenizer.SPACE, " ").encode()
+
+    def _id_of(self, name: str) -> int | None:
+        text = self.special_tokens.get(name)
+        return None if text is None else self._rust.token_to_id(text)
+
+
+def load_tokenizer(model: ModelConfig, tokenizer: str | None = None) -> Tokenizer:
+    """The tokenizer of `model`, or the one at the path `tokenizer` (a directory, tokenizer.json or .gguf file).
+
+    Raises:
+        ConfigError: there is none, or it is of a kind that is not supported; the message says what to do.
+    """
+    path = Path(tokenizer or model.path)
+    if path.suffix == ".gguf":
+        return _from_gguf(path)
+    if path.name == "tokenizer.json":
+        path = path.parent
+    if not path.is_dir():
+        raise ConfigError(f"--tokenizer: {path} is not a directory, a tokenizer.json or a .gguf file. Download the "
+                          "model's tokenizer files and pass their directory.")
+    return _from_directory(path, model)
+
+
+def _from_gguf(path: Path) -> Tokenizer:
+    vocabulary = gguf_tokenizer.build(read_metadata(path), str(path))
+    templates = {"default": vocabulary.chat_template} if vocabulary.chat_template else {}
+    return Tokenizer(vocabulary.rust, special_tokens=vocabulary.special_tokens, vocab_size=vocabulary.num_tokens,
+                     chat_templates=templates)
+
+
+def _from_directory(path: Path, model: ModelConfig) -> Tokenizer:
+    """As transformers does, tokenizer.json alone decides about BOS; add_bos_token is for slow tokenizers."""
+    config = {**_json(path / "special_tokens_map.json"), **_json(path / "tokenizer_config.json")}
+    if (path / "tokenizer.json").is_file():
+        try:
+            rust = RustTokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the Rust package raises bare Exception
+            raise ConfigError(f"{path / 'tokenizer.json'} cannot be read: {error}") from error
+    else:
+        rust = _converted(path)
+    rust.no_truncation()
+    rust.no_padding()
+    special = {name: text for name in _NAMED_TOKENS if (text := _content(config.get(name)))}
+    for name, ids in (("bos_token", [model.bos_token_id]), ("eos_token", model.eos_token_ids)):
+        if name not in special and ids and ids[0] is not None and (text := rust.id_to_token(ids[0])):
+            special[name] = text
+    _add_tokens(rust, config, special, path)
+    return Tokenizer(rust, special_tokens=special, chat_templates=_templates(path, config))
+
+
+def _converted(path: Path) -> RustTokenizer:
+    """From a slow format (tokenizer.model, vocab.json with merges.txt): transformers knows how to convert them."""
+    try:
+        from transformers import AutoTokenizer  # heavy, and hardly a checkpoint lacks tokenizer.json
+
+        slow = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        return slow.backend_tokenizer
+    except Exception as error:
+        raise ConfigError(
+            f"{path} holds no tokenizer.json, and its other tokenizer files could not be converted: {error}. Convert "
+            "them once with transformers (AutoTokenizer.from_pretrained(...).save_pretrained(DIR)) and pass "
+            "--tokenizer DIR.") from error
+
+
+def _add_tokens(rust: RustTokenizer, config: dict[str, Any], special: dict[str, str], path: Path) -> None:
+    """Tokens that tokenizer_config.json adds to those of tokenizer.json, each at the id that it states."""
+    stated = config.get("added_tokens_decoder") or {}
+    for token_id, entry in sorted(((int(i), e) for i, e in stated.items()), key=lambda item: item[0]):
+        if rust.token_to_id(entry["content"]) is None:
+            rust.add_tokens([AddedToken(**{k: v for k, v in entry.items() if k != "__type"})])
+            if rust.token_to_id(entry["content"]) != token_id:
+                raise ConfigError(f"{path / 'tokenizer_config.json'} puts {entry['content']!r} at id {token_id}, but "
+                                  "tokenizer.json leaves no room for it there; the two files do not belong together.")
+    known = {token.content for token in rust.get_added_tokens_decoder().values() if token.special}
+    extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    named = [*special.values(), *(filter(None, map(_content, extra)) if isinstance(extra, list) else ())]
+    rust.add_special_tokens([t for t in dict.fromkeys(named) if t not in known and rust.token_to_id(t) is not None])
+
+
+def _templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Named chat templates; files of their own come before tokenizer_config.json's entry, as in transformers."""
+    stated = config.get("chat_template")
+    found = {"default": stated} if isinstance(stated, str) else {
+        entry["name"]: entry["template"] for entry in stated or [] if isinstance(entry, dict)}
+    for file in sorted((path / "additional_chat_templates").glob("*.jinja")):
+        found[file.stem] = file.read_text(encoding="utf-8")
+    alone = _json(path / "chat_template.json").get("chat_template")
+    if isinstance(alone, str):
+        found["default"] = alone
+    if (path / "chat_template.jinja").is_file():
+        found["default"] = (path / "chat_template.jinja").read_text(encoding="utf-8")
+    return found
+
+
+def _content(token: Any) -> str | None:
+    """A special token is written as its text or as an object."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold a JSON object.")
+    return value
+
+
+def _decoder_style(rust: RustTokenizer) -> tuple[str, bool]:
+    """How tokens are spelled ("bytes", "spaces" or "words"), and whether a text's first space is not its own."""
+    if rust.decoder is None:
+        return "words", True
+    state = json.loads(rust.decoder.__getstate__())
+    steps = state["decoders"] if state["type"] == "Sequence" else [state]
+    names = {step["type"] for step in steps}
+    if "ByteLevel" in names and names <= {"ByteLevel", "ByteFallback", "Fuse"}:
+        return "bytes", False
+    unknown = sorted(names - _PREFIX_DECODERS)
+    if unknown:
+        raise ConfigError(f"The tokenizer's decoder has the steps {unknown}, which are not supported; byte-level and "
+                          "SentencePiece tokenizers are.")
+    strips = any(s["type"] == "Strip" or (s["type"] == "Metaspace" and s.get("prepend_scheme") != "never")
+                 for s in steps)
+    return "spaces", strips
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that byte-level BPE writes for each byte: printable ones stand for themselves."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {**{chr(b): b for b in own}, **{chr(256 + i): b for i, b in enumerate(others)}}
+
+
+_BYTE_OF = _byte_alphabet()

@@ -1,0 +1,63 @@
+"""Linear layers, split over ranks by output rows (several checkpoint tensors fused into one product) or input columns.
+
+Refuse to know what their output means. Called by the attention and MLP blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from engine.layers.product import product
+from engine.parallel import Parallel
+from engine.weights.checkpoint import View
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One checkpoint tensor of a fused layer, and which of its rows are this rank's."""
+
+    name: str
+    num_rows: int
+    rows: slice
+
+    @property
+    def size(self) -> int:
+        return len(range(*self.rows.indices(self.num_rows)))
+
+
+class ColumnParallelLinear:
+    """y = x W^T + b, where this rank computes some of y. `parts` lie one after the other in y."""
+
+    def __init__(self, view: View, in_features: int, parts: list[Part], *, bias: bool) -> None:
+        out_features = sum(part.size for part in parts)
+        weight = view.empty(out_features, in_features)
+        biases = view.empty(out_features) if bias else None
+        start = 0
+        for part in parts:
+            place = slice(start, start + part.size)
+            view.take(f"{part.name}.weight", (part.num_rows, in_features), rows=part.rows, out=weight[place])
+            if biases is not None:
+                view.take(f"{part.name}.bias", (part.num_rows,), rows=part.rows, out=biases[place])
+            start = place.stop
+        self._product: Callable[[torch.Tensor], torch.Tensor] = product(weight, biases)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x)
+
+
+class RowParallelLinear:
+    """y = x W^T + b, where this rank has some of x; the ranks' sums are added up."""
+
+    def __init__(self, view: View, in_features: int, out_features: int, columns: slice, parallel: Parallel, *,
+                 bias: bool) -> None:
+        biases = view.take("bias", (out_features,)) if bias else None
+        # Added once, not once a rank.
+        mine = biases if parallel.rank == 0 else None
+        self._product = product(view.take("weight", (out_features, in_features), columns=columns), mine)
+        self._parallel = parallel
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._parallel.all_reduce(self._product(x))

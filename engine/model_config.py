@@ -1,0 +1,30 @@
+"""What a checkpoint says of its model, in Hugging Face's names whatever the file format was.
+
+Built by `engine.weights.locate` / `engine.weights.gguf`; read by everyone; imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The facts the engine itself needs; what only one family needs stays in `hf`."""
+
+    path: str  # a directory (config.json, *.safetensors) or a .gguf file
+    file_format: str  # "hf" or "gguf"
+    architecture: str  # "LlamaForCausalLM"
+    dtype: str  # the checkpoint's own: "float32", "float16" or "bfloat16"
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()  # from generation_config.json where it says more than config.json
+    hf: dict[str, Any] = field(default_factory=dict)  # the whole config.json (for GGUF: the same keys, translated)
+    generation_defaults: dict[str, Any] = field(default_factory=dict)  # generation_config.json's sampling fields

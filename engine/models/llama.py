@@ -1,0 +1,90 @@
+"""Llama 1 to 3, SmolLM2 and their look-alikes: RMS norms before attention and gated MLP, rotary positions.
+
+Families that differ in a bias or a check subclass `Llama` in a file of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.attention.inputs import AttentionInputs
+from engine.layers.mlp import GatedMLP
+from engine.layers.norm import RMSNorm
+from engine.layers.rotary import cos_sin_table
+from engine.layers.self_attention import SelfAttention
+from engine.layers.vocab import VocabEmbedding, VocabHead
+from engine.model_config import ModelConfig
+from engine.models.base import CausalLM, KVCaches
+from engine.parallel import Parallel
+from engine.weights.checkpoint import View
+
+DEFAULT_EPS = 1e-6
+
+
+class Llama(CausalLM):
+    def __init__(self, config: ModelConfig, max_model_len: int, view: View, parallel: Parallel) -> None:
+        hf = config.hf
+        qkv_bias, out_bias = self.attention_biases(hf)
+        cos_sin = cos_sin_table(hf["rope_parameters"], config.head_dim, max_model_len, view.device,
+                                _frequency_divisors(view, config.head_dim))
+        body = view.sub("model")
+        self.num_layers = config.num_layers
+        self.num_kv_heads = len(range(*parallel.share_kv_heads(config.num_kv_heads).indices(config.num_kv_heads)))
+        self.head_dim = config.head_dim
+        self.vocab_size = config.vocab_size
+        self.embedding = VocabEmbedding(body.sub("embed_tokens"), config.vocab_size, config.hidden_size, parallel)
+        self.layers = [
+            DecoderLayer(body.sub(f"layers.{i}"), config, cos_sin, parallel, qkv_bias=qkv_bias, out_bias=out_bias)
+            for i in range(config.num_layers)
+        ]
+        self.norm = RMSNorm(body.sub("norm"), config.hidden_size, hf.get("rms_norm_eps", DEFAULT_EPS))
+        if hf.get("tie_word_embeddings", False):
+            self.head = VocabHead(self.embedding.weight, parallel)
+            # Some tied checkpoints hold the head a second time.
+            self.ignorable = rf"{CausalLM.ignorable}|^lm_head\.weight$"
+        else:
+            self.head = VocabHead.load(view.sub("lm_head"), config.vocab_size, config.hidden_size, parallel)
+
+    @staticmethod
+    def attention_biases(hf: dict[str, Any]) -> tuple[bool, bool]:
+        """Whether q, k and v have one, and whether the output has."""
+        has_bias = bool(hf.get("attention_bias", False))
+        return has_bias, has_bias
+
+    def forward(self, token_ids: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
+        residual = self.embedding(token_ids)
+        update = None  # what the block before wants added to the residual; the next norm adds it
+        for layer, kv_cache in zip(self.layers, kv_caches):
+            update = layer(update, residual, inputs, kv_cache)
+        assert update is not None, "a model has layers"
+        return self.norm.add(update, residual)
+
+
+class DecoderLayer:
+    def __init__(self, view: View, config: ModelConfig, cos_sin: torch.Tensor, parallel: Parallel, *, qkv_bias: bool,
+                 out_bias: bool) -> None:
+        hf, hidden = config.hf, config.hidden_size
+        eps = hf.get("rms_norm_eps", DEFAULT_EPS)
+        self.input_norm = RMSNorm(view.sub("input_layernorm"), hidden, eps)
+        self.attention = SelfAttention(view.sub("self_attn"), config, cos_sin, parallel, qkv_bias=qkv_bias,
+                                       out_bias=out_bias)
+        self.mlp_norm = RMSNorm(view.sub("post_attention_layernorm"), hidden, eps)
+        self.mlp = GatedMLP(view.sub("mlp"), hidden, hf["intermediate_size"], hf.get("hidden_act", "silu"), parallel,
+                            bias=bool(hf.get("mlp_bias", False)))
+
+    def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs,
+                 kv_cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Adds `update` and this layer's attention to `residual` in place; returns the MLP's update, not yet added."""
+        x = self.input_norm(residual) if update is None else self.input_norm.add(update, residual)
+        x = self.mlp_norm.add(self.attention(x, inputs, kv_cache), residual)
+        return self.mlp(x)
+
+
+def _frequency_divisors(view: View, head_dim: int) -> torch.Tensor | None:
+    """GGUF's form of llama3 rope scaling."""
+    if not view.has("rope_freqs.weight"):
+        return None
+    return view.take("rope_freqs.weight", (head_dim // 2,),
+                     out=torch.empty(head_dim // 2))  # float32 on the CPU, whatever the model is

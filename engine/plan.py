@@ -1,0 +1,51 @@
+"""Border 2: what one step computes, as integers. The scheduler writes it, every rank carries it out identically.
+
+A *row* is a place in each rank's request table, a sample's for as long as it runs. All positions count from the first
+prompt token. Nothing here depends on token values: a plan for step N+1 is made while step N still runs.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.messages import Sampling
+
+
+class NewRow(msgspec.Struct, array_like=True, frozen=True):
+    """A sample enters row `row` (first time, or resumed after preemption or a crash)."""
+
+    row: int
+    token_ids: list[int]  # prompt, then the output tokens known so far
+    num_prompt_tokens: int
+    sampling: Sampling
+    seed: int
+
+
+class StepPlan(msgspec.Struct, array_like=True):
+    """One step. The scheduled rows are `rows`; lists named alike are parallel to it.
+
+    Carried out in this order: copies, new rows, block table entries, forward, sampling.
+    """
+
+    step: int
+    rows: list[int] = []  # those with num_tokens == 1 come first (see num_decodes)
+    starts: list[int] = []  # position of the first token computed
+    num_tokens: list[int] = []  # how many are computed, >= 1
+    samples: list[bool] = []  # whether a next token is sampled, at position start + num_tokens
+    num_decodes: int = 0  # the first so many rows compute one token each
+    new_rows: list[NewRow] = []
+    # Block table entries that changed: table[block_rows[i], block_columns[i]] = block_ids[i].
+    block_rows: list[int] = []
+    block_columns: list[int] = []
+    block_ids: list[int] = []
+    # Copy-on-write: whole KV blocks copied in every layer before anything else of this step.
+    copy_sources: list[int] = []
+    copy_targets: list[int] = []
+
+
+class StepResult(msgspec.Struct, array_like=True):
+    """What the sampled rows got, in the order of the plan's rows with `samples` set."""
+
+    token_ids: list[int]
+    # For rows that asked for logprobs, by place in token_ids: (logprob, rank, top ids, top logprobs).
+    logprobs: dict[int, tuple[float, int, list[int], list[float]]] = {}

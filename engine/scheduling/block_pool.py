@@ -1,0 +1,57 @@
+"""Who holds which KV block: reference counts, and the free blocks in the order in which they will be taken.
+
+Refuses to know what is in a block (`prefix_index`) and what a request is (`request`). Called by `allocator` alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+
+class BlockPool:
+    """Blocks 0..num_blocks-1. A block is free exactly when its reference count is 0.
+
+    A free block may still hold cached content, so the free list is an LRU: taken at the front, returned at the back,
+    and a cached block that is wanted again leaves it from the middle, all in O(1).
+    """
+
+    __slots__ = ("_free", "num_blocks", "reference_counts")
+
+    def __init__(self, num_blocks: int) -> None:
+        assert num_blocks >= 1, num_blocks
+        self.num_blocks = num_blocks
+        self.reference_counts = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def free_blocks(self) -> list[int]:
+        """The free blocks, next to be taken first."""
+        return list(self._free)
+
+    def take(self) -> int:
+        """The least recently used free block, now held once. There must be one."""
+        block, _ = self._free.popitem(last=False)
+        self.reference_counts[block] = 1
+        return block
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """One more holder for each block, free (cached) ones included."""
+        counts = self.reference_counts
+        for block in blocks:
+            if counts[block] == 0:
+                del self._free[block]
+            counts[block] += 1
+
+    def release(self, block: int, *, reusable: bool) -> None:
+        """One holder less. A block left without any is free: last in line if its content is `reusable`, else first."""
+        count = self.reference_counts[block] - 1
+        assert count >= 0, f"block {block} is released more often than held"
+        self.reference_counts[block] = count
+        if count == 0:
+            self._free[block] = None
+            if not reusable:
+                self._free.move_to_end(block, last=False)

@@ -1,0 +1,84 @@
+"""One sample on its way through the scheduler: its tokens, its counters, and what it holds.
+
+The owner of these facts; refuses to decide anything (`scheduler`) and to know blocks' state (`allocator`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from enum import Enum
+
+from engine.messages import Sampling
+from engine.plan import NewRow
+
+
+class RequestStatus(Enum):
+    WAITING = 0  # in the queue, or a follower of a sample whose prompt is not computed yet
+    RUNNING = 1  # has a row and blocks
+    FINISHED = 2
+
+
+class Request:
+    """Invariants: num_computed < num_total <= max_total, and block i of `blocks` holds positions from i * block_size.
+
+    `num_total` counts the tokens known to the host (`token_ids`) and those promised: sampled by a step in flight, their
+    values still on the device. `num_computed` counts the positions that planned steps compute, finished or not.
+    """
+
+    __slots__ = (
+        "arrival", "block_hashes", "blocks", "cache_salt", "finish_reason", "followers", "key", "leader", "max_total",
+        "num_cached_tokens", "num_computed", "num_preemptions", "num_prompt_tokens", "num_registered", "num_slots",
+        "num_total", "order", "priority", "prompt_step", "register_at", "row", "sampling", "seed", "status",
+        "stop_token_id", "stop_token_ids", "token_ids",
+    )
+
+    def __init__(self, key: Hashable, prompt_token_ids: Sequence[int], sampling: Sampling, seed: int, *,
+                 output_token_ids: Sequence[int] = (), priority: int = 0, cache_salt: str = "") -> None:
+        self.key = key
+        self.sampling = sampling
+        self.stop_token_ids = frozenset(sampling.stop_token_ids)
+        self.seed = seed
+        self.priority = priority
+        self.cache_salt = cache_salt
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.token_ids: list[int] = [*prompt_token_ids, *output_token_ids]
+        self.num_total = len(self.token_ids)
+        self.status = RequestStatus.WAITING
+        self.finish_reason = ""
+        self.stop_token_id = -1
+        self.num_cached_tokens = -1  # prompt tokens found in the prefix cache; -1 until first admitted
+        self.num_preemptions = 0
+        # Set by the scheduler when the request is added.
+        self.arrival = 0
+        self.order = (priority, 0)  # (priority, arrival): the smaller goes first, in the queue and among the running
+        self.max_total = 0  # num_total never grows beyond it
+        # Samples of one prompt: the followers wait until the leader's prompt is computed, then share its blocks.
+        self.leader: Request | None = None
+        self.followers: list[Request] = []
+        # What it holds while it runs.
+        self.row = -1
+        self.blocks: list[int] = []
+        self.num_slots = 0  # len(blocks) * block_size
+        self.num_computed = 0
+        self.prompt_step = -1  # the step with which its blocks hold the whole prompt; -1 before
+        # Prefix cache: hashes of the full blocks so far, and how many of `blocks` the index knows.
+        self.block_hashes: list[bytes] = []
+        self.num_registered = 0
+        self.register_at = 0  # known tokens at which the next block can be registered
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_in_flight(self) -> int:
+        """Promised tokens: sampled by steps that are planned and not committed."""
+        return self.num_total - len(self.token_ids)
+
+    def new_row(self) -> NewRow:
+        assert self.num_in_flight == 0, "a row cannot be filled with tokens that the host does not know"
+        return NewRow(self.row, self.token_ids.copy(), self.num_prompt_tokens, self.sampling, self.seed)
+
+    def __repr__(self) -> str:
+        return (f"Request({self.key!r}, {self.status.name}, row={self.row}, computed={self.num_computed}, "
+                f"known={len(self.token_ids)}, total={self.num_total}/{self.max_total})")

@@ -1,0 +1,427 @@
+"""Decides what each step computes, and takes in what it produced. Pure integers: no device, no text, no clock.
+
+One token budget a step, and no phases: decode, chunked prefill and resumption all give a request some of the tokens
+that it misses. Asynchronous: `plan()` for step N+1 may come before `commit()` of step N, because it depends on how many
+tokens there are, never on which. Called by `engine.core`; `engine/plan.py` says what a plan means.
+
+A freed block or row can be reused at once, even while a step in flight still writes to it: every rank carries out
+plans in order, so whatever a later plan puts there is written after, and read only by that plan or later ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Hashable
+from operator import attrgetter
+from typing import NamedTuple
+
+from engine.config import SchedulerConfig
+from engine.errors import InvalidRequestError
+from engine.plan import StepPlan, StepResult
+from engine.scheduling.allocator import BlockAllocator
+from engine.scheduling.prefix_index import extend_hashes
+from engine.scheduling.queue import WaitingQueue
+from engine.scheduling.request import Request, RequestStatus
+
+Logprobs = tuple[float, int, list[int], list[float]]  # as in StepResult
+
+_ORDER = attrgetter("order")
+_NEVER = sys.maxsize
+# Free blocks that an admission leaves for the running requests' growth: num_blocks // this.
+_RESERVE_DIVISOR = 100
+
+
+class TokenEvent(NamedTuple):
+    """One token for one sample that is still wanted."""
+
+    request: Request
+    token_id: int
+    finish_reason: str  # "" while the sample goes on
+    stop_token_id: int  # -1 where no stop token ended it
+    logprobs: Logprobs | None
+
+
+class _Draft:
+    """A plan being written. Rows with one token are kept apart from longer ones, which follow them in the plan."""
+
+    __slots__ = ("budget", "leaders", "long", "plan", "sampled", "under_pressure")
+
+    def __init__(self, step: int, budget: int) -> None:
+        self.plan = StepPlan(step)
+        self.budget = budget
+        self.sampled: list[Request] = []  # parallel to the plan's rows that sample
+        self.long: list[tuple[Request, int, int, bool]] = []
+        self.leaders: list[Request] = []  # whose prompt this step completes
+        self.under_pressure = False  # a running request got no block, or took another's
+
+    def compute(self, request: Request) -> None:
+        """Gives the request as many of its missing tokens as the budget allows."""
+        start = request.num_computed
+        num_tokens = min(request.num_total - start, self.budget)
+        assert 0 < num_tokens <= request.num_slots - start, request
+        request.num_computed = start + num_tokens
+        samples = request.num_computed == request.num_total
+        if samples:
+            request.num_total += 1
+        self.budget -= num_tokens
+        if num_tokens == 1:
+            self._append(request, start, 1, samples)
+        else:
+            self.long.append((request, start, num_tokens, samples))
+        if request.prompt_step < 0 and request.num_computed >= request.num_prompt_tokens:
+            request.prompt_step = self.plan.step
+            if request.followers:
+                self.leaders.append(request)
+
+    def set_blocks(self, request: Request, first_column: int) -> None:
+        plan = self.plan
+        blocks = request.blocks[first_column:]
+        plan.block_rows += [request.row] * len(blocks)
+        plan.block_columns += range(first_column, first_column + len(blocks))
+        plan.block_ids += blocks
+
+    def finish(self) -> StepPlan:
+        self.plan.num_decodes = len(self.plan.rows)
+        for item in self.long:
+            self._append(*item)
+        return self.plan
+
+    def _append(self, request: Request, start: int, num_tokens: int, samples: bool) -> None:
+        plan = self.plan
+        plan.rows.append(request.row)
+        plan.starts.append(start)
+        plan.num_tokens.append(num_tokens)
+        plan.samples.append(samples)
+        if samples:
+            self.sampled.append(request)
+
+
+class Scheduler:
+    """Owns every unfinished request.
+
+    Progress: running requests are kept in (priority, arrival) order and only the last of them is ever preempted, for
+    the sake of one before it. So the first always gets its blocks, since no admissible request needs more than all.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.num_steps = 0
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        self.num_generation_tokens = 0
+        self._allocator = BlockAllocator(config.num_blocks, config.block_size,
+                                         enable_prefix_caching=config.enable_prefix_caching)
+        self._requests: dict[Hashable, Request] = {}
+        self._waiting = WaitingQueue()
+        self._running: list[Request] = []
+        self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
+        self._in_flight: deque[tuple[int, list[Request]]] = deque()  # step, requests that it samples for
+        self._num_arrivals = 0
+
+    # -- what the core asks
+
+    @property
+    def has_work(self) -> bool:
+        """Whether some request is unfinished or some step uncommitted."""
+        return bool(self._requests or self._in_flight)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps planned and not committed."""
+        return len(self._in_flight)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._requests) - len(self._running)
+
+    @property
+    def kv_usage(self) -> float:
+        return self._allocator.usage
+
+    @property
+    def prefix_queries(self) -> int:
+        """Prompt tokens looked up in the prefix cache."""
+        index = self._allocator.index
+        return index.num_query_tokens if index is not None else 0
+
+    @property
+    def prefix_hits(self) -> int:
+        """Prompt tokens found there."""
+        index = self._allocator.index
+        return index.num_hit_tokens if index is not None else 0
+
+    def check_admissible(self, num_prompt_tokens: int, max_tokens: int, num_output_tokens: int = 0) -> None:
+        """Raises InvalidRequestError for a request that could never be finished. `add` takes only others."""
+        limit = self.config.max_model_len
+        if num_prompt_tokens < 1:
+            raise InvalidRequestError("The prompt must contain at least one token.", "prompt")
+        if num_prompt_tokens > limit - 1:
+            raise InvalidRequestError(
+                f"This model's maximum context length is {limit} tokens. However, you requested {max_tokens} output "
+                f"tokens and your prompt contains {num_prompt_tokens} input tokens, for a total of "
+                f"{num_prompt_tokens + max_tokens} tokens. Please reduce the length of the prompt or max_tokens.",
+                "prompt")
+        total = min(num_prompt_tokens + max_tokens, limit)
+        capacity = self.config.num_blocks * self.config.block_size
+        if total > capacity:
+            raise InvalidRequestError(
+                f"The prompt's {num_prompt_tokens} tokens and {total - num_prompt_tokens} output tokens need {total} "
+                f"places in the KV cache, which has {capacity}. Reduce the prompt or max_tokens, or start the server "
+                "with more cache (--gpu-memory-utilization or --kv-cache-memory-bytes).", "max_tokens")
+        if num_prompt_tokens + num_output_tokens >= total:
+            raise InvalidRequestError(
+                f"Nothing is left to generate: {num_output_tokens} output tokens are given, and the limit is "
+                f"{total - num_prompt_tokens}.", "max_tokens")
+
+    def add(self, requests: list[Request]) -> None:
+        """Queues the samples of one prompt, which share what is computed of it. Each must be admissible."""
+        leader = requests[0]
+        for request in requests:
+            assert request.key not in self._requests, f"{request.key!r} is added twice"
+            self._requests[request.key] = request
+            request.arrival = self._num_arrivals
+            self._num_arrivals += 1
+            request.order = (request.priority, request.arrival)
+            request.max_total = min(request.num_prompt_tokens + request.sampling.max_tokens, self.config.max_model_len)
+            assert request.num_total < request.max_total, request
+            if request is not leader:
+                request.leader = leader
+        leader.followers = requests[1:]
+        self._waiting.push(leader)
+
+    def abort(self, key: Hashable) -> Request | None:
+        """Ends a request, its blocks and row free at once (see the module's docstring); None if there is no such."""
+        request = self._requests.get(key)
+        if request is not None:
+            self._finish(request, "abort")
+        return request
+
+    def plan(self) -> StepPlan | None:
+        """The next step; None if nothing can be computed before the next `add` or `commit`."""
+        draft = _Draft(self.num_steps, self.config.max_num_batched_tokens)
+        self._schedule_running(draft)
+        if not draft.under_pressure:
+            self._admit_waiting(draft)
+        plan = draft.finish()
+        if not plan.rows:
+            return None
+        for leader in draft.leaders:  # only now: copies precede the forward pass that fills their source
+            for follower in leader.followers:
+                self._waiting.push(follower)
+            leader.followers = []
+        self.num_steps += 1
+        self._in_flight.append((plan.step, draft.sampled))
+        return plan
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
+        """Takes in the oldest planned step's tokens. Those of requests that ended meanwhile are dropped.
+
+        A request preempted meanwhile keeps its token: it was sampled from the right state, and a request with tokens
+        in flight is not resumed before they are known.
+        """
+        step, sampled = self._in_flight.popleft()
+        assert step == plan.step, f"step {plan.step} is committed before step {step}"
+        assert len(result.token_ids) == len(sampled), (len(result.token_ids), len(sampled))
+        events = []
+        logprobs = result.logprobs
+        finished = RequestStatus.FINISHED
+        for place, (request, token_id) in enumerate(zip(sampled, result.token_ids)):
+            if request.status is finished:
+                continue
+            token_ids = request.token_ids
+            token_ids.append(token_id)
+            num_known = len(token_ids)
+            if num_known >= request.register_at:
+                self._register(request)
+            reason, stop_token_id = "", -1
+            if token_id in request.stop_token_ids:
+                reason, stop_token_id = "stop", token_id
+            elif num_known == request.max_total:
+                reason = "length"
+            if reason:
+                request.stop_token_id = stop_token_id
+                self._finish(request, reason)
+            events.append(TokenEvent(request, token_id, reason, stop_token_id, logprobs.get(place)))
+        self.num_generation_tokens += len(events)
+        return events
+
+    # -- planning
+
+    def _schedule_running(self, draft: _Draft) -> None:
+        """One token for each that misses one, then the rest of the budget for longer ones: a prefill stalls nobody.
+
+        Only the first kind can need a block, as `_admit` took those for all tokens known.
+        """
+        running = self._running
+        prefilling = []
+        for place, request in enumerate(running):  # the list may lose its end on the way
+            if not draft.budget:
+                return
+            num_missing = request.num_total - request.num_computed
+            if request.num_total == request.max_total:
+                continue  # its last token is in flight
+            if num_missing > 1:
+                prefilling.append(request)
+            elif request.num_computed < request.num_slots or self._grow(request, place, draft):
+                draft.compute(request)
+            else:
+                break
+        for request in prefilling:
+            if not draft.budget:
+                return
+            draft.compute(request)
+            self._register(request)
+
+    def _grow(self, request: Request, place: int, draft: _Draft) -> bool:
+        """One block more for the running request at `place`, at the cost of those behind it; False if it must wait.
+
+        Those behind it are not in the plan yet. It is not preempted itself for want of a block: it keeps what it has
+        until one before it needs that.
+        """
+        pool = self._allocator.pool
+        while not pool.num_free:
+            draft.under_pressure = True
+            if place == len(self._running) - 1:
+                return False
+            self._preempt(self._running.pop())
+        request.blocks.append(self._allocator.take())
+        request.num_slots += self.config.block_size
+        draft.set_blocks(request, len(request.blocks) - 1)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        """Puts a request, already out of the running list, back in the queue; it will compute its tokens again."""
+        self._give_back(request)
+        request.status = RequestStatus.WAITING
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self._waiting.push(request)
+
+    def _admit_waiting(self, draft: _Draft) -> None:
+        """In order, up to the first that does not fit: passing it over could starve it."""
+        waiting = self._waiting
+        while draft.budget and self._free_rows and waiting:
+            request = waiting.peek()
+            if request.num_in_flight or not self._admit(request, draft):
+                return
+            waiting.pop()
+
+    def _admit(self, request: Request, draft: _Draft) -> bool:
+        """Starts a waiting request, with blocks for all tokens known, or leaves it as it was.
+
+        All of them, though this step may compute only some: with fewer, long prompts would get halfway in and then
+        preempt each other.
+        """
+        leader = request.leader
+        copy_source = -1
+        if leader is not None and 0 <= leader.prompt_step < draft.plan.step:
+            # Everything it shares is computed by an earlier step, so that the last, partial block can be copied too.
+            num_reused = min(request.num_prompt_tokens, request.num_total - 1)
+            num_full, partial = divmod(num_reused, self.config.block_size)
+            shared = leader.blocks[:num_full]
+            if partial:
+                copy_source = leader.blocks[num_full]
+        else:
+            leader = None
+            shared = self._match_prefix(request)
+            num_full = len(shared)
+            num_reused = num_full * self.config.block_size
+        reserve = self.config.num_blocks // _RESERVE_DIVISOR if self._running else 0
+        blocks = self._allocator.allocate(request.num_total, shared, keep_free=reserve)
+        if blocks is None:
+            return False
+        if request.num_cached_tokens < 0:
+            self._count_prompt(request, leader, num_reused)
+        request.leader = None
+        request.status = RequestStatus.RUNNING
+        request.row = self._free_rows.pop()
+        request.blocks = blocks
+        request.num_slots = len(blocks) * self.config.block_size
+        request.num_computed = num_reused
+        if copy_source >= 0:
+            draft.plan.copy_sources.append(copy_source)
+            draft.plan.copy_targets.append(blocks[num_full])
+        if leader is not None and leader.block_hashes:
+            request.block_hashes = leader.block_hashes[:num_full]
+        request.num_registered = num_full
+        insort(self._running, request, key=_ORDER)
+        draft.plan.new_rows.append(request.new_row())
+        draft.set_blocks(request, 0)
+        draft.compute(request)
+        self._register(request)
+        return True
+
+    def _match_prefix(self, request: Request) -> list[int]:
+        """Blocks of the prefix cache; never all of a request's tokens, as the last must be computed to sample."""
+        index = self._allocator.index
+        if index is None:
+            return []
+        num_full = (request.num_total - 1) // self.config.block_size
+        extend_hashes(request.block_hashes, request.token_ids, num_full, self.config.block_size, request.cache_salt)
+        return index.match(request.block_hashes[:num_full])
+
+    def _count_prompt(self, request: Request, leader: Request | None, num_reused: int) -> None:
+        """Counts a prompt the first time a sample of it runs; a sample that shares its leader's blocks adds nothing."""
+        if leader is not None:
+            request.num_cached_tokens = leader.num_cached_tokens
+            return
+        num_prompt = request.num_prompt_tokens
+        request.num_cached_tokens = min(num_reused, num_prompt)
+        self.num_prompt_tokens += num_prompt
+        if self._allocator.index is not None:
+            self._allocator.index.count(num_prompt, request.num_cached_tokens)
+
+    def _register(self, request: Request) -> None:
+        """Makes known the blocks that are full of known tokens, once planned: every later reader comes after.
+
+        Later in this very step included, as each layer writes K and V before it reads.
+        """
+        index = self._allocator.index
+        if index is None or request.status is not RequestStatus.RUNNING:
+            request.register_at = _NEVER
+            return
+        block_size = self.config.block_size
+        num_full = min(request.num_computed, len(request.token_ids)) // block_size
+        if num_full > request.num_registered:
+            hashes = request.block_hashes
+            extend_hashes(hashes, request.token_ids, num_full, block_size, request.cache_salt)
+            for column in range(request.num_registered, num_full):
+                index.register(hashes[column], request.blocks[column])
+            request.num_registered = num_full
+        request.register_at = (request.num_registered + 1) * block_size
+
+    # -- endings
+
+    def _give_back(self, request: Request) -> None:
+        """Frees what a running request holds."""
+        self._allocator.free(request.blocks)
+        self._free_rows.append(request.row)
+        request.row = -1
+        request.num_slots = request.num_computed = 0
+        request.prompt_step = -1
+
+    def _finish(self, request: Request, reason: str) -> None:
+        del self._requests[request.key]
+        if request.status is RequestStatus.RUNNING:
+            del self._running[bisect_left(self._running, request.order, key=_ORDER)]
+            self._give_back(request)
+        elif request.leader is not None and request in request.leader.followers:
+            request.leader.followers.remove(request)
+        else:
+            self._waiting.remove(request)
+        request.status = RequestStatus.FINISHED
+        request.finish_reason = reason
+        if request.followers:  # its prompt is not computed: the next sample does that for the others
+            first, *rest = request.followers
+            first.leader = None
+            first.followers = rest
+            for follower in rest:
+                follower.leader = first
+            request.followers = []
+            self._waiting.push(first)

@@ -1,0 +1,106 @@
+"""The lazy view from which layers pull their tensors by name, and what every checkpoint format must offer it.
+
+A layer says the shape it expects and which part is this rank's; only that part is read, straight into its place. What
+is missing, mis-shaped or never asked for is a WeightError. Refuses to know models and file formats.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import torch
+
+from engine.errors import WeightError
+
+Shape = tuple[int, ...]
+ALL = slice(None)
+
+
+class Checkpoint(ABC):
+    """Tensors by their Hugging Face names."""
+
+    num_elements: int  # of all tensors; 0 where nobody knows
+
+    @abstractmethod
+    def shape(self, name: str) -> Shape | None:
+        """The tensor's whole shape, or None where there is none of that name."""
+
+    @abstractmethod
+    def read(self, name: str, out: torch.Tensor, rows: slice, columns: slice) -> None:
+        """Fill `out` (any device, any float type) with that part. Only matrices have columns."""
+
+    @abstractmethod
+    def unread(self, taken: set[str]) -> Iterable[str]:
+        """Names of tensors that are in the files and not in `taken`."""
+
+    def require(self, name: str, shape: Shape) -> None:
+        found = self.shape(name)
+        if found is None:
+            raise WeightError(f"tensor {name!r} of shape {list(shape)} is missing from the checkpoint")
+        if found != shape:
+            raise WeightError(f"tensor {name!r} has shape {list(found)} in the checkpoint; the model needs "
+                              f"{list(shape)}")
+
+    def close(self) -> None:  # noqa: B027  (nothing to close is the common case)
+        """Let go of the files."""
+
+
+class View:
+    """A checkpoint under a name prefix. `device` and `dtype` are those of the tensors handed out."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
+                 progress: Callable[[int], None] = lambda elements: None, prefix: str = "",
+                 taken: set[str] | None = None) -> None:
+        self.device = device
+        self.dtype = dtype
+        self._checkpoint = checkpoint
+        self._progress = progress
+        self._prefix = prefix
+        self._taken: set[str] = set() if taken is None else taken
+
+    def sub(self, name: str) -> View:
+        return View(self._checkpoint, self.device, self.dtype, self._progress, f"{self._prefix}{name}.", self._taken)
+
+    def has(self, name: str) -> bool:
+        return self._checkpoint.shape(self._prefix + name) is not None
+
+    def empty(self, *shape: int) -> torch.Tensor:
+        """Where several `take`s will write."""
+        return torch.empty(shape, device=self.device, dtype=self.dtype)
+
+    def take(self, name: str, shape: Shape, *, rows: slice = ALL, columns: slice = ALL,
+             out: torch.Tensor | None = None) -> torch.Tensor:
+        """That part of the tensor whose whole shape is `shape`, written to `out` where given.
+
+        Raises:
+            WeightError: the checkpoint has no such tensor, or one of another shape.
+        """
+        name = self._prefix + name
+        self._checkpoint.require(name, shape)
+        part = part_shape(shape, rows, columns)
+        if out is None:
+            out = self.empty(*part)
+        assert out.shape == part, (name, out.shape, part)
+        self._checkpoint.read(name, out, rows, columns)
+        self._taken.add(name)
+        self._progress(math.prod(shape))
+        return out
+
+    def refuse_unread(self, ignorable: Callable[[str], bool]) -> None:
+        """Raises WeightError where the checkpoint holds a tensor that no layer took: it is another model's."""
+        unread = sorted(name for name in self._checkpoint.unread(self._taken) if not ignorable(name))
+        if unread:
+            more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+            raise WeightError(f"the checkpoint holds tensors that the model has no place for: "
+                              f"{', '.join(unread[:5])}{more}; is its architecture the one that config.json names?")
+
+
+def part_shape(shape: Shape, rows: slice, columns: slice) -> Shape:
+    assert columns == ALL or len(shape) == 2, "columns are a matrix's"
+    sizes = list(shape)
+    sizes[0] = len(range(*rows.indices(sizes[0])))
+    if columns != ALL:
+        sizes[1] = len(range(*columns.indices(sizes[1])))
+    return tuple(sizes)

@@ -1,0 +1,41 @@
+"""Random weights made on the device, for measuring speed without a checkpoint. Same seed, same weights.
+
+Called by `engine.weights.load` for `--load-format dummy`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+
+import torch
+
+from engine.weights.checkpoint import Checkpoint, Shape
+
+
+class DummyCheckpoint(Checkpoint):
+    """Any tensor of any shape that is required; none that is optional."""
+
+    num_elements = 0
+
+    def __init__(self, seed: int, std: float) -> None:
+        self._seed = seed
+        self._std = std
+
+    def shape(self, name: str) -> Shape | None:
+        return None
+
+    def require(self, name: str, shape: Shape) -> None:
+        """Anything may be asked for."""
+
+    def read(self, name: str, out: torch.Tensor, rows: slice, columns: slice) -> None:
+        """Norm weights are 1 and biases 0, as before training; ranks get different parts by their offset."""
+        if out.dim() == 1:
+            out.fill_(0.0 if name.endswith("bias") else 1.0)
+            return
+        generator = torch.Generator(out.device)
+        generator.manual_seed(zlib.crc32(f"{self._seed} {name} {rows.start} {columns.start}".encode()))
+        out.normal_(0.0, self._std, generator=generator)
+
+    def unread(self, taken: set[str]) -> Iterable[str]:
+        return ()

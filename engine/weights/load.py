@@ -1,0 +1,83 @@
+"""Builds the model: opens the checkpoint, lets layers pull their weights from it, checks that nothing was left over.
+
+Refuses to know families and formats beyond their names. Called by `engine.execution.model_runner`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine.config import EngineConfig
+from engine.model_registry import ARCHITECTURES
+from engine.parallel import Parallel
+from engine.weights.checkpoint import Checkpoint, View
+from engine.weights.dummy import DummyCheckpoint
+
+if TYPE_CHECKING:
+    from engine.models.base import CausalLM  # above this module: models import weights
+
+_PHASE = "loading weights"
+_DEFAULT_STD = 0.02
+_REPORTED_STEP = 0.01
+
+
+def load_model(config: EngineConfig, parallel: Parallel, device: torch.device, dtype: torch.dtype,
+               progress: Callable[[str, float], None]) -> CausalLM:
+    """The model with this rank's weights on `device`.
+
+    Raises:
+        WeightError: the checkpoint does not fit the model; the message names the tensor.
+        ConfigError: the model asks for something that is not supported.
+    """
+    model_class = _model_class(config.model.architecture)
+    checkpoint = _open(config)
+    try:
+        view = View(checkpoint, device, dtype, _Counter(checkpoint.num_elements, progress))
+        progress(_PHASE, 0.0)
+        model: CausalLM = model_class(config.model, config.max_model_len, view, parallel)
+        view.refuse_unread(model.ignores)
+    finally:
+        checkpoint.close()
+    progress(_PHASE, 1.0)
+    return model
+
+
+def _model_class(architecture: str) -> Any:
+    module, name = ARCHITECTURES[architecture].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _open(config: EngineConfig) -> Checkpoint:
+    path = Path(config.model.path)
+    if config.args.load_format == "dummy":
+        return DummyCheckpoint(config.args.seed, config.model.hf.get("initializer_range", _DEFAULT_STD))
+    # The readers are imported late: each brings packages that the other does not need.
+    if config.model.file_format == "gguf":
+        from engine.weights.gguf import GgufCheckpoint
+
+        return GgufCheckpoint(path)
+    from engine.weights.safetensors import SafetensorsCheckpoint
+
+    return SafetensorsCheckpoint(path)
+
+
+class _Counter:
+    """Turns elements read into fractions, a hundred at most."""
+
+    def __init__(self, total: int, progress: Callable[[str, float], None]) -> None:
+        self._total = total
+        self._progress = progress
+        self._done = 0
+        self._reported = 0.0
+
+    def __call__(self, elements: int) -> None:
+        self._done += elements
+        fraction = min(self._done / self._total, 1.0) if self._total else 0.0
+        if fraction >= self._reported + _REPORTED_STEP:
+            self._reported = fraction
+            self._progress(_PHASE, fraction)

@@ -1,0 +1,39 @@
+"""The gated activation in Triton: one program a piece of a row. Contract: kernels/reference/activation.py."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import launch
+
+_KINDS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+
+
+def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
+    num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
+    if num_tokens:
+        grid = (num_tokens, triton.cdiv(size, launch.ACTIVATION_BLOCK))
+        _gated_activation[grid](gate_up, out, size, gate_up.stride(0), KIND=_KINDS[kind],
+                                BLOCK=launch.ACTIVATION_BLOCK)
+    return out
+
+
+@triton.jit
+def _gated_activation(gate_up, out, size, stride, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < size
+    gate = tl.load(gate_up + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * stride + size + columns, mask=inside, other=0.0).to(tl.float32)
+    if KIND == 0:
+        active = gate / (1.0 + tl.exp(-gate))
+    elif KIND == 1:
+        argument = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)  # sqrt(2 / pi)
+        active = gate * (1.0 - 1.0 / (tl.exp(2.0 * argument) + 1.0))  # (1 + tanh) / 2, without overflow
+    else:
+        active = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+    active = active.to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + row * size + columns, (active * up).to(out.dtype.element_ty), mask=inside)

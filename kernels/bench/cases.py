@@ -1,0 +1,149 @@
+"""Random inputs for the kernels, and the right answers in float64, written as plainly as possible.
+
+Shared by tests/kernels and by check_gpu.py and time_gpu.py beside it; not used at run time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+
+
+def poison(tensor: torch.Tensor) -> torch.Tensor:
+    """NaN everywhere: what a kernel forgets to write, or reads where nothing is, then shows."""
+    return tensor.fill_(torch.nan)
+
+
+def relative_error(out: torch.Tensor, right: torch.Tensor) -> float:
+    """|out - right| / |right|; NaN stays NaN and fails every comparison."""
+    right = right.double()
+    return float((out.double() - right).norm() / right.norm().clamp(min=1e-30))
+
+
+@dataclass(slots=True)
+class Paged:
+    """One step's attention: what AttentionInputs holds, and the cache that it speaks of."""
+
+    q: torch.Tensor  # [tokens, heads, head_dim], a strided view of a fused tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    inputs: SimpleNamespace
+    contexts: list[int]
+    queries: list[int]
+    scale: float
+
+
+def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int, head_dim: int, block_size: int = 16,
+          dtype: torch.dtype = torch.float32, device: str = "cpu", poisoned: bool = False) -> Paged:
+    """Sequences with their blocks scattered over the cache; those of one query come first.
+
+    Poisoned: all places of the cache that hold nothing are NaN, and unused block table entries lead to such a block.
+    """
+    num_decodes = next((i for i, n in enumerate(queries) if n > 1), len(queries))
+    max_context = max(*contexts, 1)
+    num_blocks = [-(-c // block_size) for c in contexts]
+    total = sum(num_blocks) + 2
+    shape = (total, kv_heads, block_size, head_dim)
+    k_cache, v_cache = (torch.randn(shape, dtype=dtype, device=device) for _ in range(2))
+    free = torch.randperm(total - 1) + 1
+    block_tables = torch.zeros((len(contexts), -(-max_context // block_size)), dtype=torch.int32)
+    used = torch.zeros(total, block_size, dtype=torch.bool)
+    start = 0
+    for row, (context, count) in enumerate(zip(contexts, num_blocks)):
+        blocks = free[start: start + count]
+        block_tables[row, :count] = blocks
+        places = torch.arange(context)
+        used[blocks[places // block_size], places % block_size] = True
+        start += count
+    if poisoned:
+        for cache in (k_cache, v_cache):
+            cache.masked_fill_(~used[:, None, :, None].to(device), torch.nan)
+    starts = torch.tensor([0, *queries]).cumsum(0)
+    positions = [torch.arange(c - n, c).clamp(min=0) for c, n in zip(contexts, queries)]
+    slots = [torch.where(torch.arange(n) < c, table[p // block_size] * block_size + p % block_size, -1)
+             for c, n, p, table in zip(contexts, queries, positions, block_tables)]
+    fused = torch.randn((int(starts[-1]), heads + 3, head_dim), dtype=dtype, device=device)
+    inputs = SimpleNamespace(
+        positions=torch.cat(positions).to(torch.int32).to(device), slots=torch.cat(slots).to(torch.int32).to(device),
+        query_starts=starts.to(torch.int32).to(device), block_tables=block_tables.to(device),
+        context_lens=torch.tensor(contexts, dtype=torch.int32, device=device), num_decodes=num_decodes,
+        max_query_len=max(queries), max_context_len=max_context, host_query_lens=queries, host_context_lens=contexts,
+        scratch={})
+    return Paged(fused[:, :heads], k_cache, v_cache, inputs, contexts, queries, head_dim**-0.5)
+
+
+def attention(case: Paged) -> torch.Tensor:
+    """[tokens, heads, head_dim] float64; zeros for padded sequences."""
+    out = torch.zeros(case.q.shape, dtype=torch.float64, device=case.q.device)
+    _, kv_heads, block_size, _ = case.k_cache.shape
+    group = case.q.shape[1] // kv_heads
+    start = 0
+    for row, (context, count) in enumerate(zip(case.contexts, case.queries)):
+        tokens = slice(start, start + count)
+        start += count
+        if context == 0:
+            continue
+        places = torch.arange(context, device=case.q.device)
+        blocks = case.inputs.block_tables[row].long()[places // block_size]
+        keys, values = (cache[blocks, :, places % block_size].double().repeat_interleave(group, dim=1)
+                        for cache in (case.k_cache, case.v_cache))  # [context, heads, head_dim]
+        scores = torch.einsum("qhd,chd->hqc", case.q[tokens].double(), keys) * case.scale
+        own = torch.arange(context - count, context, device=case.q.device)
+        scores.masked_fill_(places > own.unsqueeze(1), -torch.inf)
+        out[tokens] = torch.einsum("hqc,chd->qhd", scores.softmax(-1), values)
+    return out
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = x.double()
+    return wide / (wide.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+
+
+def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    if kind == "silu":
+        return gate * torch.sigmoid(gate) * up
+    approximate = "tanh" if kind == "gelu_tanh" else "none"
+    return torch.nn.functional.gelu(gate, approximate=approximate) * up
+
+
+def rotated(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """x [tokens, heads, head_dim] with its first dimensions rotated by angles [tokens, rotary_dim / 2], as complex."""
+    half = angles.shape[1]
+    wide = x.double()
+    turned = torch.complex(wide[..., :half], wide[..., half: 2 * half]) * torch.exp(1j * angles.double()).unsqueeze(1)
+    return torch.cat((turned.real, turned.imag, wide[..., 2 * half:]), dim=-1)
+
+
+def kept(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
+    """Which tokens of one row the filters keep, by sorting. [vocab] bool"""
+    z = logits.double() / temperature
+    keep = torch.ones_like(z, dtype=torch.bool)
+    weights = (z - z.max()).exp()
+    if min_p > 0:
+        keep &= weights >= min_p
+    if 0 < top_k < z.numel():
+        keep &= z >= z.sort(descending=True).values[top_k - 1]
+    if top_p < 1:
+        weights = torch.where(keep, weights, 0.0)
+        values, order = z.sort(descending=True)
+        before = weights[order].cumsum(0) - weights[order]
+        first = torch.searchsorted(-values, -values)  # the first of equal values decides for them all
+        within = torch.empty_like(keep)
+        within[order] = before[first] < top_p * weights.sum()
+        within[z == z.max()] = True
+        keep &= within
+    return keep
+
+
+def penalized(logits: torch.Tensor, prompt: list[int], output: list[int], repetition: float, presence: float,
+              frequency: float) -> torch.Tensor:
+    """One row, token by token."""
+    row = logits.double().clone()
+    for token in {*prompt, *output}:
+        row[token] = row[token] / repetition if row[token] > 0 else row[token] * repetition
+    for token in set(output):
+        row[token] -= presence + frequency * output.count(token)
+    return row

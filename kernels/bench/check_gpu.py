@@ -1,0 +1,190 @@
+"""Check every kernel on a CUDA device: `python -m kernels.bench.check_gpu [--quick]`.
+
+Each case draws fresh inputs, poisons what must not be read, and compares with float64. Prints one line a kernel and
+dtype with its worst relative error, and exits with 1 if any is beyond its tolerance (NaN always is).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from kernels import ops
+from kernels.bench import cases
+
+DEVICE = "cuda"
+# Relative errors. Rounding a result costs 4e-3 in bfloat16 and 5e-4 in float16 at worst; attention rounds weights too.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+GROUPS = [(4, 4), (9, 3), (16, 4), (14, 2), (16, 2), (8, 8)]  # groups of 1, 3, 4, 7, 8, 1
+
+Errors = Iterator[tuple[str, float]]  # what was checked, and its relative error
+
+
+def dtypes() -> list[torch.dtype]:
+    bfloat16 = torch.cuda.get_device_capability() >= (8, 0)
+    return [dtype for dtype in TOLERANCE if bfloat16 or dtype != torch.bfloat16]
+
+
+def check_norms(dtype: torch.dtype, quick: bool) -> Errors:
+    shapes = [(1, 1), (3, 33), (17, 576), (2, 896), (300, 4096), (5, 8192), (1, 16384)]
+    for rows, size in shapes[:4] if quick else shapes:
+        x, residual = (torch.randn(rows, size, device=DEVICE, dtype=dtype) for _ in range(2))
+        weight = torch.randn(size, device=DEVICE, dtype=dtype)
+        yield f"rms_norm {rows}x{size}", cases.relative_error(ops.rms_norm(x, weight, 1e-5),
+                                                              cases.rms_norm(x, weight, 1e-5))
+        total = x + residual
+        out = ops.add_rms_norm(x, residual, weight, 1e-5)
+        yield f"add_rms_norm {rows}x{size}", cases.relative_error(out, cases.rms_norm(total, weight, 1e-5))
+        yield f"residual {rows}x{size}", cases.relative_error(residual, total)
+    heads = torch.randn(7, 20 * 128, device=DEVICE, dtype=dtype)[:, 128: 9 * 128].view(7, 8, 128)
+    weight = torch.randn(128, device=DEVICE, dtype=dtype)
+    yield "rms_norm of heads", cases.relative_error(ops.rms_norm(heads, weight, 1e-6),
+                                                    cases.rms_norm(heads, weight, 1e-6))
+
+
+def check_activation(dtype: torch.dtype, quick: bool) -> Errors:
+    for kind, (rows, size) in itertools.product(("silu", "gelu_tanh", "gelu"), ((1, 1), (3, 1025), (200, 4864))):
+        gate_up = torch.randn(rows, 2 * size, device=DEVICE, dtype=dtype) * 3
+        yield f"{kind} {rows}x{size}", cases.relative_error(ops.gated_activation(gate_up, kind),
+                                                            cases.gated_activation(gate_up, kind))
+
+
+def check_rotary(dtype: torch.dtype, quick: bool) -> Errors:
+    shapes = [(64, 64), (128, 128), (80, 32), (96, 96), (256, 64)]
+    for (heads, kv_heads), (head_dim, rotary_dim), num_tokens in itertools.product(
+            GROUPS[:3] if quick else GROUPS, shapes, (1, 77)):
+        fused = torch.randn(num_tokens, heads + 2 * kv_heads, head_dim, device=DEVICE, dtype=dtype)
+        q, k, v = fused.split([heads, kv_heads, kv_heads], dim=1)
+        angles = torch.rand(1000, rotary_dim // 2, device=DEVICE) * 6
+        positions = torch.randint(1000, (num_tokens,), device=DEVICE, dtype=torch.int32)
+        slots = torch.randperm(10 * 16, device=DEVICE)[:num_tokens].to(torch.int32)
+        slots[num_tokens // 2 + 1:: 5] = -1
+        k_cache, v_cache = (cases.poison(torch.empty(10, kv_heads, 16, head_dim, device=DEVICE, dtype=dtype))
+                            for _ in range(2))
+        right = [cases.rotated(q, angles[positions]), cases.rotated(k, angles[positions]), v.double()]
+        ops.rotary_and_cache(q, k, v, torch.cat((angles.cos(), angles.sin()), 1), positions, slots, k_cache, v_cache)
+        name = f"rotary {heads}/{kv_heads} d{head_dim} r{rotary_dim} t{num_tokens}"
+        yield f"{name} q", cases.relative_error(q, right[0])
+        real = slots >= 0
+        blocks, offsets = (slots[real] // 16).long(), (slots[real] % 16).long()
+        for which, cache, expected in zip("kv", (k_cache, v_cache), right[1:]):
+            yield f"{name} {which}", cases.relative_error(cache[blocks, :, offsets], expected[real])
+            cache[blocks, :, offsets] = torch.nan
+            yield f"{name} {which} elsewhere", 0.0 if bool(cache.isnan().all()) else torch.inf
+
+
+def check_attention(dtype: torch.dtype, quick: bool) -> Errors:
+    steps = {
+        "boundaries": ([1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257], [1] * 16),
+        "one long": ([5000], [1]),
+        "uneven": ([4097, 1, 300, 2048, 777], [1] * 5),
+        "many": ([3 + 7 * i for i in range(200)], [1] * 200),
+        "padded": ([100, 3, 0, 0, 0], [1] * 5),
+        "prompts": ([1, 2, 17, 128, 129, 500], [1, 2, 17, 128, 129, 500]),
+        "chunks": ([700, 64, 1025, 300], [130, 2, 1, 299]),
+        "mixed": ([33, 900, 5, 600, 40], [1, 1, 1, 77, 40]),
+    }
+    if not quick:
+        steps["32k"] = ([32768, 1, 20001], [1, 1, 1])
+        steps["32k chunk"] = ([32768, 9000], [1, 300])
+    head_dims = [64, 128] if quick else [32, 64, 80, 96, 128, 256]
+    for head_dim, (name, (contexts, queries)) in itertools.product(head_dims, steps.items()):
+        for heads, kv_heads in GROUPS[1:4] if quick or name.startswith("32k") else GROUPS:
+            for block_size in (16,) if quick or head_dim not in (64, 128) else (16, 64, 128):
+                case = cases.paged(contexts, queries, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+                                   block_size=block_size, dtype=dtype, device=DEVICE, poisoned=True)
+                out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.scale)
+                yield (f"attention {name} {heads}/{kv_heads} d{head_dim} b{block_size}",
+                       cases.relative_error(out, cases.attention(case)))
+
+
+def check_copy(dtype: torch.dtype, quick: bool) -> Errors:
+    k_cache, v_cache = (torch.randn(9, 3, 16, 80, device=DEVICE, dtype=dtype) for _ in range(2))
+    before = [k_cache.clone(), v_cache.clone()]
+    sources, targets = torch.tensor([[5, 0, 5], [1, 6, 3]], dtype=torch.int32, device=DEVICE)
+    ops.copy_blocks(k_cache, v_cache, sources, targets)
+    for cache, old in zip((k_cache, v_cache), before):
+        old[targets.long()] = old[sources.long()]
+        yield "copy_blocks", cases.relative_error(cache, old)
+
+
+def check_penalties(dtype: torch.dtype, quick: bool) -> Errors:
+    vocab_size, rows = 3000, 6
+    tokens = torch.randint(vocab_size, (rows, 4000), device=DEVICE, dtype=torch.int32)
+    tokens[:, ::3] = 7  # often the same: atomics collide
+    row_ids = torch.randperm(rows, device=DEVICE).to(torch.int32)
+    prompt = torch.tensor([0, 5, 1000, 3999, 20, 1], dtype=torch.int32, device=DEVICE)
+    total = torch.tensor([4000, 5, 3000, 4000, 21, 1025], dtype=torch.int32, device=DEVICE)
+    numbers = torch.tensor([(1.3, 0, 0), (0.8, 0.5, -0.25), (1.5, 1, 1), (1, 0, 0.01), (1, 2, 0), (1, 0, 0)],
+                           device=DEVICE, dtype=torch.float32)
+    logits = torch.randn(rows, vocab_size, device=DEVICE)
+    right = [cases.penalized(row, tokens[r, :p].tolist(), tokens[r, p:t].tolist(), *n) for row, r, p, t, n in
+             zip(logits, row_ids.tolist(), prompt.tolist(), total.tolist(), numbers.tolist())]
+    ops.apply_penalties(logits, tokens, row_ids, prompt, total, *numbers.T.contiguous())
+    yield "apply_penalties", cases.relative_error(logits, torch.stack(right))
+
+
+def check_sampling(dtype: torch.dtype, quick: bool) -> Errors:
+    """Against the reference on the CPU: the share of rows whose token differs, less a rounding's worth."""
+    for vocab_size, rows, spread in ((7, 300, 2.0), (32000, 64, 2.5), (152064, 16, 1.0)):
+        logits = (torch.randn(rows, vocab_size, device=DEVICE) * spread).to(dtype)
+        seeds = torch.randint(-2**63, 2**63 - 1, (rows,), device=DEVICE)
+        positions = torch.randint(1 << 20, (rows,), dtype=torch.int32, device=DEVICE)
+        temperature = torch.rand(rows, device=DEVICE) + 0.3
+        temperature[::4] = 0
+        for k, p, m in ((0, 1.0, 0.0), (1, 1.0, 0.0), (50, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.05), (200, 0.8, 0.01)):
+            args = [logits, temperature, torch.full((rows,), k, dtype=torch.int32, device=DEVICE),
+                    torch.full((rows,), p, device=DEVICE), torch.full((rows,), m, device=DEVICE), seeds, positions]
+            filtered = (k, p, m) != (0, 1.0, 0.0)
+            ours = ops.sample(*args, filtered=filtered).cpu()
+            right = ops.sample(*(a.cpu() for a in args), filtered=filtered)
+            differing = float((ours != right).float().mean())
+            yield f"sample v{vocab_size} k{k} p{p} m{m}: {differing:.3f} differ", max(0.0, differing - 0.05)
+
+
+def check_logprobs(dtype: torch.dtype, quick: bool) -> Errors:
+    logits = torch.randn(9, 5000, device=DEVICE).to(dtype) * 3
+    token_ids = torch.randint(5000, (9,), device=DEVICE, dtype=torch.int32)
+    right = logits.double().log_softmax(-1)
+    logprob, rank, top_ids, top = ops.logprobs(logits, token_ids, 5)
+    chosen = right.gather(1, token_ids.long().unsqueeze(1))
+    yield "logprob", cases.relative_error(logprob, chosen.squeeze(1))
+    yield "rank", cases.relative_error(rank, (right > chosen).sum(1) + 1)
+    yield "top", cases.relative_error(top, right.gather(1, top_ids.long()))
+
+
+CHECKS = [check_norms, check_activation, check_rotary, check_attention, check_copy, check_penalties, check_sampling,
+          check_logprobs]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer shapes: about a minute")
+    parser.add_argument("--only", default="", help="run the checks with this in their name")
+    options = parser.parse_args(arguments)
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    failures: list[str] = []
+    for check in CHECKS:
+        if options.only not in check.__name__:
+            continue
+        for dtype in dtypes():
+            errors = list(check(dtype, options.quick))
+            bad = [f"{name} {dtype}: {error:.2e}" for name, error in errors if not error < TOLERANCE[dtype]]
+            worst_name, worst = max(errors, key=lambda item: (item[1] != item[1], item[1]))
+            print(f"{check.__name__:<18}{str(dtype)[6:]:<10}{len(errors):>5} cases  worst {worst:.1e} ({worst_name})  "
+                  f"{'FAILED' if bad else 'ok'}", flush=True)
+            failures += bad
+    for line in failures[:40]:
+        print("FAILED", line)
+    print(f"{len(failures)} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Launch parameters of every Triton kernel, by device family: measured once, kept here, never tuned at request time.
+
+Knows numbers only. Called by the kernels' wrappers; a new device family is one more line in each table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows and columns of a program's tile, and how it is compiled."""
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+# family -> {(bytes of an element, widest padded head_dim that it is for): tile}, narrowest first.
+_DECODE = {
+    "hopper": {
+        (2, 64): Tile(16, 128, 4, 3), (2, 128): Tile(16, 64, 4, 3), (2, 256): Tile(16, 32, 4, 3),
+        (4, 64): Tile(16, 64, 4, 2), (4, 128): Tile(16, 32, 4, 2), (4, 256): Tile(16, 16, 4, 2),
+    },
+    "ampere": {
+        (2, 64): Tile(16, 128, 4, 2), (2, 128): Tile(16, 64, 4, 2), (2, 256): Tile(16, 32, 4, 2),
+        (4, 64): Tile(16, 64, 4, 2), (4, 128): Tile(16, 32, 4, 2), (4, 256): Tile(16, 16, 4, 2),
+    },
+    "default": {
+        (2, 64): Tile(16, 64, 4, 1), (2, 128): Tile(16, 32, 4, 1), (2, 256): Tile(16, 16, 4, 1),
+        (4, 64): Tile(16, 32, 4, 1), (4, 128): Tile(16, 16, 4, 1), (4, 256): Tile(16, 16, 4, 1),
+    },
+}
+_PREFILL = {
+    "hopper": {
+        (2, 64): Tile(128, 128, 8, 3), (2, 128): Tile(128, 64, 8, 3), (2, 256): Tile(64, 64, 8, 2),
+        (4, 64): Tile(64, 32, 8, 2), (4, 128): Tile(32, 32, 8, 2), (4, 256): Tile(16, 16, 4, 2),
+    },
+    "ampere": {
+        (2, 64): Tile(128, 64, 8, 2), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(64, 32, 8, 2),
+        (4, 64): Tile(32, 32, 4, 2), (4, 128): Tile(32, 16, 4, 2), (4, 256): Tile(16, 16, 4, 1),
+    },
+    "default": {
+        (2, 64): Tile(64, 32, 4, 1), (2, 128): Tile(32, 32, 4, 1), (2, 256): Tile(16, 16, 4, 1),
+        (4, 64): Tile(16, 32, 4, 1), (4, 128): Tile(16, 16, 4, 1), (4, 256): Tile(16, 16, 4, 1),
+    },
+}
+
+SPLIT_MIN_TOKENS = 256  # a decode split of fewer K/V tokens costs more than it saves
+MAX_SPLITS = 64
+WAVES = 4  # decode programs wanted for each multiprocessor
+
+ACTIVATION_BLOCK = 1024
+COPY_BLOCK = 4096
+PENALTY_BLOCK = 1024
+SAMPLE_BLOCK = 4096  # vocabulary entries at a time, each of 8 warps' threads holding 16
+THRESHOLD_BLOCK = 8192
+SAMPLE_WARPS = 8
+THRESHOLD_WARPS = 16
+
+
+def family(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "default"  # the interpreter
+    return _family(device.index or 0)
+
+
+@cache
+def _family(index: int) -> str:
+    major, _ = torch.cuda.get_device_capability(index)
+    return {9: "hopper", 8: "ampere"}.get(major, "default")
+
+
+@cache
+def _num_multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def num_multiprocessors(device: torch.device) -> int:
+    return _num_multiprocessors(device.index or 0) if device.type == "cuda" else 2
+
+
+def decode_tile(device: torch.device, element_bytes: int, padded_head_dim: int) -> Tile:
+    return _pick(_DECODE[family(device)], element_bytes, padded_head_dim)
+
+
+def prefill_tile(device: torch.device, element_bytes: int, padded_head_dim: int) -> Tile:
+    return _pick(_PREFILL[family(device)], element_bytes, padded_head_dim)
+
+
+def _pick(tiles: dict[tuple[int, int], Tile], element_bytes: int, padded_head_dim: int) -> Tile:
+    return next(tile for (size, width), tile in tiles.items() if size == element_bytes and width >= padded_head_dim)
+
+
+def num_splits(device: torch.device, num_programs: int, max_context_len: int) -> int:
+    """Into how many parts a sequence's decode is cut: a power of two, from numbers that the host knows."""
+    wanted = WAVES * num_multiprocessors(device) // max(num_programs, 1)
+    allowed = min(max_context_len // SPLIT_MIN_TOKENS, MAX_SPLITS)
+    return 1 << (max(1, min(wanted, allowed)).bit_length() - 1)
+
+
+def warps_for(block: int) -> int:
+    """Warps of a program that holds one row of `block` elements."""
+    return max(1, min(16, block // 512))

@@ -1,0 +1,84 @@
+"""The one door to the kernels: a CPU tensor goes to `kernels.reference`, a CUDA tensor to the Triton file of that name.
+
+The table below is the registry: a new kernel is one file here, one in reference/, one line in the table, one function.
+Every function's contract is in the docstring of its reference. Triton is imported at the first CUDA call.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_STEM = {
+    "rms_norm": "norms",
+    "add_rms_norm": "norms",
+    "gated_activation": "activation",
+    "rotary_and_cache": "rotary",
+    "paged_attention": "attention",
+    "copy_blocks": "blocks",
+    "apply_penalties": "penalties",
+    "sample": "sampling",
+    "logprobs": "logprobs",
+}
+_PACKAGE = {"cpu": "kernels.reference", "cuda": "kernels"}
+
+
+class _Functions(dict[str, Any]):
+    """device type -> {name: function}, imported at the first use of that device type."""
+
+    def __missing__(self, device_type: str) -> dict[str, Any]:
+        package = _PACKAGE[device_type]
+        table = {name: getattr(importlib.import_module(f"{package}.{stem}"), name) for name, stem in _STEM.items()}
+        self[device_type] = table
+        return table
+
+
+_FUNCTIONS = _Functions()
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["rms_norm"](x, weight, eps)
+
+
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["add_rms_norm"](x, residual, weight, eps)
+
+
+def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
+    return _FUNCTIONS[gate_up.device.type]["gated_activation"](gate_up, kind)
+
+
+def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor,
+                     slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+    _FUNCTIONS[q.device.type]["rotary_and_cache"](q, k, v, cos_sin, positions, slots, k_cache, v_cache)
+
+
+def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any,
+                    scale: float) -> torch.Tensor:
+    """`inputs` is an engine.attention.inputs.AttentionInputs."""
+    return _FUNCTIONS[q.device.type]["paged_attention"](q, k_cache, v_cache, inputs, scale)
+
+
+def copy_blocks(k_cache: torch.Tensor, v_cache: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> None:
+    _FUNCTIONS[k_cache.device.type]["copy_blocks"](k_cache, v_cache, sources, targets)
+
+
+def apply_penalties(logits: torch.Tensor, tokens: torch.Tensor, row_ids: torch.Tensor, num_prompt: torch.Tensor,
+                    num_total: torch.Tensor, repetition: torch.Tensor, presence: torch.Tensor,
+                    frequency: torch.Tensor) -> None:
+    _FUNCTIONS[logits.device.type]["apply_penalties"](logits, tokens, row_ids, num_prompt, num_total, repetition,
+                                                      presence, frequency)
+
+
+def sample(logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor,
+           min_p: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, *, filtered: bool) -> torch.Tensor:
+    return _FUNCTIONS[logits.device.type]["sample"](logits, temperature, top_k, top_p, min_p, seeds, positions,
+                                                    filtered=filtered)
+
+
+def logprobs(logits: torch.Tensor, token_ids: torch.Tensor,
+             num_top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _FUNCTIONS[logits.device.type]["logprobs"](logits, token_ids, num_top)

@@ -1,0 +1,25 @@
+"""RMS norms, alone and fused with the residual addition. Called by layers through kernels.ops."""
+
+from __future__ import annotations
+
+import torch
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """out = x / sqrt(mean(x^2) + eps) * weight, over the last dimension.
+
+    x: [..., size], last dimension contiguous; weight: [size]; out: new, of x's shape and dtype.
+    Mean and quotient in float32; the quotient is rounded to x.dtype before the weight multiplies it.
+    """
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+    return (wide * scale).to(x.dtype).mul_(weight)
+
+
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """residual += x in place; returns rms_norm(residual, weight, eps).
+
+    The sum is rounded to residual.dtype once, and the norm is taken of the rounded sum.
+    """
+    residual.add_(x)
+    return rms_norm(residual, weight, eps)

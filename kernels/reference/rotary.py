@@ -1,0 +1,34 @@
+"""Rotary embedding of q and k, fused with the write of k and v into the paged cache."""
+
+from __future__ import annotations
+
+import torch
+
+
+def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor,
+                     slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the two halves of the first rotary_dim dimensions of a head.
+
+    q: [tokens, heads, head_dim], rotated in place; k, v: [tokens, kv_heads, head_dim], may be overwritten; all three
+    may be strided views of one tensor with a contiguous last dimension. cos_sin: [positions, rotary_dim] float32, cos
+    first, sin second. k_cache, v_cache: [blocks, kv_heads, block_size, head_dim]; slot = block * block_size + offset,
+    and a negative slot is written nowhere. The rotation is computed in float32 and rounded once.
+    """
+    cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)  # each [tokens, 1, rotary_dim / 2]
+    _rotate(q, cos, sin)
+    _rotate(k, cos, sin)
+    if int(slots.min()) < 0:
+        real = slots >= 0
+        k, v, slots = k[real], v[real], slots[real]
+    block_size = k_cache.shape[2]
+    blocks, offsets = slots // block_size, slots % block_size
+    k_cache[blocks, :, offsets] = k
+    v_cache[blocks, :, offsets] = v
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    half = cos.shape[-1]
+    a, b = x[..., :half], x[..., half: 2 * half]
+    rotated_a = (a * cos).sub_(b * sin)  # float32, as cos is
+    b.copy_((b * cos).add_(a * sin))
+    a.copy_(rotated_a)

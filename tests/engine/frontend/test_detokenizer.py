@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.frontend.detokenizer import Detokenizer
+from engine.frontend.tokenizer import Tokenizer
+from tests.engine.frontend.conftest import SMOLLM2_TEXT
+
+FUNCTION_SCOPED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def pieces(detokenizer: Detokenizer, ids: list[int], cuts: list[int]) -> list[str]:
+    """The deltas for `ids` cut into runs of the given lengths, then one by one."""
+    texts, rest = [], ids
+    for cut in cuts:
+        texts.append(detokenizer.push(rest[:cut]))
+        rest = rest[cut:]
+    return [*texts, *(detokenizer.push([i]) for i in rest), detokenizer.flush()]
+
+
+@given(text=SMOLLM2_TEXT, cuts=st.lists(st.integers(0, 5), max_size=5))
+def test_deltas_add_up_to_the_text(smollm2: Tokenizer, text: str, cuts: list[int]) -> None:
+    deltas = pieces(Detokenizer(smollm2, [], skip_special_tokens=False), smollm2.encode(text), cuts)
+    assert "".join(deltas) == text
+
+
+@given(ids=st.lists(st.integers(0, 49151)), skip=st.booleans(), cuts=st.lists(st.integers(0, 5), max_size=5))
+def test_deltas_of_any_ids_add_up_to_decode(smollm2: Tokenizer, ids: list[int], skip: bool, cuts: list[int]) -> None:
+    assert "".join(pieces(Detokenizer(smollm2, [], skip), ids, cuts)) == smollm2.decode(ids, skip)
+
+
+@FUNCTION_SCOPED
+@given(ids=st.lists(st.integers(0, 274)), cuts=st.lists(st.integers(0, 5), max_size=5))
+def test_sentencepiece_deltas_add_up_to_decode(sentencepiece: Tokenizer, ids: list[int], cuts: list[int]) -> None:
+    assert "".join(pieces(Detokenizer(sentencepiece, []), ids, cuts)) == sentencepiece.decode(ids)
+
+
+def test_a_character_is_shown_only_when_whole(smollm2: Tokenizer) -> None:
+    text = "🎉漢é"
+    detokenizer = Detokenizer(smollm2, [])
+    deltas = [detokenizer.push([i]) for i in smollm2.encode(text)]
+    assert "".join(deltas) == text
+    assert len([delta for delta in deltas if not delta]) > 0
+    assert not any("\ufffd" in delta for delta in deltas)
+
+
+def test_an_unfinished_character_is_flushed_as_replacement(smollm2: Tokenizer) -> None:
+    ids = smollm2.encode("🎉")
+    detokenizer = Detokenizer(smollm2, [])
+    assert detokenizer.push(ids[:1]) == ""
+    assert detokenizer.flush() == "\ufffd"
+
+
+def test_a_continuation_keeps_the_space_before_its_first_word(sentencepiece: Tokenizer) -> None:
+    prompt, word = sentencepiece.encode("hello"), sentencepiece.encode("a", False)
+    assert Detokenizer(sentencepiece, prompt).push(word) == " a"
+    assert Detokenizer(sentencepiece, [1]).push(word) == "a"  # after BOS alone it is the text's first word
+
+
+@given(text=SMOLLM2_TEXT, cut=st.integers(0, 20))
+def test_a_prompt_may_end_inside_a_character(smollm2: Tokenizer, text: str, cut: int) -> None:
+    ids = smollm2.encode(text)
+    detokenizer = Detokenizer(smollm2, ids[:cut], skip_special_tokens=False)
+    continuation = detokenizer.push(ids[cut:]) + detokenizer.flush()
+    assert text.endswith(continuation)
+    assert smollm2.decode(ids[:cut], False).rstrip("\ufffd") + continuation in (text, text.replace("\ufffd", ""))
+
+
+def test_special_tokens_are_shown_on_request(smollm2: Tokenizer) -> None:
+    ids = smollm2.encode("a<|im_end|>b")
+    assert Detokenizer(smollm2, [], skip_special_tokens=True).push(ids) == "ab"
+    assert Detokenizer(smollm2, [], skip_special_tokens=False).push(ids) == "a<|im_end|>b"

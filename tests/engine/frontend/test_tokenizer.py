@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models
+
+from engine.errors import ConfigError, InvalidRequestError
+from engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from tests.conftest import smollm2_file
+from tests.engine.frontend.conftest import SMOLLM2_TEXT, model_at
+
+TEXTS = ["", "Hello world", " leading", "1234 567", "<|im_start|>user\nhi<|im_end|>\n", "naïve 漢字 🎉👨‍👩‍👧", "a\r\n\tb  "]
+TOKENIZER = load_tokenizer(model_at(smollm2_file()))
+
+
+def save(directory: Path, **config: Any) -> Path:
+    """SmolLM2's tokenizer as a Hugging Face directory."""
+    TOKENIZER._rust.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>",
+        "bos_token": {"content": "<|im_start|>", "__type": "AddedToken"}, **config}))
+    return directory
+
+
+@pytest.mark.parametrize("config", [
+    {},
+    {"add_bos_token": True},
+    {"add_bos_token": True, "add_eos_token": True},
+    {"added_tokens_decoder": {"49152": {"content": "<tool>", "special": False, "normalized": False}}},
+    {"model_max_length": 3},
+])
+def test_a_directory_tokenizes_as_transformers_does(tmp_path: Path, config: dict[str, Any]) -> None:
+    from transformers import AutoTokenizer
+
+    save(tmp_path, **config)
+    ours, theirs = load_tokenizer(model_at(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*TEXTS, "a<tool>b"]:
+        for special in (True, False):
+            ids = theirs.encode(text, add_special_tokens=special)
+            assert ours.encode(text, special) == ids
+            for skip in (True, False):
+                assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip)
+    assert (ours.bos_token_id, ours.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
+
+
+@given(SMOLLM2_TEXT)
+def test_any_unicode_comes_back(text: str) -> None:
+    assert TOKENIZER.decode(TOKENIZER.encode(text), skip_special_tokens=False) == text
+
+
+@given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1)), st.booleans())
+def test_any_ids_decode_as_the_reference_does(ids: list[int], skip: bool) -> None:
+    assert TOKENIZER.decode(ids, skip) == TOKENIZER._rust.decode(ids, skip_special_tokens=skip)
+
+
+def test_ids_beyond_the_vocabulary_have_no_text() -> None:
+    assert TOKENIZER.decode([TOKENIZER.vocab_size, 10**9, -1]) == ""
+
+
+def test_token_bytes_add_up_to_the_text() -> None:
+    text = "漢字 and 🎉"
+    ids = TOKENIZER.encode(text)
+    assert b"".join(TOKENIZER.token_bytes(i) for i in ids) == text.encode()
+    assert "\ufffd" in "".join(TOKENIZER.token_text(i) for i in ids)  # characters made of several tokens
+
+
+def test_sentencepiece_text_has_no_space_that_was_not_there(sentencepiece: Tokenizer) -> None:
+    for text in ("hello", " hello", "  a", "é", ""):
+        ids = sentencepiece.encode(text)
+        assert sentencepiece.decode(ids) == text
+        assert sentencepiece.decode(ids) == sentencepiece._rust.decode(ids)
+
+
+def test_lone_surrogates_are_refused() -> None:
+    with pytest.raises(InvalidRequestError):
+        TOKENIZER.encode("a\ud800")
+
+
+def test_threads_may_share_a_tokenizer() -> None:
+    want = [TOKENIZER.encode(text * 50) for text in TEXTS]
+    got: list[list[list[int]]] = []
+    threads = [threading.Thread(target=lambda: got.append([TOKENIZER.encode(text * 50) for text in TEXTS]))
+               for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [want] * 4
+
+
+def test_batches_encode_as_single_texts_do() -> None:
+    assert TOKENIZER.encode_batch(TEXTS) == [TOKENIZER.encode(text) for text in TEXTS]
+
+
+def test_eos_comes_from_the_model_where_the_tokenizer_is_silent(tmp_path: Path) -> None:
+    TOKENIZER._rust.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(model_at(tmp_path, bos_token_id=1, eos_token_ids=(2, 0)))
+    assert tokenizer.special_tokens == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+
+
+def test_templates_of_a_directory_are_found_by_name(tmp_path: Path) -> None:
+    save(tmp_path, chat_template=[{"name": "default", "template": "A"}, {"name": "tool_use", "template": "B"}])
+    assert load_tokenizer(model_at(tmp_path)).chat_templates == {"default": "A", "tool_use": "B"}
+    (tmp_path / "chat_template.jinja").write_text("C")
+    assert load_tokenizer(model_at(tmp_path)).chat_templates == {"default": "C", "tool_use": "B"}
+
+
+def test_the_argument_comes_before_the_model(tmp_path: Path) -> None:
+    save(tmp_path, chat_template="mine")
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        assert load_tokenizer(model_at(smollm2_file()), str(path)).chat_templates == {"default": "mine"}
+
+
+def test_added_tokens_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
+    save(tmp_path, added_tokens_decoder={"60000": {"content": "<far>"}})
+    with pytest.raises(ConfigError, match="'<far>' at id 60000"):
+        load_tokenizer(model_at(tmp_path))
+
+
+def test_an_unsupported_decoder_is_an_error(tmp_path: Path) -> None:
+    rust = RustTokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    rust.decoder = decoders.CTC()
+    rust.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match="CTC"):
+        load_tokenizer(model_at(tmp_path))
+
+
+@pytest.mark.parametrize(("file", "content", "message"), [
+    ("tokenizer.json", "{", "cannot be read"),
+    ("tokenizer_config.json", "[1]", "must hold a JSON object"),
+    ("tokenizer_config.json", "{", "not valid JSON"),
+])
+def test_broken_files_are_errors_that_name_them(tmp_path: Path, file: str, content: str, message: str) -> None:
+    save(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ConfigError, match=f"{file}.*{message}"):
+        load_tokenizer(model_at(tmp_path))
+
+
+def test_no_tokenizer_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--tokenizer DIR"):
+        load_tokenizer(model_at(tmp_path))
+    with pytest.raises(ConfigError, match="--tokenizer"):
+        load_tokenizer(model_at(tmp_path), "some/name")
+
+
+def test_the_text_side_brings_neither_torch_nor_transformers() -> None:
+    modules = ["tokenizer", "chat_template", "detokenizer", "stop", "generation", "outputs", "gguf_tokenizer"]
+    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
+            + "".join(f"import engine.frontend.{name}\n" for name in modules)
+            + "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))")
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,0 +1,303 @@
+"""The scheduler against a simulated device, which carries out plans literally and checks what each token attends to.
+
+The fake model's next token is a hash of all tokens before it and the seed, and the K and V of a position are a hash
+of all tokens up to it. So any wrong block, stale copy, lost or repeated token changes the output or fails a check.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from engine.config import SchedulerConfig
+from engine.errors import InvalidRequestError
+from engine.messages import Sampling
+from engine.plan import StepPlan, StepResult
+from engine.scheduling.request import Request, RequestStatus
+from engine.scheduling.scheduler import Scheduler
+
+VOCAB_SIZE = 11
+
+
+def chain(token_ids: list[int]) -> list[int]:
+    """What K and V of each position are a function of."""
+    value, values = 1, []
+    for token_id in token_ids:
+        value = hash((value, token_id))
+        values.append(value)
+    return values
+
+
+def next_token(token_ids: list[int], seed: int) -> int:
+    return hash((chain(token_ids)[-1], seed, len(token_ids))) % VOCAB_SIZE
+
+
+def undisturbed(request: Request, max_model_len: int) -> tuple[list[int], str]:
+    """The tokens and finish reason of a request that runs alone."""
+    token_ids = request.token_ids.copy()
+    limit = min(request.num_prompt_tokens + request.sampling.max_tokens, max_model_len)
+    while True:
+        token_ids.append(next_token(token_ids, request.seed))
+        if token_ids[-1] in request.sampling.stop_token_ids:
+            return token_ids, "stop"
+        if len(token_ids) == limit:
+            return token_ids, "length"
+
+
+class SimulatedDevice:
+    """Carries a plan out in the order of its docstring."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.cache: dict[tuple[int, int], int] = {}  # (block, offset) -> chain value
+        self.tokens: dict[int, list[int]] = {}  # row -> token ids, sampled ones included
+        self.seeds: dict[int, int] = {}
+        self.tables: dict[int, dict[int, int]] = {}  # row -> column -> block
+
+    def slot(self, row: int, position: int) -> tuple[int, int]:
+        column, offset = divmod(position, self.config.block_size)
+        return self.tables[row][column], offset
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self.check_shape(plan)
+        for source, target in zip(plan.copy_sources, plan.copy_targets):
+            for offset in range(self.config.block_size):
+                self.cache[target, offset] = self.cache.get((source, offset), 0)
+        for new in plan.new_rows:
+            self.tokens[new.row] = new.token_ids.copy()
+            self.seeds[new.row] = new.seed
+            self.tables[new.row] = {}
+        for row, column, block in zip(plan.block_rows, plan.block_columns, plan.block_ids):
+            self.tables[row][column] = block
+        spans = list(zip(plan.rows, plan.starts, plan.num_tokens))
+        self.write(spans)
+        for row, start, num_tokens in spans:
+            length = start + num_tokens
+            context = [self.cache[self.slot(row, position)] for position in range(length)]
+            assert context == chain(self.tokens[row][:length]), f"row {row} attends to tokens that are not its own"
+        sampled = []
+        for (row, start, num_tokens), samples in zip(spans, plan.samples):
+            if samples:
+                assert len(self.tokens[row]) == start + num_tokens
+                sampled.append(next_token(self.tokens[row], self.seeds[row]))
+                self.tokens[row].append(sampled[-1])
+        return StepResult(sampled)
+
+    def write(self, spans: list[tuple[int, int, int]]) -> None:
+        written: dict[int, int] = {}  # block -> row
+        for row, start, num_tokens in spans:
+            values = chain(self.tokens[row][:start + num_tokens])
+            assert len(values) == start + num_tokens, "a token is computed before it is sampled"
+            for position in range(start, start + num_tokens):
+                block, offset = self.slot(row, position)
+                assert written.setdefault(block, row) == row, f"two rows write to block {block}"
+                self.cache[block, offset] = values[position]
+
+    def check_shape(self, plan: StepPlan) -> None:
+        config = self.config
+        assert 0 < sum(plan.num_tokens) <= config.max_num_batched_tokens
+        assert len(plan.rows) == len(set(plan.rows)) <= config.max_num_seqs
+        assert len(plan.rows) == len(plan.starts) == len(plan.num_tokens) == len(plan.samples)
+        assert [n == 1 for n in plan.num_tokens] == [i < plan.num_decodes for i in range(len(plan.rows))]
+        assert all(0 <= row < config.max_num_seqs for row in plan.rows)
+        assert all(0 <= block < config.num_blocks for block in plan.block_ids)
+        assert len(plan.copy_targets) == len(set(plan.copy_targets))
+        assert not set(plan.copy_sources) & set(plan.copy_targets)
+
+
+def check_holdings(scheduler: Scheduler) -> None:
+    """No block leaked, none owned twice but by sharing, nothing held by those that do not run."""
+    pool = scheduler._allocator.pool
+    held = Counter(block for request in scheduler._running for block in request.blocks)
+    assert pool.reference_counts == [held[block] for block in range(pool.num_blocks)]
+    assert sorted(pool.free_blocks()) == [block for block in range(pool.num_blocks) if not held[block]]
+    assert scheduler.kv_usage == 1 - pool.num_free / pool.num_blocks
+    rows = [request.row for request in scheduler._running]
+    assert sorted(rows + scheduler._free_rows) == list(range(scheduler.config.max_num_seqs))
+    assert [r.order for r in scheduler._running] == sorted(r.order for r in scheduler._running)
+    for request in scheduler._requests.values():
+        assert request.num_computed < request.num_total <= request.max_total
+        if request.status is not RequestStatus.RUNNING:
+            assert not request.blocks
+            assert request.row == -1
+
+
+@dataclass
+class Group:
+    """Samples of one prompt, and the loop turns at which they come and at which some of them are aborted."""
+
+    turn: int
+    prompt: list[int]
+    num_samples: int
+    sampling: Sampling
+    outputs: list[int]
+    priority: int
+    aborts: dict[int, int] = field(default_factory=dict)  # sample -> turn
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> Group:
+    base = draw(st.sampled_from([[1, 2, 3, 4, 5, 6, 7, 8] * 4, [1, 2, 3, 4, 9, 9, 9, 9] * 4]))
+    num_samples = draw(st.sampled_from([1, 1, 2, 3, 4]))
+    return Group(
+        turn=draw(st.integers(0, 25)),
+        prompt=base[:draw(st.integers(1, 28))],
+        num_samples=num_samples,
+        sampling=Sampling(max_tokens=draw(st.integers(1, 14)),
+                          stop_token_ids=draw(st.sampled_from([(), (0,), (1, 2, 3)]))),
+        outputs=draw(st.sampled_from([[], [], [], [4], [7, 8, 9]])),
+        priority=draw(st.sampled_from([0, 0, 0, -1, 1])),
+        aborts=draw(st.dictionaries(st.integers(0, num_samples - 1), st.integers(0, 60), max_size=2)),
+    )
+
+
+CONFIGS = st.builds(
+    SchedulerConfig,
+    num_blocks=st.integers(4, 40),
+    block_size=st.sampled_from([1, 2, 4]),
+    max_num_seqs=st.integers(1, 6),
+    max_num_batched_tokens=st.one_of(st.integers(1, 12), st.integers(1, 64)),
+    max_model_len=st.integers(8, 48),
+    enable_prefix_caching=st.booleans(),
+)
+
+
+class Simulation:
+    """One run: groups come and are aborted at their turns; up to `depth` steps are left uncommitted."""
+
+    def __init__(self, config: SchedulerConfig, groups: list[Group], depth: int) -> None:
+        self.scheduler = Scheduler(config)
+        self.device = SimulatedDevice(config)
+        self.groups = groups
+        self.depth = depth
+        self.in_flight: list[tuple[StepPlan, StepResult]] = []
+        self.expected: dict[Hashable, tuple[list[int], str]] = {}
+        self.requests: dict[Hashable, Request] = {}
+        self.ended: dict[Hashable, str] = {}
+        self.num_copies = 0
+
+    def run(self) -> None:
+        turn = 0
+        last = max((g.turn for g in self.groups), default=0)
+        while turn <= last or self.scheduler.has_work:
+            self.arrivals_and_aborts(turn)
+            plan = self.scheduler.plan()
+            check_holdings(self.scheduler)
+            if plan is not None:
+                self.in_flight.append((plan, self.device.run(plan)))
+                self.num_copies += len(plan.copy_sources)
+            elif self.scheduler.num_waiting or self.scheduler.num_running:
+                assert self.in_flight, "nothing runs, nothing is in flight, and requests are unfinished"
+            allowed = self.depth if plan is not None else max(len(self.in_flight) - 1, 0)
+            while len(self.in_flight) > allowed:
+                self.commit()
+            turn += 1
+            assert turn < 3000, "no progress"
+
+    def arrivals_and_aborts(self, turn: int) -> None:
+        config = self.scheduler.config
+        for number, group in enumerate(self.groups):
+            if group.turn == turn:
+                try:
+                    self.scheduler.check_admissible(len(group.prompt), group.sampling.max_tokens, len(group.outputs))
+                except InvalidRequestError:
+                    continue
+                requests = [Request((number, sample), group.prompt, group.sampling, 100 * number + sample,
+                                    output_token_ids=group.outputs if sample % 2 == 0 else [],
+                                    priority=group.priority) for sample in range(group.num_samples)]
+                for request in requests:
+                    self.requests[request.key] = request
+                    self.expected[request.key] = undisturbed(request, config.max_model_len)
+                self.scheduler.add(requests)
+            for sample, abort_turn in group.aborts.items():
+                key = (number, sample)
+                if abort_turn == turn and key in self.requests and key not in self.ended:
+                    assert self.scheduler.abort(key) is self.requests[key]
+                    self.ended[key] = "abort"
+        check_holdings(self.scheduler)
+
+    def commit(self) -> None:
+        plan, result = self.in_flight.pop(0)
+        for event_ in self.scheduler.commit(plan, result):
+            key = event_.request.key
+            assert key not in self.ended, "a token after the end"
+            assert event_.token_id == event_.request.token_ids[-1]
+            if event_.finish_reason:
+                self.ended[key] = event_.finish_reason
+        check_holdings(self.scheduler)
+
+    def check_outputs(self) -> None:
+        assert self.ended.keys() == self.requests.keys()
+        for key, request in self.requests.items():
+            token_ids, reason = self.expected[key]
+            assert request.status is RequestStatus.FINISHED
+            assert request.finish_reason == self.ended[key]
+            if self.ended[key] == "abort":
+                assert request.token_ids == token_ids[:len(request.token_ids)]
+            else:
+                assert (request.token_ids, self.ended[key]) == (token_ids, reason)
+        assert self.scheduler.kv_usage == 0
+        assert self.scheduler.num_running == self.scheduler.num_waiting == 0
+        assert not self.scheduler._waiting
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(CONFIGS, st.lists(groups(), min_size=1, max_size=7), st.integers(0, 2))
+def test_every_request_gets_the_tokens_of_an_undisturbed_run(config: SchedulerConfig, groups: list[Group],
+                                                             depth: int) -> None:
+    simulation = Simulation(config, groups, depth)
+    simulation.run()
+    simulation.check_outputs()
+    event(f"preempted: {simulation.scheduler.num_preemptions > 0}")
+    event(f"prefix hits: {simulation.scheduler.prefix_hits > 0}")
+
+
+def crowded(rng: random.Random) -> Simulation:
+    """Many samples at once, over a cache that is hardly larger than one of them."""
+    block_size = rng.choice([1, 2, 4])
+    config = SchedulerConfig(
+        num_blocks=rng.randint(40, 56) // block_size, block_size=block_size, max_num_seqs=rng.randint(2, 8),
+        max_num_batched_tokens=rng.choice([1, 3, 7, 16, 64]), max_model_len=40,
+        enable_prefix_caching=rng.random() < 0.5)
+    base = [rng.randrange(VOCAB_SIZE) for _ in range(24)]
+    groups = []
+    for _ in range(rng.randint(3, 8)):
+        prompt = base[:rng.randint(0, 16)] + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 6))]
+        num_samples = rng.choice([1, 1, 2, 3, 5])
+        groups.append(Group(
+            turn=rng.randint(0, 12), prompt=prompt, num_samples=num_samples,
+            sampling=Sampling(max_tokens=rng.randint(2, 24), stop_token_ids=rng.choice([(), (), (0,)])),
+            outputs=[3] * rng.choice([0, 0, 1]), priority=rng.choice([0, 0, 0, 1, -1]),
+            aborts={rng.randrange(num_samples): rng.randint(0, 60)} if rng.random() < 0.3 else {}))
+    return Simulation(config, groups, depth=rng.randint(0, 2))
+
+
+def test_requests_in_a_crowd_get_the_tokens_of_an_undisturbed_run() -> None:
+    num_preemptions = num_hits = num_copies = 0
+    for seed in range(500):
+        simulation = crowded(random.Random(seed))
+        simulation.run()
+        simulation.check_outputs()
+        num_preemptions += simulation.scheduler.num_preemptions
+        num_hits += simulation.scheduler.prefix_hits
+        num_copies += simulation.num_copies
+    assert min(num_preemptions, num_hits, num_copies) > 500, "the crowd is too small to try anything"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2), st.booleans(), st.integers(1, 40), st.integers(2, 5))
+def test_with_blocks_for_one_maximal_request_the_oldest_always_gets_on(depth: int, caching: bool, budget: int,
+                                                                       num_requests: int) -> None:
+    config = SchedulerConfig(num_blocks=8, block_size=4, max_num_seqs=4, max_num_batched_tokens=budget,
+                             max_model_len=32, enable_prefix_caching=caching)
+    simulation = Simulation(config, [Group(0, [i + 1] * 6, 1, Sampling(max_tokens=26), [], 0)
+                                     for i in range(num_requests)], depth)
+    simulation.run()
+    simulation.check_outputs()
+    assert list(simulation.ended) == list(simulation.requests), "a later one ended earlier, and all need the same"
+    assert simulation.requests[0, 0].num_preemptions == 0

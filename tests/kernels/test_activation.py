@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.bench import cases
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3)])
+def test_gated_activation_is_the_formula(kernels, kind, dtype, tolerance):
+    gate_up = (torch.randn(3, 2 * 1030) * 4).to(dtype)
+    gate_up[0, :3] = torch.tensor([-100.0, 100.0, 0.0])
+    out = kernels("activation").gated_activation(gate_up, kind)
+    assert out.is_contiguous()
+    assert cases.relative_error(out, cases.gated_activation(gate_up, kind)) < tolerance

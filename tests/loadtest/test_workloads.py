@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from loadtest import workloads
+
+NAMES = ("sharegpt", "prefill", "decode", "single", "prefix")
+
+
+def test_recorded_workloads_are_what_the_generator_makes():
+    assert json.loads(json.dumps(workloads.generate())) == workloads.load()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompts_have_the_recorded_lengths_and_stay_in_the_vocabulary(name):
+    ids, output_lens = workloads.prompts(name, vocab_size=4000)
+    assert [[len(i), o] for i, o in zip(ids, output_lens)] == workloads.load()[name]["requests"]
+    assert all(workloads.LOWEST_ID <= token < 4000 for prompt in ids for token in prompt)
+
+
+def test_prompts_are_the_same_every_time_and_a_shorter_run_is_a_prefix_of_a_longer_one():
+    whole, _ = workloads.prompts("sharegpt", 32000, 40)
+    assert workloads.prompts("sharegpt", 32000, 40)[0] == whole
+    assert workloads.prompts("sharegpt", 32000, 7)[0] == whole[:7]
+
+
+def test_prefix_workload_shares_exactly_its_prefix():
+    shared = workloads.load()["prefix"]["shared_prefix"]
+    ids, _ = workloads.prompts("prefix", 32000, 3)
+    assert ids[0][:shared] == ids[1][:shared] == ids[2][:shared]
+    assert ids[0][shared:] != ids[1][shared:]
+
+
+def test_every_model_shape_is_a_readable_config():
+    shapes = {path.name: json.loads((path / "config.json").read_text()) for path in workloads.MODELS.iterdir()}
+    assert set(shapes) == {"llama-7b", "llama-13b", "qwen2.5-7b", "qwen2.5-0.5b"}
+    assert all(config["hidden_size"] % config["num_attention_heads"] == 0 for config in shapes.values())

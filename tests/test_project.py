@@ -1,0 +1,83 @@
+"""What holds for the project as a whole: its locks, its documents and its promises about imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import engine
+
+ROOT = Path(__file__).parents[1]
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PACKAGES = ("app", "engine", "kernels", "loadtest")
+
+
+def run(code: str) -> str:
+    """What a fresh interpreter prints for `code`, run in the project's root."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_every_locked_package_is_exact_and_hashed_and_names_no_address(lock):
+    text = lock.read_text()
+    assert "://" not in text and "index-url" not in text and "find-links" not in text
+    entries = re.findall(r"^\w.*(?:\n .*)*", text, re.MULTILINE)
+    assert entries
+    assert [entry for entry in entries if not re.match(r"[\w.-]+==\S+", entry) or "--hash=sha256:" not in entry] == []
+
+
+def test_one_version_everywhere():
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared and declared.group(1) == engine.__version__
+    assert f"## {engine.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_public_names_cost_no_torch():
+    loaded = run("import sys, engine; engine.SamplingParams, engine.EngineArgs, engine.LLM, engine.AsyncLLMEngine;"
+                 "print(sorted({'torch', 'transformers', 'triton'} & set(sys.modules)))")
+    assert loaded == "[]"
+
+
+def test_the_package_kernels_is_bare():
+    """transformers probes for a package of this name and its version."""
+    body = ast.parse((ROOT / "kernels" / "__init__.py").read_text()).body
+    assert all(isinstance(node, ast.Expr) for node in body), "a docstring and nothing else"
+
+
+def test_transformers_still_imports_its_models_with_our_kernels_on_the_path():
+    assert run("import kernels; from transformers.models.llama.modeling_llama import LlamaForCausalLM;"
+               "print(LlamaForCausalLM.__name__)") == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_paths_in_documents_lead_somewhere(document):
+    text = document.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    paths = [ROOT / path for path in re.findall(rf"`((?:{'|'.join(PACKAGES)}|tests|docs)/[\w./-]*\w/?)`", text)]
+    missing = [link for link in links if link and not (document.parent / link).exists()]
+    missing += [str(path.relative_to(ROOT)) for path in paths if not path.exists()]
+    assert missing == []
+
+
+def test_the_readme_lists_every_folder_of_the_tree():
+    readme = (ROOT / "README.md").read_text()
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and any(p.is_file() for p in path.rglob("*"))}
+    generated = {name for name in folders if name.startswith((".", "__")) or name.endswith(".egg-info")}
+    assert [name for name in folders - generated - {"build", "dist"} if f"`{name}/`" not in readme] == []
+
+
+def test_flags_in_documents_exist():
+    from app.settings import OPTIONS, flag
+
+    known = {flag(name) for name in OPTIONS} | {flag(f"no_{name}") for name in OPTIONS} | {"--config"}
+    readme = (ROOT / "README.md").read_text()
+    table = re.findall(r"^\| `(--[\w-]+)", readme, re.MULTILINE)
+    assert table and [name for name in table if name not in known] == []
