@@ -32,7 +32,7 @@ def _gated_activation(gate_up, out, size, stride, KIND: tl.constexpr, BLOCK: tl.
         active = gate / (1.0 + tl.exp(-gate))
     elif KIND == 1:
         argument = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)  # sqrt(2 / pi)
-        active = gate * (1.0 - 1.0 / (tl.exp(2.0 * argument) + 1.0))  # (1 + tanh) / 2, without overflow
+        active = gate / (1.0 + tl.exp(-2.0 * argument))  # (1 + tanh(a)) / 2 is the sigmoid of 2a: nothing cancels
     else:
         active = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
     active = active.to(out.dtype.element_ty).to(tl.float32)

@@ -8,6 +8,7 @@ all of them, and medians are compared. `--http` adds a real `quire serve`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -38,11 +39,13 @@ Generate = Callable[[Batch], int]  # runs a batch to its end, returns how many t
 def _transformers(num_threads: int) -> Generate:
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from engine.config import EngineArgs
     from engine.weights.locate import resolve_model
 
     torch.set_num_threads(num_threads)
+    logging.disable_progress_bar()
     file = Path(resolve_model(EngineArgs()).path)
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
     if model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr():
@@ -91,19 +94,26 @@ class Offline:
         self._process = context.Process(target=_contender, args=(build, num_threads, theirs))
         self._process.start()
         theirs.close()
-        self._pipe.recv()
+        self._receive()
         self.start_s = time.perf_counter() - begin
 
     def tokens_per_s(self, batch: Batch) -> float:
         self._pipe.send(batch)
-        return float(self._pipe.recv())
+        return float(self._receive())
+
+    def _receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise RuntimeError("a contender's process ended; what it said stands above") from None
 
     def resident_bytes(self) -> int:
         assert self._process.pid is not None
         return resident_bytes(self._process.pid)
 
     def close(self) -> None:
-        self._pipe.send(None)
+        with contextlib.suppress(BrokenPipeError):  # it ended by itself
+            self._pipe.send(None)
         self._process.join()
 
 

@@ -25,12 +25,12 @@ if [[ $wanted == *" kernels "* ]]; then
     step kernels-time "$python" -m kernels.bench.time_gpu
 fi
 if [[ $wanted == *" engine "* ]]; then
-    step engine "$python" -m pytest -p no:cacheprovider -q -s -m gpu tests/gpu
+    step engine "$python" -m pytest -o addopts= -W default -p no:cacheprovider -q -s -m gpu tests/gpu
 fi
 if [[ $wanted == *" bench "* ]]; then
     for model in ${MODELS:-qwen2.5-0.5b qwen2.5-7b llama-7b}; do
         step "bench-$model" "$python" -m app bench throughput --model "loadtest/models/$model" --load-format dummy \
-            --dtype bfloat16 --max-model-len 4096 --gpu-memory-utilization 0.85 --skip-tokenizer-init \
+            --dtype bfloat16 --max-model-len 4096 --gpu-memory-utilization 0.85 \
             --workload "${WORKLOADS:-all}" --compare loadtest/peers/h200.json --json "$out/bench-$model.json"
     done
 fi

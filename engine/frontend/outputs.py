@@ -6,6 +6,7 @@ and the wire; called by llm.py and async_llm.py. The HTTP front uses `SampleUpda
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -25,7 +25,7 @@ class Part:
 
     @property
     def size(self) -> int:
-        return len(range(*self.rows.indices(self.num_rows)))
+        return int(self.rows.stop - self.rows.start)
 
 
 class ColumnParallelLinear:

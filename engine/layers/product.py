@@ -1,4 +1,4 @@
-"""y = x W^T + b on one device, by the fastest way that stock torch has for it. Called by the linear layers and the head."""
+"""y = x W^T + b on one device, the fastest way that stock torch has. Called by the linear layers and the head."""
 
 from __future__ import annotations
 

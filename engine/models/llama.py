@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from engine.attention.inputs import AttentionInputs
+from engine.errors import ConfigError
 from engine.layers.mlp import GatedMLP
 from engine.layers.norm import RMSNorm
 from engine.layers.rotary import cos_sin_table
@@ -26,12 +27,15 @@ DEFAULT_EPS = 1e-6
 class Llama(CausalLM):
     def __init__(self, config: ModelConfig, max_model_len: int, view: View, parallel: Parallel) -> None:
         hf = config.hf
+        if "intermediate_size" not in hf:
+            raise ConfigError(f"{config.path}: intermediate_size is missing")
         qkv_bias, out_bias = self.attention_biases(hf)
         cos_sin = cos_sin_table(hf["rope_parameters"], config.head_dim, max_model_len, view.device,
                                 _frequency_divisors(view, config.head_dim))
         body = view.sub("model")
         self.num_layers = config.num_layers
-        self.num_kv_heads = len(range(*parallel.share_kv_heads(config.num_kv_heads).indices(config.num_kv_heads)))
+        kv_heads = parallel.share_kv_heads(config.num_kv_heads)
+        self.num_kv_heads = kv_heads.stop - kv_heads.start
         self.head_dim = config.head_dim
         self.vocab_size = config.vocab_size
         self.embedding = VocabEmbedding(body.sub("embed_tokens"), config.vocab_size, config.hidden_size, parallel)
@@ -86,5 +90,5 @@ def _frequency_divisors(view: View, head_dim: int) -> torch.Tensor | None:
     """GGUF's form of llama3 rope scaling."""
     if not view.has("rope_freqs.weight"):
         return None
-    return view.take("rope_freqs.weight", (head_dim // 2,),
-                     out=torch.empty(head_dim // 2))  # float32 on the CPU, whatever the model is
+    # float32 on the CPU, wherever and whatever the model is
+    return view.take("rope_freqs.weight", (head_dim // 2,), out=torch.empty(head_dim // 2))

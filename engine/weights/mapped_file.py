@@ -24,16 +24,15 @@ class MappedFile:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:  # mmap's word for an empty file is ValueError
             raise WeightError(f"{path}: cannot be read: {error}") from error
-        self._bytes: np.ndarray | None = np.frombuffer(self._map, np.uint8)
+        self._bytes = np.frombuffer(self._map, np.uint8)
         self.num_bytes = len(self._map)
 
     @contextmanager
     def span(self, start: int, stop: int, what: str) -> Iterator[np.ndarray]:
         """Bytes [start, stop) as uint8; valid inside the `with` only, resident only as long."""
         if not 0 <= start <= stop <= self.num_bytes:
-            raise WeightError(f"{self.path}: {what} lies at bytes {start} to {stop} of {self.num_bytes}; the file is cut "
-                              "short or malformed")
-        assert self._bytes is not None, "closed"
+            raise WeightError(f"{self.path}: {what} lies at bytes {start} to {stop} of {self.num_bytes}; the file is "
+                              "cut short or malformed")
         first = start - start % mmap.PAGESIZE
         if stop > start:
             self._map.madvise(mmap.MADV_WILLNEED, first, stop - first)
@@ -42,5 +41,5 @@ class MappedFile:
             self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
     def close(self) -> None:
-        self._bytes = None
-        self._map.close()
+        """The mapping goes when the last view does: one may still hang on an error that is on its way up."""
+        del self._bytes, self._map

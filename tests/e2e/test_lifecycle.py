@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_what_does_not_finish_in_time_ends_with_an_error_event() -> None:
 
 
 def test_nothing_outlives_a_killed_launcher() -> None:
-    with serving() as server:
+    with tempfile.TemporaryDirectory() as run_dir, serving("--run-dir", run_dir) as server:
         pids = [pid for group in server.pids().values() for pid in group]
         assert len(pids) >= 3
         server.process.kill()

@@ -1,12 +1,14 @@
 """The engine on a CUDA device, with random checkpoints made on the spot. Run with `make test-gpu`.
 
-bfloat16 rounds away the reasons for an argmax, so tokens are compared through log-probabilities: along the tokens that
-the engine chose, its log-probability of each must agree with transformers' float32 model, and it must have chosen a
-token that transformers ranks within the tolerance of its best.
+Rounding takes away the reasons for an argmax, so tokens are compared through log-probabilities: along the tokens that
+the engine chose, its log-probability of each is compared with transformers' float32 model, and must not be further off
+than transformers' own model in the same dtype is, times FACTOR. It must also have chosen tokens that the float32 model
+ranks within that distance of its best.
 """
 
 from __future__ import annotations
 
+import gc
 import random
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from engine import LLM, SamplingParams
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
-TOLERANCE = {"bfloat16": 0.06, "float16": 0.02, "float32": 2e-3}  # of log-probabilities; measured maxima are logged
+FACTOR = 2.0
+FLOOR = {"bfloat16": 2e-2, "float16": 3e-3, "float32": 2e-3}  # below it, a ratio of two roundings says nothing
 VOCAB = 4096
 SHAPES = {
     "llama": {"num_attention_heads": 8, "num_key_value_heads": 8},
@@ -57,7 +60,7 @@ def prompts() -> list[list[int]]:
 
 
 def make(checkpoint: Path, dtype: str, **kwargs) -> LLM:
-    return LLM(model=str(checkpoint), dtype=dtype, max_model_len=2048, gpu_memory_utilization=0.1,
+    return LLM(model=str(checkpoint), dtype=dtype, max_model_len=2048, kv_cache_memory_bytes=1 << 30,
                skip_tokenizer_init=True, **kwargs)
 
 
@@ -72,16 +75,25 @@ def logprobs_of(output) -> list[float]:
     return [candidates[token].logprob for token, candidates in zip(sample.token_ids, sample.logprobs)]
 
 
-def reference_logprobs(checkpoint: Path, output) -> tuple[torch.Tensor, torch.Tensor]:
-    """transformers' float32 log-probabilities of the engine's tokens, and of its own best ones."""
+def reference_logprobs(checkpoint: Path, outputs, dtype: torch.dtype) -> list[torch.Tensor]:
+    """transformers' log-probabilities of all tokens at the places of the engine's tokens. Each [tokens, vocab]"""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).cuda().eval()
-    prompt, tokens = output.prompt_token_ids, output.outputs[0].token_ids
-    with torch.inference_mode():
-        logits = model(torch.tensor([prompt + tokens], device="cuda")).logits[0].double()
-    rows = logits[len(prompt) - 1: -1].log_softmax(-1).cpu()
-    return rows[torch.arange(len(tokens)), torch.tensor(tokens)], rows.max(-1).values
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).cuda().eval()
+    found = []
+    for output in outputs:
+        prompt, tokens = output.prompt_token_ids, output.outputs[0].token_ids
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + tokens], device="cuda")).logits[0].double()
+        found.append(logits[len(prompt) - 1: -1].log_softmax(-1).cpu())
+    return found
+
+
+@pytest.fixture(autouse=True)
+def empty_device():
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -89,21 +101,31 @@ def reference_logprobs(checkpoint: Path, output) -> tuple[torch.Tensor, torch.Te
 def test_agrees_with_transformers(checkpoint, prompts, dtype, mode):
     torch.backends.cuda.matmul.allow_tf32 = False
     kwargs = {"graphs": {}, "eager": {"enforce_eager": True}, "chunked": {"max_num_batched_tokens": 64},
-              "tight": {"num_gpu_blocks_override": 130}, "sequential": {"async_scheduling": False}}[mode]
+              "tight": {"num_gpu_blocks_override": 76}, "sequential": {"async_scheduling": False}}[mode]
     if dtype != "bfloat16" and mode not in ("graphs", "tight"):
         pytest.skip("the other modes are about bookkeeping, which bfloat16 shows")
     llm = make(checkpoint, dtype, **kwargs)
+    if mode == "tight":
+        prompts = prompts[:10]  # the longer ones alone need more
     outputs = generate(llm, prompts)
     if mode == "tight":
         assert llm._core.scheduler.num_preemptions > 0
-    worst = 0.0
-    for output in outputs:
-        reference, best = reference_logprobs(checkpoint, output)
+    ours_off, theirs_off, not_best = 0.0, 0.0, 0.0
+    exact = reference_logprobs(checkpoint, outputs, torch.float32)
+    rounded = reference_logprobs(checkpoint, outputs, getattr(torch, dtype))
+    for output, right, theirs in zip(outputs, exact, rounded):
+        tokens = torch.tensor(output.outputs[0].token_ids)
+        assert len(tokens) == 24
+        places = torch.arange(24)
         ours = torch.tensor(logprobs_of(output), dtype=torch.float64)
-        assert len(ours) == 24
-        worst = max(worst, (ours - reference).abs().max().item(), (best - reference).max().item() / 2)
-    print(f"{checkpoint.name} {dtype} {mode}: largest difference {worst:.4f}")
-    assert worst < TOLERANCE[dtype]
+        ours_off = max(ours_off, (ours - right[places, tokens]).abs().max().item())
+        theirs_off = max(theirs_off, (theirs - right)[places, tokens].abs().max().item())
+        not_best = max(not_best, (right.max(-1).values - right[places, tokens]).max().item())
+    print(f"{checkpoint.name} {dtype} {mode}: off by {ours_off:.4f}, transformers by {theirs_off:.4f}; "
+          f"chosen within {not_best:.4f} of the best")
+    limit = max(FACTOR * theirs_off, FLOOR[dtype])
+    assert ours_off <= limit
+    assert not_best <= 2 * limit
 
 
 def test_graph_equals_eager_bit_for_bit_at_the_captured_size(checkpoint, prompts):

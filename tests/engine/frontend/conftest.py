@@ -50,7 +50,8 @@ def write_gguf(tmp_path: Path) -> Callable[..., Path]:
 
 # A SentencePiece vocabulary: specials, all bytes, single characters, and words with their scores.
 WORDS = {"\u2581": -1.0, "h": -2.0, "e": -2.1, "l": -2.2, "o": -2.3, "a": -2.4, "he": -3.0, "ll": -3.5, "hell": -4.0,
-         "lo": -3.2, "llo": -5.0, "\u2581he": -2.9, "\u2581hell": -6.0, "\u2581a": -3.1, "\u2581\u2581": -7.0, "oh": -3.3}
+         "lo": -3.2, "llo": -5.0,
+         "\u2581he": -2.9, "\u2581hell": -6.0, "\u2581a": -3.1, "\u2581\u2581": -7.0, "oh": -3.3}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def _sentencepiece_ids(text: str, tokenizer: Tokenizer) -> list[int]:
     """The definition: join the two neighbours whose joint token scores best, the leftmost first, until none is left."""
     parts = list("\u2581" + text.replace(" ", "\u2581")) if text else []
     while True:
-        joints = [(WORDS[a + b], -i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in WORDS]
+        joints = [(WORDS[a + b], -i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in WORDS]
         if not joints:
             break
         i = -max(joints)[1]

@@ -18,7 +18,8 @@ from engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import smollm2_file
 from tests.engine.frontend.conftest import SMOLLM2_TEXT, model_at
 
-TEXTS = ["", "Hello world", " leading", "1234 567", "<|im_start|>user\nhi<|im_end|>\n", "naïve 漢字 🎉👨‍👩‍👧", "a\r\n\tb  "]
+TEXTS = ["", "Hello world", " leading", "1234 567", "<|im_start|>user\nhi<|im_end|>\n",
+         "naïve 漢字 🎉👨‍👩‍👧", "a\r\n\tb  "]
 TOKENIZER = load_tokenizer(model_at(smollm2_file()))
 
 
@@ -159,3 +160,13 @@ def test_the_text_side_brings_neither_torch_nor_transformers() -> None:
             + "".join(f"import engine.frontend.{name}\n" for name in modules)
             + "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))")
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_a_directory_without_tokenizer_json_is_converted(tmp_path: Path) -> None:
+    TOKENIZER._rust.model.save(str(tmp_path))  # vocab.json and merges.txt, as GPT-2 had them
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}))
+    tokenizer = load_tokenizer(model_at(tmp_path))
+    text = "Hello there, world\n"
+    assert tokenizer.encode(text) == TOKENIZER.encode(text)
+    assert (tokenizer.decode(tokenizer.encode(text)), tokenizer.eos_token_id) == (text, 2)

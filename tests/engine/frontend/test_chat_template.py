@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+
+from engine.errors import ConfigError, InvalidRequestError
+from engine.frontend.chat_template import ChatTemplate, load_chat_template
+from engine.frontend.tokenizer import Tokenizer
+from tests.engine.frontend.conftest import model_at
+
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+
+# The constructs that published templates are made of, a family's turn format each.
+CHATML = """{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- for tool in tools %}
+        {{- "\\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- elif messages[0]['role'] != 'system' %}
+    {{- '<|im_start|>system\\nYou help.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+LLAMA3 = """{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- set date_string = strftime_now("%d %b %Y") %}
+{%- endif %}
+{{- "Today: " + date_string }}
+{% for message in messages %}
+    {%- if message['content'] is string %}
+        {{- '[' + message['role'] + ']' + message['content'] | trim + '<|eot_id|>' }}
+    {%- else %}
+        {{- '[' + message['role'] + ']' }}
+        {%- for part in message['content'] %}
+            {%- if part['type'] == 'text' %}{{- part['text'] | trim }}{%- endif %}
+        {%- endfor %}
+        {{- '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+"""
+MISTRAL = """{{ bos_token }}{% set ns = namespace(turn=0) %}
+{% for message in messages %}
+    {% if message.role not in ['user', 'assistant'] %}{{ raise_exception('System role not supported') }}{% endif %}
+    {% if (message.role == 'user') != (ns.turn % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}
+    {% if message.role == 'user' %}[INST] {{ message.content }} [/INST]
+    {% else %}{% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}
+    {% endif %}
+    {% set ns.turn = ns.turn + 1 %}
+    {% if ns.turn > 8 %}{% break %}{% endif %}
+{% endfor %}
+"""
+PARTS_ONLY = """{% for message in messages %}{% for part in message['content'] %}
+{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}
+{% endfor %}{% endfor %}"""
+
+CONVERSATIONS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": "Hi <b> 'é' \"漢\"\n"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b\n\n"}, {"role": "user", "content": " c "}],
+]
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "<é & '>", "parameters": {"b": 1, "a": None}}}]
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+@pytest.mark.parametrize("source", [CHATML, LLAMA3, MISTRAL, "smollm2"], ids=["chatml", "llama3", "mistral", "smollm2"])
+def test_renders_what_transformers_renders(smollm2: Tokenizer, source: str, messages: list[dict[str, Any]]) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    source = smollm2.chat_templates["default"] if source == "smollm2" else source
+    template = ChatTemplate(source, SPECIAL)
+    for prompted in (True, False):
+        for tools in (None, TOOLS):
+            try:
+                want = render_jinja_template([messages], tools=tools, chat_template=source,
+                                             add_generation_prompt=prompted, **SPECIAL)[0][0]
+            except TemplateError as refusal:
+                with pytest.raises(InvalidRequestError, match=f"^{re.escape(str(refusal))}$"):
+                    template.render(messages, tools, prompted)
+            else:
+                assert template.render(messages, tools, prompted) == want
+
+
+def test_the_templates_refusal_is_the_callers_to_read() -> None:
+    with pytest.raises(InvalidRequestError, match=r"^System role not supported$") as caught:
+        ChatTemplate(MISTRAL, SPECIAL).render([{"role": "system", "content": "x"}])
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "user", "content": None}, {"content": "x"}, {}])
+def test_messages_that_a_template_cannot_render_are_the_callers_fault(message: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="cannot render") as caught:
+        ChatTemplate(CHATML, SPECIAL).render([message])
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize("expression", ["''.__class__.__mro__", "messages.append(1)", "range(10**9)|list", "1/0"])
+def test_templates_run_in_a_sandbox(expression: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        ChatTemplate("{{ " + expression + " }}", {}).render([])
+
+
+@pytest.mark.parametrize("source", [CHATML, LLAMA3, MISTRAL, PARTS_ONLY])
+def test_content_may_be_a_text_or_its_parts(source: str) -> None:
+    template = ChatTemplate(source, SPECIAL)
+    text = template.render([{"role": "user", "content": "Hello"}])
+    assert "Hello" in text
+    assert template.render([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]) == text
+
+
+def test_parts_are_joined_where_the_template_wants_a_text() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert "one\ntwo" in ChatTemplate(CHATML, {}).render([{"role": "user", "content": parts}])
+
+
+@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text"}, "text", 1])
+@pytest.mark.parametrize("source", [CHATML, PARTS_ONLY])
+def test_other_parts_are_refused(source: str, part: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="content part"):
+        ChatTemplate(source, {}).render([{"role": "user", "content": [part]}])
+
+
+def test_variables_reach_the_template_but_cannot_replace_the_messages() -> None:
+    template = ChatTemplate("{{ enable_thinking }} {{ messages[0].content }}", {})
+    others = {"enable_thinking": False, "messages": [{"content": "theirs"}]}
+    assert template.render([{"content": "mine"}], **others) == "False mine"
+
+
+def test_the_date_is_todays() -> None:
+    rendered = ChatTemplate("{{ strftime_now('%Y') }}", {}).render([])
+    assert abs(int(rendered) - datetime.now().year) <= 1
+
+
+def test_tools_choose_the_tool_template() -> None:
+    template = ChatTemplate("plain", {}, tool_source="{{ tools[0].function.name }}")
+    assert (template.render([]), template.render([], TOOLS)) == ("plain", "f")
+
+
+def test_an_override_is_a_file_or_the_template_itself(tmp_path: Path, smollm2: Tokenizer) -> None:
+    (tmp_path / "t.jinja").write_text("é{{ eos_token }}", encoding="utf-8")
+    model = model_at("m")
+    assert load_chat_template(model, str(tmp_path / "t.jinja"), smollm2).render([]) == "é<|im_end|>"
+    assert load_chat_template(model, "{{ eos_token }}", None).render([]) == ""
+    assert load_chat_template(model, None, smollm2).render(CONVERSATIONS[1]).startswith("<|im_start|>system\nBe brief.")
+
+
+@pytest.mark.parametrize(("override", "message"), [("no/such/file", "neither a readable file"),
+                                                    ("{% if %}", "not valid Jinja: line 1")])
+def test_a_broken_override_is_a_configuration_error(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_chat_template(model_at("m"), override, None)
+
+
+def test_a_model_without_template_says_what_to_do() -> None:
+    with pytest.raises(InvalidRequestError, match="--chat-template"):
+        load_chat_template(model_at("m"), None, None)

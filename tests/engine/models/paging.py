@@ -1,0 +1,72 @@
+"""Runs a model through a paged cache by hand: the steps that the engine would plan, chosen by the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.attention.inputs import AttentionInputs
+from engine.config import EngineArgs, EngineConfig
+from engine.models.base import CausalLM
+from engine.parallel import Parallel
+from engine.weights.load import load_model
+from engine.weights.locate import resolve_model
+
+BLOCK_SIZE = 16
+
+
+def load(path: Path | str, *, max_model_len: int = 128, dtype: str = "float32",
+         progress: Callable[[str, float], None] = lambda phase, fraction: None, parallel: Parallel | None = None,
+         **args: Any) -> CausalLM:
+    engine_args = EngineArgs(model=str(path), **args)
+    config = EngineConfig(args=engine_args, model=resolve_model(engine_args), device="cpu", dtype=dtype,
+                          max_model_len=max_model_len, max_num_seqs=8, max_num_batched_tokens=512,
+                          async_scheduling=False)
+    return load_model(config, parallel or Parallel(), torch.device("cpu"), getattr(torch, dtype), progress)
+
+
+class PagedRun:
+    """Some sequences in one cache, their blocks scattered."""
+
+    def __init__(self, model: CausalLM, num_seqs: int, max_len: int) -> None:
+        self.model = model
+        blocks_each = -(-max_len // BLOCK_SIZE)
+        num_blocks = num_seqs * blocks_each
+        order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(7)).int()
+        self._tables = order.view(num_seqs, blocks_each)
+        self._lens = [0] * num_seqs
+        shape = (num_blocks, model.num_kv_heads, BLOCK_SIZE, model.head_dim)
+        dtype = model.embedding.weight.dtype
+        self._caches = [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+                        for _ in range(model.num_layers)]
+
+    @torch.inference_mode()
+    def step(self, chunks: dict[int, list[int]]) -> dict[int, torch.Tensor]:
+        """Sequence -> its next tokens; single ones first. Returns the logits of every token, [tokens, vocab]."""
+        seqs, counts = list(chunks), [len(tokens) for tokens in chunks.values()]
+        num_decodes = next((i for i, count in enumerate(counts) if count > 1), len(counts))
+        starts = [self._lens[s] for s in seqs]
+        positions = torch.cat([torch.arange(a, a + n) for a, n in zip(starts, counts)])
+        rows = torch.tensor(seqs).repeat_interleave(torch.tensor(counts))
+        blocks = self._tables[rows, positions // BLOCK_SIZE]
+        contexts = [a + n for a, n in zip(starts, counts)]
+        inputs = AttentionInputs(
+            positions=positions.int(),
+            slots=blocks * BLOCK_SIZE + (positions % BLOCK_SIZE).int(),
+            query_starts=torch.tensor([0, *counts]).cumsum(0).int(),
+            context_lens=torch.tensor(contexts).int(),
+            block_tables=self._tables[seqs],
+            num_decodes=num_decodes,
+            max_query_len=max(counts),
+            max_context_len=max(contexts),
+            host_query_lens=counts,
+            host_context_lens=contexts,
+        )
+        token_ids = torch.tensor([token for tokens in chunks.values() for token in tokens], dtype=torch.int32)
+        logits = self.model.logits(self.model.forward(token_ids, inputs, self._caches))
+        for s, n in zip(seqs, counts):
+            self._lens[s] += n
+        return dict(zip(seqs, logits.split(counts)))

@@ -1,0 +1,114 @@
+"""Ours = transformers, whatever way the prompt is cut into steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.errors import ConfigError
+from tests.engine.models import tiny
+from tests.engine.models.paging import PagedRun, load
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+          "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-multi-head": ("llama", {"num_key_value_heads": 4}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-head-dim": ("llama", {"head_dim": 32}),
+    "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
+    "llama-eps": ("llama", {"rms_norm_eps": 0.1}),
+    "llama-llama3-rope": ("llama", {"rope_parameters": LLAMA3}),
+    "llama-linear-rope": ("llama", {"rope_parameters": LINEAR}),
+    "mistral": ("mistral", {"sliding_window": None, "head_dim": 8}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied-yarn": ("qwen2", {"tie_word_embeddings": True, "rope_parameters": YARN}),
+}
+PROMPT = [(31 * i + i * i) % tiny.SIZES["vocab_size"] for i in range(75)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_transformers_however_the_prompt_is_cut(case: str, tmp_path: Path) -> None:
+    family, config = CASES[case]
+    expected = tiny.logits(tiny.write(tmp_path, family, **config), PROMPT)
+    assert expected.std() > 0.5, "too flat a model to tell right from wrong"
+    model = load(tmp_path)
+    cuts = {"whole": [75], "chunks": [20, 1, 33, 16, 5], "tokens": [1] * 75}
+    for name, lengths in cuts.items():
+        run, parts, start = PagedRun(model, 1, 128), [], 0
+        for length in lengths:
+            parts.append(run.step({0: PROMPT[start:start + length]})[0])
+            start += length
+        torch.testing.assert_close(torch.cat(parts), expected, atol=1e-4, rtol=1e-4,
+                                   msg=lambda message, name=name: f"{name}: {message}")
+
+
+def test_sequences_of_a_batch_do_not_see_each_other(tmp_path: Path) -> None:
+    reference = tiny.write(tmp_path, "llama")
+    run = PagedRun(load(tmp_path), 3, 128)
+    prompts = {0: PROMPT[:17], 1: PROMPT[10:60], 2: PROMPT[3:40]}
+    first = run.step({s: tokens[:-2] for s, tokens in prompts.items()})
+    mixed = run.step({2: prompts[2][-2:-1], 0: prompts[0][-2:], 1: prompts[1][-2:]})
+    last = run.step({2: prompts[2][-1:]})
+    for s, tokens in prompts.items():
+        got = torch.cat([first[s], mixed[s], *([last[s]] if s in last else [])])
+        torch.testing.assert_close(got, tiny.logits(reference, tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_several_files_load_as_one(tmp_path: Path) -> None:
+    reference = tiny.write(tmp_path, "qwen2", max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    got = PagedRun(load(tmp_path), 1, 128).step({0: PROMPT})[0]
+    torch.testing.assert_close(got, tiny.logits(reference, PROMPT), atol=1e-4, rtol=1e-4)
+
+
+def test_configs_of_older_transformers_read_alike(tmp_path: Path) -> None:
+    reference = tiny.write(tmp_path, "llama", rope_parameters=LLAMA3)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+    config["torch_dtype"] = config.pop("dtype")
+    file.write_text(json.dumps(config))
+    got = PagedRun(load(tmp_path), 1, 128).step({0: PROMPT})[0]
+    torch.testing.assert_close(got, tiny.logits(reference, PROMPT), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "config"), [
+    ("mistral", {"sliding_window": 64}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}),
+])
+def test_a_window_is_refused_only_where_a_request_could_outgrow_it(family: str, config: dict[str, Any],
+                                                                   tmp_path: Path) -> None:
+    reference = tiny.write(tmp_path, family, **config)
+    with pytest.raises(ConfigError, match="--max-model-len 64"):
+        load(tmp_path, max_model_len=65)
+    got = PagedRun(load(tmp_path, max_model_len=64), 1, 64).step({0: PROMPT[:64]})[0]
+    torch.testing.assert_close(got, tiny.logits(reference, PROMPT[:64]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_stays_near_float32(dtype: str, tmp_path: Path) -> None:
+    reference = tiny.write(tmp_path, "qwen2")
+    expected = tiny.logits(reference, PROMPT)
+    got = PagedRun(load(tmp_path, dtype=dtype), 1, 128).step({0: PROMPT})[0]
+    assert got.dtype == getattr(torch, dtype)
+    assert (got.float() - expected).norm() < 0.05 * expected.norm()
+
+
+def test_an_unknown_activation_is_refused_by_name(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "llama", hidden_act="relu")
+    with pytest.raises(ConfigError, match="'relu'"):
+        load(tmp_path)
+
+
+
+
