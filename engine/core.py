@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
+from typing import cast
 
 from engine.admission import Admission
 from engine.config import EngineArgs, SchedulerConfig
@@ -126,7 +127,7 @@ class EngineCore:
 
     def _delta(self, event: TokenEvent) -> tuple[Owner, Delta]:
         request = event.request
-        owner, id = request.key
+        owner, id = cast(tuple[Owner, int], request.key)  # as `submit` made it
         delta = Delta(id, [event.token_id], event.finish_reason, event.stop_token_id)
         if event.logprobs is not None:
             delta.logprobs = [TokenLogprobs(*event.logprobs)]

@@ -11,6 +11,7 @@ from engine.errors import ConfigError
 from engine.model_config import ModelConfig
 
 BFLOAT16_CAPABILITY = (8, 0)
+LARGE_GPU_BYTES = 70 * 10**9
 
 
 def settle(args: EngineArgs, model: ModelConfig) -> EngineConfig:
@@ -28,7 +29,7 @@ def settle(args: EngineArgs, model: ModelConfig) -> EngineConfig:
         device=device,
         dtype=_dtype(args, model, device),
         max_model_len=_max_model_len(args, model),
-        max_num_seqs=args.max_num_seqs or (64 if cpu else 256),
+        max_num_seqs=args.max_num_seqs or (64 if cpu else _most_gpu_rows()),
         max_num_batched_tokens=args.max_num_batched_tokens or (512 if cpu else 8192),
         # A CPU step runs inside launch(): there is nothing to overlap with.
         async_scheduling=(not cpu) if args.async_scheduling is None else args.async_scheduling,
@@ -58,6 +59,12 @@ def _dtype(args: EngineArgs, model: ModelConfig, device: str) -> str:
                 f"--dtype: bfloat16 needs a GPU of compute capability {_dotted(BFLOAT16_CAPABILITY)} or higher; "
                 f"{torch.cuda.get_device_name()} has {_dotted(capability)}. Use --dtype half.")
     return wanted
+
+
+def _most_gpu_rows() -> int:
+    """Large GPUs have the KV memory to run a thousand samples at once; waiting ones would keep it idle."""
+    large = torch.cuda.get_device_properties(0).total_memory >= LARGE_GPU_BYTES
+    return 1024 if large else 256
 
 
 def _dotted(capability: tuple[int, int]) -> str:

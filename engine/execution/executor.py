@@ -15,7 +15,7 @@ from engine.messages import Sampling
 from engine.parallel import Parallel
 from engine.plan import NewRow, StepPlan
 
-CPU_KV_BYTES = 512 << 20
+CPU_KV_BYTES = 256 << 20
 
 
 class InProcessExecutor:

@@ -18,12 +18,12 @@ from engine.execution.request_table import RequestTable
 from engine.models.base import CausalLM
 from engine.plan import StepPlan
 
-MAX_SIZE = 512
+MAX_SIZE = 1024
 
 
 def sizes_up_to(limit: int) -> list[int]:
-    """1, 2, 4, 8, then every 8 to 64, every 16 to 256, every 32: padding costs at most an eighth or so."""
-    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, MAX_SIZE + 1, 32)]
+    """1, 2, 4, 8, then every 8 to 64, 16 to 256, 32 to 512, 64: from 64 on, padding costs at most a fifth."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 512, 32), *range(512, MAX_SIZE + 1, 64)]
     kept = [size for size in sizes if size < limit]
     return [*kept, min(limit, MAX_SIZE)]
 

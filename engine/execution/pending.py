@@ -23,12 +23,13 @@ class Pending:
     def of(cls, sampled: Sampled, wanted: list[int]) -> Pending:
         event = None
         token_ids, logprobs = sampled.token_ids, sampled.logprobs
+        copied: tuple[torch.Tensor, ...] | None = logprobs
         if token_ids.is_cuda:
             token_ids = _to_host(token_ids)
-            logprobs = None if logprobs is None else tuple(_to_host(t) for t in logprobs)
+            copied = None if logprobs is None else tuple(_to_host(t) for t in logprobs)
             event = torch.cuda.Event()
             event.record()
-        return cls(token_ids, logprobs, wanted, event)
+        return cls(token_ids, copied, wanted, event)
 
     @classmethod
     def empty(cls) -> Pending:

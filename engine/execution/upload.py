@@ -1,7 +1,7 @@
 """Everything a step sends to the device, in one copy.
 
-Arrays are added by name, packed into one pinned buffer, and come back as device views. The buffer is fresh each step:
-torch's pinned allocator reuses a buffer only after the copy that read it has finished, so a writer never meets a copy in flight.
+Arrays are added by name, packed into one pinned buffer, and come back as device views. It is fresh each step:
+torch's pinned allocator reuses one only after the copy that read it has finished, so no writer meets a copy in flight.
 """
 
 from __future__ import annotations

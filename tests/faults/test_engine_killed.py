@@ -107,7 +107,7 @@ async def test_what_cannot_be_served_is_refused_with_its_limit(tmp_path):
             await engine.submit([5] * 512, params(1), "too long for the model")
         with pytest.raises(InvalidRequestError, match="KV cache"):
             await engine.submit([5] * 200, params(1), "too long for the cache")
-        with pytest.raises(InvalidRequestError, match="vocab|ids are 0 to"):
+        with pytest.raises(InvalidRequestError, match="ids are 0 to 49151"):
             await engine.submit([49152], params(1), "no such token")
         with pytest.raises(OverloadedError, match="max-queued-requests is 2"):
             await engine.submit([5], SamplingParams(n=3), "too many")
