@@ -33,7 +33,7 @@ def main() -> int:
     configure_logging()
     die_with_parent(options.lifeline)
     try:
-        args = msgspec.json.decode(options.args, type=EngineArgs).checked()
+        args = EngineArgs.of(msgspec.json.decode(options.args, type=dict))
     except (msgspec.DecodeError, ConfigError) as error:
         log.error("configuration refused", problems=str(error).splitlines())
         return EXIT_CONFIG

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import msgspec
+
 from engine.errors import ConfigError
 from engine.model_config import ModelConfig
 
@@ -93,8 +95,16 @@ class EngineArgs:
         return self
 
     @classmethod
-    def names(cls) -> list[str]:
-        return [f.name for f in fields(cls)]
+    def of(cls, values: dict[str, Any]) -> EngineArgs:
+        """Arguments from names and values, checked; raises a ConfigError that lists every problem."""
+        known = {f.name for f in fields(cls)}
+        found = [f"there is no engine argument {name!r}" for name in sorted(set(values) - known)]
+        if found:
+            raise ConfigError(found)
+        try:
+            return msgspec.convert(values, type=cls).checked()
+        except msgspec.ValidationError as error:
+            raise ConfigError(str(error)) from error
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tqdm import tqdm
 
 from engine.config import EngineArgs
-from engine.errors import ConfigError, InvalidRequestError
+from engine.errors import InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
 from engine.frontend.generation import Generation
 from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
@@ -40,10 +40,7 @@ class LLM:
     """
 
     def __init__(self, model: str = EngineArgs.model, *, tokenizer: str | None = None, **kwargs: Any) -> None:
-        unknown = sorted(set(kwargs) - set(EngineArgs.names()))
-        if unknown:
-            raise ConfigError([f"LLM has no argument {name!r}" for name in unknown])
-        self.args = EngineArgs(model=model, tokenizer=tokenizer, **kwargs).checked()
+        self.args = EngineArgs.of({"model": model, "tokenizer": tokenizer, **kwargs})
         from engine.core import EngineCore  # brings torch, which nobody pays for before an engine is built
 
         with reporter() as progress:
