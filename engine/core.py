@@ -15,7 +15,7 @@ from typing import cast
 from engine.admission import Admission
 from engine.config import EngineArgs, SchedulerConfig
 from engine.errors import InvalidRequestError, OverloadedError
-from engine.execution.device import prepare_cpu, settle
+from engine.execution.device import prepare_cpu, return_freed_memory, settle
 from engine.execution.executor import InProcessExecutor
 from engine.execution.pending import Pending
 from engine.messages import Accepted, Delta, EngineInfo, Rejected, Status, Submit, TokenLogprobs
@@ -39,6 +39,7 @@ class EngineCore:
         self.config = config = settle(args, resolve_model(args))
         prepare_cpu(args)
         self._executor = InProcessExecutor(config, progress)
+        return_freed_memory()
         max_model_len = config.max_model_len
         if args.max_model_len is None:  # what nobody insisted on gives way to what fits
             max_model_len = min(max_model_len, self._executor.num_blocks * args.block_size)

@@ -61,8 +61,11 @@ class EngineServer:
         self._broadcast(Ready(core.info))
         while not self._stopping:
             self._receive(timeout_ms=0 if core.has_work else int(HOUSEKEEPING_S * 1000))
-            if core.has_work:
+            busy = core.has_work
+            if busy:
                 self._deliver(core.step())
+            if busy != core.has_work:
+                self._next_housekeeping = 0.0  # gone idle: gauges must not show finished work for long
             if time.monotonic() >= self._next_housekeeping:
                 self._housekeep()
 

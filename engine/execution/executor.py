@@ -15,7 +15,7 @@ from engine.messages import Sampling
 from engine.parallel import Parallel
 from engine.plan import NewRow, StepPlan
 
-CPU_KV_BYTES = 256 << 20
+CPU_KV_BYTES = 240 << 20
 
 
 class InProcessExecutor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from engine.layers.product import product
+from engine.layers.product import PackedProduct, product
 from engine.parallel import Parallel
-from engine.weights.checkpoint import View
+from engine.weights.checkpoint import RowReader, View
 
 
 class VocabEmbedding:
@@ -15,9 +15,19 @@ class VocabEmbedding:
         self.ids = parallel.share(vocab_size, "the vocabulary")
         self.weight = view.take("weight", (vocab_size, hidden_size), rows=self.ids)
         self._parallel = parallel
+        self._read_rows: RowReader | None = None
+
+    def leave_in_file(self, view: View) -> None:
+        """Keep no table in memory where rows can be read one by one: the head has a copy of its own."""
+        if self._parallel.size == 1 and self.weight.dtype == torch.float32:
+            self._read_rows = view.rows_on_demand("weight")
+            if self._read_rows is not None:
+                self.weight = self.weight.new_empty(0)
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[tokens] -> [tokens, hidden]."""
+        if self._read_rows is not None:
+            return self._read_rows(token_ids)
         if self._parallel.size == 1:
             return F.embedding(token_ids, self.weight)
         elsewhere = (token_ids < self.ids.start) | (token_ids >= self.ids.stop)
@@ -30,6 +40,7 @@ class VocabHead:
 
     def __init__(self, weight: torch.Tensor, parallel: Parallel) -> None:
         self._product = product(weight)
+        self.has_copied = isinstance(self._product, PackedProduct)
         self._parallel = parallel
 
     @classmethod

@@ -46,6 +46,8 @@ class Llama(CausalLM):
         self.norm = RMSNorm(body.sub("norm"), config.hidden_size, hf.get("rms_norm_eps", DEFAULT_EPS))
         if hf.get("tie_word_embeddings", False):
             self.head = VocabHead(self.embedding.weight, parallel)
+            if self.head.has_copied:
+                self.embedding.leave_in_file(body.sub("embed_tokens"))
             # Some tied checkpoints hold the head a second time.
             self.ignorable = rf"{CausalLM.ignorable}|^lm_head\.weight$"
         else:

@@ -15,6 +15,7 @@ import torch
 from engine.errors import WeightError
 
 Shape = tuple[int, ...]
+RowReader = Callable[[torch.Tensor], torch.Tensor]  # row numbers [n] on the CPU -> float32 [n, columns]
 ALL = slice(None)
 
 
@@ -42,6 +43,10 @@ class Checkpoint(ABC):
         if found != shape:
             raise WeightError(f"tensor {name!r} has shape {list(found)} in the checkpoint; the model needs "
                               f"{list(shape)}")
+
+    def rows_on_demand(self, name: str) -> RowReader | None:
+        """A way to read single rows of a matrix later, also after `close`, where the format makes that cheap."""
+        return None
 
     def close(self) -> None:  # noqa: B027  (nothing to close is the common case)
         """Let go of the files."""
@@ -87,6 +92,10 @@ class View:
         self._taken.add(name)
         self._progress(math.prod(shape))
         return out
+
+    def rows_on_demand(self, name: str) -> RowReader | None:
+        """For a matrix that was taken: its rows straight from the file, where that is cheap."""
+        return self._checkpoint.rows_on_demand(self._prefix + name)
 
     def refuse_unread(self, ignorable: Callable[[str], bool]) -> None:
         """Raises WeightError where the checkpoint holds a tensor that no layer took: it is another model's."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from engine.errors import WeightError
-from engine.weights.checkpoint import Checkpoint, Shape
+from engine.weights.checkpoint import Checkpoint, RowReader, Shape
 from engine.weights.gguf_metadata import TensorInfo, read_header
 from engine.weights.mapped_file import MappedFile
 
@@ -66,6 +66,18 @@ class GgufCheckpoint(Checkpoint):
                 target[start - first:stop - first].copy_(values[:, wanted])
 
         list(self._threads.map(decode, range(first, last, step)))
+
+    def rows_on_demand(self, name: str) -> RowReader | None:
+        tensor = self._tensors[self._name(name)]
+        kind, _, row_bytes = self._layout(tensor)
+        assert len(tensor.shape) == 2, tensor
+        assert not self._permuted_heads(name), tensor
+        stored = self._file.rows(tensor.offset, tensor.shape[0], row_bytes, tensor.name)
+
+        def read(rows: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(_floats(stored[rows.numpy()], kind))
+
+        return read
 
     def unread(self, taken: set[str]) -> Iterable[str]:
         return self._tensors.keys() - {self._name(name) for name in taken}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engine.config import DEFAULT_MODEL, EngineArgs
 from engine.errors import ConfigError
@@ -16,6 +18,8 @@ from engine.weights import gguf_config, hf_config
 
 # What a served checkpoint is made of; repositories also hold the same weights in other formats.
 _FETCHED = ["*.json", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
+# What SmolLM2's model card recommends; the packaged file says nothing, and at temperature 1 so small a model rambles.
+_PACKAGED_DEFAULTS: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9}
 _NOT_FETCHED = ["original/*", "consolidated*", "onnx/*"]
 
 
@@ -29,6 +33,8 @@ def resolve_model(args: EngineArgs) -> ModelConfig:
     if path.is_file():
         _refuse_format_mismatch(args, "gguf", path)
         config = gguf_config.read(path)
+        if args.model == DEFAULT_MODEL and args.generation_config == "auto":
+            config = replace(config, generation_defaults=_PACKAGED_DEFAULTS)
     else:
         _refuse_format_mismatch(args, "safetensors", path)
         config = hf_config.read(path, with_generation_defaults=args.generation_config == "auto")

@@ -40,6 +40,12 @@ class MappedFile:
         if stop > start:
             self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
+    def rows(self, start: int, num_rows: int, row_bytes: int, what: str) -> np.ndarray:
+        """[num_rows, row_bytes] uint8, valid for as long as it is kept; only rows that are read become resident."""
+        stop = start + num_rows * row_bytes
+        with self.span(start, stop, what) as data:
+            return data.reshape(num_rows, row_bytes)
+
     def close(self) -> None:
         """The mapping goes when the last view does: one may still hang on an error that is on its way up."""
         del self._bytes, self._map
