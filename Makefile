@@ -21,10 +21,10 @@ runtime := $(stamps)/runtime-$(call checksum,$(runtime_locks) pyproject.toml)
 dev := $(stamps)/dev-$(call checksum,$(runtime_locks) $(dev_locks))
 has_cpu_torch := $(bin)/python -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'
 
-.PHONY: help install install-dev serve test test-slow lint bench lock clean
+.PHONY: help install install-dev serve test test-slow test-gpu check-clients lint bench lock clean
 
 help: ## Print this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 	@echo '  Flags go through ARGS: make serve ARGS="--port 8001", make test ARGS="-k scheduler"'
 
 install: $(runtime) ## Set up .venv with what the server needs
@@ -38,6 +38,12 @@ test: $(dev) ## Run the tests (no GPU and no network needed)
 
 test-slow: $(dev) ## Run the long tests too
 	@$(bin)/python -m pytest -m 'not gpu' $(ARGS)
+
+check-clients: $(dev) ## Try client programs with SDKs old and new (needs network)
+	@$(bin)/python -m tests.clients.run
+
+test-gpu: $(dev) ## On a GPU host: kernels and engine (ARGS=bench: figures); logs in build/gpu
+	@PYTHON=$(bin)/python OUT="$${OUT:-build/gpu}" loadtest/gpu_suite.sh $(or $(ARGS),kernels engine)
 
 lint: $(dev) ## ruff, mypy and the import rules
 	$(bin)/ruff check .

@@ -39,7 +39,8 @@ class EngineArgs:
     dtype: str = _argument("auto", "auto (the checkpoint's), half, bfloat16 or float32.")
     load_format: str = _argument("auto", "auto, safetensors, gguf, or dummy (random weights).")
     device: str = _argument("auto", "auto, cuda or cpu.")
-    max_model_len: int | None = _argument(None, "Longest prompt plus output; the model's if unset.")
+    max_model_len: int | None = _argument(
+        None, "Longest prompt plus output; if unset the model's, or what the KV cache holds.")
     seed: int = _argument(0, "Seeds dummy weights, and LLM requests that bring no seed of their own.")
     gpu_memory_utilization: float = _argument(0.92, "Share of the GPU's memory to take.")
     kv_cache_memory_bytes: int | None = _argument(

@@ -97,6 +97,17 @@ def _pick(tiles: dict[tuple[int, int], Tile], element_bytes: int, padded_head_di
     return next(tile for (size, width), tile in tiles.items() if size == element_bytes and width >= padded_head_dim)
 
 
+def product_tile(device: torch.device, element_bytes: int, num_outputs: int, size: int) -> Tile | None:
+    """For a product with few rows: rows are outputs, columns the depth of a step. None: the library is faster."""
+    if device.type == "cpu":
+        return Tile(16, 256, 4, 1)  # the interpreter
+    if family(device) != "hopper" or element_bytes != 2 or (num_outputs < 2048 and size > 2 * num_outputs):
+        return None  # not measured elsewhere; few outputs and much depth want a cut along the depth
+    if num_outputs >= 8192:
+        return Tile(64, 128, 4, 3)
+    return Tile(32, 256, 4, 5) if num_outputs >= 2048 else Tile(16, 512, 2, 3)
+
+
 def num_splits(device: torch.device, num_programs: int, max_context_len: int) -> int:
     """Into how many parts a sequence's decode is cut: a power of two, from numbers that the host knows."""
     wanted = WAVES * num_multiprocessors(device) // max(num_programs, 1)

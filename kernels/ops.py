@@ -22,6 +22,7 @@ _STEM = {
     "apply_penalties": "penalties",
     "sample": "sampling",
     "logprobs": "logprobs",
+    "skinny_product": "product",
 }
 _PACKAGE = {"cpu": "kernels.reference", "cuda": "kernels"}
 
@@ -82,3 +83,7 @@ def sample(logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor,
 def logprobs(logits: torch.Tensor, token_ids: torch.Tensor,
              num_top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return _FUNCTIONS[logits.device.type]["logprobs"](logits, token_ids, num_top)
+
+
+def skinny_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["skinny_product"](x, weight, bias)

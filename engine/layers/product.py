@@ -8,6 +8,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from kernels import ops
+
+SKINNY_ROWS = 16  # what skinny_product takes
 # Rows that oneDNN lays the weights out for; measured good from 1 to 256.
 _PACKED_FOR_ROWS = 16
 
@@ -16,7 +19,16 @@ def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[
     """[n, in] -> [n, out]; `weight` is [out, in]. The caller lets go of `weight`: on CPU it may have been copied."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return PackedProduct(weight, bias)
+    if weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16):
+        return partial(_by_num_rows, weight=weight, bias=bias)
     return partial(F.linear, weight=weight, bias=bias)
+
+
+def _by_num_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Few rows only read the weights, and the library does not get there; many rows are its business."""
+    if x.shape[0] <= SKINNY_ROWS:
+        return ops.skinny_product(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 class PackedProduct:

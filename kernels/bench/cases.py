@@ -22,6 +22,11 @@ def relative_error(out: torch.Tensor, right: torch.Tensor) -> float:
     return float((out.double() - right).norm() / right.norm().clamp(min=1e-30))
 
 
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    right = x.double() @ weight.double().T
+    return right if bias is None else right + bias.double()
+
+
 @dataclass(slots=True)
 class Paged:
     """One step's attention: what AttentionInputs holds, and the cache that it speaks of."""

@@ -160,8 +160,18 @@ def check_logprobs(dtype: torch.dtype, quick: bool) -> Errors:
     yield "top", cases.relative_error(top, right.gather(1, top_ids.long()))
 
 
+def check_product(dtype: torch.dtype, quick: bool) -> Errors:
+    shapes = [(1, 1), (20, 33), (896, 4864), (1152, 896), (4096, 4096), (12288, 4096), (32001, 896)]
+    for (num_outputs, size), num_rows in itertools.product(shapes, (1, 3, 16)):
+        x = torch.randn(num_rows, size + 8, device=DEVICE, dtype=dtype)[:, :size]
+        weight = torch.randn(num_outputs, size, device=DEVICE, dtype=dtype)
+        bias = torch.randn(num_outputs, device=DEVICE, dtype=dtype) if num_rows > 1 else None
+        yield (f"product {num_rows}x{size}x{num_outputs}",
+               cases.relative_error(ops.skinny_product(x, weight, bias), cases.product(x, weight, bias)))
+
+
 CHECKS = [check_norms, check_activation, check_rotary, check_attention, check_copy, check_penalties, check_sampling,
-          check_logprobs]
+          check_logprobs, check_product]
 
 
 def main(arguments: list[str] | None = None) -> int:

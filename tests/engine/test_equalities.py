@@ -139,3 +139,30 @@ def test_logprobs_rank_and_sum(llm, prompts):
 def test_no_block_is_held_when_all_is_done(llm):
     assert llm._core.scheduler.num_running == 0
     assert llm._core.scheduler.kv_usage == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("mode", ["batched", "cached", "chunked", "preempted", "overlapped"])
+def test_32_prompts_of_1_to_1500_tokens_equal_transformers(long_prompts, long_expected, mode):
+    kwargs = {"chunked": {"max_num_batched_tokens": 64}, "preempted": {"num_gpu_blocks_override": 97},
+              "overlapped": {"async_scheduling": True}}.get(mode, {"kv_cache_memory_bytes": 2 << 30})
+    llm, found = run(long_prompts, **kwargs)
+    if mode == "cached":
+        found = ids_of(llm.generate(as_prompts(long_prompts), greedy(), use_tqdm=False))
+        assert llm._core.scheduler.prefix_hits > 10000
+    if mode == "preempted":
+        assert llm._core.scheduler.num_preemptions > 0
+    assert found == long_expected
+
+
+@pytest.fixture(scope="module")
+def long_prompts(llm) -> list[list[int]]:
+    rng = random.Random(2)
+    lengths = [1, 2, 16, 17, 1499, 1500, *(rng.randrange(3, 1500) for _ in range(26))]
+    return prompts_of(lengths, llm.get_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def long_expected(long_prompts, reference_model) -> list[list[int]]:
+    return [reference_model.greedy(p, NEW_TOKENS) for p in long_prompts]

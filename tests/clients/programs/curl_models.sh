@@ -1,0 +1,1 @@
+curl $BASE_URL/models -H "Authorization: Bearer $API_KEY"

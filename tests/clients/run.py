@@ -1,0 +1,102 @@
+"""Client programs as tutorials for such servers print them, against one server, with SDKs old and new.
+
+The programs in `programs/` are complete as a reader would paste them; only address, key and model come from the
+environment. Each SDK gets a virtual environment of its own that is deleted afterwards. Needs the package index, so it
+is no test of pytest's: `make check-clients`, or `python -m tests.clients.run`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import DEFAULT_MODEL
+from tests.e2e.server import KEY, serving
+
+PROGRAMS = Path(__file__).parent / "programs"
+TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Check:
+    program: str
+    expected: tuple[str, ...]  # each must be in what it printed
+    fails: bool = False  # the program is to end with a status other than 0
+    key: str = KEY
+
+
+IMAGE_REFUSED = ("messages[1].content[0]", "parts of type 'image_url' are not supported")
+OPENAI = (
+    Check("openai_completion.py", ()),
+    Check("openai_chat.py", ("ChatCompletionMessage(", "role='assistant'")),
+    Check("openai_chat_stream.py", ("pieces: ",)),
+    Check("openai_image.py", ("BadRequestError: Error code: 400", *IMAGE_REFUSED), fails=True),
+    Check("openai_chat.py", ("AuthenticationError: Error code: 401",), fails=True, key="wrong"),
+)
+
+# What is installed, and what runs with it.
+SDKS: dict[tuple[str, ...], tuple[Check, ...]] = {
+    (): (
+        Check("curl_models.sh", ('"object":"list"', f'"id":"{DEFAULT_MODEL}"', '"max_model_len":256')),
+        Check("curl_completion.sh", ('"object":"text_completion"', '"completion_tokens":7')),
+        Check("curl_chat_image.sh", ('"param":"messages[1].content[0]"', '"code":400', *IMAGE_REFUSED)),
+    ),
+    ("requests==2.34.2",): (Check("requests_completion.py", ()),),
+    ("openai==0.28.1",): (Check("openai_before_v1.py", ("Completion result:", '"object": "text_completion"')),),
+    ("openai==1.17.1", "httpx==0.27.2"): OPENAI,
+    ("openai==1.54.4", "httpx==0.27.2"): OPENAI,
+    ("openai==3.52.0",): OPENAI,
+    ("langchain-openai==1.7.3",): (Check("langchain_invoke.py", ()),),
+}
+
+
+def install(packages: Iterable[str], directory: Path) -> Path:
+    """A virtual environment with `packages`; its Python."""
+    subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+    python = directory / "bin" / "python"
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--quiet"]
+    subprocess.run([*pip, *packages], check=True)
+    return python
+
+
+def run(check: Check, python: Path, base_url: str) -> tuple[bool, str]:
+    """Whether the program did what is expected, and what it printed."""
+    path = PROGRAMS / check.program
+    command = ["sh", path] if path.suffix == ".sh" else [python, path]
+    env = {"PATH": os.environ["PATH"], "BASE_URL": base_url, "API_KEY": check.key, "MODEL": DEFAULT_MODEL,
+           "PYTHONUTF8": "1", "NO_PROXY": "127.0.0.1"}
+    try:
+        done = subprocess.run(command, env=env, cwd=python.parent, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return False, f"did not end within {TIMEOUT_S} s"
+    printed = (done.stdout + (done.stderr if done.returncode else "")).strip()
+    ok = (done.returncode != 0) == check.fails and bool(printed) and all(text in printed for text in check.expected)
+    return ok, printed
+
+
+def line(ok: bool, packages: tuple[str, ...], check: Check, printed: str) -> str:
+    """The end of what was printed tells enough where all is well."""
+    name = check.program if check.key == KEY else f"{check.program} with a wrong key"
+    shown = " ".join(printed.split())[-140:] if ok else f"\n{printed}"
+    return f"{'passed' if ok else 'FAILED'}  {' '.join(packages) or 'curl'}  {name}: {shown}"
+
+
+def main() -> int:
+    num_failed = 0
+    with tempfile.TemporaryDirectory() as scratch, serving("--host", "127.0.0.1", "--max-model-len", "256") as server:
+        for i, (packages, checks) in enumerate(SDKS.items()):
+            python = install(packages, Path(scratch, str(i))) if packages else Path(sys.executable)
+            for check in checks:
+                ok, printed = run(check, python, f"{server.url}/v1")
+                num_failed += not ok
+                print(line(ok, packages, check, printed), flush=True)
+    return 1 if num_failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""A step's inputs, gathered on the device by row number, are what a plain loop over the plan gives."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.execution import batch
+from engine.execution.request_table import RequestTable
+from engine.execution.upload import Upload
+from engine.messages import Sampling
+from engine.plan import NewRow, StepPlan
+
+BLOCK, LENGTH, ROWS = 16, 80, 6
+CPU = torch.device("cpu")
+
+
+@st.composite
+def plans(draw) -> tuple[StepPlan, dict[int, list[int]], dict[int, list[int]]]:
+    rows = draw(st.permutations(range(ROWS)))[: draw(st.integers(1, ROWS))]
+    tokens, blocks, work = {}, {}, []
+    for row in rows:
+        tokens[row] = draw(st.lists(st.integers(0, 999), min_size=1, max_size=LENGTH - 1))
+        blocks[row] = draw(st.lists(st.integers(0, 50), min_size=5, max_size=5))
+        start = draw(st.integers(0, len(tokens[row]) - 1))
+        work.append((row, start, draw(st.integers(1, len(tokens[row]) - start)), draw(st.booleans())))
+    work.sort(key=lambda w: w[2] != 1)
+    plan = StepPlan(
+        0, *([w[i] for w in work] for i in range(4)),
+        num_decodes=sum(w[2] == 1 for w in work),
+        new_rows=[NewRow(row, tokens[row], 1, Sampling(temperature=0.5, top_k=row), row * 10**12) for row in rows],
+        block_rows=[row for row in rows for _ in range(5)],
+        block_columns=[column for _ in rows for column in range(5)],
+        block_ids=[block for row in rows for block in blocks[row]],
+    )
+    return plan, tokens, blocks
+
+
+@settings(deadline=None)
+@given(plans())
+def test_gathered_inputs_equal_a_loop_over_the_plan(drawn):
+    plan, tokens, blocks = drawn
+    table = RequestTable.empty(ROWS, LENGTH, BLOCK, CPU)
+    upload = Upload()
+    table.pack(plan, upload)
+    batch.pack(plan, upload)
+    upload.send(CPU)
+    table.apply(plan, upload)
+    step = batch.gather(plan, upload, table, BLOCK, host_lists=True)
+
+    ids, positions, slots, last, starts = [], [], [], [], [0]
+    for row, start, count, samples in zip(plan.rows, plan.starts, plan.num_tokens, plan.samples):
+        for position in range(start, start + count):
+            ids.append(tokens[row][position])
+            positions.append(position)
+            slots.append(blocks[row][position // BLOCK] * BLOCK + position % BLOCK)
+        starts.append(len(ids))
+        if samples:
+            last.append(len(ids) - 1)
+    assert step.token_ids.tolist() == ids
+    assert step.inputs.positions.tolist() == positions
+    assert step.inputs.slots.tolist() == slots
+    assert step.inputs.query_starts.tolist() == starts
+    assert step.last_tokens.tolist() == last
+    assert step.inputs.context_lens.tolist() == step.inputs.host_context_lens
+    assert step.inputs.max_context_len == max(step.inputs.host_context_lens)
+    for row in tokens:
+        assert table.seeds[row] == row * 10**12
+        assert table.top_k[row] == row
+
+
+def test_an_upload_keeps_every_array_apart():
+    import numpy as np
+
+    upload = Upload()
+    arrays = {"a": np.arange(3, dtype=np.int32), "b": np.array([2**60], np.int64), "c": np.zeros(0, np.int32),
+              "d": np.array([[1.5, 2.5]], np.float32)}
+    for name, array in arrays.items():
+        upload.add(name, array)
+    upload.send(CPU)
+    for name, array in arrays.items():
+        assert upload[name].tolist() == array.tolist()
+        assert upload[name].shape == array.shape

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.bench import cases
+
+
+@pytest.mark.parametrize(("num_rows", "size", "num_outputs"), [(1, 1, 1), (1, 33, 20), (3, 256, 16), (16, 520, 50)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3)])
+def test_skinny_product_is_the_product(kernels, num_rows, size, num_outputs, dtype, tolerance):
+    x = torch.randn(num_rows, size + 8).to(dtype)[:, :size]  # rows with a gap between them
+    weight = torch.randn(num_outputs, size).to(dtype)
+    bias = torch.randn(num_outputs).to(dtype) if num_rows > 1 else None
+    out = kernels("product").skinny_product(x, weight, bias)
+    assert out.shape == (num_rows, num_outputs)
+    assert out.dtype == dtype
+    assert cases.relative_error(out, cases.product(x, weight, bias)) < tolerance
