@@ -135,12 +135,15 @@ def _show(loaded: Loaded) -> int:
 def _serve(settings: ServeSettings) -> int:
     # Late: only `serve` needs sockets, child processes and logs.
     from app.launcher import Launcher
+    from engine.frontend.chat_template import load_chat_template
     from engine.logs import configure_logging
     from engine.weights.locate import resolve_model
 
     configure_logging(settings.log_level)
     try:
-        resolve_model(settings.engine)  # a model that is not there is known, or fetched, before anything starts
+        model = resolve_model(settings.engine)  # one that is not there is known, or fetched, before anything starts
+        if settings.engine.chat_template is not None:
+            load_chat_template(model, settings.engine.chat_template, None)  # refused now, not at the first chat
         return Launcher(settings).run()
     except ConfigError as error:
         for problem in error.problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -36,13 +37,24 @@ def _listen_unix(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)  # left by a server before
+            _unlink_unless_served(path)
         listener.bind(path)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise ConfigError(f"--uds: cannot listen on {path}: {error.strerror}") from None
     return listener
+
+
+def _unlink_unless_served(path: str) -> None:
+    """A dead server's socket refuses to be connected to; a live one is not taken away from its clients."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def url_of(listener: socket.socket) -> str:

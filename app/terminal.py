@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import sys
 import urllib.error
 import urllib.request
@@ -72,8 +73,8 @@ def _stream(options: argparse.Namespace, path: str, body: dict[str, Any]) -> Ite
     if options.api_key:
         headers["authorization"] = f"Bearer {options.api_key}"
     data = msgspec.json.encode(body | {"stream": True})
-    request = urllib.request.Request(options.url.rstrip("/") + path, data, headers)
     try:
+        request = urllib.request.Request(options.url.rstrip("/") + path, data, headers)
         with urllib.request.urlopen(request) as reply:
             for line in reply:
                 event_data = line.removeprefix(b"data: ").strip()
@@ -85,8 +86,10 @@ def _stream(options: argparse.Namespace, path: str, body: dict[str, Any]) -> Ite
                 yield event
     except urllib.error.HTTPError as error:
         raise _ServerError(_message_of(error)) from None
-    except OSError as error:
-        raise _ServerError(f"{options.url} does not answer: {error}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _ServerError(f"{options.url} does not answer: {getattr(error, 'reason', error)}") from None
+    except ValueError as error:
+        raise _ServerError(f"--url: {error}") from None
 
 
 def _message_of(error: urllib.error.HTTPError) -> str:

@@ -6,7 +6,6 @@ Exit codes: 0 stopped on request, 2 configuration refused, 3 model not loaded, 7
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 
@@ -57,7 +56,9 @@ def serve(server: EngineServer, args: EngineArgs) -> int:
         except (WeightError, OSError) as error:
             log.error("model not loaded", model=args.model, reason=str(error))
             return EXIT_LOAD
-    log.info("engine ready", **msgspec.structs.asdict(core.info), pid=os.getpid())
+    info = core.info
+    log.info("engine ready", device=info.device, dtype=info.dtype, max_model_len=info.max_model_len,
+             kv_tokens=info.num_blocks * info.block_size, max_num_seqs=info.max_num_seqs, load_s=round(info.load_s, 1))
     try:
         server.run(core)
     except Exception:

@@ -19,7 +19,12 @@ def main(argv: list[str] | None = None) -> int:
         for name, (_, purpose) in MEASUREMENTS.items():
             print(f"  {name:14}{purpose}", file=sys.stderr)
         return 0 if argv[:1] in (["--help"], ["-h"]) else 2
-    module = importlib.import_module(MEASUREMENTS[argv[0]][0])  # each brings libraries that the others do without
+    try:
+        module = importlib.import_module(MEASUREMENTS[argv[0]][0])  # each brings libraries that the others do without
+    except ModuleNotFoundError as error:
+        print(f"quire bench {argv[0]}: the package {error.name} is not installed; run: pip install 'quire[bench]', or "
+              "make install-dev in a checkout", file=sys.stderr)
+        return 2
     return int(module.main(argv[1:]))
 
 

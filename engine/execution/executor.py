@@ -48,7 +48,7 @@ class InProcessExecutor:
             available, flag = self._free_device_bytes(), "--gpu-memory-utilization"
         num_blocks = available // runner.block_bytes
         if num_blocks < 1:
-            raise ConfigError(f"{flag}: {max(available, 0) / 2**30:.2f} GiB are left for the KV cache, and one block "
+            raise ConfigError(f"{flag}: it leaves {max(available, 0) / 2**20:.1f} MiB for the KV cache, and one block "
                               f"takes {runner.block_bytes / 2**20:.1f} MiB; raise it, or use a smaller model or dtype")
         return int(num_blocks)
 

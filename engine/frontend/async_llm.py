@@ -7,12 +7,14 @@ Text in, text out: tokenizer and chat template live here, the core sees token id
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from typing import Any
 
 from engine.config import EngineArgs
-from engine.errors import InvalidRequestError
+from engine.errors import EngineDeadError, InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
 from engine.frontend.client import EngineClient, Request
 from engine.frontend.engine_process import EngineProcess
@@ -72,7 +74,6 @@ class AsyncLLMEngine:
         self._address = address
         self._process: EngineProcess | None = None
         self._client: EngineClient | None = None
-        self._watcher: asyncio.Task[None] | None = None
         self._started = asyncio.Lock()
         self._streams: dict[str, Stream] = {}
 
@@ -176,8 +177,6 @@ class AsyncLLMEngine:
 
     async def close(self) -> None:
         """End the connection, and the engine process where this object started one."""
-        if self._watcher is not None:
-            self._watcher.cancel()
         if self._client is not None:
             await self._client.close()
         if self._process is not None:
@@ -188,13 +187,13 @@ class AsyncLLMEngine:
             if self._client is None:
                 self._process = EngineProcess(self.args)
                 self._client = EngineClient(self._process.address)
-                self._watcher = asyncio.create_task(self._watch(self._process, self._client))
+                self._process.watch(partial(_fail_all, asyncio.get_running_loop(), self._client))
             await self._client.wait_ready()
 
-    @staticmethod
-    async def _watch(process: EngineProcess, client: EngineClient) -> None:
-        error = await asyncio.to_thread(process.wait)
-        client.fail_all(error)
+
+def _fail_all(loop: asyncio.AbstractEventLoop, client: EngineClient, error: EngineDeadError) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(client.fail_all, error)
 
 
 def _is_long(prompt: Prompt) -> bool:

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 
 import msgspec
 
@@ -28,10 +30,14 @@ class EngineProcess:
             pass_fds=[read_end], start_new_session=True)
         os.close(read_end)
 
-    def wait(self) -> EngineDeadError:
-        """Blocks until the process ends; what its end means to requests."""
+    def watch(self, on_end: Callable[[EngineDeadError], None]) -> None:
+        """Calls `on_end`, in another thread, when the process ends: with what its end means to requests."""
+        # A daemon: asyncio.run() and the interpreter would wait for any other thread, and this one waits for them.
+        threading.Thread(target=self._wait, args=(on_end,), name="engine-watch", daemon=True).start()
+
+    def _wait(self, on_end: Callable[[EngineDeadError], None]) -> None:
         code = self._process.wait()
-        return EngineDeadError(f"The engine process ended with exit code {code}; its log says why.")
+        on_end(EngineDeadError(f"The engine process ended with exit code {code}; its log says why."))
 
     def stop(self) -> None:
         self._process.terminate()
