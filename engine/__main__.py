@@ -16,6 +16,7 @@ from engine.config import EngineArgs
 from engine.errors import ConfigError, WeightError
 from engine.lifeline import die_with_parent
 from engine.logs import configure_logging
+from engine.openmp import share_cores
 from engine.server import EngineServer
 
 EXIT_CONFIG, EXIT_LOAD, EXIT_BROKEN = 2, 3, 70
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--lifeline", type=int, default=None, help="file descriptor whose end of file means: stop")
     options = parser.parse_args()
     configure_logging()
+    share_cores()
     die_with_parent(options.lifeline)
     try:
         args = EngineArgs.of(msgspec.json.decode(options.args, type=dict))

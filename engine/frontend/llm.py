@@ -19,6 +19,7 @@ from engine.frontend.prompts import Prompt, to_token_ids
 from engine.frontend.submission import check_prompt, numbers, samples
 from engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from engine.messages import Delta, Rejected, Submit
+from engine.openmp import share_cores
 from engine.sampling_params import RequestOutputKind, SamplingParams
 from engine.weights.progress import reporter
 
@@ -41,6 +42,7 @@ class LLM:
 
     def __init__(self, model: str = EngineArgs.model, *, tokenizer: str | None = None, **kwargs: Any) -> None:
         self.args = EngineArgs.of({"model": model, "tokenizer": tokenizer, **kwargs})
+        share_cores()
         from engine.core import EngineCore  # brings torch, which nobody pays for before an engine is built
 
         with reporter() as progress:

@@ -1,0 +1,15 @@
+"""How the CPU engine's threads wait for each other. Must be settled before torch brings its OpenMP library."""
+
+from __future__ import annotations
+
+import os
+
+# libgomp spins some 300,000 times before it sleeps. On cores that others use too, each barrier then waits out a time
+# slice: a step takes three times as long beside one busy process. 1000 costs nothing measurable on cores of our own.
+SPIN_COUNT = "1000"
+
+
+def share_cores() -> None:
+    """Spin briefly, unless the environment says how to wait."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
