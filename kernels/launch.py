@@ -1,4 +1,4 @@
-"""Launch parameters of every Triton kernel, by device family: measured once, kept here, never tuned at request time.
+"""Launch parameters of every Triton kernel, by device family: kept here, never tuned at request time.
 
 Knows numbers only. Called by the kernels' wrappers; a new device family is one more line in each table.
 """
@@ -24,7 +24,7 @@ class Tile:
 # family -> {(bytes of an element, widest padded head_dim that it is for): tile}, narrowest first.
 _DECODE = {
     "hopper": {
-        (2, 64): Tile(16, 128, 4, 3), (2, 128): Tile(16, 64, 4, 3), (2, 256): Tile(16, 32, 4, 3),
+        (2, 64): Tile(16, 128, 4, 3), (2, 128): Tile(16, 64, 2, 3), (2, 256): Tile(16, 32, 4, 3),
         (4, 64): Tile(16, 64, 4, 2), (4, 128): Tile(16, 32, 4, 2), (4, 256): Tile(16, 16, 4, 2),
     },
     "ampere": {
@@ -38,7 +38,7 @@ _DECODE = {
 }
 _PREFILL = {
     "hopper": {
-        (2, 64): Tile(128, 128, 8, 3), (2, 128): Tile(128, 64, 8, 3), (2, 256): Tile(64, 64, 8, 2),
+        (2, 64): Tile(64, 64, 4, 2), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(64, 64, 8, 2),
         (4, 64): Tile(64, 32, 8, 2), (4, 128): Tile(32, 32, 8, 2), (4, 256): Tile(16, 16, 4, 2),
     },
     "ampere": {
