@@ -137,4 +137,3 @@ class EngineConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     async_scheduling: bool
-    extra: dict[str, Any] = field(default_factory=dict)

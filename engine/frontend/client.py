@@ -172,6 +172,7 @@ class EngineClient:
         self._by_sample.clear()
 
     async def close(self) -> None:
+        self.state = "down"  # a stream that is dropped later has nobody to tell
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
