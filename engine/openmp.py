@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 # libgomp spins some 300,000 times before it sleeps. On cores that others use too, each barrier then waits out a time
-# slice: a step takes three times as long beside one busy process. 1000 costs nothing measurable on cores of our own.
+# slice: a step takes three times as long beside one busy process, and far longer beside a second one that spins. 1000
+# halves that, for a tenth of the speed on cores of our own (docs/performance.md). A value in the environment wins.
 SPIN_COUNT = "1000"
 
 
