@@ -22,6 +22,14 @@ class InvalidRequestError(QuireError, ValueError):
         self.param = param
 
 
+def context_length_error(max_model_len: int, num_prompt: int, max_tokens: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"This model's maximum context length is {max_model_len} tokens. However, you requested {max_tokens} output "
+        f"tokens and your prompt contains {num_prompt} input tokens, for a total of {num_prompt + max_tokens} tokens. "
+        "Please reduce the length of the prompt or max_tokens.",
+        "prompt" if num_prompt >= max_model_len else "max_tokens")
+
+
 class OverloadedError(QuireError):
     """The request could be served later (HTTP 429 or 503). `retry_after_s` says when to try again."""
 

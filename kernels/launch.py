@@ -51,6 +51,7 @@ _PREFILL = {
     },
 }
 
+SKINNY_ROWS = 16  # most rows that kernels/product.py takes: the matrix units' own number
 SPLIT_MIN_TOKENS = 256  # a decode split of fewer K/V tokens costs more than it saves
 MAX_SPLITS = 64
 WAVES = 4  # decode programs wanted for each multiprocessor

@@ -13,13 +13,11 @@ import triton.language as tl
 
 from kernels import launch
 
-MAX_ROWS = 16
-
 
 def skinny_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     num_rows, size = x.shape
     num_outputs = weight.shape[0]
-    assert num_rows <= MAX_ROWS, num_rows
+    assert num_rows <= launch.SKINNY_ROWS, num_rows
     assert x.stride(1) == 1
     assert weight.is_contiguous()
     tile = launch.product_tile(x.device, x.element_size(), num_outputs, size)

@@ -167,7 +167,7 @@ class EngineClient:
         """The engine is gone for good: every unfinished request, and every later one, ends with `error`."""
         self.state, self._dead = "down", error
         self._settled.set()
-        for request in {id(r): r for r, _ in self._by_sample.values()}.values():
+        for request in self._requests():
             request.fail(error)
         self._by_sample.clear()
 
@@ -251,7 +251,7 @@ class EngineClient:
         self.num_restarts += self.info is not None
         self.info, self.state, self.loading = info, "ready", ("ready", 1.0)
         self._settled.set()
-        requests = list({id(r): r for r, _ in self._by_sample.values()}.values())
+        requests = self._requests()
         if requests:
             log.info("requests resubmitted", requests=len(requests))
         for request in requests:
@@ -268,15 +268,19 @@ class EngineClient:
     def _lost(self) -> None:
         self.state = "down"
         self.status = None
-        requests = {id(r): r for r, _ in self._by_sample.values()}.values()
+        requests = self._requests()
         log.warning("engine lost", requests_in_flight=len(requests))
-        for request in list(requests):
+        for request in requests:
             if not request.accepted.is_set():
                 continue  # it never reached that engine
             request.crashes += 1
             if request.crashes >= MAX_CRASHES:
                 self._forget(request)
                 request.fail(EngineDeadError(_POISON))
+
+    def _requests(self) -> list[Request]:
+        """The unfinished ones, each once."""
+        return list({id(request): request for request, _ in self._by_sample.values()}.values())
 
     def _forget(self, request: Request) -> None:
         for sample in request.samples:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
-from engine.errors import InvalidRequestError
+from engine.errors import InvalidRequestError, context_length_error
 from engine.messages import SampleSpec, Sampling
 from engine.sampling_params import SamplingParams
 
@@ -23,14 +23,6 @@ def check_prompt(prompt_token_ids: list[int], vocab_size: int) -> None:
                                   f"{vocab_size - 1}.", "prompt")
 
 
-def context_error(max_model_len: int, num_prompt: int, max_tokens: int) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"This model's maximum context length is {max_model_len} tokens. However, you requested {max_tokens} output "
-        f"tokens and your prompt contains {num_prompt} input tokens, for a total of {num_prompt + max_tokens} tokens. "
-        "Please reduce the length of the prompt or max_tokens.",
-        "prompt" if num_prompt >= max_model_len else "max_tokens")
-
-
 def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_logprobs: int, vocab_size: int,
             eos_token_ids: Iterable[int], clamp: bool) -> Sampling:
     """The numbers of `params` for a prompt of `num_prompt` tokens.
@@ -43,7 +35,7 @@ def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_
     room = max_model_len - num_prompt
     wanted = room if params.max_tokens is None else params.max_tokens
     if room < 1 or (wanted > room and not clamp):
-        raise context_error(max_model_len, num_prompt, max(wanted, 1))
+        raise context_length_error(max_model_len, num_prompt, max(wanted, 1))
     logprobs = -1 if params.logprobs is None else params.logprobs
     if logprobs == -1 and params.logprobs == -1:
         logprobs = vocab_size

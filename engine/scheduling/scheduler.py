@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from engine.config import SchedulerConfig
-from engine.errors import InvalidRequestError
+from engine.errors import InvalidRequestError, context_length_error
 from engine.plan import StepPlan, StepResult
 from engine.scheduling.allocator import BlockAllocator
 from engine.scheduling.prefix_index import extend_hashes
@@ -162,11 +162,7 @@ class Scheduler:
         if num_prompt_tokens < 1:
             raise InvalidRequestError("The prompt must contain at least one token.", "prompt")
         if num_prompt_tokens > limit - 1:
-            raise InvalidRequestError(
-                f"This model's maximum context length is {limit} tokens. However, you requested {max_tokens} output "
-                f"tokens and your prompt contains {num_prompt_tokens} input tokens, for a total of "
-                f"{num_prompt_tokens + max_tokens} tokens. Please reduce the length of the prompt or max_tokens.",
-                "prompt")
+            raise context_length_error(limit, num_prompt_tokens, max_tokens)
         total = min(num_prompt_tokens + max_tokens, limit)
         capacity = self.config.num_blocks * self.config.block_size
         if total > capacity:

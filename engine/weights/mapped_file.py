@@ -30,9 +30,7 @@ class MappedFile:
     @contextmanager
     def span(self, start: int, stop: int, what: str) -> Iterator[np.ndarray]:
         """Bytes [start, stop) as uint8; valid inside the `with` only, resident only as long."""
-        if not 0 <= start <= stop <= self.num_bytes:
-            raise WeightError(f"{self.path}: {what} lies at bytes {start} to {stop} of {self.num_bytes}; the file is "
-                              "cut short or malformed")
+        self._check(start, stop, what)
         first = start - start % mmap.PAGESIZE
         if stop > start:
             self._map.madvise(mmap.MADV_WILLNEED, first, stop - first)
@@ -43,8 +41,13 @@ class MappedFile:
     def rows(self, start: int, num_rows: int, row_bytes: int, what: str) -> np.ndarray:
         """[num_rows, row_bytes] uint8, valid for as long as it is kept; only rows that are read become resident."""
         stop = start + num_rows * row_bytes
-        with self.span(start, stop, what) as data:
-            return data.reshape(num_rows, row_bytes)
+        self._check(start, stop, what)
+        return self._bytes[start:stop].reshape(num_rows, row_bytes)
+
+    def _check(self, start: int, stop: int, what: str) -> None:
+        if not 0 <= start <= stop <= self.num_bytes:
+            raise WeightError(f"{self.path}: {what} lies at bytes {start} to {stop} of {self.num_bytes}; the file is "
+                              "cut short or malformed")
 
     def close(self) -> None:
         """The mapping goes when the last view does: one may still hang on an error that is on its way up."""
