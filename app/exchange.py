@@ -49,7 +49,7 @@ class Exchange:
         """Send one prompt; returns when the engine accepted it. Raises what AsyncLLMEngine.submit raises."""
         record = self._record
         stream = await self._service.engine.submit(
-            prompt, params, record.request_id, priority=priority, key_name=record.key_name, cache_salt=cache_salt,
+            prompt, params, record.request_id, priority=priority, key=record.key, cache_salt=cache_salt,
             add_special_tokens=add_special_tokens)
         self._streams.append(stream)
         record.prompt_tokens += len(stream.prompt_token_ids)

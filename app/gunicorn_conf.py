@@ -15,7 +15,7 @@ from engine.lifeline import die_with_parent
 from engine.logs import configure_logging
 
 _settings = WorkerSettings.from_run_dir(os.environ["QUIRE_RUN_DIR"])
-configure_logging(_settings.log_level)
+configure_logging(_settings.serve.log_level)
 die_with_parent()
 if os.getppid() != int(os.environ["QUIRE_LAUNCHER_PID"]):
     raise SystemExit("the launcher is gone")
@@ -23,9 +23,9 @@ if os.getppid() != int(os.environ["QUIRE_LAUNCHER_PID"]):
 wsgi_app = "app.main:from_run_dir()"
 bind = [f"fd://{os.environ['QUIRE_LISTEN_FD']}"]
 worker_class = "app.worker.HttpWorker"
-workers = _settings.num_http_workers
+workers = _settings.serve.num_http_workers
 preload_app = False
-graceful_timeout = math.ceil(_settings.shutdown_timeout) + GRACE_S
+graceful_timeout = math.ceil(_settings.serve.shutdown_timeout) + GRACE_S
 timeout = 60  # a worker whose event loop stood still for so long is replaced
 keepalive = 75  # longer than the usual 60 s of load balancers, so that they close first
 max_requests = 0  # recycling would cut streams
@@ -33,7 +33,7 @@ backlog = 2048
 worker_tmp_dir = _settings.run_dir
 control_socket_disable = True
 logger_class = "app.telemetry.logging.GunicornLogger"
-loglevel = _settings.log_level
+loglevel = _settings.serve.log_level
 accesslog = None
 
 

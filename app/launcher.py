@@ -107,7 +107,7 @@ class Launcher:
         inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
         return inherited | {
             "QUIRE_RUN_DIR": self._shared.run_dir,
-            "QUIRE_ROOT_PATH": self._shared.root_path,
+            "QUIRE_ROOT_PATH": self._settings.root_path,
             "QUIRE_LIFELINE": str(self._lifeline),
             "QUIRE_LISTEN_FD": str(self._socket.fileno()),
             "QUIRE_LAUNCHER_PID": str(os.getpid()),

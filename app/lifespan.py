@@ -24,7 +24,7 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         settings = service.settings
-        service.connected_engine = await connect(settings.engine_address, settings.engine)
+        service.connected_engine = await connect(settings.engine_address, settings.serve.engine)
         watcher = asyncio.create_task(_watch_drain(service, Path(settings.drain_file)))
         yield
         watcher.cancel()

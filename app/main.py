@@ -23,15 +23,15 @@ from engine.frontend.async_llm import AsyncLLMEngine
 
 
 def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.connect) -> Starlette:
-    service = Service(settings, Metrics(settings.model_names[0]))
+    service = Service(settings, Metrics(settings.serve.model_names[0]))
     app = Starlette(
         routes=ROUTES,
         middleware=[  # outermost first
             Middleware(RequestLogMiddleware, metrics=service.metrics, handler_of=handler_of, quiet=QUIET,
-                       access_log=settings.access_log),
+                       access_log=not settings.serve.disable_access_log),
             Middleware(AuthMiddleware, key_digests=settings.key_digests, public=PUBLIC),
             Middleware(service.in_flight.middleware),
-            Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),
+            Middleware(BodyLimitMiddleware, max_bytes=settings.serve.max_body_bytes),
         ],
         exception_handlers=HANDLERS,
         lifespan=lifespan_of(service, connect),

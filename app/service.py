@@ -39,7 +39,8 @@ class Service:
     @property
     def model_defaults(self) -> dict[str, Any]:
         """Sampling defaults that the model's authors chose."""
-        return {} if self.settings.engine.generation_config == "vllm" else self.engine.model_config.generation_defaults
+        built_in = self.settings.serve.engine.generation_config == "vllm"
+        return {} if built_in else self.engine.model_config.generation_defaults
 
     @staticmethod
     def now() -> int:

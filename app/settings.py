@@ -55,7 +55,58 @@ class ServeSettings:
         "Seconds that running requests may still take after SIGTERM.")})
     drain_delay: float = field(default=0.0, metadata={"help": (
         "Seconds between saying 'not ready' and closing the port, for load balancers to notice.")})
+    queue_timeout: float = field(default=300.0, metadata={"help": (
+        "Seconds that a request may wait for its first step; then 503. 0: no limit. A request may ask for less with "
+        "the header x-queue-timeout.")})
+    ttft_timeout: float = field(default=600.0, metadata={"help": (
+        "Seconds to a request's first token; then 504. 0: no limit. Shorter by x-ttft-timeout.")})
+    request_timeout: float = field(default=3600.0, metadata={"help": (
+        "Seconds that a request may take in all; then 504. 0: no limit. Shorter by x-request-timeout.")})
+    sse_ping_interval: float = field(default=15.0, metadata={"help": (
+        "Seconds of silence after which a stream gets a comment, for proxies that cut quiet ones. 0: none.")})
     max_body_bytes: int = field(default=16 * 2**20, metadata={"help": "Longest request body; beyond it, 413."})
+    max_header_bytes: int = field(default=32 * 2**10, metadata={"help": "Longest request head; beyond it, 431."})
+    max_headers: int = field(default=100, metadata={"help": "Most request headers; beyond it, 431."})
+    header_timeout: float = field(default=10.0, metadata={"help": (
+        "Seconds that a request's head may take to arrive; then the connection is cut.")})
+    body_timeout: float = field(default=60.0, metadata={"help": "Seconds that a request's body may take to arrive."})
+    keep_alive_timeout: float = field(default=75.0, metadata={"help": (
+        "Seconds that a connection may stay open between requests; longer than a load balancer's own (often 60).")})
+    max_connections_per_ip: int = field(default=0, metadata={"help": (
+        "Most connections of one address to one HTTP worker; 0: no limit. Not behind a proxy.")})
+    forwarded_allow_ips: list[str] | None = field(default=None, metadata={"help": (
+        "Addresses or networks of proxies whose X-Forwarded-For is believed. Unset: none.")})
+    max_n: int = field(default=128, metadata={"help": "Most samples (n) that a request may ask for."})
+    max_stop_sequences: int = field(default=16, metadata={"help": "Most stop strings of a request."})
+    max_prompts: int = field(default=1024, metadata={"help": "Most prompts of one completions request."})
+    ssl_certfile: str | None = field(default=None, metadata={"help": (
+        "Certificate chain (PEM) to serve HTTPS with; it is read again when it changes.")})
+    ssl_keyfile: str | None = field(default=None, metadata={"help": "Its private key (PEM), not readable by others."})
+    ssl_ca_certs: str | None = field(default=None, metadata={"help": "Authorities (PEM) for client certificates."})
+    ssl_cert_reqs: int = field(default=0, metadata={"help": (
+        "Client certificates: 0 not asked for, 1 checked where given, 2 required.")})
+    ssl_ciphers: str | None = field(default=None, metadata={"help": "OpenSSL cipher list for TLS 1.2."})
+    ssl_client_names: list[str] | None = field(default=None, metadata={"help": (
+        "Subject alternative names that client certificates may have; unset: any that an authority signed.")})
+    admin_port: int | None = field(default=None, metadata={"help": (
+        "Own port for /metrics and /admin, which then leave the main one; there /metrics needs no key.")})
+    admin_host: str = field(default="127.0.0.1", metadata={"help": "Address of --admin-port."})
+    api_key_file: str | None = field(default=None, metadata={"help": (
+        "File of named keys (quire keys create), read again when it changes.")})
+    audit_log: str | None = field(default=None, metadata={"help": "File that gets a line for every admin action."})
+    engine_stall_timeout: float = field(default=60.0, metadata={"help": (
+        "Seconds without a sign of life from a ready engine after which it is killed and started again.")})
+    max_engine_restarts: int = field(default=4, metadata={"help": (
+        "Engine restarts within five minutes; at the next failure the server gives up with exit code 70.")})
+    otlp_traces_endpoint: str | None = field(default=None, metadata={"help": (
+        "OTLP/HTTP address for traces, as http://collector:4318/v1/traces; also OTEL_EXPORTER_OTLP_TRACES_ENDPOINT. "
+        "Unset: no tracing.")})
+    trace_sample_ratio: float = field(default=1.0, metadata={"help": (
+        "Share of requests to trace that come without a sampling decision of their caller's.")})
+    log_content: bool = field(default=False, metadata={"help": (
+        "Log prompts and outputs; works only together with --log-content-is-permitted.")})
+    log_content_is_permitted: bool = field(default=False, metadata={"help": (
+        "Says that whoever is responsible for the data agrees to --log-content.")})
     log_level: str = field(default="info", metadata={"help": "debug, info, warning or error."})
     disable_access_log: bool = field(default=False, metadata={"help": "No log line per request."})
     enable_request_id_headers: bool = field(default=True, metadata={"help": (
@@ -100,10 +151,46 @@ class ServeSettings:
         for name in ("shutdown_timeout", "drain_delay"):
             if not 0 <= getattr(self, name) <= 86400:
                 found.append(f"{flag(name)}: {getattr(self, name)} is not in 0..86400 seconds")
+        found += self._limit_problems() + self._tls_problems()
         if self.max_body_bytes < 1024:
             found.append(f"--max-body-bytes: {self.max_body_bytes} is less than 1024")
         if self.root_path and not self.root_path.startswith("/"):
             found.append(f"--root-path: {self.root_path!r} does not begin with /")
+        return found
+
+    def _limit_problems(self) -> list[str]:
+        found = []
+        for name in ("queue_timeout", "ttft_timeout", "request_timeout", "sse_ping_interval"):
+            if not 0 <= getattr(self, name) <= 86400:
+                found.append(f"{flag(name)}: {getattr(self, name)} is not in 0..86400 seconds (0: none)")
+        for name in ("header_timeout", "body_timeout", "keep_alive_timeout", "engine_stall_timeout"):
+            if not 1 <= getattr(self, name) <= 86400:
+                found.append(f"{flag(name)}: {getattr(self, name)} is not in 1..86400 seconds")
+        for name, least in (("max_header_bytes", 1024), ("max_headers", 10), ("max_n", 1), ("max_stop_sequences", 1),
+                            ("max_prompts", 1), ("max_connections_per_ip", 0), ("max_engine_restarts", 0)):
+            if getattr(self, name) < least:
+                found.append(f"{flag(name)}: {getattr(self, name)} is less than {least}")
+        if not 0 <= self.trace_sample_ratio <= 1:
+            found.append(f"--trace-sample-ratio: {self.trace_sample_ratio} is not in 0..1")
+        if self.log_content and not self.log_content_is_permitted:
+            found.append("--log-content: prompts are personal data; say --log-content-is-permitted too")
+        if self.admin_port is not None and not 0 <= self.admin_port <= 65535:
+            found.append(f"--admin-port: {self.admin_port} is not in 0..65535")
+        return found
+
+    def _tls_problems(self) -> list[str]:
+        found = []
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            found.append("--ssl-certfile: --ssl-certfile and --ssl-keyfile go together")
+        if self.ssl_cert_reqs not in (0, 1, 2):
+            found.append(f"--ssl-cert-reqs: {self.ssl_cert_reqs} is not one of 0, 1, 2")
+        elif self.ssl_cert_reqs and self.ssl_ca_certs is None:
+            found.append("--ssl-cert-reqs: client certificates need --ssl-ca-certs")
+        if self.ssl_client_names is not None and self.ssl_cert_reqs != 2:
+            found.append("--ssl-client-names: needs --ssl-cert-reqs 2")
+        for name in ("ssl_ca_certs", "ssl_ciphers"):
+            if getattr(self, name) is not None and self.ssl_certfile is None:
+                found.append(f"{flag(name)}: needs --ssl-certfile and --ssl-keyfile")
         return found
 
 
@@ -312,18 +399,11 @@ def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the launcher writes into the run directory for gunicorn and its workers: settled values, no keys."""
 
-    engine: EngineArgs
-    model_names: list[str]
-    key_digests: list[str]
-    root_path: str
-    response_role: str
-    num_http_workers: int
-    shutdown_timeout: float
-    max_body_bytes: int
-    log_level: str
-    access_log: bool
+    serve: ServeSettings  # api_key is None here, whatever it was
+    key_digests: list[str]  # SHA-256, hex, of the keys without a name
     run_dir: str
     started_at: int  # unix seconds; the "created" of the model cards
+    admin_port: int | None = None  # as bound
 
     @property
     def engine_address(self) -> str:
@@ -338,6 +418,11 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         """Exists while the server drains; holds the deadline, in seconds of CLOCK_MONOTONIC."""
         return f"{self.run_dir}/drain"
 
+    @property
+    def reload_file(self) -> str:
+        """Written anew when keys, certificates and log level are to be read again; holds the log level."""
+        return f"{self.run_dir}/reload"
+
     def save(self) -> None:
         path = Path(self.run_dir) / "settings.json"
         path.touch(mode=0o600)
@@ -349,9 +434,5 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def for_workers(settings: ServeSettings, run_dir: str, started_at: int) -> WorkerSettings:
-    return WorkerSettings(
-        engine=settings.engine, model_names=settings.model_names, key_digests=settings.key_digests(),
-        root_path=settings.root_path, response_role=settings.response_role,
-        num_http_workers=settings.num_http_workers, shutdown_timeout=settings.shutdown_timeout,
-        max_body_bytes=settings.max_body_bytes, log_level=settings.log_level,
-        access_log=not settings.disable_access_log, run_dir=run_dir, started_at=started_at)
+    return WorkerSettings(serve=dataclasses.replace(settings, api_key=None), key_digests=settings.key_digests(),
+                          run_dir=run_dir, started_at=started_at)

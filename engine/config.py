@@ -56,6 +56,8 @@ class EngineArgs:
     tensor_parallel_size: int = _argument(1, "GPUs to split each layer over (1 in this version).")
     max_logprobs: int = _argument(20, "Most alternatives a request may ask for per token; -1 = no limit.")
     max_queued_requests: int = _argument(4096, "Samples that may wait; beyond it requests get 503.")
+    max_queued_tokens: int | None = _argument(
+        None, "Tokens of prompts that may wait; beyond it requests get 503. Unset: no limit.")
     generation_config: str = _argument(
         "auto", "auto: sampling defaults from the model's generation_config.json; vllm: built-in defaults.")
     chat_template: str | None = _argument(None, "Chat template: a file or the template itself.")
@@ -82,7 +84,7 @@ class EngineArgs:
         if self.max_logprobs < -1:
             found.append(f"--max-logprobs: {self.max_logprobs} is less than -1 (no limit)")
         for name in ("max_model_len", "kv_cache_memory_bytes", "num_gpu_blocks_override", "max_num_seqs",
-                     "max_num_batched_tokens", "max_queued_requests", "cpu_threads"):
+                     "max_num_batched_tokens", "max_queued_requests", "max_queued_tokens", "cpu_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"--{name.replace('_', '-')}: {value} is less than 1")

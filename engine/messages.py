@@ -34,6 +34,22 @@ class SampleSpec(msgspec.Struct, array_like=True, frozen=True):
     output_token_ids: list[int] = []  # produced before the engine crashed; the sample goes on after them
 
 
+class KeyLimits(msgspec.Struct, array_like=True, frozen=True):
+    """Whose request it is and what that key may do; 0 = no limit.
+
+    Sent with every submission, so that the key file has one reader (the worker) and the door keeps only counts.
+    """
+
+    name: str = ""  # "" = the server asks for no key: all such requests share one queue and have no limits
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0  # prompt tokens at admission, output tokens as they are produced
+    max_concurrent: int = 0  # unfinished requests
+    weight: float = 1.0  # its share of the queue against other keys of the same priority
+
+
+NO_KEY = KeyLimits()
+
+
 class Submit(msgspec.Struct, array_like=True, tag="submit", frozen=True):
     instance: str  # EngineInfo.instance that the worker means; another engine drops it and the worker resubmits
     request_id: str
@@ -41,8 +57,10 @@ class Submit(msgspec.Struct, array_like=True, tag="submit", frozen=True):
     sampling: Sampling
     samples: list[SampleSpec]
     priority: int = 0  # lower runs first
-    key_name: str = ""
+    key: KeyLimits = NO_KEY
     cache_salt: str = ""  # requests share cached prefixes only under the same salt
+    queue_timeout_s: float = 0.0  # refused when no step took it up by then; 0 = waits as long as it takes
+    resumed: bool = False  # was accepted before, by this engine or one before it: passes the door, counted as running
 
 
 class Abort(msgspec.Struct, array_like=True, tag="abort", frozen=True):
@@ -81,20 +99,49 @@ class Loading(msgspec.Struct, array_like=True, tag="loading", frozen=True):
     fraction: float
 
 
+class RateState(msgspec.Struct, array_like=True, frozen=True):
+    """Where a key stands with its limits a minute, for the x-ratelimit headers; a limit of 0 is none."""
+
+    limit_requests: int = 0
+    remaining_requests: int = 0
+    reset_requests_s: float = 0.0  # until all of them are there again
+    limit_tokens: int = 0
+    remaining_tokens: int = 0
+    reset_tokens_s: float = 0.0
+
+
 class Accepted(msgspec.Struct, array_like=True, tag="accepted", frozen=True):
     """The submission passed the door; its samples will get deltas until one with a finish reason."""
 
     ids: list[int]
+    rate: RateState | None = None  # None: the key has no limits a minute
+
+
+REJECTIONS = ("invalid", "queue_requests", "queue_tokens", "queue_timeout", "key_requests", "key_tokens",
+              "key_concurrency")
 
 
 class Rejected(msgspec.Struct, array_like=True, tag="rejected", frozen=True):
-    """The whole submission is refused. kind: "invalid" (400), "limit" (429), "overloaded" (503)."""
+    """The whole submission is refused. May come after Accepted, when its time in the queue is over.
+
+    kind: "invalid" (400), "limit" (429), "overloaded" (503); reason: one of REJECTIONS, for metrics.
+    """
 
     ids: list[int]
     kind: str
     message: str
     param: str = ""
     retry_after_s: float = 0.0
+    reason: str = "invalid"
+    rate: RateState | None = None
+    # The worker may refuse alike submissions itself, before tokenizing, for so long ("limit": of this key only).
+    closed_s: float = 0.0
+
+
+class Started(msgspec.Struct, array_like=True, tag="started", frozen=True):
+    """Samples that a step took up for the first time since they were submitted: their time in the queue is over."""
+
+    ids: list[int]
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
@@ -126,6 +173,15 @@ class Deltas(msgspec.Struct, array_like=True, tag="deltas"):
     deltas: list[Delta]
 
 
+class Distribution(msgspec.Struct, array_like=True, frozen=True):
+    """A histogram since start. counts[i] holds what was at most bounds[i] and more than the bound before; the last,
+    what was more than all."""
+
+    bounds: list[float]
+    counts: list[int]  # one more than bounds
+    total: float
+
+
 class Status(msgspec.Struct, array_like=True, tag="status", frozen=True):
     """Gauges and counters since start, about once a second, for metrics and health."""
 
@@ -139,7 +195,12 @@ class Status(msgspec.Struct, array_like=True, tag="status", frozen=True):
     prompt_tokens: int
     generation_tokens: int
     last_step_age_s: float
+    num_waiting_tokens: int = 0  # prompt and output tokens of waiting samples
+    num_graph_steps: int = 0  # steps that a captured CUDA graph carried out
+    step_seconds: Distribution | None = None  # from one step's launch to the next, while there was work
+    step_samples: Distribution | None = None  # samples in a step
+    step_tokens: Distribution | None = None  # tokens that a step computed
 
 
 Down = Submit | Abort | Heartbeat
-Up = Ready | Loading | Accepted | Rejected | Deltas | Status
+Up = Ready | Loading | Accepted | Rejected | Started | Deltas | Status

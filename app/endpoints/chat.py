@@ -81,7 +81,7 @@ class _Replies:
                     logprobs[update.index].content += self._logprobs(update).content
                 if update.finish_reason is not None:
                     ends[update.index] = update
-        role = self._service.settings.response_role
+        role = self._service.settings.serve.response_role
         choices = [
             ChatChoice(i, Message(role, texts[i]), logprobs[i] if self._body.logprobs else None,
                        end.finish_reason or "abort", end.stop_reason)
@@ -91,7 +91,7 @@ class _Replies:
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """One frame per update; each choice's first carries, before it, the role's."""
-        role = _encode({"role": self._service.settings.response_role, "content": ""})
+        role = _encode({"role": self._service.settings.serve.response_role, "content": ""})
         begun: set[int] = set()
         async with self._exchange as exchange:
             async for update in exchange.updates(self._n):

@@ -14,7 +14,7 @@ from engine.errors import OverloadedError
 
 def check_model(service: Service, name: str | None) -> str:
     """The name to show in the reply; requests may leave the model out. Raises ApiError (404) for another model."""
-    names = service.settings.model_names
+    names = service.settings.serve.model_names
     if name is None:
         return names[0]
     if name not in names:
@@ -24,7 +24,7 @@ def check_model(service: Service, name: str | None) -> str:
 
 async def list_models(request: Request) -> Response:
     service = service_of(request)
-    return _json(ModelList([_card(service, name) for name in service.settings.model_names]))
+    return _json(ModelList([_card(service, name) for name in service.settings.serve.model_names]))
 
 
 async def show_model(request: Request) -> Response:
@@ -38,7 +38,7 @@ def _card(service: Service, name: str) -> ModelCard:
         phase, fraction = service.engine.loading
         raise OverloadedError(f"The model is not ready yet: {phase}, {fraction:.0%}.", retry_after_s=5.0)
     settings = service.settings
-    return model_card(name, settings.engine.model, settings.started_at, info.max_model_len)
+    return model_card(name, settings.serve.engine.model, settings.started_at, info.max_model_len)
 
 
 def _json(body: msgspec.Struct) -> Response:

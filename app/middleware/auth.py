@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import ApiError
+from engine.messages import KeyLimits
 
 
 class AuthMiddleware:
@@ -24,7 +25,7 @@ class AuthMiddleware:
         if scope["type"] == "http" and self._digests:
             record = scope["state"]["record"]
             if record.path not in self._public:
-                record.key_name = self._check(Headers(scope=scope).get("authorization", ""))
+                record.key = KeyLimits(self._check(Headers(scope=scope).get("authorization", "")))
         await self._app(scope, receive, send)
 
     def _check(self, header: str) -> str:

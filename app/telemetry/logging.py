@@ -24,8 +24,8 @@ def log_request(record: RequestRecord) -> None:
     fields: dict[str, Any] = {
         "method": record.method, "path": record.path[:200], "status": record.status, "request_id": record.request_id,
         "ms": _ms(time.perf_counter() - record.started)}
-    if record.key_name:
-        fields["key"] = record.key_name
+    if record.key.name:
+        fields["key"] = record.key.name
     if record.prompt_tokens:
         fields |= {"prompt_tokens": record.prompt_tokens, "output_tokens": record.output_tokens,
                    "ttft_ms": _ms(record.ttft_s), "tpot_ms": _ms(record.tpot_s),

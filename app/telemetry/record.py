@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from engine.messages import NO_KEY, KeyLimits
+
 
 @dataclass(slots=True)
 class RequestRecord:
@@ -12,7 +14,7 @@ class RequestRecord:
     method: str = ""
     path: str = ""  # below root_path
     started: float = field(default_factory=time.perf_counter)
-    key_name: str = ""
+    key: KeyLimits = NO_KEY
     status: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0

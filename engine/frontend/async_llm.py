@@ -23,7 +23,7 @@ from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateSt
 from engine.frontend.prompts import Prompt, to_token_ids
 from engine.frontend.submission import check_prompt, numbers, samples
 from engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from engine.messages import EngineInfo, Status
+from engine.messages import NO_KEY, EngineInfo, KeyLimits, Status
 from engine.model_config import ModelConfig
 from engine.sampling_params import SamplingParams
 from engine.weights.locate import resolve_model
@@ -120,8 +120,8 @@ class AsyncLLMEngine:
     # Requests
 
     async def submit(self, prompt: Prompt, params: SamplingParams, request_id: str, *, priority: int = 0,
-                     key_name: str = "", cache_salt: str = "", add_special_tokens: bool = True,
-                     clamp: bool = False) -> Stream:
+                     key: KeyLimits = NO_KEY, cache_salt: str = "", queue_timeout_s: float = 0.0,
+                     add_special_tokens: bool = True, clamp: bool = False) -> Stream:
         """Send a request; returns when the engine accepted it.
 
         Raises:
@@ -142,7 +142,7 @@ class AsyncLLMEngine:
                            eos_token_ids=self.model_config.eos_token_ids, clamp=clamp)
         generation = Generation(params, prompt_token_ids, self.tokenizer, params.n)
         request = Request(request_id, prompt_token_ids, sampling, samples(params, client.new_ids(params.n)), generation,
-                          priority, key_name, cache_salt)
+                          priority, key, cache_salt, queue_timeout_s)
         await client.submit(request)
         return Stream(client, request, text)
 

@@ -22,6 +22,7 @@ from zmq.utils.monitor import parse_monitor_message
 from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from engine.frontend.generation import Generation, SampleUpdate
 from engine.messages import (
+    NO_KEY,
     Abort,
     Accepted,
     Delta,
@@ -29,6 +30,7 @@ from engine.messages import (
     Down,
     EngineInfo,
     Heartbeat,
+    KeyLimits,
     Loading,
     Ready,
     Rejected,
@@ -57,8 +59,9 @@ class Request:
     samples: list[SampleSpec]
     generation: Generation
     priority: int = 0
-    key_name: str = ""
+    key: KeyLimits = NO_KEY
     cache_salt: str = ""
+    queue_timeout_s: float = 0.0
     crashes: int = 0
     aborted: bool = False
     updates: deque[SampleUpdate] = field(default_factory=deque)
@@ -190,7 +193,8 @@ class EngineClient:
         assert self.info is not None
         samples = [SampleSpec(s.id, s.seed, request.generation.token_ids(i)) for i, s in request.unfinished()]
         self._send(Submit(self.info.instance, request.request_id, request.prompt_token_ids, request.sampling, samples,
-                          request.priority, request.key_name, request.cache_salt))
+                          request.priority, request.key, request.cache_salt, request.queue_timeout_s,
+                          request.accepted.is_set()))
 
     async def _beat(self) -> None:
         while True:

@@ -12,19 +12,20 @@ import pytest
 from starlette.applications import Starlette
 
 from app.main import create_app
-from app.settings import WorkerSettings
+from app.settings import ServeSettings, WorkerSettings
 from engine.config import EngineArgs
 from tests.app.fake_engine import FakeEngine
 
 KEY = "a-key-that-is-long-enough"
 
 
-def worker_settings(run_dir: Path, **changes: Any) -> WorkerSettings:
+def worker_settings(run_dir: Path, key_digests: list[str] | None = None, **changes: Any) -> WorkerSettings:
+    """`changes` are settings of ServeSettings."""
     values: dict[str, Any] = {
-        "engine": EngineArgs(model="/models/m"), "model_names": ["m", "alias"], "key_digests": [], "root_path": "",
-        "response_role": "assistant", "num_http_workers": 1, "shutdown_timeout": 5.0, "max_body_bytes": 4096,
-        "log_level": "info", "access_log": True, "run_dir": str(run_dir), "started_at": 1700000000}
-    return WorkerSettings(**(values | changes))
+        "engine": EngineArgs(model="/models/m"), "served_model_name": ["m", "alias"], "api_server_count": 1,
+        "shutdown_timeout": 5.0, "max_body_bytes": 4096}
+    return WorkerSettings(serve=ServeSettings(**(values | changes)), key_digests=key_digests or [],
+                          run_dir=str(run_dir), started_at=1700000000)
 
 
 @pytest.fixture

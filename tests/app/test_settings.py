@@ -129,7 +129,7 @@ def test_no_key_reaches_the_workers_file_and_only_the_owner_reads_it(tmp_path: P
     assert "a-very-secret-key" not in path.read_text()
     assert path.stat().st_mode & 0o077 == 0
     assert WorkerSettings.from_run_dir(str(tmp_path)) == shared
-    assert json.loads(path.read_text())["engine"]["max_model_len"] == 512
+    assert json.loads(path.read_text())["serve"]["engine"]["max_model_len"] == 512
 
 
 @given(st.integers(-(10**15), 10**15))
