@@ -21,7 +21,7 @@ runtime := $(stamps)/runtime-$(call checksum,$(runtime_locks) pyproject.toml)
 dev := $(stamps)/dev-$(call checksum,$(runtime_locks) $(dev_locks))
 has_cpu_torch := $(bin)/python -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'
 
-.PHONY: help install install-dev serve test test-slow test-gpu check-clients lint bench lock clean
+.PHONY: help install install-dev serve test test-slow test-faults test-gpu check-clients lint bench lock clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -38,6 +38,9 @@ test: $(dev) ## Run the tests (no GPU and no network needed)
 
 test-slow: $(dev) ## Run the long tests too
 	@$(bin)/python -m pytest -m 'not gpu' $(ARGS)
+
+test-faults: $(dev) ## Kill things under load and see that no request fails (minutes)
+	@$(bin)/python -m pytest -m 'not gpu' -s tests/faults $(ARGS)
 
 check-clients: $(dev) ## Try client programs with SDKs old and new (needs network)
 	@$(bin)/python -m tests.clients.run

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import structlog
 
 from app.settings import ServeSettings
+from engine.logs import stderr
 
 log = structlog.get_logger("quire")
 
@@ -19,7 +19,7 @@ _CURL = """\
 class Announcer:
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
-        self._terminal = sys.stderr.isatty()
+        self._terminal = stderr.isatty()
         self._started = time.monotonic()
         self._phase = ""
 
@@ -46,10 +46,14 @@ class Announcer:
         elif again:
             self._print("quire: ready again")
         else:
-            key = "-H \"Authorization: Bearer $VLLM_API_KEY\" " if self._settings.api_key else ""
+            key = "-H \"Authorization: Bearer $VLLM_API_KEY\" " if self._settings.has_keys else ""
             self._print(f"quire: ready on {url} after {seconds} s. Try:\n")
             target = url.replace("unix:", "--unix-socket ") + " http://localhost" if url.startswith("unix:") else url
             self._print(_CURL.format(url=target, key=key, model=self._settings.model_names[0]) + "\n")
+
+    def terminal_is_gone(self) -> bool:
+        """It was closed under us: its SIGHUP means an end, not a reload."""
+        return self._terminal and not stderr.isatty()
 
     def stopped(self) -> None:
         if self._terminal:
@@ -59,4 +63,4 @@ class Announcer:
 
     @staticmethod
     def _print(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        stderr.write(text + "\n")

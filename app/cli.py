@@ -1,4 +1,4 @@
-"""The command `quire`: serve, check, chat, complete, bench, version. Parses flags; everything else is elsewhere.
+"""The command `quire`: serve, check, doctor, keys, chat, complete, bench, version. Parses flags; the rest is elsewhere.
 
 Help is quick: nothing heavy is imported before a command needs it, torch never.
 """
@@ -10,11 +10,15 @@ import os
 import sys
 from typing import Any, NoReturn
 
+from app.keys import cli as keys
+from app.keys.key import SHORTEST_KEY, digest_of, plain_key
+from app.keys.key_file import load_key_file
 from app.settings import OPTIONS, Loaded, Option, ServeSettings, describe, flag, load, unknown
 from engine import __version__
 from engine.errors import ConfigError
 
 EXIT_CONFIG = 2
+_SHORT_KEY = f"an API key has fewer than {SHORTEST_KEY} characters and may be found by trying"
 _SHORT = {"tensor_parallel_size": "-tp", "api_server_count": "-asc"}
 _SERVE_EPILOG = """\
 Every flag is also an environment variable (--max-model-len is QUIRE_MAX_MODEL_LEN) and a line of the file given with
@@ -22,7 +26,10 @@ Every flag is also an environment variable (--max-model-len is QUIRE_MAX_MODEL_L
 default. Whole numbers may be written as 128k (128000) or 128K (131072). `quire check` takes the same flags and shows
 what would be used.
 
-Exit codes: 0 stopped on request, 2 wrong settings, 3 the model could not be loaded, 70 the server broke for good."""
+SIGTERM drains, a second one stops now; SIGHUP reads keys, certificates and log level again.
+
+Exit codes: 0 stopped on request, 2 wrong settings, 3 the model could not be loaded, 70 the engine or the HTTP service
+broke for good, 71 the engine hung again and again."""
 
 
 class _UsageError(Exception):
@@ -43,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         from loadtest.__main__ import main as bench
 
         return bench(argv[1:])
+    if argv[:1] == ["doctor"]:
+        return _doctor(argv[1:])
     if argv[:1] in (["serve"], ["check"]):
         return _serve_or_check(argv[0], argv[1:])
     parser = argparse.ArgumentParser(prog="quire", description="A server for open-weight language models.")
@@ -51,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("serve", help="serve a model over HTTP (quire serve --help)", add_help=False)
     commands.add_parser("check", help="show the settings that serve would use, or all that is wrong with them",
                         add_help=False)
+    commands.add_parser("doctor", help="look at this machine as serve would find it, and say what to do",
+                        add_help=False)
+    keys.add_commands(commands.add_parser("keys", help="make, list and revoke the keys of --api-key-file"))
     _add_client(commands.add_parser("chat", help="talk to a running server"))
     _add_client(commands.add_parser("complete", help="let a running server go on with a text"))
     commands.add_parser("bench", help="measure (quire bench --help)", add_help=False)
@@ -59,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.command == "version":
         print(f"quire {__version__}")
         return 0
+    if options.command == "keys":
+        return keys.main(options)
     from app import terminal
 
     return terminal.chat(options) if options.command == "chat" else terminal.complete(options)
@@ -70,14 +84,41 @@ def main(argv: list[str] | None = None) -> int:
 def _serve_or_check(command: str, argv: list[str]) -> int:
     try:
         loaded = load_settings(command, argv)
+        _check_files(loaded.settings)
     except ConfigError as error:
         print(f"quire {command}: {len(error.problems)} problem(s):", file=sys.stderr)
         for problem in error.problems:
             print(f"  {problem}", file=sys.stderr)
         return EXIT_CONFIG
+    short = [plain_key(digest_of(key)).name for key in loaded.settings.api_key or [] if len(key) < SHORTEST_KEY]
     if command == "check":
-        return _show(loaded)
-    return _serve(loaded.settings)
+        return _show(loaded, short)
+    return _serve(loaded.settings, short, argv)
+
+
+def _doctor(argv: list[str]) -> int:
+    from app.doctor.report import main as doctor  # late: it brings TLS and the model's files
+
+    flags = [word for word in argv if word != "--json"]
+    return doctor(lambda: load_settings("doctor", flags).settings, as_json=len(flags) < len(argv))
+
+
+def _check_files(settings: ServeSettings) -> None:
+    """Those of keys and certificates. Raises ConfigError with every problem."""
+    from app.tls import check_tls  # late: it brings asyncio and structlog
+
+    problems: list[str] = []
+    try:
+        if settings.api_key_file is not None:
+            load_key_file(settings.api_key_file)
+    except ConfigError as error:
+        problems += [f"--api-key-file: {problem}" for problem in error.problems]
+    try:
+        check_tls(settings)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
 
 
 def load_settings(command: str, argv: list[str]) -> Loaded:
@@ -99,7 +140,9 @@ def load_settings(command: str, argv: list[str]) -> Loaded:
 
 
 def _serve_parser(command: str) -> _Parser:
-    what = "Serve a model over HTTP." if command == "serve" else "Show the settings that `quire serve` would use."
+    what = {"serve": "Serve a model over HTTP.", "check": "Show the settings that `quire serve` would use.",
+            "doctor": "Look at this machine as `quire serve` with these flags would find it. Exit code 1: it would "
+                      "not serve. --json: for programs."}[command]
     parser = _Parser(prog=f"quire {command}", usage=f"quire {command} [MODEL] [--flag VALUE ...]", description=what,
                      epilog=_SERVE_EPILOG, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,7 +167,9 @@ def _add_option(group: Any, option: Option) -> None:
     group.add_argument(*names, **settings)
 
 
-def _show(loaded: Loaded) -> int:
+def _show(loaded: Loaded, short_keys: list[str]) -> int:
+    for name in short_keys:
+        print(f"quire check: warning: {_SHORT_KEY} ({name})", file=sys.stderr)
     rows = describe(loaded)
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     for name, value, source in rows:
@@ -132,23 +177,37 @@ def _show(loaded: Loaded) -> int:
     return 0
 
 
-def _serve(settings: ServeSettings) -> int:
+def _serve(settings: ServeSettings, short_keys: list[str], argv: list[str]) -> int:
     # Late: only `serve` needs sockets, child processes and logs.
+    import structlog
+
     from app.launcher import Launcher
+    from app.telemetry.audit import AuditError, AuditLog
     from engine.frontend.chat_template import load_chat_template
     from engine.logs import configure_logging
     from engine.weights.locate import resolve_model
 
     configure_logging(settings.log_level)
+    log = structlog.get_logger("quire")
+    for name in short_keys:
+        log.warning(_SHORT_KEY, key=name)
+    audit = AuditLog(settings.audit_log)
     try:
+        audit.check()
         model = resolve_model(settings.engine)  # one that is not there is known, or fetched, before anything starts
         if settings.engine.chat_template is not None:
             load_chat_template(model, settings.engine.chat_template, None)  # refused now, not at the first chat
-        return Launcher(settings).run()
-    except ConfigError as error:
-        for problem in error.problems:
+        audit.write("server start", "begun", version=__version__, model=settings.engine.model)
+        code = Launcher(settings, reread=lambda: load_settings("serve", argv).settings).run()
+    except (ConfigError, AuditError) as error:
+        for problem in str(error).splitlines():
             print(f"quire serve: {problem}", file=sys.stderr)
         return EXIT_CONFIG
+    try:
+        audit.write("server stop", "done", exit_code=code)
+    except AuditError as error:
+        log.error("audit log cannot be written", reason=str(error))
+    return code
 
 
 # chat and complete

@@ -1,4 +1,5 @@
-"""One HTTP request's dealings with the engine: its prompts submitted, their updates merged, its tokens and times kept.
+"""One HTTP request's dealings with the engine: its deadlines set, its prompts submitted, their updates merged, its
+tokens and times kept.
 
 Leaving it aborts what is unfinished. Knows nothing of chat, completions and JSON; both endpoints are built on it.
 """
@@ -10,21 +11,42 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 
-from app.errors import INTERNAL, ApiError
+from starlette.requests import Request
+
+from app.deadlines import Deadlines
+from app.errors import INTERNAL, ApiError, rate_headers
+from app.in_flight import running_of
 from app.schemas.usage import PromptTokensDetails, Usage
-from app.service import Service
-from app.telemetry.record import RequestRecord
+from app.service import key_of, record_of, service_of
+from app.sse import EventStream
+from engine.errors import OverloadedError
 from engine.frontend.async_llm import Stream
 from engine.frontend.generation import SampleUpdate
+from engine.messages import RateState
 from engine.sampling_params import SamplingParams
 
 
 class Exchange:
-    def __init__(self, service: Service, record: RequestRecord) -> None:
-        self._service = service
-        self._record = record
+    def __init__(self, request: Request) -> None:
+        """To be made before the body is read: from here on the deadlines hold.
+
+        Raises:
+            OverloadedError: the engine would refuse it, whatever it asks; known without asking.
+            EngineDeadError: the engine is gone for good.
+            ApiError: a deadline's header makes no sense.
+        """
+        self._service = service_of(request)
+        self._record = record_of(request)
+        self._key = key_of(request)
+        self._running = running_of(request)
+        self._service.door.check(self._record.key.name)
+        self.max_model_len = self._service.engine.require_info().max_model_len
+        self._deadlines = Deadlines.of(request.headers, self._service.settings.serve)
+        self._deadlines.arm(self._running, self._record)
         self._streams: list[Stream] = []
+        self._rate: RateState | None = None
         self._last_output: dict[int, float] = {}  # choice -> when, for the gaps between outputs
+        self._num_output: dict[int, int] = {}  # choice -> tokens
 
     async def __aenter__(self) -> Exchange:
         return self
@@ -44,23 +66,47 @@ class Exchange:
         return Usage(record.prompt_tokens, record.prompt_tokens + record.output_tokens, record.output_tokens,
                      PromptTokensDetails(record.cached_tokens))
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """For the reply: where the key stands with its limits, as of the last prompt accepted."""
+        return rate_headers(self._rate)
+
+    def stream(self, frames: AsyncGenerator[bytes, None]) -> EventStream:
+        """The reply made of `frames`."""
+        return EventStream(frames, self._running, headers=self.headers,
+                           ping_interval_s=self._service.settings.serve.sse_ping_interval)
+
     async def submit(self, prompt: str | list[int], params: SamplingParams, *, priority: int, cache_salt: str,
                      add_special_tokens: bool) -> None:
         """Send one prompt; returns when the engine accepted it. Raises what AsyncLLMEngine.submit raises."""
         record = self._record
-        stream = await self._service.engine.submit(
-            prompt, params, record.request_id, priority=priority, key=record.key, cache_salt=cache_salt,
-            add_special_tokens=add_special_tokens)
+        if record.submitted is None:
+            record.submitted = time.perf_counter()
+        try:
+            stream = await self._service.engine.submit(
+                prompt, params, record.request_id, priority=self._key.effective_priority(priority), key=record.key,
+                cache_salt=cache_salt, queue_timeout_s=self._deadlines.queue_timeout_s(record),
+                add_special_tokens=add_special_tokens)
+        except OverloadedError as error:
+            self._service.door.note(record.key.name, error)
+            raise
         self._streams.append(stream)
+        self._rate = stream.rate
+        record.num_samples += params.n
+        if record.content is not None:
+            record.content.prompts.append(str(prompt))
         record.prompt_tokens += len(stream.prompt_token_ids)
 
     async def updates(self, samples_per_prompt: int) -> AsyncGenerator[SampleUpdate, None]:
         """Every update of every prompt; `index` is the choice's: prompt by prompt, sample by sample."""
+        prompts = self.prompt_token_ids
         async for prompt_index, update in _merge(self._streams):
             if update.finish_reason == "error":
+                self._record.finish_reasons.append("error")
                 raise ApiError(500, INTERNAL)
             if update.index == 0 and update.num_cached_tokens is not None:
                 self._record.cached_tokens += update.num_cached_tokens
+                self._service.metrics.prompt_taken_up(len(prompts[prompt_index]), update.num_cached_tokens)
             update.index += prompt_index * samples_per_prompt
             self._count(update)
             yield update
@@ -70,7 +116,10 @@ class Exchange:
         for stream in streams:
             await stream.aclose()
         if streams:
-            self._service.metrics.generation_ended(self._record, time.perf_counter())
+            record = self._record
+            record.taken_up = min((s.started_at for s in streams if s.started_at is not None), default=None)
+            record.num_resumed = max(s.num_resumed for s in streams)
+            record.longest_output = max(self._num_output.values(), default=0)
 
     def _count(self, update: SampleUpdate) -> None:
         record = self._record
@@ -85,6 +134,10 @@ class Exchange:
                 metrics.inter_token.observe(now - before)
             self._last_output[update.index] = record.last_token = now
             record.output_tokens += len(update.token_ids)
+            metrics.tokens_generated(len(update.token_ids))
+            self._num_output[update.index] = self._num_output.get(update.index, 0) + len(update.token_ids)
+        if record.content is not None:
+            record.content.add_output(update.index, update.text)
         if update.finish_reason is not None:
             record.finish_reasons.append(update.finish_reason)
 

@@ -1,6 +1,6 @@
 """gunicorn's configuration, made of what the launcher left in the run directory. Loaded in gunicorn's master.
 
-The listening socket is the launcher's; the master never imports the application.
+The listening sockets are the launcher's, save that for probes; the master never imports the application.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import math
 import os
 from typing import Any
 
+from app.probe import listen_for_probes
 from app.settings import WorkerSettings
+from app.tls import keep_for_workers
 from app.worker import GRACE_S
 from engine.lifeline import die_with_parent
 from engine.logs import configure_logging
@@ -19,15 +21,16 @@ configure_logging(_settings.serve.log_level)
 die_with_parent()
 if os.getppid() != int(os.environ["QUIRE_LAUNCHER_PID"]):
     raise SystemExit("the launcher is gone")
+keep_for_workers(_settings.serve)
 
 wsgi_app = "app.main:from_run_dir()"
-bind = [f"fd://{os.environ['QUIRE_LISTEN_FD']}"]
+bind = [f"fd://{os.environ[name]}" for name in ("QUIRE_LISTEN_FD", "QUIRE_ADMIN_FD") if name in os.environ]
+bind.append(f"fd://{listen_for_probes(_settings.run_dir).detach()}")
 worker_class = "app.worker.HttpWorker"
 workers = _settings.serve.num_http_workers
 preload_app = False
 graceful_timeout = math.ceil(_settings.serve.shutdown_timeout) + GRACE_S
 timeout = 60  # a worker whose event loop stood still for so long is replaced
-keepalive = 75  # longer than the usual 60 s of load balancers, so that they close first
 max_requests = 0  # recycling would cut streams
 backlog = 2048
 worker_tmp_dir = _settings.run_dir

@@ -1,39 +1,43 @@
 """`quire serve`: the one parent of the engine and of gunicorn. It owns the port, the run directory and the exit code.
 
-Starts both at once, restarts an engine that dies after it was ready, drains on SIGTERM, and lets nothing outlive
-itself: each child asks the kernel to die with its parent, and watches a pipe that only this process holds open.
-
-Exit codes: 0 stopped on request, 2 the settings cannot be used, 3 the model could not be loaded, 70 the engine or the
-HTTP service broke for good.
+Starts both at once, restarts an engine that died or hangs after it was ready, drains on SIGTERM, has everything read
+again on SIGHUP, speaks to systemd, and lets nothing outlive itself: each child asks the kernel to die with its parent,
+and watches a pipe that only this process holds open.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from app.announce import Announcer
-from app.listen import listen, url_of
+from app.engine_child import EngineChild
+from app.listen import listen, listen_admin, url_of
 from app.probe import Readiness, probe
+from app.reload import request_reload
+from app.restart_policy import RestartPolicy
 from app.run_dir import RunDirectory
-from app.sd_notify import sd_notify
-from app.settings import ServeSettings, WorkerSettings, for_workers
+from app.sd_notify import Systemd
+from app.settings import ServeSettings, WorkerSettings, flag, for_workers
+from app.telemetry.audit import AuditError, AuditLog
+from engine.errors import ConfigError
+from engine.heartbeat import OVERDUE_S
+from engine.logs import LevelFile, replace_broken_stderr
 
 log = structlog.get_logger("quire")
 
-EXIT_OK, EXIT_CONFIG, EXIT_LOAD, EXIT_BROKEN = 0, 2, 3, 70
-TICK_S = 0.1
+EXIT_OK, EXIT_CONFIG, EXIT_LOAD, EXIT_BROKEN, EXIT_HUNG = 0, 2, 3, 70, 71
 PROBE_S = 0.2
 STOP_ENGINE_S = 5.0
 STOP_ENGINE_NOW_S = 0.5
@@ -43,57 +47,47 @@ _NOT_FOR_CHILDREN = ("VLLM_API_KEY", "QUIRE_API_KEY", "NOTIFY_SOCKET", "WATCHDOG
                      "LISTEN_PID", "GUNICORN_CMD_ARGS", "GUNICORN_FD")
 
 
-@dataclass
-class RestartPolicy:
-    """How long to wait before the engine is started again, or not at all."""
-
-    max_failures: int = 5
-    window_s: float = 300.0
-    first_delay_s: float = 0.5
-    max_delay_s: float = 30.0
-    _failures: deque[float] = field(default_factory=deque)
-
-    def failed(self, now: float) -> float | None:
-        """The delay after a failure at `now`; None once max_failures fell within window_s."""
-        self._failures.append(now)
-        while now - self._failures[0] > self.window_s:
-            self._failures.popleft()
-        if len(self._failures) >= self.max_failures:
-            return None
-        return min(self.max_delay_s, self.first_delay_s * 2 ** (len(self._failures) - 1))
-
-
 class Launcher:
     """Everything happens in `run`'s loop, in the main thread: children die with the *thread* that started them."""
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, reread: Callable[[], ServeSettings] | None = None) -> None:
+        """`reread` gives the settings from the same sources as they are now, or raises ConfigError; for SIGHUP."""
         self._settings = settings
+        self._reread = reread or (lambda: settings)
         self._announce = Announcer(settings)
-        self._policy = RestartPolicy()
-        self._engine: subprocess.Popen[bytes] | None = None
+        self._audit = AuditLog(settings.audit_log)
+        self._policy = RestartPolicy(settings.max_engine_restarts)
+        self._systemd = Systemd()
+        self._engine: EngineChild | None = None
+        self._engine_was_killed = False  # the last one, from outside: see engine.messages.Ready
         self._http: subprocess.Popen[bytes] | None = None
-        self._restart_engine_at: float | None = None
+        self._due: dict[Callable[[], None], float] = {}  # what is to be done, and when
         self._exit_code: int | None = None  # set: stop everything, then leave with it
         self._was_ready = False
         self._ready = False
-        self._next_probe = 0.0
         self._stop_signals = 0
-        self._close_port_at: float | None = None
-        self._kill_http_at: float | None = None
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit code. Raises ConfigError where port or directory cannot be had."""
         with RunDirectory(self._settings.run_dir) as run_dir, contextlib.ExitStack() as stack:
             self._socket = stack.enter_context(listen(self._settings))
-            self._url = url_of(self._socket)
-            self._shared: WorkerSettings = for_workers(self._settings, run_dir.path, int(time.time()))
+            self._url = url_of(self._socket, self._settings.scheme)
+            self._admin_socket = listen_admin(self._settings)
+            admin_port = None
+            if self._admin_socket is not None:
+                admin_port = stack.enter_context(self._admin_socket).getsockname()[1]
+                log.info("admin port", url=url_of(self._admin_socket, self._settings.scheme))
+            self._shared: WorkerSettings = for_workers(self._settings, run_dir.path, int(time.time()), admin_port)
             self._shared.save()
+            self._levels = LevelFile(self._shared.reload_file)
             self._lifeline, lifeline_end = os.pipe()
             stack.callback(os.close, lifeline_end)
             self._wakeup = self._watch_signals()
             self._announce.starting()
+            self._systemd.loading("starting")
             self._start_engine()
             self._start_http()
+            self._watchdog()
             try:
                 while self._exit_code is None:
                     self._tick()
@@ -105,7 +99,8 @@ class Launcher:
 
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
-        return inherited | {
+        admin = {} if self._admin_socket is None else {"QUIRE_ADMIN_FD": str(self._admin_socket.fileno())}
+        return inherited | admin | {
             "QUIRE_RUN_DIR": self._shared.run_dir,
             "QUIRE_ROOT_PATH": self._settings.root_path,
             "QUIRE_LIFELINE": str(self._lifeline),
@@ -115,75 +110,123 @@ class Launcher:
         }
 
     def _start_engine(self) -> None:
-        self._restart_engine_at = None
-        self._engine = subprocess.Popen(
-            [sys.executable, "-m", "engine", "--address", self._shared.engine_address,
-             "--lifeline", str(self._lifeline), "--args", msgspec.json.encode(self._settings.engine).decode()],
-            env=self._environment(), pass_fds=[self._lifeline], stdin=subprocess.DEVNULL, start_new_session=True)
+        with open(self._shared.engine_starts_file, "ab") as starts:
+            starts.write(b"+")  # for the metric of restarts
+        replace_broken_stderr()
+        self._engine = EngineChild(
+            ["--address", self._shared.engine_address, "--args", msgspec.json.encode(self._settings.engine).decode(),
+             "--log-level", self._settings.log_level, "--reload-file", self._shared.reload_file,
+             *(["--after-kill"] if self._engine_was_killed else [])],
+            self._environment(), self._lifeline, self._settings.engine_stall_timeout)
+        self._in(0, self._look_whether_ready)
 
     def _start_http(self) -> None:
+        descriptors = [s.fileno() for s in (self._socket, self._admin_socket) if s is not None]
         self._http = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "--config", "python:app.gunicorn_conf"],
-            env=self._environment(), pass_fds=[self._lifeline, self._socket.fileno()], stdin=subprocess.DEVNULL,
+            env=self._environment(), pass_fds=[self._lifeline, *descriptors], stdin=subprocess.DEVNULL,
             start_new_session=True)
 
     # The loop
 
+    def _in(self, delay_s: float, job: Callable[[], None]) -> None:
+        """Do `job` then, instead of when it was to be done before."""
+        self._due[job] = time.monotonic() + delay_s
+
     def _tick(self) -> None:
-        now = time.monotonic()
-        self._take_signals()
+        wait_s = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
+        pipes = self._engine.pipes if self._engine is not None else []
+        readable, _, _ = select.select([self._wakeup, *pipes], [], [], wait_s)
+        if self._wakeup in readable:
+            self._take_signals()
+        self._take_beats()  # before any judgement of silence
         self._reap()
-        if self._restart_engine_at is not None and now >= self._restart_engine_at:
-            self._start_engine()
-        if not self._ready and not self._stop_signals and now >= self._next_probe:
-            self._look_whether_ready()
-            self._next_probe = time.monotonic() + PROBE_S
-        if self._close_port_at is not None and now >= self._close_port_at:
-            self._close_port_at = None
-            self._socket.close()
-            self._signal_http(signal.SIGTERM)
-        if self._kill_http_at is not None and now >= self._kill_http_at:
-            self._exit_code = EXIT_OK
+        now = time.monotonic()
+        for job in [job for job, at in self._due.items() if at <= now]:
+            del self._due[job]
+            job()
+
+    def _take_beats(self) -> None:
+        if self._engine is not None:
+            now = time.monotonic()
+            if self._engine.take_beats(now):
+                self._systemd.loading()
+            self._end_if_hung()
+            self._levels.follow()  # an admin may have set another
+
+    def _end_if_hung(self) -> None:
+        if self._engine is None:
+            return
+        now = time.monotonic()
+        again_at = self._engine.end_if_hung(now)
+        if again_at is not None:
+            self._in(again_at - now, self._end_if_hung)
+        if self._engine.immortal:
+            self._give_up(EXIT_HUNG, "the engine hangs and cannot be killed")
 
     def _look_whether_ready(self) -> None:
-        readiness: Readiness = probe(self._socket)
-        if not readiness.ready:
+        """Ready means that both say so: the engine serves, and clients would hear it."""
+        if self._ready or self._stop_signals or self._engine is None:
+            return
+        readiness: Readiness = probe(self._shared.run_dir)
+        if self._engine.serving_since is None or not readiness.ready:
             self._announce.loading(readiness.phase, readiness.fraction)
-            sd_notify(f"STATUS={readiness.phase} {readiness.fraction:.0%}")
+            self._systemd.status(f"{readiness.phase} {readiness.fraction:.0%}")
+            self._in(PROBE_S, self._look_whether_ready)
             return
         self._announce.ready(self._url, again=self._was_ready)
-        sd_notify("READY=1", "STATUS=ready")
+        self._systemd.ready()
         self._ready = self._was_ready = True
 
+    def _watchdog(self) -> None:
+        interval_s = self._systemd.watchdog_s
+        if interval_s is None:
+            return
+        silent_s = 0.0 if self._engine is None else self._engine.silent_s(time.monotonic())
+        if silent_s < self._settings.engine_stall_timeout + OVERDUE_S:
+            self._systemd.alive()
+        self._in(interval_s / 2, self._watchdog)
+
+    # Children that end
+
     def _reap(self) -> None:
-        if self._engine is not None and self._engine.poll() is not None:
-            code, self._engine = self._engine.returncode, None
-            self._engine_ended(code)
-        if self._http is not None and self._http.poll() is not None:
-            code, self._http = self._http.returncode, None
+        if self._engine is not None and (code := self._engine.ended()) is not None:
+            engine, self._engine = self._engine, None
+            engine.close()
+            self._engine_ended(engine, code)
+        if self._http is not None and (code := self._http.poll()) is not None:
+            self._http = None
             if self._stop_signals:
                 self._exit_code = EXIT_OK
             else:
-                log.error("HTTP service ended", exit_code=code)
-                self._exit_code = EXIT_BROKEN if self._was_ready else EXIT_LOAD
+                self._give_up(EXIT_BROKEN if self._was_ready else EXIT_LOAD, "the HTTP service ended", status=code)
         if os.getpid() == 1:
             self._reap_orphans()
 
-    def _engine_ended(self, code: int) -> None:
+    def _engine_ended(self, engine: EngineChild, code: int) -> None:
+        now = time.monotonic()
         self._ready = False
-        if code == EXIT_CONFIG or not self._was_ready:  # it would be the same again
-            log.error("engine could not start", exit_code=code)
-            self._exit_code = EXIT_CONFIG if code == EXIT_CONFIG else EXIT_LOAD
+        self._engine_was_killed = code == -signal.SIGKILL and not engine.hung
+        if self._stop_signals and not self._was_ready:
+            self._exit_code = EXIT_OK
             return
-        delay = self._policy.failed(time.monotonic())
-        if delay is None:
-            log.error("engine ended too often", exit_code=code, failures=self._policy.max_failures,
-                      window_s=self._policy.window_s)
-            self._exit_code = EXIT_BROKEN
+        if code == EXIT_CONFIG or not (self._was_ready or engine.serving_since):  # it would be the same again
+            self._give_up(EXIT_CONFIG if code == EXIT_CONFIG else EXIT_LOAD, "the engine could not start", status=code)
             return
-        log.warning("engine ended", exit_code=code, restart_in_s=delay)
-        sd_notify("STATUS=engine restarts")
-        self._restart_engine_at = time.monotonic() + delay
+        delay_s = self._policy.failed(now, 0.0 if engine.serving_since is None else now - engine.serving_since)
+        if delay_s is None:
+            self._give_up(EXIT_HUNG if engine.hung else EXIT_BROKEN, "the engine ended too often", status=code,
+                          max_engine_restarts=self._policy.max_restarts, window_s=self._policy.window_s)
+            return
+        log.warning("engine ended", status=code, cause="watchdog" if engine.hung else "crash", restart_in_s=delay_s)
+        self._systemd.status("engine restarts")
+        self._in(delay_s, self._start_engine)
+
+    def _give_up(self, exit_code: int, reason: str, **facts: object) -> None:
+        """The last error event of this server."""
+        if self._exit_code is None:
+            log.error("giving up", reason=reason, exit_code=exit_code, **facts)
+            self._exit_code = exit_code
 
     def _reap_orphans(self) -> None:
         """As PID 1, children of children become ours when their parent dies; someone must take their exit codes."""
@@ -204,10 +247,24 @@ class Launcher:
         return read_end
 
     def _take_signals(self) -> None:
-        readable, _, _ = select.select([self._wakeup], [], [], TICK_S)
-        for number in os.read(self._wakeup, 64) if readable else b"":
-            if number != signal.SIGCHLD:
+        for number in os.read(self._wakeup, 64):
+            if number == signal.SIGHUP and not self._announce.terminal_is_gone():
+                self._reload()
+            elif number != signal.SIGCHLD:
                 self._asked_to_stop(signal.Signals(number).name)
+
+    def _reload(self) -> None:
+        """Keys, certificates and log level; what else changed in the sources waits for a restart."""
+        self._systemd.reloading()
+        try:
+            wanted = self._reread()
+            self._audit.write("reload", "begun", by="SIGHUP", log_level=wanted.log_level)
+        except (ConfigError, AuditError) as error:
+            log.error("reload refused, everything stays", problems=str(error).splitlines())
+        else:
+            request_reload(self._shared.reload_file, wanted.log_level)
+            log.info("reloading", log_level=wanted.log_level, need_a_restart=_changed(self._settings, wanted))
+        self._systemd.reloaded(self._was_ready)
 
     def _asked_to_stop(self, name: str) -> None:
         self._stop_signals += 1
@@ -218,18 +275,23 @@ class Launcher:
             return
         log.info("draining", signal=name, drain_delay_s=settings.drain_delay,
                  shutdown_timeout_s=settings.shutdown_timeout)
-        sd_notify("STOPPING=1", "STATUS=draining")
-        now = time.monotonic()
-        deadline = now + settings.drain_delay + settings.shutdown_timeout
+        drain_s = settings.drain_delay + settings.shutdown_timeout
+        self._systemd.stopping(drain_s + STOP_HTTP_MARGIN_S + STOP_ENGINE_S)
         pending = Path(self._shared.drain_file + ".new")
-        pending.write_text(str(deadline))
+        pending.write_text(str(time.monotonic() + drain_s))
         pending.rename(self._shared.drain_file)  # whole or not at all: workers poll for it
-        self._close_port_at = now + settings.drain_delay
-        self._kill_http_at = deadline + STOP_HTTP_MARGIN_S
+        self._in(settings.drain_delay, self._close_port)
+        self._in(drain_s + STOP_HTTP_MARGIN_S, self._end_drain)
 
-    def _signal_http(self, number: signal.Signals) -> None:
+    def _close_port(self) -> None:
+        self._socket.close()
+        if self._admin_socket is not None:
+            self._admin_socket.close()
         if self._http is not None:
-            self._http.send_signal(number)
+            self._http.send_signal(signal.SIGTERM)
+
+    def _end_drain(self) -> None:
+        self._exit_code = EXIT_OK
 
     def _stop_all(self) -> None:
         """HTTP first, at once: whoever could finish has. Then the engine, politely for a moment."""
@@ -238,12 +300,13 @@ class Launcher:
                 os.killpg(self._http.pid, signal.SIGKILL)  # its own session, so workers too
             self._http.wait()
         if self._engine is not None:
-            self._engine.terminate()
             in_peace = self._ready and self._stop_signals < 2  # one that loads would not hear it
-            try:
-                self._engine.wait(STOP_ENGINE_S if in_peace else STOP_ENGINE_NOW_S)
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._engine.pid, signal.SIGKILL)
-                self._engine.wait()
+            self._engine.stop(STOP_ENGINE_S if in_peace else STOP_ENGINE_NOW_S)
         self._announce.stopped()
+
+
+def _changed(now: ServeSettings, wanted: ServeSettings) -> list[str]:
+    """The flags whose new values a running server cannot take."""
+    pairs: list[tuple[object, object]] = [(now, wanted), (now.engine, wanted.engine)]
+    return [flag(field.name) for old, new in pairs for field in dataclasses.fields(old)  # type: ignore[arg-type]
+            if field.name not in ("engine", "log_level") and getattr(old, field.name) != getattr(new, field.name)]

@@ -1,4 +1,6 @@
-"""The life of one HTTP worker: connects to the engine, watches for the drain, leaves when its requests are done."""
+"""The life of one HTTP worker: connects to the engine, watches the files that may change under it, leaves when its
+requests are done.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,10 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from app.service import Service
+from app.watch import stamp, watch
 from engine.config import EngineArgs
 from engine.frontend.async_llm import AsyncLLMEngine
+from engine.logs import LevelFile
 
 DRAIN_POLL_S = 0.2
 LEAVE_S = 2.0
@@ -25,16 +29,36 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         settings = service.settings
         service.connected_engine = await connect(settings.engine_address, settings.serve.engine)
-        watcher = asyncio.create_task(_watch_drain(service, Path(settings.drain_file)))
+        levels = LevelFile(settings.reload_file)
+        levels.follow()  # a worker that takes a dead one's place begins where the others are
+
+        def reload() -> None:
+            levels.follow()
+            loop.run_in_executor(None, service.keys.reload)  # parsing a long file takes a while
+
+        loop = asyncio.get_running_loop()
+        tasks = [asyncio.create_task(job) for job in (
+            _watch_drain(service, Path(settings.drain_file)), _watch_files(service, reload), service.metrics.tick())]
         yield
-        watcher.cancel()
+        for task in tasks:
+            task.cancel()
         # uvicorn comes here while requests that it cancelled still unwind: they need the connection for their aborts.
         deadline = time.monotonic() + LEAVE_S
         while len(service.in_flight) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         await service.engine.close()
+        if service.tracing is not None:
+            await service.tracing.close()
 
     return lifespan
+
+
+async def _watch_files(service: Service, reload: Callable[[], None]) -> None:
+    reload_file, key_file = service.settings.reload_file, service.settings.serve.api_key_file
+    if key_file is None:
+        await watch([reload_file], reload)
+    else:
+        await watch([reload_file, key_file], reload, [stamp(reload_file), service.keys.stamp])
 
 
 async def _watch_drain(service: Service, drain_file: Path) -> None:

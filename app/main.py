@@ -6,30 +6,44 @@ Never imports torch or transformers: a worker is small, and starts while the eng
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from app.errors import HANDLERS
+from app.keys.ring import KeyRing
 from app.lifespan import Connect, lifespan_of
 from app.middleware.auth import AuthMiddleware
 from app.middleware.body_limit import BodyLimitMiddleware
+from app.middleware.forwarded import ForwardedMiddleware
 from app.middleware.request_log import RequestLogMiddleware
 from app.routes import PUBLIC, QUIET, ROUTES, handler_of
 from app.service import Service
 from app.settings import WorkerSettings
+from app.telemetry.audit import AuditLog
 from app.telemetry.metrics import Metrics
+from app.tls import Tls
 from engine.frontend.async_llm import AsyncLLMEngine
+
+if TYPE_CHECKING:
+    from app.telemetry.tracing import Tracing
+
+_OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.connect) -> Starlette:
-    service = Service(settings, Metrics(settings.serve.model_names[0]))
+    keys = KeyRing(settings.key_digests, settings.serve.api_key_file, settings.last_good_key_file)
+    audit = AuditLog(settings.serve.audit_log)
+    metrics = Metrics(settings.serve.model_names[0])
+    service = Service(settings, metrics, keys, audit, _tracing(settings, metrics),
+                      Tls.of(settings.serve))
     app = Starlette(
         routes=ROUTES,
         middleware=[  # outermost first
-            Middleware(RequestLogMiddleware, metrics=service.metrics, handler_of=handler_of, quiet=QUIET,
-                       access_log=not settings.serve.disable_access_log),
-            Middleware(AuthMiddleware, key_digests=settings.key_digests, public=PUBLIC),
+            Middleware(ForwardedMiddleware, proxies=settings.serve.forwarded_allow_ips or []),
+            Middleware(RequestLogMiddleware, service=service, handler_of=handler_of, quiet=QUIET),
+            Middleware(AuthMiddleware, keys=keys, audit=audit, public=PUBLIC, admin_port=settings.admin_port),
             Middleware(service.in_flight.middleware),
             Middleware(BodyLimitMiddleware, max_bytes=settings.serve.max_body_bytes),
         ],
@@ -38,6 +52,17 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
     )
     app.state.service = service
     return app
+
+
+def _tracing(settings: WorkerSettings, metrics: Metrics) -> Tracing | None:
+    endpoint = settings.serve.otlp_traces_endpoint
+    off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none"
+    if off or not (endpoint or any(os.environ.get(name) for name in _OTLP_VARIABLES)):
+        return None
+    # Late: a worker that does not trace does not load OpenTelemetry.
+    from app.telemetry.tracing import Tracing
+
+    return Tracing(endpoint, settings.serve.trace_sample_ratio, metrics.spans_dropped)
 
 
 def from_run_dir() -> Starlette:

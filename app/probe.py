@@ -1,14 +1,21 @@
-"""Asks the server's own /readyz over its own port, so that "ready" means what clients would see."""
+"""The way in that needs neither TLS nor certificate: a Unix socket in the run directory, for this user only.
+
+gunicorn's master opens it (`listen_for_probes`), every HTTP worker answers on it as on the port, and the launcher asks
+it whether the server is ready, so that "ready" means what clients would see. Exec probes of containers may use it too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import os
 import socket
 from dataclasses import dataclass
 
 import msgspec
 
 TIMEOUT_S = 1.0
+_NAME = "probe.sock"
 
 
 @dataclass(frozen=True)
@@ -18,24 +25,35 @@ class Readiness:
     fraction: float = 0.0
 
 
-class _Connection(http.client.HTTPConnection):
-    """To an address as a socket gives it, whatever its family."""
+def listen_for_probes(run_dir: str) -> socket.socket:
+    path = os.path.join(run_dir, _NAME)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # of a server that was killed
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen()
+    return listener
 
-    def __init__(self, listener: socket.socket) -> None:
+
+def is_probe_socket(listener: socket.socket) -> bool:
+    address = listener.getsockname()
+    return isinstance(address, str) and os.path.basename(address) == _NAME
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, run_dir: str) -> None:
         super().__init__("localhost", timeout=TIMEOUT_S)
-        self._listener = listener
+        self._path = os.path.join(run_dir, _NAME)
 
     def connect(self) -> None:
-        address = self._listener.getsockname()
-        if not isinstance(address, str) and address[0] in ("0.0.0.0", "::"):
-            address = ("127.0.0.1" if address[0] == "0.0.0.0" else "::1", *address[1:])
-        self.sock = socket.socket(self._listener.family, socket.SOCK_STREAM)
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(address)
+        self.sock.connect(self._path)
 
 
-def probe(listener: socket.socket) -> Readiness:
-    connection = _Connection(listener)
+def probe(run_dir: str) -> Readiness:
+    connection = _Connection(run_dir)
     try:
         connection.request("GET", "/readyz")
         reply = connection.getresponse()

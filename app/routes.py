@@ -1,13 +1,14 @@
 """THE list of endpoints. A new one is a module in endpoints/ and a line here.
 
-Every path needs the API key, where one is set, unless it is named public.
+Every path needs an API key, where the server has any, unless it is named public; /metrics and /admin have a switch of
+their own (`app/middleware/auth.py`).
 """
 
 from __future__ import annotations
 
 from starlette.routing import Route
 
-from app.endpoints import chat, completions, health, metrics, models, tokenize
+from app.endpoints import admin, chat, completions, health, metrics, models, tokenize
 
 ROUTES = [
     Route("/v1/chat/completions", chat.chat_completions, methods=["POST"]),
@@ -17,16 +18,21 @@ ROUTES = [
     Route("/tokenize", tokenize.tokenize, methods=["POST"]),
     Route("/detokenize", tokenize.detokenize, methods=["POST"]),
     Route("/metrics", metrics.metrics, methods=["GET"]),
+    Route("/admin/status", admin.status, methods=["GET"]),
+    Route("/admin/keys", admin.keys, methods=["GET"]),
+    Route("/admin/reload", admin.reload, methods=["POST"]),
+    Route("/admin/log-level", admin.log_level, methods=["POST"]),
     Route("/version", health.version, methods=["GET"]),
-    Route("/healthz", health.healthz, methods=["GET"]),
-    Route("/livez", health.healthz, methods=["GET"]),
-    Route("/health", health.healthz, methods=["GET"]),
-    Route("/ping", health.healthz, methods=["GET", "POST"]),
+    Route("/healthz", health.livez, methods=["GET"]),
+    Route("/livez", health.livez, methods=["GET"]),
+    Route("/health", health.livez, methods=["GET"]),
+    Route("/ping", health.livez, methods=["GET", "POST"]),
+    Route("/startupz", health.startupz, methods=["GET"]),
     Route("/readyz", health.readyz, methods=["GET"]),
 ]
 
-PUBLIC = frozenset({"/healthz", "/livez", "/health", "/ping", "/readyz"})
-QUIET = PUBLIC | {"/metrics"}
+PUBLIC = frozenset({"/healthz", "/livez", "/startupz", "/readyz"})
+QUIET = PUBLIC | {"/health", "/ping", "/metrics"}  # probes and scrapes get no line in the log
 
 _PATHS = frozenset(route.path for route in ROUTES)
 

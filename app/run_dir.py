@@ -51,6 +51,7 @@ class RunDirectory:
 
     def _clear(self) -> None:
         """Files of a server before would double its counters, and a drain file would keep this one from starting."""
-        for name in ("settings.json", "drain", "drain.new", "engine.sock"):
+        for name in ("settings.json", "drain", "drain.new", "reload", "keys.json", "engine.sock", "probe.sock",
+                     "engine_starts"):
             Path(self.path, name).unlink(missing_ok=True)
         shutil.rmtree(f"{self.path}/metrics", ignore_errors=True)

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
+from app.door import Door
 from app.errors import ApiError
 from app.in_flight import InFlight
+from app.keys.key import ANYONE, Key
+from app.keys.ring import KeyRing
 from app.settings import WorkerSettings
+from app.telemetry.audit import AuditLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.record import RequestRecord
+from app.tls import Tls
 from engine.frontend.async_llm import AsyncLLMEngine
 from engine.frontend.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from app.telemetry.tracing import Tracing
 
 
 @dataclass
 class Service:
     settings: WorkerSettings
     metrics: Metrics
+    keys: KeyRing
+    audit: AuditLog
+    tracing: Tracing | None = None
+    tls: Tls | None = None
     in_flight: InFlight = field(default_factory=InFlight)
+    door: Door = field(default_factory=Door)
     connected_engine: AsyncLLMEngine | None = None
 
     @property
@@ -57,3 +70,10 @@ def record_of(request: Request) -> RequestRecord:
     record = request.scope["state"]["record"]
     assert isinstance(record, RequestRecord)
     return record
+
+
+def key_of(request: Request) -> Key:
+    """The key that the request came with; one that may do anything but administer where the server asks for none."""
+    key = request.scope["state"].get("key", ANYONE)
+    assert isinstance(key, Key)
+    return key

@@ -21,11 +21,14 @@ from typing import Any
 import msgspec
 import yaml
 
+from app.keys.sources import key_sources
 from engine.config import EngineArgs
 from engine.errors import ConfigError
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_HTTP_WORKERS = 64
+UNIX_PEERS = "unix"  # as a proxy: whoever comes through a Unix socket
+_CREDENTIALS = re.compile(r"(?<=//)[^/]*@|\?.*")  # of an address
 _HUMAN_INTEGER = re.compile(r"(-?\d+(?:\.\d+)?)([kKmMgG])")
 # As vLLM reads them: small letters are powers of 1000, capitals of 1024.
 _MULTIPLIERS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -75,7 +78,8 @@ class ServeSettings:
     max_connections_per_ip: int = field(default=0, metadata={"help": (
         "Most connections of one address to one HTTP worker; 0: no limit. Not behind a proxy.")})
     forwarded_allow_ips: list[str] | None = field(default=None, metadata={"help": (
-        "Addresses or networks of proxies whose X-Forwarded-For is believed. Unset: none.")})
+        "Addresses or networks of proxies whose X-Forwarded-For is believed; 'unix': those that come through --uds. "
+        "Unset: none.")})
     max_n: int = field(default=128, metadata={"help": "Most samples (n) that a request may ask for."})
     max_stop_sequences: int = field(default=16, metadata={"help": "Most stop strings of a request."})
     max_prompts: int = field(default=1024, metadata={"help": "Most prompts of one completions request."})
@@ -121,7 +125,16 @@ class ServeSettings:
     @property
     def address(self) -> str:
         """The host to bind."""
-        return self.host or ("0.0.0.0" if self.api_key else "127.0.0.1")
+        return self.host or ("0.0.0.0" if self.has_keys else "127.0.0.1")
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.ssl_certfile is None else "https"
+
+    @property
+    def has_keys(self) -> bool:
+        """Requests need a key. Only the launcher can tell: what workers get holds no key."""
+        return bool(self.api_key) or self.api_key_file is not None
 
     @property
     def num_http_workers(self) -> int:
@@ -139,9 +152,9 @@ class ServeSettings:
             found.append(f"--port: {self.port} is not in 0..65535")
         if self.api_key is not None and not all(key.strip() for key in self.api_key):
             found.append("--api-key: a key is empty; give a key, or none at all")
-        if not self.api_key and not self.uds and not self.allow_public_without_key and not _is_loopback(self.address):
+        if not self.has_keys and not self.uds and not self.allow_public_without_key and not _is_loopback(self.address):
             found.append(f"--host: {self.address} can be reached by others and there is no API key; set VLLM_API_KEY "
-                         "or --api-key, or say --allow-public-without-key")
+                         "or --api-key-file, or say --allow-public-without-key")
         if self.api_server_count is not None and not 1 <= self.api_server_count <= MAX_HTTP_WORKERS:
             found.append(f"--api-server-count: {self.api_server_count} is not in 1..{MAX_HTTP_WORKERS}")
         if self.log_level not in LOG_LEVELS:
@@ -170,12 +183,18 @@ class ServeSettings:
                             ("max_prompts", 1), ("max_connections_per_ip", 0), ("max_engine_restarts", 0)):
             if getattr(self, name) < least:
                 found.append(f"{flag(name)}: {getattr(self, name)} is less than {least}")
+        if self.otlp_traces_endpoint and not self.otlp_traces_endpoint.startswith(("http://", "https://")):
+            found.append(f"--otlp-traces-endpoint: {self.otlp_traces_endpoint!r} does not begin with http:// or https://")
         if not 0 <= self.trace_sample_ratio <= 1:
             found.append(f"--trace-sample-ratio: {self.trace_sample_ratio} is not in 0..1")
         if self.log_content and not self.log_content_is_permitted:
             found.append("--log-content: prompts are personal data; say --log-content-is-permitted too")
+        found += [f"--forwarded-allow-ips: {proxy!r} is no address, no network (10.0.0.0/8) and not {UNIX_PEERS!r}"
+                  for proxy in self.forwarded_allow_ips or [] if proxy != UNIX_PEERS and not _is_network(proxy)]
         if self.admin_port is not None and not 0 <= self.admin_port <= 65535:
             found.append(f"--admin-port: {self.admin_port} is not in 0..65535")
+        if self.admin_port and self.admin_port == self.port and not self.uds:
+            found.append(f"--admin-port: {self.admin_port} is --port too; take another, whatever the address")
         return found
 
     def _tls_problems(self) -> list[str]:
@@ -199,6 +218,14 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 # The fields, whichever of the two classes they are in
@@ -262,7 +289,7 @@ def load(flags: dict[str, Any], environment: typing.Mapping[str, str], problems:
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     config_file = flags.pop("config", None) or environment.get("QUIRE_CONFIG")
-    given = (list(_from_file(config_file, problems)) + list(_from_environment(environment))
+    given = (list(_from_file(config_file, problems)) + list(_from_environment(environment, problems))
              + [(name, raw, flag(name)) for name, raw in flags.items()])
     for name, raw, source in given:  # weakest first: a later one takes its place
         try:
@@ -286,10 +313,9 @@ def _naming_source(problem: str, sources: dict[str, str]) -> str:
     return problem if source is None or source == flag(name) else f"{problem} (from {source})"
 
 
-def _from_environment(environment: typing.Mapping[str, str]) -> typing.Iterator[tuple[str, Any, str]]:
-    keys = environment.get("VLLM_API_KEY")
-    if keys is not None:
-        yield "api_key", keys.split(","), "VLLM_API_KEY"
+def _from_environment(environment: typing.Mapping[str, str],
+                      problems: list[str]) -> typing.Iterator[tuple[str, Any, str]]:
+    yield from key_sources(environment, problems)
     for name, option in OPTIONS.items():
         raw = environment.get(variable(name))
         # Kubernetes sets QUIRE_PORT=tcp://... in every pod beside a Service named quire; that is not meant for us.
@@ -385,15 +411,23 @@ def _parse_float(raw: Any) -> float:
 
 
 def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
-    """(flag, value, source) of every option, keys redacted."""
-    rows = []
+    """(flag, value, source) of every option, secrets redacted."""
+    return [(flag(name), "" if value is None else str(value), loaded.sources.get(name, "default"))
+            for name, value in shown(loaded.settings).items()]
+
+
+def shown(settings: ServeSettings) -> dict[str, Any]:
+    """The value of every option, secrets redacted."""
+    values = {}
     for name, option in OPTIONS.items():
-        owner: Any = loaded.settings.engine if option.of_engine else loaded.settings
+        owner: Any = settings.engine if option.of_engine else settings
         value = getattr(owner, name)
         if name == "api_key" and value:
             value = f"{len(value)} set (not shown)"
-        rows.append((flag(name), "" if value is None else str(value), loaded.sources.get(name, "default")))
-    return rows
+        if name == "otlp_traces_endpoint" and value:
+            value = _CREDENTIALS.sub("", value)
+        values[name] = value
+    return values
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -423,6 +457,16 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         """Written anew when keys, certificates and log level are to be read again; holds the log level."""
         return f"{self.run_dir}/reload"
 
+    @property
+    def last_good_key_file(self) -> str:
+        """The named keys as they were read last without fault."""
+        return f"{self.run_dir}/keys.json"
+
+    @property
+    def engine_starts_file(self) -> str:
+        """Holds a byte for each start of the engine, so that all workers tell the same number of restarts."""
+        return f"{self.run_dir}/engine_starts"
+
     def save(self) -> None:
         path = Path(self.run_dir) / "settings.json"
         path.touch(mode=0o600)
@@ -433,6 +477,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.decode((Path(run_dir) / "settings.json").read_bytes(), type=cls)
 
 
-def for_workers(settings: ServeSettings, run_dir: str, started_at: int) -> WorkerSettings:
+def for_workers(settings: ServeSettings, run_dir: str, started_at: int,
+                admin_port: int | None = None) -> WorkerSettings:
     return WorkerSettings(serve=dataclasses.replace(settings, api_key=None), key_digests=settings.key_digests(),
-                          run_dir=run_dir, started_at=started_at)
+                          run_dir=run_dir, started_at=started_at, admin_port=admin_port)

@@ -23,10 +23,14 @@ def stamp(path: str) -> Stamp:
     return found.st_mtime_ns, found.st_ino, found.st_size
 
 
-async def watch(paths: Iterable[str], on_change: Callable[[], None], poll_s: float = POLL_S) -> None:
-    """Call `on_change`, which must not raise, after any of `paths` changed; runs until cancelled."""
+async def watch(paths: Iterable[str], on_change: Callable[[], None], seen: list[Stamp] | None = None,
+                poll_s: float = POLL_S) -> None:
+    """Call `on_change`, which must not raise, after any of `paths` changed; runs until cancelled.
+
+    `seen` are their stamps when they were read; unset: as they are now.
+    """
     paths = list(paths)
-    seen = [stamp(path) for path in paths]
+    seen = [stamp(path) for path in paths] if seen is None else seen
     while True:
         await asyncio.sleep(poll_s)
         now = [stamp(path) for path in paths]

@@ -1,18 +1,28 @@
-"""gunicorn's worker class: uvicorn's, with what it lacks for long streams and for dying in time.
+"""gunicorn's worker class: uvicorn's, with what it lacks for long streams, for TLS and for dying in time.
 
 It tells gunicorn that it lives also while it drains, ends its drain before gunicorn would kill it, and does not outlive
-its master or the launcher.
+its master or the launcher. Which protocol and which TLS context a listening socket gets is decided here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
+import socket
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from gunicorn.arbiter import Arbiter
+from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker
 
+from app.probe import is_probe_socket
+from app.protocol import LINGER_S, Connections, HttpProtocol
 from engine.lifeline import die_with_parent
+
+if TYPE_CHECKING:
+    from app.service import Service  # at run time only workers load it, not the master, which loads this module
 
 BEAT_S = 1.0
 # gunicorn kills GRACE_S after the last stream's time is up; uvicorn cancels what is left half way there.
@@ -20,8 +30,9 @@ GRACE_S = 6
 
 
 class HttpWorker(UvicornWorker):  # type: ignore[misc]
-    CONFIG_KWARGS = {"loop": "uvloop", "http": "httptools", "ws": "none", "lifespan": "on", "interface": "asgi3",  # noqa: RUF012
-                     "server_header": False, "access_log": False}
+    # Proxies are believed by app.middleware.forwarded, not by uvicorn, which takes a "*" and trusts loopback.
+    CONFIG_KWARGS = {"loop": "uvloop", "ws": "none", "lifespan": "on", "interface": "asgi3",  # noqa: RUF012
+                     "server_header": False, "access_log": False, "proxy_headers": False}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -35,13 +46,53 @@ class HttpWorker(UvicornWorker):  # type: ignore[misc]
         super().init_process()
 
     async def _serve(self) -> None:
-        beat = asyncio.create_task(self._beat())
+        service: Service = self.wsgi.state.service
+        tls = service.tls
+        self.config.app = self.wsgi
+        self.config.timeout_keep_alive = service.settings.serve.keep_alive_timeout
+        self.config.http = partial(HttpProtocol, connections=Connections(
+            service.settings.serve, tls, service.metrics.connection_refused))
+        server = _Server(self.config, service)
+        self._install_sigquit_handler()
+        jobs = [asyncio.create_task(self._beat())]
+        if tls is not None:
+            jobs.append(asyncio.create_task(tls.follow(service.settings.reload_file)))
         try:
-            await super()._serve()
+            await server.serve(sockets=self.sockets)
         finally:
-            beat.cancel()
+            for job in jobs:
+                job.cancel()
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     async def _beat(self) -> None:
         while True:
             self.notify()
             await asyncio.sleep(BEAT_S)
+
+
+class _Server(Server):
+    """TLS on every socket save the launcher's own, and with time limits on its handshakes."""
+
+    def __init__(self, config: Config, service: Service) -> None:
+        super().__init__(config)
+        self._tls = service.tls
+        self._handshake_timeout_s = service.settings.serve.header_timeout
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        loop = asyncio.get_running_loop()
+        protocol: Any = self.config.http_protocol_class
+        new_connection = partial(protocol, config=self.config, server_state=self.server_state,
+                                 app_state=self.lifespan.state)
+        self.servers = []
+        for listener in sockets or []:
+            tls: dict[str, Any] = {}
+            if self._tls is not None and not is_probe_socket(listener):
+                tls = {"ssl": self._tls.context, "ssl_handshake_timeout": self._handshake_timeout_s,
+                       "ssl_shutdown_timeout": LINGER_S}
+            self.servers.append(await loop.create_server(new_connection, sock=listener, backlog=self.config.backlog,
+                                                         **tls))
+        self.started = True

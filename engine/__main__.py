@@ -6,6 +6,7 @@ Exit codes: 0 stopped on request, 2 configuration refused, 3 model not loaded, 7
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import signal
 import sys
 
@@ -14,8 +15,9 @@ import structlog
 
 from engine.config import EngineArgs
 from engine.errors import ConfigError, WeightError
+from engine.heartbeat import Heartbeat
 from engine.lifeline import die_with_parent
-from engine.logs import configure_logging
+from engine.logs import LevelFile, configure_logging
 from engine.openmp import share_cores
 from engine.server import EngineServer
 
@@ -25,12 +27,9 @@ log = structlog.get_logger("engine")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
-    parser.add_argument("--address", required=True, help="ZeroMQ address to serve on")
-    parser.add_argument("--args", default="{}", help="EngineArgs as JSON")
-    parser.add_argument("--lifeline", type=int, default=None, help="file descriptor whose end of file means: stop")
-    options = parser.parse_args()
-    configure_logging()
+    options = _options()
+    configure_logging(options.log_level)
+    faulthandler.enable()  # a parent that finds us hung sends SIGABRT first: the log then holds every thread's stack
     share_cores()
     die_with_parent(options.lifeline)
     try:
@@ -38,18 +37,41 @@ def main() -> int:
     except (msgspec.DecodeError, ConfigError) as error:
         log.error("configuration refused", problems=str(error).splitlines())
         return EXIT_CONFIG
-    server = EngineServer(options.address)
+    heartbeat, levels = Heartbeat(options.beat_fd), LevelFile(options.reload_file)
+
+    def alive() -> None:
+        heartbeat.serving()
+        levels.follow()
+
+    levels.follow()
+    server = EngineServer(options.address, alive, after_kill=options.after_kill)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
-    return serve(server, args)
+    return serve(server, args, heartbeat)
 
 
-def serve(server: EngineServer, args: EngineArgs) -> int:
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
+    parser.add_argument("--address", required=True, help="ZeroMQ address to serve on")
+    parser.add_argument("--args", default="{}", help="EngineArgs as JSON")
+    parser.add_argument("--lifeline", type=int, default=None, help="file descriptor whose end of file means: stop")
+    parser.add_argument("--beat-fd", type=int, default=None, help="file descriptor to write signs of life to")
+    parser.add_argument("--log-level", default="info", help="debug, info, warning or error")
+    parser.add_argument("--reload-file", default="", help="file that a new log level would be written to")
+    parser.add_argument("--after-kill", action="store_true", help="the engine before this one was killed from outside")
+    return parser.parse_args()
+
+
+def serve(server: EngineServer, args: EngineArgs, heartbeat: Heartbeat) -> int:
     # Torch is heavy: imported only now, when the socket already answers workers.
     from engine.core import EngineCore
     from engine.weights.progress import reporter
 
-    with reporter(server.progress) as progress:
+    def loading(phase: str, fraction: float) -> None:
+        server.progress(phase, fraction)
+        heartbeat.loading()
+
+    with reporter(loading) as progress:
         try:
             core = EngineCore(args, progress)
         except ConfigError as error:
@@ -61,6 +83,7 @@ def serve(server: EngineServer, args: EngineArgs) -> int:
     info = core.info
     log.info("engine ready", device=info.device, dtype=info.dtype, max_model_len=info.max_model_len,
              kv_tokens=info.num_blocks * info.block_size, max_num_seqs=info.max_num_seqs, load_s=round(info.load_s, 1))
+    heartbeat.serving()
     try:
         server.run(core)
     except Exception:

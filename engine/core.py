@@ -10,11 +10,12 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from typing import cast
 
-from engine.admission import Admission
+from engine.admission import Account, Admission
 from engine.config import EngineArgs, SchedulerConfig
-from engine.errors import InvalidRequestError, OverloadedError
+from engine.errors import InvalidRequestError
 from engine.execution.device import prepare_cpu, return_freed_memory, settle
 from engine.execution.executor import InProcessExecutor
 from engine.execution.pending import Pending
@@ -22,14 +23,27 @@ from engine.messages import Accepted, Delta, EngineInfo, Rejected, Status, Submi
 from engine.plan import StepPlan
 from engine.scheduling.request import Request
 from engine.scheduling.scheduler import Scheduler, TokenEvent
+from engine.step_stats import StepStats
+from engine.trials import Trials
 from engine.weights.locate import resolve_model
 
 Owner = Hashable
 
 
+@dataclass(eq=False, slots=True)
+class _Submission:
+    """One request as the door let it in: its samples that are unfinished."""
+
+    owner: Owner
+    unfinished: dict[int, Request]  # by sample id
+    account: Account
+    timeout_s: float  # in the queue; 0 = none
+    submitted: float
+
+
 class EngineCore:
     def __init__(self, args: EngineArgs, progress: Callable[[str, float], None], *, bounded: bool = True) -> None:
-        """Loads the model; `bounded` False lifts the queue limit (offline use).
+        """Loads the model; `bounded` False lifts the queue's limits (offline use).
 
         Raises:
             ConfigError: the configuration does not fit the model or the device.
@@ -51,8 +65,12 @@ class EngineCore:
             max_model_len=max_model_len,
             enable_prefix_caching=args.enable_prefix_caching,
         ))
-        self._admission = Admission(args.max_queued_requests if bounded else None)
-        self._unfinished: defaultdict[Owner, set[int]] = defaultdict(set)  # sample ids by owner
+        self._admission = Admission(args.max_queued_requests if bounded else None,
+                                    args.max_queued_tokens if bounded else None)
+        self._unfinished: defaultdict[Owner, dict[int, _Submission]] = defaultdict(dict)  # by sample id
+        self._timed: dict[_Submission, None] = {}  # those that no step took up yet and that may not wait for ever
+        self._trials = Trials(self._try)
+        self._stats = StepStats()
         self._in_flight: tuple[StepPlan, Pending] | None = None
         self._last_step = time.monotonic()
         self.info = EngineInfo(
@@ -76,14 +94,15 @@ class EngineCore:
         try:
             longest = max((len(sample.output_token_ids) for sample in message.samples), default=0)
             self.scheduler.check_admissible(len(message.prompt_token_ids), message.sampling.max_tokens, longest)
-            self._admission.check(self.scheduler.num_waiting, len(ids))
         except InvalidRequestError as error:
             return Rejected(ids, "invalid", error.message, error.param or "")
-        except OverloadedError as error:
-            return Rejected(ids, "limit" if error.own_limit else "overloaded", error.message,
-                            retry_after_s=error.retry_after_s)
-        self.scheduler.add([
-            Request(
+        account = self._admission.admit(message, self.scheduler.num_waiting, self.scheduler.num_waiting_tokens)
+        if isinstance(account, Rejected):
+            return account
+        if not self.has_work:
+            self._stats.rested()
+        unfinished = {
+            sample.id: Request(
                 (owner, sample.id),
                 message.prompt_token_ids,
                 message.sampling,
@@ -91,17 +110,27 @@ class EngineCore:
                 output_token_ids=sample.output_token_ids,
                 priority=message.priority,
                 cache_salt=message.cache_salt,
+                key_name=message.key.name,
+                weight=message.key.weight,
             )
             for sample in message.samples
-        ])
-        self._unfinished[owner].update(ids)
-        return Accepted(ids)
+        }
+        submission = _Submission(owner, unfinished, account, message.queue_timeout_s, time.monotonic())
+        self._unfinished[owner].update(dict.fromkeys(ids, submission))
+        if message.suspect:
+            self._trials.enter(submission)
+        else:
+            self.scheduler.add(list(unfinished.values()))
+        if message.queue_timeout_s:
+            self._timed[submission] = None
+        return Accepted(ids, account.rate(self._admission.now()))
 
     def abort(self, owner: Owner, ids: Iterable[int]) -> None:
         """End samples at once; unknown ones are finished already."""
         for id in ids:
-            self.scheduler.abort((owner, id))
-            self._unfinished[owner].discard(id)
+            if id in self._unfinished[owner]:
+                self.scheduler.abort((owner, id))
+                self._ended(owner, id)
 
     def abort_owner(self, owner: Owner) -> int:
         """End all samples of an owner that is gone; how many they were."""
@@ -110,23 +139,66 @@ class EngineCore:
         del self._unfinished[owner]
         return len(ids)
 
+    def expire(self) -> list[tuple[Owner, Rejected]]:
+        """Drop the requests whose time in the queue is over: who is to be told what."""
+        now = time.monotonic()
+        expired = []
+        for submission in [s for s in self._timed if now - s.submitted > s.timeout_s]:
+            ids = list(submission.unfinished)
+            self.abort(submission.owner, ids)
+            refusal = self._admission.overdue(ids, submission.timeout_s, self.scheduler.num_waiting)
+            expired.append((submission.owner, refusal))
+        return expired
+
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or self._in_flight is not None
 
-    def step(self) -> list[tuple[Owner, Delta]]:
-        """Plan and launch step N+1, then commit step N and return what it produced."""
+    def step(self, started: Callable[[list[tuple[Owner, int]]], None] = lambda _: None) \
+            -> list[tuple[Owner, Delta]]:
+        """Plan and launch step N+1, then commit step N and return what it produced.
+
+        `started` is called before the launch, which may be the engine's end, with the samples that wait no longer.
+        """
         plan = self.scheduler.plan()
-        launched = None if plan is None else (plan, self._executor.launch(plan))
+        if new := self.scheduler.take_started():
+            started(self._take_up(new))
+        launched = None
+        if plan is not None:
+            self._stats.launched(plan, time.monotonic())
+            launched = (plan, self._executor.launch(plan))
         if self.config.async_scheduling:
             launched, self._in_flight = self._in_flight, launched
         self._last_step = time.monotonic()
         if launched is None:
             return []
         plan, pending = launched
-        return [self._delta(event) for event in self.scheduler.commit(plan, pending.result())]
+        events = self.scheduler.commit(plan, pending.result())
+        now = self._admission.now()
+        return [self._delta(event, now) for event in events]
 
-    def _delta(self, event: TokenEvent) -> tuple[Owner, Delta]:
+    def _take_up(self, requests: list[Request]) -> list[tuple[Owner, int]]:
+        self._admission.departed(len(requests), sum(request.num_prompt_tokens for request in requests))
+        keys = [cast(tuple[Owner, int], request.key) for request in requests]
+        for owner, id in keys:
+            self._timed.pop(self._unfinished[owner][id], None)
+        return keys
+
+    def _ended(self, owner: Owner, id: int) -> None:
+        submission = self._unfinished[owner].pop(id)
+        del submission.unfinished[id]
+        if not submission.unfinished:
+            submission.account.num_running -= 1
+            self._timed.pop(submission, None)
+            self._trials.settled(submission)
+
+    def _try(self, suspect: _Submission) -> bool:
+        """Let a suspect run, with what nobody aborted of it meanwhile."""
+        if suspect.unfinished:
+            self.scheduler.add(list(suspect.unfinished.values()))
+        return bool(suspect.unfinished)
+
+    def _delta(self, event: TokenEvent, now: int) -> tuple[Owner, Delta]:
         request = event.request
         owner, id = cast(tuple[Owner, int], request.key)  # as `submit` made it
         delta = Delta(id, [event.token_id], event.finish_reason, event.stop_token_id)
@@ -134,8 +206,11 @@ class EngineCore:
             delta.logprobs = [TokenLogprobs(*event.logprobs)]
         if request.num_output_tokens == 1:
             delta.num_cached_tokens = request.num_cached_tokens
+        submission = self._unfinished[owner][id]
+        submission.account.charge_output(1, now)
+        self._trials.settled(submission)
         if event.finish_reason:
-            self._unfinished[owner].discard(id)
+            self._ended(owner, id)
         return owner, delta
 
     def status(self) -> Status:
@@ -151,4 +226,9 @@ class EngineCore:
             prompt_tokens=s.num_prompt_tokens,
             generation_tokens=s.num_generation_tokens,
             last_step_age_s=time.monotonic() - self._last_step,
+            num_waiting_tokens=s.num_waiting_tokens,
+            num_graph_steps=self._executor.num_graph_steps,
+            step_seconds=self._stats.seconds.distribution(),
+            step_samples=self._stats.samples.distribution(),
+            step_tokens=self._stats.tokens.distribution(),
         )

@@ -1,9 +1,14 @@
 """The errors that cross a border: each names its field, and an HTTP front can turn each into one reply.
 
-Called by everyone; imports nothing of ours.
+Called by everyone; of ours it knows only the types that it carries.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.messages import RateState
 
 
 class QuireError(Exception):
@@ -22,22 +27,33 @@ class InvalidRequestError(QuireError, ValueError):
         self.param = param
 
 
-def context_length_error(max_model_len: int, num_prompt: int, max_tokens: int) -> InvalidRequestError:
+def context_length_error(max_model_len: int, num_prompt: int, max_tokens: int, *,
+                         at_least: bool = False) -> InvalidRequestError:
+    """`at_least`: the prompt was not tokenized, it has no fewer tokens than that."""
+    least = "at least " if at_least else ""
     return InvalidRequestError(
         f"This model's maximum context length is {max_model_len} tokens. However, you requested {max_tokens} output "
-        f"tokens and your prompt contains {num_prompt} input tokens, for a total of {num_prompt + max_tokens} tokens. "
-        "Please reduce the length of the prompt or max_tokens.",
+        f"tokens and your prompt contains {least}{num_prompt} input tokens, for a total of {least}"
+        f"{num_prompt + max_tokens} tokens. Please reduce the length of the prompt or max_tokens.",
         "prompt" if num_prompt >= max_model_len else "max_tokens")
 
 
 class OverloadedError(QuireError):
-    """The request could be served later (HTTP 429 or 503). `retry_after_s` says when to try again."""
+    """The request could be served later (HTTP 429 or 503).
 
-    def __init__(self, message: str, retry_after_s: float, *, own_limit: bool = False) -> None:
+    `retry_after_s` says when to try again, `reason` (one of messages.REJECTIONS, or a word of the worker's own) why not
+    now. Requests alike may be refused without asking for the next `closed_s`.
+    """
+
+    def __init__(self, message: str, retry_after_s: float, *, own_limit: bool = False, reason: str = "",
+                 rate: RateState | None = None, closed_s: float = 0.0) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
         self.own_limit = own_limit  # True: the caller's own limit (429); False: no capacity (503)
+        self.reason = reason
+        self.rate = rate  # where the key stands with its limits a minute
+        self.closed_s = closed_s
 
 
 class ConfigError(QuireError, ValueError):
@@ -53,4 +69,8 @@ class WeightError(QuireError):
 
 
 class EngineDeadError(QuireError):
-    """The engine ended and is not coming back, or this request was in flight at two crashes in a row."""
+    """The engine ended and is not coming back."""
+
+
+class PoisonRequestError(EngineDeadError):
+    """This request was given up because the engine died of it, or seems to have, more than once."""

@@ -1,26 +1,105 @@
-"""structlog for every process of ours: pretty on a terminal, one JSON object a line otherwise. No prompts, no keys."""
+"""structlog for every process of ours: pretty on a terminal, one JSON object a line otherwise. No prompts, no keys.
+
+The level may change while a process runs: `set_level`, or `LevelFile` for a process that nobody can call.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import logging
+import os
+import select
 import sys
+from typing import TextIO, cast
 
 import structlog
 
+from engine.redaction import redact
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_threshold = _LEVELS["info"]
+
+
+class _Stderr(io.TextIOBase):
+    """Standard error, without its buffer. That nobody reads it any more is no reason to stop serving."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+
+stderr = _Stderr()
+
+
+def replace_broken_stderr() -> None:
+    """For the children to come, whose libraries would fail at a terminal or a pipe that is closed at its other end."""
+    poll = select.poll()
+    poll.register(2, 0)
+    if poll.poll(0):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+
 
 def configure_logging(level: str = "info") -> None:
+    set_level(level)
     processors: list[structlog.typing.Processor] = [
+        _drop_below_threshold,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    processors += [structlog.processors.format_exc_info, redact]
     if sys.stderr.isatty():
-        processors.append(structlog.dev.ConsoleRenderer())
+        processors.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))
     else:
-        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        processors.append(structlog.processors.JSONRenderer())
     structlog.configure(
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # A level given here would hold for good in every logger that was used before it changes.
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, stderr)),
         cache_logger_on_first_use=True,
     )
+
+
+def set_level(level: str) -> None:
+    """debug, info, warning or error, from now on, for all loggers of this process."""
+    global _threshold
+    _threshold = _LEVELS[level]
+
+
+def _drop_below_threshold(
+    logger: object, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    if _LEVELS.get(method, _threshold) < _threshold:
+        raise structlog.DropEvent
+    return event
+
+
+class LevelFile:
+    """Follows the log level that the launcher leaves in a file, as {"log_level": "debug"}; absent: no change."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._seen = (0, 0)
+
+    def follow(self) -> None:
+        """A stat where nothing changed, so it may be called every second. Never raises."""
+        try:
+            found = os.stat(self._path)
+            if (found.st_mtime_ns, found.st_ino) == self._seen:
+                return
+            self._seen = found.st_mtime_ns, found.st_ino
+            with open(self._path, encoding="utf-8") as file:
+                set_level(json.load(file)["log_level"])
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError) as error:
+            structlog.get_logger(__name__).warning("log level unchanged", file=self._path, reason=repr(error))

@@ -61,6 +61,7 @@ class Submit(msgspec.Struct, array_like=True, tag="submit", frozen=True):
     cache_salt: str = ""  # requests share cached prefixes only under the same salt
     queue_timeout_s: float = 0.0  # refused when no step took it up by then; 0 = waits as long as it takes
     resumed: bool = False  # was accepted before, by this engine or one before it: passes the door, counted as running
+    suspect: bool = False  # an engine may have died of it: runs when no other suspect is on trial (engine/trials.py)
 
 
 class Abort(msgspec.Struct, array_like=True, tag="abort", frozen=True):
@@ -68,7 +69,9 @@ class Abort(msgspec.Struct, array_like=True, tag="abort", frozen=True):
 
 
 class Heartbeat(msgspec.Struct, array_like=True, tag="heartbeat", frozen=True):
-    """A worker says it lives, about once a second; its samples are aborted when it falls silent."""
+    """A worker says it lives, about once a second; its samples are aborted when it ends or falls silent."""
+
+    pid: int = 0  # in the engine's own pid namespace; 0 = unknown, so that only silence tells of its end
 
 
 class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
@@ -92,6 +95,7 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", frozen=True):
     """Sent in answer to a worker's first heartbeat, and to all of them when the model is loaded."""
 
     info: EngineInfo
+    after_kill: bool = False  # the engine before this one was killed from outside: it did not break by itself
 
 
 class Loading(msgspec.Struct, array_like=True, tag="loading", frozen=True):
@@ -195,7 +199,7 @@ class Status(msgspec.Struct, array_like=True, tag="status", frozen=True):
     prompt_tokens: int
     generation_tokens: int
     last_step_age_s: float
-    num_waiting_tokens: int = 0  # prompt and output tokens of waiting samples
+    num_waiting_tokens: int = 0  # prompt and output tokens of waiting samples; of one prompt's samples, the first
     num_graph_steps: int = 0  # steps that a captured CUDA graph carried out
     step_seconds: Distribution | None = None  # from one step's launch to the next, while there was work
     step_samples: Distribution | None = None  # samples in a step

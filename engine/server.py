@@ -1,32 +1,69 @@
 """The engine as a program: border 1 on a ZeroMQ ROUTER socket around an EngineCore, in one thread.
 
 Between two steps it reads what workers sent; after each it sends every worker one frame. Idle, it sleeps in poll.
-A worker that falls silent loses its samples; one that was never told of this engine is told.
+A worker that ends or falls silent loses its samples; one that was never told of this engine is told.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 import zmq
 
-from engine.messages import Abort, Delta, Deltas, Down, Heartbeat, Loading, Ready, Status, Submit, Up
+from engine.messages import Abort, Delta, Deltas, Down, Heartbeat, Loading, Ready, Started, Submit, Up
 
 if TYPE_CHECKING:  # the core brings torch, and the socket must answer workers before that is imported
     from engine.core import EngineCore
 
 log = structlog.get_logger(__name__)
 
-SILENCE_S = 20.0  # a worker sends a heartbeat a second; a blocked loop or a busy machine may hold up several
+# A worker sends a heartbeat a second, and a blocked loop may hold up several: silence counts only where we cannot see
+# whether its process lives.
+SILENCE_S = 20.0
 HOUSEKEEPING_S = 1.0
+EXPIRY_S = 0.25  # how late a request may hear that its time in the queue is over
 MAX_MESSAGES_PER_STEP = 256  # a flood of submissions must not keep running requests from their next step
 
 
+class _Worker:
+    __slots__ = ("_pid_fd", "heard")
+
+    def __init__(self) -> None:
+        self.heard = time.monotonic()
+        self._pid_fd: int | None = None  # readable once the process has ended, whatever gets its number later
+
+    def watch(self, pid: int) -> None:
+        if self._pid_fd is None and pid:
+            with contextlib.suppress(OSError, AttributeError):  # an old kernel, a Python built without it, a sandbox
+                self._pid_fd = os.pidfd_open(pid)
+
+    def gone(self, now: float) -> bool:
+        if self._pid_fd is None:
+            return now - self.heard > SILENCE_S
+        poll = select.poll()
+        poll.register(self._pid_fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def forget(self) -> None:
+        if self._pid_fd is not None:
+            os.close(self._pid_fd)
+
+
 class EngineServer:
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, beat: Callable[[], None] = lambda: None, *, after_kill: bool = False) -> None:
+        """`beat` is called about once a second from `run`, after a step or an idle poll: never while a step hangs.
+
+        `after_kill`: as in messages.Ready.
+        """
+        self._beat = beat
+        self._after_kill = after_kill
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -37,8 +74,9 @@ class EngineServer:
         self._decoder = msgspec.msgpack.Decoder(Down)
         self._core: EngineCore | None = None
         self._loading = Loading("starting", 0.0)
-        self._heard: dict[bytes, float] = {}  # worker -> when it last said anything
+        self._workers: dict[bytes, _Worker] = {}
         self._next_housekeeping = 0.0
+        self._next_expiry = 0.0
         self._stopping = False
 
     def progress(self, phase: str, fraction: float) -> None:
@@ -58,16 +96,21 @@ class EngineServer:
     def run(self, core: EngineCore) -> None:
         """Serve until `stop`. An error in a step is the end of the engine: it is raised, never papered over."""
         self._core = core
-        self._broadcast(Ready(core.info))
+        self._broadcast(Ready(core.info, self._after_kill))
         while not self._stopping:
             self._receive(timeout_ms=0 if core.has_work else int(HOUSEKEEPING_S * 1000))
             busy = core.has_work
             if busy:
-                self._deliver(core.step())
+                self._deliver(core.step(self._tell_started))
             if busy != core.has_work:
                 self._next_housekeeping = 0.0  # gone idle: gauges must not show finished work for long
-            if time.monotonic() >= self._next_housekeeping:
-                self._housekeep()
+            now = time.monotonic()
+            if now >= self._next_expiry:
+                self._next_expiry = now + EXPIRY_S
+                for worker, refusal in core.expire():
+                    self._send(_identity(worker), refusal)
+            if now >= self._next_housekeeping:
+                self._housekeep(core)
 
     def close(self) -> None:
         self._socket.close()
@@ -78,7 +121,7 @@ class EngineServer:
             return
         for _ in range(MAX_MESSAGES_PER_STEP):
             try:
-                worker, frame = self._socket.recv_multipart(zmq.NOBLOCK)
+                identity, frame = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             except ValueError:
@@ -89,43 +132,59 @@ class EngineServer:
             except msgspec.DecodeError as error:
                 log.warning("message dropped", reason=str(error))
                 continue
-            self._handle(worker, message)
+            self._handle(identity, message)
 
-    def _handle(self, worker: bytes, message: Down) -> None:
-        if worker not in self._heard:
-            self._send(worker, self._loading if self._core is None else Ready(self._core.info))
-        self._heard[worker] = time.monotonic()
+    def _handle(self, identity: bytes, message: Down) -> None:
         core = self._core
-        if core is None or isinstance(message, Heartbeat):
+        worker = self._workers.get(identity)
+        if worker is None:
+            worker = self._workers[identity] = _Worker()
+            self._send(identity, self._loading if core is None else Ready(core.info, self._after_kill))
+        worker.heard = time.monotonic()
+        if isinstance(message, Heartbeat):
+            worker.watch(message.pid)
+        if core is None:
             return  # what is submitted while loading was meant for the engine before; Ready makes the worker resubmit
         if isinstance(message, Abort):
-            core.abort(worker, message.ids)
+            core.abort(identity, message.ids)
         elif isinstance(message, Submit) and message.instance == core.info.instance:
-            self._send(worker, core.submit(worker, message))
+            self._send(identity, core.submit(identity, message))
 
-    def _deliver(self, produced: list[tuple[object, Delta]]) -> None:
+    def _tell_started(self, samples: Iterable[tuple[object, int]]) -> None:
+        by_worker: dict[bytes, list[int]] = {}
+        for worker, id in samples:
+            by_worker.setdefault(_identity(worker), []).append(id)
+        for identity, ids in by_worker.items():
+            self._send(identity, Started(ids))
+
+    def _deliver(self, produced: Iterable[tuple[object, Delta]]) -> None:
         by_worker: dict[bytes, list[Delta]] = {}
         for worker, delta in produced:
-            assert isinstance(worker, bytes)
-            by_worker.setdefault(worker, []).append(delta)
-        for worker, deltas in by_worker.items():
-            self._send(worker, Deltas(deltas))
+            by_worker.setdefault(_identity(worker), []).append(delta)
+        for identity, deltas in by_worker.items():
+            self._send(identity, Deltas(deltas))
 
-    def _housekeep(self) -> None:
+    def _housekeep(self, core: EngineCore) -> None:
         now = time.monotonic()
         self._next_housekeeping = now + HOUSEKEEPING_S
-        assert self._core is not None
-        for worker in [w for w, heard in self._heard.items() if now - heard > SILENCE_S]:
-            del self._heard[worker]
-            aborted = self._core.abort_owner(worker)
-            log.warning("worker fell silent", aborted_samples=aborted, silence_s=SILENCE_S)
-        status: Status = self._core.status()
-        self._broadcast(status)
+        self._beat()
+        for identity in [identity for identity, worker in self._workers.items() if worker.gone(now)]:
+            worker = self._workers.pop(identity)
+            worker.forget()
+            log.warning("worker is gone", aborted_samples=core.abort_owner(identity),
+                        silent_s=round(now - worker.heard, 1))
+        self._broadcast(core.status())
 
     def _broadcast(self, message: Up) -> None:
-        for worker in self._heard:
-            self._send(worker, message)
+        for identity in self._workers:
+            self._send(identity, message)
 
-    def _send(self, worker: bytes, message: Up) -> None:
+    def _send(self, identity: bytes, message: Up) -> None:
         # ROUTER drops what is addressed to a worker that is gone, which is what we want.
-        self._socket.send_multipart([worker, self._encode(message)])
+        self._socket.send_multipart([identity, self._encode(message)])
+
+
+def _identity(owner: object) -> bytes:
+    """The worker behind a sample's owner, as this server gave it to the core."""
+    assert isinstance(owner, bytes)
+    return owner

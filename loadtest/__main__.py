@@ -8,6 +8,7 @@ import sys
 MEASUREMENTS = {
     "throughput": ("loadtest.throughput", "offline: how fast the engine works off a workload, beside recorded peers"),
     "serve": ("loadtest.serve_client", "HTTP: a workload against a running OpenAI-compatible server"),
+    "overhead": ("loadtest.overhead", "HTTP: what keys, limits, deadlines, logs, metrics and traces cost together"),
     "transformers": ("loadtest.compare_transformers", "SmolLM2 on this machine, side by side with transformers"),
 }
 

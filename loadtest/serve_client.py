@@ -37,7 +37,7 @@ class Sent:
     gaps: list[float] = field(default_factory=list)
 
 
-async def _send(session: aiohttp.ClientSession, args: argparse.Namespace, ids: list[int], output_len: int) -> Sent:
+async def send(session: aiohttp.ClientSession, args: argparse.Namespace, ids: list[int], output_len: int) -> Sent:
     body = {"model": args.model, "prompt": ids, "max_tokens": output_len, "temperature": 1.0, "ignore_eos": True,
             "stream": True, "stream_options": {"include_usage": True}}
     begin, times, usage = time.perf_counter(), [], None
@@ -71,7 +71,7 @@ def _client(args: argparse.Namespace, work: Work, start: float, results: Any) ->
     """One client process: its share of the requests, each at its time."""
     async def at(session: aiohttp.ClientSession, ids: list[int], output_len: int, offset_s: float) -> Sent:
         await asyncio.sleep(max(0.0, start + offset_s - time.time()))
-        return await _send(session, args, ids, output_len)
+        return await send(session, args, ids, output_len)
 
     async def run() -> list[Sent]:
         headers = {"Authorization": f"Bearer {args.key}"} if args.key else {}

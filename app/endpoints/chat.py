@@ -16,7 +16,8 @@ from app.schemas.body import read_body
 from app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
 from app.schemas.usage import Usage
 from app.service import Service, record_of, service_of
-from app.sse import DONE, EventStream
+from app.sse import DONE
+from app.telemetry.record import Asked
 from engine.frontend.generation import SampleUpdate
 from engine.sampling_params import SamplingParams
 
@@ -26,20 +27,21 @@ _encode = msgspec.json.encode
 
 async def chat_completions(request: Request) -> Response:
     service, record = service_of(request), record_of(request)
+    exchange = Exchange(request)
     body = await read_body(request, ChatRequest)
-    body.check()
-    model = check_model(service, body.model)
+    body.check(service.settings.serve)
+    model = check_model(request, body.model)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = body.sampling_params(service.model_defaults, max_tokens, logprobs)
+    record.asked = Asked("chat", model, body.stream, params, f"chatcmpl-{record.request_id}")
     prompt = await _render(service, body)
-    exchange = Exchange(service, record)
     await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
                           add_special_tokens=bool(body.add_special_tokens))  # templates bring their own
     reply = _Replies(service, exchange, body, params, model, f"chatcmpl-{record.request_id}")
     if body.stream:
-        return EventStream(reply.frames(), service.in_flight)
-    return Response(_encode(await reply.whole()), media_type="application/json")
+        return exchange.stream(reply.frames())
+    return Response(_encode(await reply.whole()), headers=exchange.headers, media_type="application/json")
 
 
 async def _render(service: Service, body: ChatRequest) -> str:

@@ -21,7 +21,8 @@ from app.schemas.completions import (
 )
 from app.schemas.usage import Usage
 from app.service import Service, record_of, service_of
-from app.sse import DONE, EventStream
+from app.sse import DONE
+from app.telemetry.record import Asked
 from engine.frontend.generation import SampleUpdate
 
 _encode = msgspec.json.encode
@@ -29,13 +30,14 @@ _encode = msgspec.json.encode
 
 async def completions(request: Request) -> Response:
     service, record = service_of(request), record_of(request)
+    exchange = Exchange(request)
     body = await read_body(request, CompletionRequest)
-    body.check()
-    model = check_model(service, body.model)
-    prompts = body.prompts()
+    model = check_model(request, body.model)
+    prompts = body.prompts(service.settings.serve.max_prompts, exchange.max_model_len)
+    body.check(service.settings.serve, len(prompts))
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = body.sampling_params(service.model_defaults, max_tokens, body.logprobs)
-    exchange = Exchange(service, record)
+    record.asked = Asked("text_completion", model, body.stream, params, f"cmpl-{record.request_id}")
     try:
         for prompt in prompts:
             await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
@@ -45,8 +47,8 @@ async def completions(request: Request) -> Response:
         raise
     reply = _Replies(service, exchange, body, prompts, params.n, model, f"cmpl-{record.request_id}")
     if body.stream:
-        return EventStream(reply.frames(), service.in_flight)
-    return Response(_encode(await reply.whole()), media_type="application/json")
+        return exchange.stream(reply.frames())
+    return Response(_encode(await reply.whole()), headers=exchange.headers, media_type="application/json")
 
 
 class _Replies:

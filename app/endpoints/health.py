@@ -1,6 +1,7 @@
-"""Probes. /healthz (also /livez, /health, /ping): this process answers. /readyz: the model does.
+"""Probes: is the server alive (/livez, /healthz), was the model ever loaded (/startupz), does it answer (/readyz).
 
-Liveness does not look at the engine on purpose: the launcher restarts it, and killing the service would not help.
+An engine that restarts or loads is no reason to kill the server, since the launcher sees to it: /livez fails only when
+an engine hangs and was not replaced in time. None of them waits for the engine.
 """
 
 from __future__ import annotations
@@ -9,28 +10,42 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.service import service_of
+from app.service import Service, service_of
 from engine import __version__
+from engine.heartbeat import OVERDUE_S
 
 
 def _json(status: int, body: dict[str, object], headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
-async def healthz(request: Request) -> Response:
+async def livez(request: Request) -> Response:
+    service = service_of(request)
+    silent_s = service.engine.silent_s
+    if silent_s > service.settings.serve.engine_stall_timeout + OVERDUE_S:
+        return _json(503, {"status": "hung", "silent_s": round(silent_s, 1)})
     return _json(200, {"status": "ok"})
+
+
+async def startupz(request: Request) -> Response:
+    service = service_of(request)
+    return _json(200, {"status": "started"}) if service.engine.info is not None else _not_ready(service, "loading")
 
 
 async def readyz(request: Request) -> Response:
     service = service_of(request)
     if service.in_flight.draining:
         return _json(503, {"status": "draining"}, {"retry-after": "5"})
-    engine = service.engine
-    if engine.state == "ready":
+    if service.engine.state == "ready":
         return _json(200, {"status": "ready"})
-    phase, fraction = engine.loading
-    status = "loading" if engine.info is None else "restarting"
-    return _json(503, {"status": status, "phase": phase, "fraction": fraction}, {"retry-after": "2"})
+    return _not_ready(service, "loading" if service.engine.info is None else "restarting")
+
+
+def _not_ready(service: Service, status: str) -> Response:
+    phase, fraction = service.engine.loading
+    eta_s = service.engine.load_eta_s
+    return _json(503, {"status": status, "phase": phase, "fraction": round(fraction, 4),
+                       "eta_s": None if eta_s is None else round(eta_s, 1)}, {"retry-after": "2"})
 
 
 async def version(request: Request) -> Response:

@@ -7,11 +7,22 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.service import service_of
+from app.service import Service, service_of
+from app.telemetry.engine_metrics import EngineCollector
+from app.telemetry.process_metrics import ProcessCollector
+from app.telemetry.service_metrics import ServiceCollector
 
 
 async def metrics(request: Request) -> Response:
-    service = service_of(request)
-    # Reads every worker's file: not on the event loop.
-    text = await run_in_threadpool(service.metrics.expose, service.engine)
+    # Reads every worker's file and /proc: not on the event loop.
+    text = await run_in_threadpool(_expose, service_of(request))
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def _expose(service: Service) -> bytes:
+    metrics = service.metrics
+    return metrics.expose([
+        EngineCollector(service.engine, service.settings.serve.engine, metrics.labels),
+        ServiceCollector(service),
+        ProcessCollector(),
+    ])

@@ -8,35 +8,41 @@ from starlette.responses import Response
 
 from app.errors import ApiError
 from app.schemas.models import ModelCard, ModelList, model_card
-from app.service import Service, service_of
-from engine.errors import OverloadedError
+from app.service import Service, key_of, service_of
 
 
-def check_model(service: Service, name: str | None) -> str:
-    """The name to show in the reply; requests may leave the model out. Raises ApiError (404) for another model."""
-    names = service.settings.serve.model_names
-    if name is None:
+def check_model(request: Request, name: str | None) -> str:
+    """The name to show in the reply; requests may leave the model out.
+
+    Raises ApiError: 404 for another model, 403 for one that the request's key may not use.
+    """
+    names = _names(request)
+    if name in names:
+        return name
+    if name is None and names:
         return names[0]
-    if name not in names:
-        raise ApiError(404, f"The model `{name[:200]}` does not exist. This server has: {', '.join(names)}.", "model")
-    return name
+    if name is None or name in service_of(request).settings.serve.model_names:
+        raise ApiError(403, f"The API key {key_of(request).name} may not use {name or 'any model here'}.", "model")
+    raise ApiError(404, f"The model `{name[:200]}` does not exist. This server has: {', '.join(names)}.", "model")
+
+
+def _names(request: Request) -> list[str]:
+    """Of the models that the request's key may use."""
+    key = key_of(request)
+    return [name for name in service_of(request).settings.serve.model_names if key.may_use(name)]
 
 
 async def list_models(request: Request) -> Response:
     service = service_of(request)
-    return _json(ModelList([_card(service, name) for name in service.settings.serve.model_names]))
+    return _json(ModelList([_card(service, name) for name in _names(request)]))
 
 
 async def show_model(request: Request) -> Response:
-    service = service_of(request)
-    return _json(_card(service, check_model(service, request.path_params["model"])))
+    return _json(_card(service_of(request), check_model(request, request.path_params["model"])))
 
 
 def _card(service: Service, name: str) -> ModelCard:
-    info = service.engine.info
-    if info is None:
-        phase, fraction = service.engine.loading
-        raise OverloadedError(f"The model is not ready yet: {phase}, {fraction:.0%}.", retry_after_s=5.0)
+    info = service.engine.require_info()
     settings = service.settings
     return model_card(name, settings.serve.engine.model, settings.started_at, info.max_model_len)
 

@@ -35,7 +35,7 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 async def tokenize(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, TokenizeRequest)
-    check_model(service, body.model)
+    check_model(request, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "Give either prompt or messages.", "prompt")
     text, special = body.prompt or "", body.add_special_tokens is not False
@@ -53,7 +53,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, DetokenizeRequest)
-    check_model(service, body.model)
+    check_model(request, body.model)
     size = service.tokenizer.vocab_size
     if not all(0 <= id < size for id in body.tokens):
         raise ApiError(400, f"tokens must hold ids from 0 to {size - 1}.", "tokens")

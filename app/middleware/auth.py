@@ -1,41 +1,94 @@
-"""The key check: every path needs a bearer token, save the few that are named public.
+"""Who may do what: every path needs a key, where the server has any, save the few that are named public.
 
-Keys are known only as SHA-256 digests, compared in constant time. A key is named in logs by its digest's first digits.
+/metrics and /admin have rules of their own. With an admin port they are there and nowhere else, and /metrics is open;
+without one they need a key with the admin right. Nobody administers a server that has no keys. Each use of /admin goes
+into the audit log first.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-
+import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import ApiError
-from engine.messages import KeyLimits
+from app.keys.key import ANYONE, Key
+from app.keys.ring import KeyRing
+from app.telemetry.audit import AuditError, AuditLog
+from app.telemetry.record import RequestRecord
+
+log = structlog.get_logger(__name__)
 
 
 class AuthMiddleware:
-    def __init__(self, app: ASGIApp, key_digests: list[str], public: frozenset[str]) -> None:
+    """`admin_port` as bound; None: there is none."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, audit: AuditLog, public: frozenset[str],
+                 admin_port: int | None) -> None:
         self._app = app
-        self._digests = [bytes.fromhex(digest) for digest in key_digests]
+        self._keys = keys
+        self._audit = audit
         self._public = public
+        self._admin_port = admin_port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digests:
+        if scope["type"] == "http":
             record = scope["state"]["record"]
-            if record.path not in self._public:
-                record.key = KeyLimits(self._check(Headers(scope=scope).get("authorization", "")))
+            if _is_admin(record.path):
+                self._admit_audited(scope, record)
+            elif record.path not in self._public:
+                self._admit(scope, record)
         await self._app(scope, receive, send)
 
-    def _check(self, header: str) -> str:
-        """The presented key's name. Raises ApiError (401)."""
-        scheme, _, token = header.partition(" ")
-        presented = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
-        known = False
-        for digest in self._digests:  # all of them, whichever fits, so that time tells nothing
-            known |= hmac.compare_digest(digest, presented)
-        if scheme.lower() != "bearer" or not known:
+    def _admit_audited(self, scope: Scope, record: RequestRecord) -> None:
+        """As _admit, with a line in the audit log."""
+        refusal = None
+        try:
+            self._admit(scope, record)
+        except ApiError as error:
+            refusal = error
+        try:
+            self._audit.write(f"{record.method} {record.path[:200]}", "allowed" if refusal is None else "refused",
+                              key=record.key.name, client=record.client, request_id=record.request_id)
+        except AuditError as error:
+            if refusal is None:
+                raise no_audit(error) from None
+        if refusal is not None:
+            raise refusal
+
+    def _admit(self, scope: Scope, record: RequestRecord) -> None:
+        """Notes whose request it is. Raises ApiError (401, 403, 404)."""
+        is_metrics = record.path == "/metrics"
+        on_admin_port = self._admin_port is not None and (scope.get("server") or ("", None))[1] == self._admin_port
+        if is_metrics and on_admin_port:
+            return
+        key = self._key(Headers(scope=scope).get("authorization", "")) if self._keys.required else ANYONE
+        record.key = key.limits
+        scope["state"]["key"] = key
+        needs_admin = is_metrics or _is_admin(record.path)
+        if self._admin_port is not None and needs_admin is not on_admin_port:
+            raise ApiError(404, f"There is no {record.path[:200]} on this port.")
+        if not needs_admin or key.admin or (is_metrics and key is ANYONE):
+            return
+        if key is ANYONE:
+            raise ApiError(403, "This server has no API keys, and so nobody who may administer it; set VLLM_API_KEY.")
+        raise ApiError(403, f"The API key {key.name} may not do this: it has no admin right.")
+
+    def _key(self, header: str) -> Key:
+        """The presented key. Raises ApiError (401)."""
+        scheme, _, secret = header.partition(" ")
+        # Starlette reads bytes as latin-1; a key is whatever its UTF-8 bytes are.
+        key = self._keys.find(secret.strip().encode("latin-1").decode("utf-8", "surrogateescape"))
+        if key is None or scheme.lower() != "bearer":
             raise ApiError(401, "A valid API key is needed, as the header `Authorization: Bearer KEY`.",
                            headers={"www-authenticate": "Bearer"})
-        return presented.hex()[:8]
+        return key
+
+
+def _is_admin(path: str) -> bool:
+    return path == "/admin" or path.startswith("/admin/")
+
+
+def no_audit(error: AuditError) -> ApiError:
+    log.error("audit log cannot be written", reason=str(error))
+    return ApiError(503, "The audit log (--audit-log) cannot be written, and nothing is done without it.")

@@ -1,4 +1,5 @@
-"""The outermost middleware: gives a request its id and record, answers what nothing else did, writes the log line.
+"""The outermost middleware: gives a request its id and record, answers what nothing else did, and at its end hands the
+record to log, metrics and trace.
 
 A client's x-request-id is kept where it is harmless, and echoed; otherwise one is drawn.
 """
@@ -6,8 +7,10 @@ A client's x-request-id is kept where it is harmless, and echoed; otherwise one 
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,56 +20,88 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import ApiError, as_api_error, error_response
 from app.in_flight import CLIENT_GONE
 from app.telemetry.logging import log_request
-from app.telemetry.metrics import Metrics
-from app.telemetry.record import RequestRecord
+from app.telemetry.record import Content, RequestRecord
+
+if TYPE_CHECKING:
+    from app.service import Service
+    from app.telemetry.tracing import RequestTrace
 
 log = structlog.get_logger(__name__)
 
 _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 
 
 class RequestLogMiddleware:
-    """`handler_of` turns a path into the metrics' label; `quiet` paths (probes) get no log line."""
+    """`handler_of` turns a path into the metrics' label; `quiet` paths (probes) get neither log line nor trace."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, handler_of: Callable[[str], str], quiet: frozenset[str],
-                 access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, service: Service, handler_of: Callable[[str], str],
+                 quiet: frozenset[str]) -> None:
         self._app = app
-        self._metrics = metrics
+        self._metrics = service.metrics
+        self._tracing = service.tracing
         self._handler_of = handler_of
         self._quiet = quiet
-        self._access_log = access_log
+        serve = service.settings.serve
+        self._access_log = not serve.disable_access_log
+        self._log_content = serve.log_content and serve.log_content_is_permitted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        record = RequestRecord(
-            given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex,
-            scope["method"] if scope["method"] in _METHODS else "other",
-            scope["path"].removeprefix(scope.get("root_path", "")))
+        headers = Headers(scope=scope)
+        record = self._record(scope, headers)
         scope.setdefault("state", {})["record"] = record
+        structlog.contextvars.bind_contextvars(request_id=record.request_id)  # a request has its own context
+        handler = self._handler_of(record.path)
+        loud = record.path not in self._quiet
+        trace: RequestTrace | None = None
+        if loud:
+            self._metrics.http_in_flight.inc()
+            if self._tracing is not None:
+                trace = self._tracing.begin(record, handler, headers, scope["scheme"])
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = record.request_id
+                reply_headers = MutableHeaders(scope=message)
+                reply_headers["x-request-id"] = record.request_id
+                if trace is not None:
+                    reply_headers["traceparent"] = trace.traceparent
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._answer(record, scope, receive, send_with_id)
+        finally:
+            record.ended = time.perf_counter()
+            self._metrics.request_ended(record, handler)
+            if trace is not None:
+                trace.end()
+            if loud:
+                self._metrics.http_in_flight.dec()
+                if self._access_log:
+                    log_request(record)
+
+    async def _answer(self, record: RequestRecord, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
         except ClientDisconnect:
-            record.status = CLIENT_GONE
+            record.status, record.aborted = CLIENT_GONE, "disconnect"
         except Exception as error:
             if not isinstance(error, ApiError):
                 log.exception("request failed", request_id=record.request_id)
             if record.status == 0:
-                await error_response(as_api_error(error))(scope, receive, send_with_id)
-        finally:
-            self._finish(record)
+                await error_response(as_api_error(error), record)(scope, receive, send)
 
-    def _finish(self, record: RequestRecord) -> None:
-        self._metrics.http_request(record.method, self._handler_of(record.path), record.status)
-        if self._access_log and record.path not in self._quiet:
-            log_request(record)
+    def _record(self, scope: Scope, headers: Headers) -> RequestRecord:
+        given = headers.get("x-request-id", "")
+        traceparent = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+        return RequestRecord(
+            given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex,
+            scope["method"] if scope["method"] in _METHODS else "other",
+            scope["path"].removeprefix(scope.get("root_path", "")),
+            client=scope["client"][0] if scope.get("client") else "",
+            trace_id=traceparent[1] if traceparent else "",
+            content=Content() if self._log_content else None)

@@ -7,9 +7,13 @@ from typing import Any
 import msgspec
 
 from app.errors import ApiError
-from app.schemas.sampling import GenerationRequest
+from app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs
 from app.schemas.usage import Usage
+from app.settings import ServeSettings
 
+MAX_MESSAGES = 4096
+MAX_KWARGS_DEPTH = 16
+MAX_KWARGS_BYTES = 64 * 2**10
 ROLES = ("system", "developer", "user", "assistant")
 _HARMLESS_IN_MESSAGES = frozenset({"refusal", "annotations", "reasoning", "reasoning_content"})
 _UNSUPPORTED_IN_MESSAGES = frozenset({"tool_calls", "tool_call_id", "function_call", "audio"})
@@ -25,25 +29,39 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
     echo: bool = False
 
-    def check(self) -> None:
-        """Raises ApiError for what this endpoint alone can see."""
-        self.check_common()
+    def check(self, settings: ServeSettings) -> None:
+        """Raises ApiError for what can be seen without the engine."""
+        self.check_common(settings)
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
-        if self.top_logprobs is not None and self.top_logprobs < 0:
-            raise ApiError(400, f"top_logprobs must be at least 0, got {self.top_logprobs}.", "top_logprobs")
+        check_logprobs("top_logprobs", self.top_logprobs, settings)
         if self.echo:
             raise ApiError(400, "echo is not supported for chat.", "echo")
         taken = _TEMPLATE_ARGUMENTS & self.chat_template_kwargs.keys()
         if taken:
             raise ApiError(400, f"chat_template_kwargs may not set {', '.join(sorted(taken))}.",
                            "chat_template_kwargs")
+        check_at_most("chat_template_kwargs", _depth(self.chat_template_kwargs), MAX_KWARGS_DEPTH, what="levels")
+        check_at_most("chat_template_kwargs", len(msgspec.json.encode(self.chat_template_kwargs)), MAX_KWARGS_BYTES,
+                      what="bytes")
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages as a chat template takes them. Raises ApiError naming the message at fault."""
         if not self.messages:
             raise ApiError(400, "messages must hold at least one message.", "messages")
+        check_at_most("messages", len(self.messages), MAX_MESSAGES, what="messages")
         return [_checked_message(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects lie within each other. Without recursion: it measures what may be deep."""
+    depth, level = 0, [value]
+    while True:
+        level = [inner for item in level if isinstance(item, (dict, list))
+                 for inner in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return depth
+        depth += 1
 
 
 def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:

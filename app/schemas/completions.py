@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 
 from app.errors import ApiError
-from app.schemas.sampling import GenerationRequest
+from app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs
 from app.schemas.usage import Usage
+from app.settings import ServeSettings
+from engine.errors import context_length_error
 
-MAX_PROMPTS = 1024
 DEFAULT_MAX_TOKENS = 16
 
 
@@ -19,25 +20,27 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     echo: bool = False
     logprobs: int | None = None
 
-    def check(self) -> None:
-        """Raises ApiError for what this endpoint alone can see."""
-        self.check_common()
-        if self.logprobs is not None and self.logprobs < 0:
-            raise ApiError(400, f"logprobs must be at least 0, got {self.logprobs}.", "logprobs")
+    def check(self, settings: ServeSettings, num_prompts: int) -> None:
+        """Raises ApiError for what can be seen without the engine."""
+        self.check_common(settings, num_prompts)
+        check_logprobs("logprobs", self.logprobs, settings)
         if self.echo and self.logprobs is not None:
             raise ApiError(400, "echo together with logprobs is not supported by this version.", "echo")
 
-    def prompts(self) -> list[str | list[int]]:
-        """One or more prompts, each text or token ids. Raises ApiError."""
+    def prompts(self, max_prompts: int, max_model_len: int) -> list[str | list[int]]:
+        """One or more prompts, each text or token ids. Raises ApiError, InvalidRequestError."""
         prompt = self.prompt
         if isinstance(prompt, str):
             return [prompt]
         if not prompt:
             raise ApiError(400, "prompt must not be an empty list.", "prompt")
+        # Lengths first: a body may hold millions of them.
+        if type(prompt[0]) is int and len(prompt) >= max_model_len:
+            raise context_length_error(max_model_len, len(prompt), self.max_tokens or 1)
+        if type(prompt[0]) is not int:
+            check_at_most("prompt", len(prompt), max_prompts, "--max-prompts", "prompts")
         if all(type(part) is int for part in prompt):
             return [prompt]
-        if len(prompt) > MAX_PROMPTS:
-            raise ApiError(400, f"prompt may hold at most {MAX_PROMPTS} prompts, got {len(prompt)}.", "prompt")
         for i, part in enumerate(prompt):
             if not isinstance(part, str) and not (isinstance(part, list) and all(type(id) is int for id in part)):
                 raise ApiError(400, f"prompt[{i}] is neither text nor a list of token ids; prompt takes text, a list "

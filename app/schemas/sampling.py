@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from app.errors import ApiError
+from app.settings import ServeSettings
 from engine.sampling_params import RequestOutputKind, SamplingParams
 
 _PASSED_ON = (
@@ -18,6 +19,27 @@ _PASSED_ON = (
     "spaces_between_special_tokens", "include_stop_str_in_output",
 )
 _MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+MAX_SALT_CHARACTERS = 256
+MAX_STOP_CHARACTERS = 1000
+MAX_STOP_TOKEN_IDS = 128  # each is compared with every token
+
+
+def check_at_most(name: str, value: int | None, limit: int, flag: str = "", what: str = "") -> None:
+    """Raises ApiError (400) for a `value` beyond `limit`, which is the `flag`'s; `what` it is a number of."""
+    if value is not None and value > limit:
+        set_by = f" ({flag})" if flag else ""
+        if what:
+            raise ApiError(400, f"{name} may have at most {limit} {what}{set_by}, got {value}.", name)
+        raise ApiError(400, f"{name} must be at most {limit}{set_by}, got {value}.", name)
+
+
+def check_logprobs(name: str, value: int | None, settings: ServeSettings) -> None:
+    """Raises ApiError (400) for an impossible number of alternatives to each token."""
+    if value is not None and value < 0:
+        raise ApiError(400, f"{name} must be at least 0, got {value}.", name)
+    if settings.engine.max_logprobs >= 0:
+        check_at_most(name, value, settings.engine.max_logprobs, "--max-logprobs")
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,11 +84,25 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         return self.include_usage and self.stream_options is not None and bool(
             self.stream_options.continuous_usage_stats)
 
-    def check_common(self) -> None:
+    def check_common(self, settings: ServeSettings, num_prompts: int = 1) -> None:
+        """Raises ApiError for what is out of the limits of the service; the values' own ranges are SamplingParams'."""
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options may be given only with stream: true.", "stream_options")
         if not -(2**31) <= self.priority < 2**31:
-            raise ApiError(400, f"priority must be within 32 bits, got {self.priority}.", "priority")
+            raise ApiError(400, f"priority must be from {-2**31} to {2**31 - 1}, got {self.priority}.", "priority")
+        check_at_most("cache_salt", len(self.cache_salt), MAX_SALT_CHARACTERS, what="characters")
+        self._check_counts(settings, num_prompts)
+
+    def _check_counts(self, settings: ServeSettings, num_prompts: int) -> None:
+        check_at_most("n", self.n, settings.max_n, "--max-n")
+        num_samples, max_samples = num_prompts * (self.n or 1), settings.engine.max_queued_requests
+        if num_samples > max_samples:
+            raise ApiError(400, f"{num_prompts} prompts with n = {self.n or 1} make {num_samples} samples; a request "
+                           f"may have at most {max_samples} (--max-queued-requests).", "n")
+        stops = self.stop if isinstance(self.stop, list) else [self.stop or ""]
+        check_at_most("stop", len(stops), settings.max_stop_sequences, "--max-stop-sequences", "strings")
+        check_at_most("stop", max(map(len, stops), default=0), MAX_STOP_CHARACTERS, what="characters in a string")
+        check_at_most("stop_token_ids", len(self.stop_token_ids or []), MAX_STOP_TOKEN_IDS, what="ids")
 
     def sampling_params(self, model_defaults: dict[str, Any], max_tokens: int | None,
                         logprobs: int | None) -> SamplingParams:

@@ -1,36 +1,50 @@
 """The service's log: one line a request at its end, and gunicorn's and uvicorn's own lines in the same form.
 
-Pretty on a terminal, one JSON object a line otherwise (`engine.logs`). Never prompts, never keys, never query strings.
+Pretty on a terminal, one JSON object a line otherwise (`engine.logs`). Never keys, never query strings; prompts and
+outputs only where the record holds them, which takes two flags.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 import structlog
 from gunicorn import glogging
 
-from app.telemetry.record import RequestRecord
+from app.telemetry.record import Content, RequestRecord
 
 log = structlog.get_logger("app.requests")
 
+MAX_CONTENT_CHARS = 10_000
+_MAX_PATH_CHARS = 200
 # Noise of uvicorn under gunicorn on every stop: both close the listening socket.
 _NOISE = ("Error while closing socket",)
 
 
 def log_request(record: RequestRecord) -> None:
+    """The line of a request that ended. What does not apply to it is left out."""
     fields: dict[str, Any] = {
-        "method": record.method, "path": record.path[:200], "status": record.status, "request_id": record.request_id,
-        "ms": _ms(time.perf_counter() - record.started)}
-    if record.key.name:
-        fields["key"] = record.key.name
-    if record.prompt_tokens:
-        fields |= {"prompt_tokens": record.prompt_tokens, "output_tokens": record.output_tokens,
-                   "ttft_ms": _ms(record.ttft_s), "tpot_ms": _ms(record.tpot_s),
-                   "finish": ",".join(record.finish_reasons) or None}
-    log.info("request", **fields)
+        "method": record.method, "path": record.path[:_MAX_PATH_CHARS], "status": record.status,
+        "request_id": record.request_id, "trace_id": record.trace_id, "client": record.client,
+        "key": record.key.name, "ms": _ms(record.total_s), "rejected": record.rejected, "aborted": record.aborted}
+    if record.asked is not None:
+        fields |= {"model": record.asked.model, "stream": record.asked.stream}
+    if record.num_samples:
+        fields |= {
+            "prompt_tokens": record.prompt_tokens, "cached_tokens": record.cached_tokens,
+            "output_tokens": record.output_tokens, "queue_ms": _ms(record.queue_s), "ttft_ms": _ms(record.ttft_s),
+            "tpot_ms": _ms(record.tpot_s), "finish": ",".join(record.all_finish_reasons()),
+            "resumed": record.num_resumed or None}
+    if record.content is not None:
+        fields |= _content(record.content)
+    log.info("request", **{name: value for name, value in fields.items() if value not in (None, "")})
+
+
+def _content(content: Content) -> dict[str, list[str]]:
+    outputs = [content.outputs[choice] for choice in sorted(content.outputs)]
+    return {"prompts": [text[:MAX_CONTENT_CHARS] for text in content.prompts],
+            "outputs": [text[:MAX_CONTENT_CHARS] for text in outputs]}
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -1,105 +1,182 @@
-"""Prometheus metrics under vLLM's names, right with any number of HTTP workers.
+"""What an HTTP worker counts for Prometheus, under vLLM's names where the meaning is vLLM's, and `/metrics`' text.
 
-What the workers count lies in shared files (prometheus_client's multiprocess mode) and is summed on each scrape. What
-the engine counts comes from its own last Status, which every worker has, so no worker adds it up a second time.
+Right with any number of workers: what they count lies in shared files (prometheus_client's multiprocess mode) and is
+summed on each scrape. What the engine, the system and this worker's state say is read on each scrape (`collectors`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
-if TYPE_CHECKING:
-    from app.telemetry.record import RequestRecord
-    from engine.frontend.async_llm import AsyncLLMEngine
+from app.telemetry.record import RequestRecord
+from engine.messages import FINISH_REASONS, REJECTIONS
 
-_TTFT_BUCKETS = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
-# vLLM's begin at 10 ms, which says nothing of a fast decode; the three smaller ones are ours.
-_ITL_BUCKETS = (.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-_E2E_BUCKETS = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
-_TOKEN_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+# Every bound of vLLM's is kept, so that quantiles on existing dashboards stay what they were; the finer ones are ours.
+_TTFT_S = (.001, .002, .003, .004, .005, .0075, .01, .015, .02, .03, .04, .05, .06, .08, .1, .15, .25, .5, .75, 1, 2.5,
+           5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
+_TOKEN_GAP_S = (.0005, .001, .002, .003, .004, .005, .006, .007, .008, .009, .01, .0125, .015, .02, .025, .03, .04, .05,
+                .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_PHASE_S = (.001, .002, .003, .005, .0075, .01, .02, .03, .05, .075, .1, .2, .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20,
+           30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000)
+_SAMPLES = (1, 2, 5, 10, 20)
+_LAG_S = (.001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30)
+
+MAX_KEY_NAMES = 1000  # beyond it, keys are counted together: every label is memory, here and in Prometheus
+OTHER_KEYS = "other"
+TICK_S = 0.5
 LABELS = ("model_name", "engine")
 
 
 class Metrics:
     def __init__(self, model_name: str) -> None:
-        self._labels = (model_name, "0")
+        self.labels = (model_name, "0")
         self.registry = CollectorRegistry()
-        self.ttft = self._histogram("vllm:time_to_first_token_seconds", "Request received to first token",
-                                    _TTFT_BUCKETS)
-        self.inter_token = self._histogram("vllm:inter_token_latency_seconds", "Between two outputs of one sample",
-                                           _ITL_BUCKETS)
-        self.tpot = self._histogram("vllm:request_time_per_output_token_seconds",
-                                    "Mean seconds per output token after the first, by request", _ITL_BUCKETS)
-        self.e2e = self._histogram("vllm:e2e_request_latency_seconds", "Request received to its end", _E2E_BUCKETS)
-        self.request_prompt_tokens = self._histogram("vllm:request_prompt_tokens", "Prompt tokens of a request",
-                                                     _TOKEN_BUCKETS)
-        self.request_generation_tokens = self._histogram("vllm:request_generation_tokens", "Output tokens of a request",
-                                                         _TOKEN_BUCKETS)
-        self._success = Counter("vllm:request_success", "Finished samples", (*LABELS, "finished_reason"),
-                                registry=self.registry)
-        self._http = Counter("http_requests", "HTTP requests", ("method", "handler", "status"), registry=self.registry)
+        self._key_names: set[str] = set()
+        self._tokens_to_count = 0
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, LABELS, buckets=buckets, registry=self.registry).labels(*self._labels)
+        of_model = self._model_histogram
+        self.ttft = of_model("vllm:time_to_first_token_seconds", "Request received to first token", _TTFT_S)
+        self.inter_token = of_model("vllm:inter_token_latency_seconds", "Between two outputs of one sample",
+                                    _TOKEN_GAP_S)
+        self._tpot = of_model("vllm:request_time_per_output_token_seconds",
+                              "Mean seconds per output token after the first, by request", _TOKEN_GAP_S)
+        self._e2e = of_model("vllm:e2e_request_latency_seconds", "Request received to its end", _PHASE_S)
+        self._queue = of_model("vllm:request_queue_time_seconds", "Sent to the engine to its first step", _PHASE_S)
+        self._prefill = of_model("vllm:request_prefill_time_seconds", "First step to first token", _PHASE_S)
+        self._decode = of_model("vllm:request_decode_time_seconds", "First token to last token", _PHASE_S)
+        self._inference = of_model("vllm:request_inference_time_seconds", "First step to last token", _PHASE_S)
+        self._prompt_lengths = of_model("vllm:request_prompt_tokens", "Prompt tokens of a request", _TOKENS)
+        self._output_lengths = of_model("vllm:request_generation_tokens", "Output tokens of a request", _TOKENS)
+        self._longest_outputs = of_model("vllm:request_max_num_generation_tokens",
+                                         "Output tokens of a request's longest sample", _TOKENS)
+        self._computed_lengths = of_model("vllm:request_prefill_kv_computed_tokens",
+                                          "Prompt tokens of a request that were not in the prefix cache", _TOKENS)
+        self._asked_tokens = of_model("vllm:request_params_max_tokens", "max_tokens, of requests that set it", _TOKENS)
+        self._asked_samples = of_model("vllm:request_params_n", "Samples (n) that requests asked for", _SAMPLES)
 
-    def http_request(self, method: str, handler: str, status: int) -> None:
-        self._http.labels(method, handler, str(status)).inc()
+        self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens, cached ones too", *LABELS)
+        self._prompt_tokens_by_source = self._counter(
+            "vllm:prompt_tokens_by_source", "Prompt tokens by where their KV came from", *LABELS, "source")
+        self._prompt_tokens_cached = self._counter("vllm:prompt_tokens_cached",
+                                                   "Prompt tokens found in the prefix cache", *LABELS)
+        self._generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated", *LABELS)
+        self._success = self._counter("vllm:request_success", "Samples that ended, by how", *LABELS, "finished_reason")
+        self._resumed = self._counter("quire:requests_resumed",
+                                      "Requests handed to a new engine after a crash, counted at their end", *LABELS)
+        self._rejected = self._counter("quire:requests_rejected", "Requests refused, by why", "reason")
+        self._aborted = self._counter("quire:requests_aborted", "Requests ended before their time, by why", "reason")
+        self._key_requests = self._counter("quire:key_requests", "Requests by key name", "key")
+        self._key_prompt_tokens = self._counter("quire:key_prompt_tokens", "Prompt tokens by key name", "key")
+        self._key_output_tokens = self._counter("quire:key_output_tokens", "Output tokens by key name", "key")
+        for finished in FINISH_REASONS:  # at 0 from the start, so that the first one is seen as an increase
+            self._success.labels(*self.labels, finished)
+        for rejected in REJECTIONS:
+            self._rejected.labels(rejected)
+        self._http = self._counter("http_requests", "HTTP requests", "method", "handler", "status")
+        self._spans_dropped = self._counter("quire:spans_dropped",
+                                            "Trace spans that the collector did not take in time")
+        # The sum of live workers: gunicorn tells prometheus_client which are dead (app/gunicorn_conf.py).
+        self.http_in_flight = Gauge("quire:http_requests_in_flight", "HTTP requests being answered, without probes",
+                                    registry=self.registry, multiprocess_mode="livesum")
+        self._loop_lag = Histogram("quire:event_loop_lag_seconds", "How late the workers' event loops run what is due",
+                                   buckets=_LAG_S, registry=self.registry)
 
-    def generation_ended(self, record: RequestRecord, end: float) -> None:
-        """Counts a request that reached the engine, however it ended."""
-        for reason in record.finish_reasons:
-            self._success.labels(*self._labels, reason).inc()
-        self.e2e.observe(end - record.started)
-        self.request_prompt_tokens.observe(record.prompt_tokens)
-        self.request_generation_tokens.observe(record.output_tokens)
-        if record.tpot_s is not None:
-            self.tpot.observe(record.tpot_s)
+    def _model_histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, LABELS, buckets=buckets, registry=self.registry).labels(*self.labels)
 
-    def expose(self, engine: AsyncLLMEngine) -> bytes:
-        """The text of /metrics: all workers' counts, and the engine's."""
-        registry = self.registry
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    # While requests run
+
+    def prompt_taken_up(self, num_tokens: int, num_cached: int) -> None:
+        self._prompt_tokens.labels(*self.labels).inc(num_tokens)
+        self._prompt_tokens_cached.labels(*self.labels).inc(num_cached)
+        self._prompt_tokens_by_source.labels(*self.labels, "local_compute").inc(num_tokens - num_cached)
+        self._prompt_tokens_by_source.labels(*self.labels, "local_cache_hit").inc(num_cached)
+
+    def tokens_generated(self, num_tokens: int) -> None:
+        # Called for every token of every stream, so it only adds; `_count_tokens` follows within a tick.
+        self._tokens_to_count += num_tokens
+
+    def _count_tokens(self) -> None:
+        num_tokens, self._tokens_to_count = self._tokens_to_count, 0
+        if num_tokens:
+            self._generation_tokens.labels(*self.labels).inc(num_tokens)
+
+    def connection_refused(self, reason: str) -> None:
+        """Before there was a request that the application could see."""
+        self._rejected.labels(reason).inc()
+
+    def spans_dropped(self, num_spans: int) -> None:
+        self._spans_dropped.inc(num_spans)
+
+    async def tick(self) -> None:
+        """Runs for as long as the worker: measures how late its event loop is, and counts what waits to be."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + TICK_S
+            await asyncio.sleep(TICK_S)
+            self._loop_lag.observe(max(0.0, loop.time() - due))
+            self._count_tokens()
+
+    # At a request's end
+
+    def request_ended(self, record: RequestRecord, handler: str) -> None:
+        self._http.labels(record.method, handler, str(record.status)).inc()
+        if record.rejected:
+            self._rejected.labels(record.rejected).inc()
+        if record.aborted:
+            self._aborted.labels(record.aborted).inc()
+        if record.key.name:
+            key = self._key_label(record.key.name)
+            self._key_requests.labels(key).inc()
+            self._key_prompt_tokens.labels(key).inc(record.prompt_tokens)
+            self._key_output_tokens.labels(key).inc(record.output_tokens)
+        if record.asked is not None and record.num_samples:
+            self._generation_ended(record)
+
+    def _generation_ended(self, record: RequestRecord) -> None:
+        """Counts a request that the engine accepted, however it ended."""
+        assert record.asked is not None
+        self._count_tokens()
+        for reason in record.all_finish_reasons():
+            self._success.labels(*self.labels, reason).inc()
+        if record.num_resumed:
+            self._resumed.labels(*self.labels).inc()
+        for histogram, value in (
+                (self._e2e, record.total_s), (self._queue, record.queue_s), (self._prefill, record.prefill_s),
+                (self._decode, record.decode_s), (self._inference, record.inference_s), (self._tpot, record.tpot_s),
+                (self._prompt_lengths, record.prompt_tokens), (self._output_lengths, record.output_tokens),
+                (self._longest_outputs, record.longest_output),
+                (self._computed_lengths, record.prompt_tokens - record.cached_tokens),
+                (self._asked_tokens, record.asked.params.max_tokens), (self._asked_samples, record.asked.params.n)):
+            if value is not None:
+                histogram.observe(value)
+
+    def _key_label(self, name: str) -> str:
+        if name not in self._key_names:
+            if len(self._key_names) >= MAX_KEY_NAMES:
+                return OTHER_KEYS
+            self._key_names.add(name)
+        return name
+
+    # At a scrape
+
+    def expose(self, collectors: Iterable[Collector]) -> bytes:
+        """The text of /metrics: all workers' counts, and what `collectors` say. Reads files: not on the event loop."""
+        counted = self.registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)
-        engine_registry = CollectorRegistry()
-        engine_registry.register(_EngineCollector(engine, self._labels))
-        return bytes(generate_latest(registry) + generate_latest(engine_registry))
-
-
-class _EngineCollector:
-    def __init__(self, engine: AsyncLLMEngine, labels: tuple[str, str]) -> None:
-        self._engine = engine
-        self._labels = labels
-
-    def collect(self) -> Iterable[Metric]:
-        yield self._gauge("quire:engine_ready", "1 while the engine takes requests", self._engine.state == "ready")
-        yield self._gauge("quire:model_load_progress_ratio", "0 to 1", self._engine.loading[1])
-        status = self._engine.status
-        if status is None:
-            return
-        yield self._gauge("vllm:num_requests_running", "Samples in the running batch", status.num_running)
-        yield self._gauge("vllm:num_requests_waiting", "Samples waiting to run", status.num_waiting)
-        yield self._gauge("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", status.kv_usage)
-        yield self._gauge("quire:engine_last_step_age_seconds", "Since the engine's last step", status.last_step_age_s)
-        yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up", status.prefix_queries)
-        yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found", status.prefix_hits)
-        yield self._counter("vllm:num_preemptions", "Samples put back to wait", status.num_preemptions)
-        yield self._counter("vllm:prompt_tokens", "Prompt tokens computed", status.prompt_tokens)
-        yield self._counter("vllm:generation_tokens", "Tokens generated", status.generation_tokens)
-        yield self._counter("quire:engine_steps", "Steps of the engine", status.num_steps)
-
-    def _gauge(self, name: str, text: str, value: float) -> Metric:
-        family = GaugeMetricFamily(name, text, labels=LABELS)
-        family.add_metric(self._labels, value)
-        return family
-
-    def _counter(self, name: str, text: str, value: float) -> Metric:
-        family = CounterMetricFamily(name, text, labels=LABELS)
-        family.add_metric(self._labels, value)
-        return family
+            counted = CollectorRegistry()
+            MultiProcessCollector(counted)
+        said = CollectorRegistry()
+        for collector in collectors:
+            said.register(collector)
+        return bytes(generate_latest(counted) + generate_latest(said))

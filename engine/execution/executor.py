@@ -33,6 +33,12 @@ class InProcessExecutor:
     def vocab_size(self) -> int:
         return self._runner.model.vocab_size
 
+    @property
+    def num_graph_steps(self) -> int:
+        """Steps that a captured graph carried out."""
+        graphs = self._runner.graphs
+        return graphs.num_replays if graphs is not None else 0
+
     def launch(self, plan: StepPlan) -> Pending:
         return self._runner.launch(plan)
 

@@ -16,14 +16,15 @@ from typing import Any
 from engine.config import EngineArgs
 from engine.errors import EngineDeadError, InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
-from engine.frontend.client import EngineClient, Request
+from engine.frontend.client import EngineClient
 from engine.frontend.engine_process import EngineProcess
 from engine.frontend.generation import Generation, SampleUpdate
 from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
 from engine.frontend.prompts import Prompt, to_token_ids
-from engine.frontend.submission import check_prompt, numbers, samples
+from engine.frontend.request import Request
+from engine.frontend.submission import check_length, check_prompt, numbers, samples
 from engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from engine.messages import NO_KEY, EngineInfo, KeyLimits, Status
+from engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState, Status
 from engine.model_config import ModelConfig
 from engine.sampling_params import SamplingParams
 from engine.weights.locate import resolve_model
@@ -37,6 +38,21 @@ class Stream:
         self._request = request
         self.prompt = prompt
         self.prompt_token_ids = request.prompt_token_ids
+
+    @property
+    def rate(self) -> RateState | None:
+        """Where its key stood with its limits a minute when the request was accepted."""
+        return self._request.rate
+
+    @property
+    def started_at(self) -> float | None:
+        """When a step first took it up (perf_counter); None while it waits."""
+        return self._request.started_at
+
+    @property
+    def num_resumed(self) -> int:
+        """Times that a new engine got it again."""
+        return self._request.num_resumed
 
     def __aiter__(self) -> AsyncIterator[SampleUpdate]:
         return self
@@ -103,6 +119,16 @@ class AsyncLLMEngine:
         return self._client.loading if self._client else ("not started", 0.0)
 
     @property
+    def load_eta_s(self) -> float | None:
+        """How long the load's present phase may still take, where its speed is known."""
+        return self._client.load_progress.eta_s(time.monotonic()) if self._client else None
+
+    @property
+    def silent_s(self) -> float:
+        """How long a ready engine has said nothing; it has something to say every second."""
+        return self._client.silent_s if self._client else 0.0
+
+    @property
     def status(self) -> Status | None:
         return self._client.status if self._client else None
 
@@ -116,6 +142,11 @@ class AsyncLLMEngine:
         if self._template is None:
             self._template = load_chat_template(self.model_config, self.args.chat_template, self.tokenizer)
         return self._template
+
+    def require_info(self) -> EngineInfo:
+        """`info`. Raises OverloadedError while the model loads for the first time, EngineDeadError if it never will."""
+        assert self._client is not None, "connect() or generate() first"
+        return self._client.require_info()
 
     # Requests
 
@@ -132,6 +163,7 @@ class AsyncLLMEngine:
         client = self._client
         assert client is not None, "connect() or generate() first"
         info = client.require_info()
+        check_length(prompt, params, self.tokenizer, info.max_model_len)
         if _is_long(prompt):
             text, prompt_token_ids = await asyncio.to_thread(to_token_ids, prompt, self.tokenizer, add_special_tokens)
         else:

@@ -1,8 +1,8 @@
 """The worker's end of border 1: submits requests, routes deltas to their streams, outlives the engine.
 
-Holds each request's prompt ids and the ids produced so far, so that an engine that comes back gets them again and the
-stream goes on where it paused. A request that was in flight at two crashes in a row is failed: it may be the cause.
-Used by `AsyncLLMEngine`; knows no HTTP and no prompt text.
+Keeps each request until it is over, so that an engine that comes back gets it again with the tokens produced so far and
+the stream goes on where it paused; `resumption` says which one is given up instead. Used by `AsyncLLMEngine`; knows no
+HTTP and no prompt text.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections import deque
-from dataclasses import dataclass, field
+import time
 
 import msgspec
 import structlog
@@ -19,10 +18,12 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError
-from engine.frontend.generation import Generation, SampleUpdate
+from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, PoisonRequestError
+from engine.frontend.generation import SampleUpdate
+from engine.frontend.load_progress import LoadProgress
+from engine.frontend.request import Request
+from engine.frontend.resumption import culprits
 from engine.messages import (
-    NO_KEY,
     Abort,
     Accepted,
     Delta,
@@ -30,52 +31,19 @@ from engine.messages import (
     Down,
     EngineInfo,
     Heartbeat,
-    KeyLimits,
     Loading,
     Ready,
     Rejected,
-    SampleSpec,
-    Sampling,
+    Started,
     Status,
-    Submit,
     Up,
 )
 
 log = structlog.get_logger(__name__)
 
 HEARTBEAT_S = 1.0
-MAX_CRASHES = 2  # in flight at so many crashes in a row, a request is not tried again
-_POISON = ("The engine ended twice while it worked on this request, so the request was given up: it may be the cause. "
-           "Other requests go on.")
-
-
-@dataclass(slots=True)
-class Request:
-    """One request as the client remembers it for as long as it is unfinished."""
-
-    request_id: str
-    prompt_token_ids: list[int]
-    sampling: Sampling
-    samples: list[SampleSpec]
-    generation: Generation
-    priority: int = 0
-    key: KeyLimits = NO_KEY
-    cache_salt: str = ""
-    queue_timeout_s: float = 0.0
-    crashes: int = 0
-    aborted: bool = False
-    updates: deque[SampleUpdate] = field(default_factory=deque)
-    error: Exception | None = None
-    accepted: asyncio.Event = field(default_factory=asyncio.Event)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def unfinished(self) -> list[tuple[int, SampleSpec]]:
-        return [(i, s) for i, s in enumerate(self.samples) if not self.generation.sample_finished(i)]
-
-    def fail(self, error: Exception) -> None:
-        self.error = error
-        self.accepted.set()
-        self.changed.set()
+_POISON = ("The engine ended again and again while it worked on this request, so the request was given up: it may be "
+           "the cause. Other requests go on.")
 
 
 class EngineClient:
@@ -84,9 +52,10 @@ class EngineClient:
     def __init__(self, address: str) -> None:
         self.info: EngineInfo | None = None
         self.state = "loading"  # "loading", "ready" or "down"
-        self.loading: tuple[str, float] = ("starting", 0.0)
+        self.load_progress = LoadProgress()
         self.status: Status | None = None
         self.num_restarts = 0
+        self._heard = time.monotonic()
         self._settled = asyncio.Event()  # ready for the first time, or dead
         self._dead: EngineDeadError | None = None
         self._ids = itertools.count(1)
@@ -106,6 +75,16 @@ class EngineClient:
         self._tasks = [asyncio.create_task(job(), name=f"engine-client-{job.__name__.strip('_')}")
                        for job in (self._receive, self._beat, self._watch)]
 
+    @property
+    def loading(self) -> tuple[str, float]:
+        """Phase and fraction done."""
+        return self.load_progress.phase, self.load_progress.fraction
+
+    @property
+    def silent_s(self) -> float:
+        """How long a ready engine has said nothing; it has something to say every second."""
+        return time.monotonic() - self._heard if self.state == "ready" else 0.0
+
     async def wait_ready(self) -> EngineInfo:
         """The engine's facts, once the model is loaded. Raises EngineDeadError where that will never be."""
         await self._settled.wait()
@@ -119,7 +98,8 @@ class EngineClient:
             raise self._dead
         if self.info is None:
             phase, fraction = self.loading
-            raise OverloadedError(f"The model is not ready yet: {phase}, {fraction:.0%}.", retry_after_s=5.0)
+            raise OverloadedError(f"The model is not ready yet: {phase}, {fraction:.0%}.", retry_after_s=5.0,
+                                  reason="loading")
         return self.info
 
     def new_ids(self, count: int) -> list[int]:
@@ -191,14 +171,12 @@ class EngineClient:
 
     def _send_submit(self, request: Request) -> None:
         assert self.info is not None
-        samples = [SampleSpec(s.id, s.seed, request.generation.token_ids(i)) for i, s in request.unfinished()]
-        self._send(Submit(self.info.instance, request.request_id, request.prompt_token_ids, request.sampling, samples,
-                          request.priority, request.key, request.cache_salt, request.queue_timeout_s,
-                          request.accepted.is_set()))
+        request.num_resumed += request.accepted.is_set()
+        self._send(request.submission(self.info.instance))
 
     async def _beat(self) -> None:
         while True:
-            self._send(Heartbeat())
+            self._send(Heartbeat(os.getpid()))
             await asyncio.sleep(HEARTBEAT_S)
 
     # Receiving
@@ -206,23 +184,40 @@ class EngineClient:
     async def _receive(self) -> None:
         while True:
             message = self._decoder.decode(await self._socket.recv())
+            self._heard = time.monotonic()
             if isinstance(message, Deltas):
                 for delta in message.deltas:
                     self._take(delta)
+            elif isinstance(message, Started):
+                self._take_started(message)
             elif isinstance(message, Accepted):
-                for id in message.ids:
-                    if id in self._by_sample:
-                        self._by_sample[id][0].accepted.set()
+                self._accept(message)
             elif isinstance(message, Rejected):
                 self._reject(message)
             elif isinstance(message, Status):
                 self.status = message
             elif isinstance(message, Loading):
-                self.loading = (message.phase, message.fraction)
+                self.load_progress.update(message.phase, message.fraction, self._heard)
                 if self.state == "down":
                     self.state = "loading"
             elif isinstance(message, Ready):
-                self._take_ready(message.info)
+                self._take_ready(message)
+
+    def _accept(self, message: Accepted) -> None:
+        for id in message.ids:
+            if id in self._by_sample:
+                request, _ = self._by_sample[id]
+                request.rate = message.rate
+                request.accepted.set()
+
+    def _take_started(self, message: Started) -> None:
+        now = time.perf_counter()
+        for id in message.ids:
+            if id in self._by_sample:
+                request, _ = self._by_sample[id]
+                request.started = True
+                if request.started_at is None:
+                    request.started_at = now
 
     def _take(self, delta: Delta) -> None:
         entry = self._by_sample.get(delta.id)
@@ -230,6 +225,7 @@ class EngineClient:
             return  # aborted a moment ago
         request, index = entry
         update = request.generation.push(index, delta)
+        request.productive, request.suspicion = True, 0
         if request.generation.sample_finished(index):
             del self._by_sample[delta.id]
             if not delta.finish_reason:  # a stop string in the text, which the engine cannot know
@@ -246,18 +242,27 @@ class EngineClient:
             if message.kind == "invalid":
                 error: Exception = InvalidRequestError(message.message, message.param or None)
             else:
-                error = OverloadedError(message.message, message.retry_after_s, own_limit=message.kind == "limit")
+                error = OverloadedError(message.message, message.retry_after_s, own_limit=message.kind == "limit",
+                                        reason=message.reason, rate=message.rate, closed_s=message.closed_s)
             entry[0].fail(error)
 
-    def _take_ready(self, info: EngineInfo) -> None:
+    def _take_ready(self, message: Ready) -> None:
+        info = message.info
         if self.info is not None and self.info.instance == info.instance:
             return
         self.num_restarts += self.info is not None
-        self.info, self.state, self.loading = info, "ready", ("ready", 1.0)
+        self.info, self.state = info, "ready"
+        self.load_progress.update("ready", 1.0, self._heard)
         self._settled.set()
+        # Frames come in order: all that the engine before this one said is handled, and it can be judged.
+        given_up = culprits(self._requests(), after_kill=message.after_kill)
+        for request in given_up:
+            self._forget(request)
+            request.fail(PoisonRequestError(_POISON))
         requests = self._requests()
-        if requests:
-            log.info("requests resubmitted", requests=len(requests))
+        if requests or given_up:
+            log.info("requests resubmitted", requests=len(requests), given_up=len(given_up),
+                     suspects=sum(request.suspicion > 0 for request in requests))
         for request in requests:
             self._send_submit(request)
 
@@ -272,15 +277,7 @@ class EngineClient:
     def _lost(self) -> None:
         self.state = "down"
         self.status = None
-        requests = self._requests()
-        log.warning("engine lost", requests_in_flight=len(requests))
-        for request in requests:
-            if not request.accepted.is_set():
-                continue  # it never reached that engine
-            request.crashes += 1
-            if request.crashes >= MAX_CRASHES:
-                self._forget(request)
-                request.fail(EngineDeadError(_POISON))
+        log.warning("engine lost", requests_in_flight=len(self._requests()))
 
     def _requests(self) -> list[Request]:
         """The unfinished ones, each once."""

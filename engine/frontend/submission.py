@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Iterable
 
 from engine.errors import InvalidRequestError, context_length_error
+from engine.frontend.prompts import Prompt
+from engine.frontend.tokenizer import Tokenizer
 from engine.messages import SampleSpec, Sampling
 from engine.sampling_params import SamplingParams
 
@@ -21,6 +23,16 @@ def check_prompt(prompt_token_ids: list[int], vocab_size: int) -> None:
     if low < 0 or high >= vocab_size:
         raise InvalidRequestError(f"prompt holds token id {low if low < 0 else high}; this model's ids are 0 to "
                                   f"{vocab_size - 1}.", "prompt")
+
+
+def check_length(prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer | None, max_model_len: int) -> None:
+    """Raises InvalidRequestError for a prompt that is seen to be too long without tokenizing it."""
+    given = (prompt.get("prompt_token_ids") or prompt.get("prompt")) if isinstance(prompt, dict) else prompt
+    num_tokens = len(given) if isinstance(given, list) else 0
+    if isinstance(given, str) and tokenizer is not None and len(given) > max_model_len:
+        num_tokens = tokenizer.fewest_tokens(given)
+    if num_tokens >= max_model_len:
+        raise context_length_error(max_model_len, num_tokens, params.max_tokens or 1, at_least=isinstance(given, str))
 
 
 def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_logprobs: int, vocab_size: int,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,27 @@ class Tokenizer:
             raise InvalidRequestError(f"The text cannot be tokenized; is it valid Unicode? {error}",
                                       "prompt") from error
         return [encoding.ids for encoding in encodings]
+
+    def fewest_tokens(self, text: str) -> int:
+        """What `text` cannot come below, at once and however long it is; 0 where that is not known.
+
+        Characters that the vocabulary cannot spell, such as some control characters, count although they are dropped.
+        """
+        longest = self._longest_token
+        return 0 if longest is None else -(-len(text) // longest)
+
+    @cached_property
+    def _longest_token(self) -> int | None:
+        """How many characters of a text a token can stand for; None where that is not known."""
+        added = self._rust.get_added_tokens_decoder().values()
+        if self._style != "bytes" or any(token.lstrip or token.rstrip for token in added):
+            return None
+        longest = max(map(len, self._rust.get_vocab()))  # a character of a token's spelling is a byte of the text
+        normalizer = self._rust.normalizer
+        if normalizer is None:
+            return longest
+        # Composition makes one character of at most four; what other normalizers drop, nobody knows.
+        return 4 * longest if json.loads(normalizer.__getstate__())["type"] == "NFC" else None
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`; bytes that are no UTF-8 become U+FFFD."""

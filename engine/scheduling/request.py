@@ -11,6 +11,8 @@ from enum import Enum
 from engine.messages import Sampling
 from engine.plan import NewRow
 
+Order = tuple[int, float, int]  # (priority, virtual start, arrival): see `queue`
+
 
 class RequestStatus(Enum):
     WAITING = 0  # in the queue, or a follower of a sample whose prompt is not computed yet
@@ -26,15 +28,18 @@ class Request:
     """
 
     __slots__ = (
-        "arrival", "block_hashes", "blocks", "cache_salt", "finish_reason", "followers", "key", "leader", "max_total",
+        "block_hashes", "blocks", "cache_salt", "finish_reason", "followers", "key", "key_name", "leader", "max_total",
         "num_cached_tokens", "num_computed", "num_preemptions", "num_prompt_tokens", "num_registered", "num_slots",
         "num_total", "order", "priority", "prompt_step", "register_at", "row", "sampling", "seed", "status",
-        "stop_token_id", "stop_token_ids", "token_ids",
+        "stop_token_id", "stop_token_ids", "token_ids", "weight",
     )
 
     def __init__(self, key: Hashable, prompt_token_ids: Sequence[int], sampling: Sampling, seed: int, *,
-                 output_token_ids: Sequence[int] = (), priority: int = 0, cache_salt: str = "") -> None:
+                 output_token_ids: Sequence[int] = (), priority: int = 0, cache_salt: str = "",
+                 key_name: str = "", weight: float = 1.0) -> None:
         self.key = key
+        self.key_name = key_name  # whose request it is, and that key's share of the queue
+        self.weight = weight
         self.sampling = sampling
         self.stop_token_ids = frozenset(sampling.stop_token_ids)
         self.seed = seed
@@ -49,8 +54,7 @@ class Request:
         self.num_cached_tokens = -1  # prompt tokens found in the prefix cache; -1 until first admitted
         self.num_preemptions = 0
         # Set by the scheduler when the request is added.
-        self.arrival = 0
-        self.order = (priority, 0)  # (priority, arrival): the smaller goes first, in the queue and among the running
+        self.order: Order = (priority, 0.0, 0)  # the smaller goes first, in the queue and among the running
         self.max_total = 0  # num_total never grows beyond it
         # Samples of one prompt: the followers wait until the leader's prompt is computed, then share its blocks.
         self.leader: Request | None = None
@@ -69,6 +73,11 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def started(self) -> bool:
+        """Whether a step ever took it up."""
+        return self.num_cached_tokens >= 0
 
     @property
     def num_in_flight(self) -> int:

@@ -101,8 +101,9 @@ class _Draft:
 class Scheduler:
     """Owns every unfinished request.
 
-    Progress: running requests are kept in (priority, arrival) order and only the last of them is ever preempted, for
-    the sake of one before it. So the first always gets its blocks, since no admissible request needs more than all.
+    Progress: running requests are kept in the queue's order and only the last of them is ever preempted, for the sake
+    of one before it. So the first always gets its blocks, since no admissible request needs more than all. The order is
+    fixed when a request is added, and of its own priority no later one comes before one that ever ran.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
@@ -118,7 +119,7 @@ class Scheduler:
         self._running: list[Request] = []
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
         self._in_flight: deque[tuple[int, list[Request]]] = deque()  # step, requests that it samples for
-        self._num_arrivals = 0
+        self._started: list[Request] = []  # taken up for the first time, and not reported yet
 
     # -- what the core asks
 
@@ -139,6 +140,11 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self._requests) - len(self._running)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt and output tokens that wait; samples that wait for their prompt's first one add none."""
+        return self._waiting.num_tokens
 
     @property
     def kv_usage(self) -> float:
@@ -181,15 +187,12 @@ class Scheduler:
         for request in requests:
             assert request.key not in self._requests, f"{request.key!r} is added twice"
             self._requests[request.key] = request
-            request.arrival = self._num_arrivals
-            self._num_arrivals += 1
-            request.order = (request.priority, request.arrival)
             request.max_total = min(request.num_prompt_tokens + request.sampling.max_tokens, self.config.max_model_len)
             assert request.num_total < request.max_total, request
             if request is not leader:
                 request.leader = leader
         leader.followers = requests[1:]
-        self._waiting.push(leader)
+        self._waiting.enter(requests)
 
     def abort(self, key: Hashable) -> Request | None:
         """Ends a request, its blocks and row free at once (see the module's docstring); None if there is no such."""
@@ -214,6 +217,11 @@ class Scheduler:
         self.num_steps += 1
         self._in_flight.append((plan.step, draft.sampled))
         return plan
+
+    def take_started(self) -> list[Request]:
+        """Those that steps took up for the first time since this was last asked."""
+        started, self._started = self._started, []
+        return started
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Takes in the oldest planned step's tokens. Those of requests that ended meanwhile are dropped.
@@ -332,7 +340,8 @@ class Scheduler:
         blocks = self._allocator.allocate(request.num_total, shared, keep_free=reserve)
         if blocks is None:
             return False
-        if request.num_cached_tokens < 0:
+        if not request.started:
+            self._started.append(request)
             self._count_prompt(request, leader, num_reused)
         request.leader = None
         request.status = RequestStatus.RUNNING
@@ -404,6 +413,7 @@ class Scheduler:
 
     def _finish(self, request: Request, reason: str) -> None:
         del self._requests[request.key]
+        self._waiting.charge(request, request.num_output_tokens)
         if request.status is RequestStatus.RUNNING:
             del self._running[bisect_left(self._running, request.order, key=_ORDER)]
             self._give_back(request)

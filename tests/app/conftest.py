@@ -19,13 +19,14 @@ from tests.app.fake_engine import FakeEngine
 KEY = "a-key-that-is-long-enough"
 
 
-def worker_settings(run_dir: Path, key_digests: list[str] | None = None, **changes: Any) -> WorkerSettings:
+def worker_settings(run_dir: Path, key_digests: list[str] | None = None, admin_port: int | None = None,
+                    **changes: Any) -> WorkerSettings:
     """`changes` are settings of ServeSettings."""
     values: dict[str, Any] = {
         "engine": EngineArgs(model="/models/m"), "served_model_name": ["m", "alias"], "api_server_count": 1,
         "shutdown_timeout": 5.0, "max_body_bytes": 4096}
     return WorkerSettings(serve=ServeSettings(**(values | changes)), key_digests=key_digests or [],
-                          run_dir=str(run_dir), started_at=1700000000)
+                          run_dir=str(run_dir), started_at=1700000000, admin_port=admin_port)
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ real engine does is tests/e2e's matter.
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
-from engine.errors import InvalidRequestError
+from engine.errors import InvalidRequestError, OverloadedError
 from engine.frontend.generation import SampleUpdate
-from engine.messages import EngineInfo, TokenLogprobs
+from engine.messages import EngineInfo, RateState, TokenLogprobs
 from engine.sampling_params import SamplingParams
 
 INFO = EngineInfo(model="m", dtype="float32", device="cpu", max_model_len=100, vocab_size=0x110000, num_blocks=8,
@@ -50,6 +51,9 @@ class FakeStream:
     def __init__(self, engine: FakeEngine, prompt_token_ids: list[int], params: SamplingParams) -> None:
         self.prompt_token_ids = prompt_token_ids
         self.closed = False
+        self.rate = engine.rate
+        self.started_at: float | None = time.perf_counter()
+        self.num_resumed = 0
         self._engine = engine
         self._updates = self._produce(params)
 
@@ -63,7 +67,8 @@ class FakeStream:
                 logprobs = [TokenLogprobs(-0.5, 1, [ord(char), ord("?")], [-0.5, float("-inf")])]
                 last = position == len(text) - 1
                 yield SampleUpdate(index, char, [ord(char)], logprobs if params.logprobs is not None else [],
-                                   self._engine.finish_reason if last else None, None, 3 if position == 0 else None)
+                                   self._engine.finish_reason if last else None, None,
+                                   min(3, len(self.prompt_token_ids)) if position == 0 else None)
 
     def __aiter__(self) -> Any:
         return self._updates
@@ -79,21 +84,32 @@ class FakeEngine:
         self.info: EngineInfo | None = INFO
         self.state = "ready"
         self.loading = ("loading weights", 0.25)
+        self.load_eta_s: float | None = 12.5
+        self.silent_s = 0.0
         self.status = None
         self.tokenizer: FakeTokenizer | None = FakeTokenizer()
         self.chat_template = FakeTemplate()
         self.model_config = SimpleNamespace(generation_defaults={})
         self.gate = asyncio.Event()
         self.gate.set()
+        self.away = False  # submissions are neither accepted nor refused
         self.fails_after = -1
         self.failure: Exception = RuntimeError("boom at /secret/path")
         self.refuse: Exception | None = None
+        self.rate: RateState | None = None
         self.submitted: list[tuple[Any, SamplingParams, dict[str, Any]]] = []
         self.streams: list[FakeStream] = []
+
+    def require_info(self) -> EngineInfo:
+        if self.info is None:
+            raise OverloadedError("The model is not ready yet.", retry_after_s=5.0, reason="loading")
+        return self.info
 
     async def submit(self, prompt: Any, params: SamplingParams, request_id: str, **kwargs: Any) -> FakeStream:
         if self.refuse is not None:
             raise self.refuse
+        if self.away:
+            await asyncio.Event().wait()
         self.submitted.append((prompt, params, {"request_id": request_id, **kwargs}))
         ids = prompt if isinstance(prompt, list) else FakeTokenizer().encode(prompt)
         self.streams.append(FakeStream(self, ids, params))

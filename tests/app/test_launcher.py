@@ -4,26 +4,20 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from app.launcher import RestartPolicy
+from app.launcher import Launcher, _changed
 from app.listen import listen, url_of
 from app.run_dir import RunDirectory
-from app.sd_notify import sd_notify
+from app.sd_notify import Systemd
 from app.settings import ServeSettings
+from engine.config import EngineArgs
 from engine.errors import ConfigError
-
-
-def test_restart_delays_grow_and_then_end() -> None:
-    policy = RestartPolicy(max_failures=4, window_s=100, first_delay_s=1, max_delay_s=3)
-    assert [policy.failed(t) for t in (0, 1, 2, 3)] == [1, 2, 3, None]
-
-
-def test_failures_long_ago_are_forgiven() -> None:
-    policy = RestartPolicy(max_failures=2, window_s=10, first_delay_s=1)
-    assert [policy.failed(t) for t in (0, 11, 22)] == [1, 1, 1]
+from engine.heartbeat import OVERDUE_S
 
 
 def test_a_taken_port_is_a_configuration_error_at_once() -> None:
@@ -71,13 +65,66 @@ def test_a_private_run_directory_goes_away(monkeypatch: pytest.MonkeyPatch) -> N
     assert not os.path.exists(path)
 
 
-def test_systemd_hears_what_it_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "notify"))
+        receiver.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        sd_notify("READY=1", "STATUS=ready")
-        assert receiver.recv(100) == b"READY=1\nSTATUS=ready"
-    sd_notify("nobody listens")
+        yield receiver
+
+
+def test_systemd_hears_what_changed_and_no_more(systemd: socket.socket) -> None:
+    speaker = Systemd()
+    speaker.loading("loading 1%")
+    speaker.loading("loading 1%")
+    speaker.loading("loading 2%")
+    speaker.ready()
+    speaker.reloading()
+    speaker.reloaded(was_ready=True)
+    speaker.reloaded(was_ready=False)
+    heard = [systemd.recv(200).decode() for _ in range(6)]
+    assert heard[:4] == ["STATUS=loading 1%", "EXTEND_TIMEOUT_USEC=120000000", "STATUS=loading 2%",
+                         "READY=1\nSTATUS=serving"]
+    assert heard[4].startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert heard[5] == "READY=1"
+    with pytest.raises(BlockingIOError):
+        systemd.recv(200)
+
+
+@pytest.mark.parametrize(("usec", "pid", "interval"), [
+    ("2000000", "", 2.0), ("2000000", str(os.getpid()), 2.0), ("2000000", "1", None), ("0", "", None), ("", "", None)])
+def test_the_watchdog_is_fed_only_where_it_is_ours(monkeypatch: pytest.MonkeyPatch, usec: str, pid: str,
+                                                   interval: float | None) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    monkeypatch.setenv("WATCHDOG_PID", pid)
+    assert Systemd().watchdog_s == interval
+
+
+def test_the_watchdog_starves_when_a_silent_engine_is_not_replaced(systemd: socket.socket,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "1000000")
+    launcher = Launcher(ServeSettings(engine_stall_timeout=5))
+    for silent_s, fed in ((0.0, True), (5 + OVERDUE_S - 1, True), (5 + OVERDUE_S + 1, False)):
+        launcher._engine = SimpleNamespace(silent_s=lambda now, silent_s=silent_s: silent_s)  # type: ignore[assignment]
+        launcher._watchdog()
+        if fed:
+            assert systemd.recv(200) == b"WATCHDOG=1"
+    with pytest.raises(BlockingIOError):
+        systemd.recv(200)
+
+
+def test_nobody_needs_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    Systemd().ready()
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    Systemd().ready()
+
+
+def test_what_a_reload_cannot_change_is_named() -> None:
+    old = ServeSettings(engine=EngineArgs(max_model_len=512), api_key=["a-secret"])
+    new = ServeSettings(engine=EngineArgs(max_model_len=1024), log_level="debug", port=1, api_key=["another"])
+    assert _changed(old, new) == ["--port", "--api-key", "--max-model-len"]
 
 
 WORKER_IMPORTS = """

@@ -119,15 +119,8 @@ async def test_model_cards_have_every_field_of_vllms(client: httpx.AsyncClient) 
     assert (await client.get("/v1/models/a/b")).status_code == 404
 
 
-async def test_readiness_follows_the_engine(client: httpx.AsyncClient, fake: FakeEngine) -> None:
-    assert (await client.get("/readyz")).json() == {"status": "ready"}
-    fake.state = "down"
-    assert (await client.get("/readyz")).json()["status"] == "restarting"
+async def test_what_needs_the_model_waits_for_it(client: httpx.AsyncClient, fake: FakeEngine) -> None:
     fake.state, fake.info = "loading", None
-    reply = await client.get("/readyz")
-    assert reply.status_code == 503
-    assert reply.json() == {"status": "loading", "phase": "loading weights", "fraction": 0.25}
-    assert (await client.get("/healthz")).status_code == 200
     waiting = await client.get("/v1/models")
     assert waiting.status_code == 503
     assert waiting.headers["retry-after"] == "5"
@@ -211,7 +204,7 @@ async def test_a_client_that_goes_away_ends_its_request(make_app: Callable[..., 
 
 async def test_a_drain_is_not_ready_then_ends_what_is_left_with_an_error(make_app: Callable[..., Starlette],
                                                                         fake: FakeEngine) -> None:
-    app = make_app()
+    app = make_app(sse_ping_interval=0.05)
     async with app.router.lifespan_context(app):
         service = app.state.service
         fake.gate.clear()
@@ -225,6 +218,7 @@ async def test_a_drain_is_not_ready_then_ends_what_is_left_with_an_error(make_ap
         await asyncio.gather(streaming.task, whole.task)
         assert streaming.sent[0]["status"] == 200
         assert b'data: {"error"' in streaming.body
+        assert b"[DONE]" not in streaming.body
         assert streaming.sent[-1]["more_body"] is False
         assert whole.sent[0]["status"] == 503
         assert all(stream.closed for stream in fake.streams)

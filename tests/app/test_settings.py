@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from engine.errors import ConfigError
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [*map(variable, OPTIONS), "VLLM_API_KEY", "QUIRE_CONFIG"]:
+    for name in [*map(variable, OPTIONS), "VLLM_API_KEY", "VLLM_API_KEY_FILE", "CREDENTIALS_DIRECTORY", "QUIRE_CONFIG"]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -137,7 +138,82 @@ def test_integers_survive_as_text(value: int) -> None:
     assert parse(str(value), int) == value == parse(value, int)
 
 
+@hypothesis.settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(OPTIONS)), st.text(max_size=8), max_size=6))
 def test_any_flags_load_or_are_a_config_error(flags: dict[str, str]) -> None:
     with contextlib.suppress(ConfigError):
         load(dict(flags), {})
+
+
+# Where keys come from
+
+
+def write(path: Path, text: str, mode: int = 0o600) -> str:
+    path.write_text(text)
+    path.chmod(mode)
+    return str(path)
+
+
+@pytest.mark.parametrize(("content", "keys"), [
+    ("one\n", ["one"]), ("one", ["one"]), ("one,two\n", ["one", "two"]), ("one\ntwo\n", ["one", "two"]),
+    ("one,\ntwo\r\n\nthree", ["one", "two", "three"]), (" one ", ["one"]),
+])
+def test_keys_come_from_a_file_as_docker_and_systemd_hand_them_over(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, keys: list[str]) -> None:
+    path = write(tmp_path / "VLLM_API_KEY", content, 0o444)
+    monkeypatch.setenv("VLLM_API_KEY_FILE", path)
+    assert load_settings("serve", []).settings.api_key == keys
+    monkeypatch.delenv("VLLM_API_KEY_FILE")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    loaded = load_settings("serve", [])
+    assert loaded.settings.api_key == keys
+    assert loaded.settings.address == "0.0.0.0"
+    assert loaded.sources["api_key"] == "systemd credential VLLM_API_KEY"
+    monkeypatch.setenv("VLLM_API_KEY", "stronger-than-a-credential")
+    assert load_settings("serve", []).settings.api_key == ["stronger-than-a-credential"]
+
+
+@pytest.mark.parametrize("content", ["", "\n", "one,,two", ",one", None])
+def test_a_file_without_keys_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
+    path = str(tmp_path / "absent") if content is None else write(tmp_path / "key", content)
+    monkeypatch.setenv("VLLM_API_KEY_FILE", path)
+    assert any("VLLM_API_KEY_FILE" in problem for problem in problems_of([]))
+
+
+def test_a_variable_and_its_file_exclude_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "a-key-that-is-long-enough")
+    monkeypatch.setenv("VLLM_API_KEY_FILE", write(tmp_path / "key", "another"))
+    assert any("give one of them" in problem for problem in problems_of([]))
+
+
+def test_a_file_of_named_keys_is_as_good_as_a_key_and_is_checked_at_the_start(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    path = write(tmp_path / "quire-keys", "[]")
+    settings = load_settings("serve", []).settings
+    assert (settings.api_key_file, settings.address) == (path, "0.0.0.0")
+    assert main(["check"]) == 0
+    write(tmp_path / "quire-keys", "- name: a b\n- nonsense: 1\n")
+    for command in ("serve", "check"):
+        capsys.readouterr()
+        assert main([command]) == 2
+        listed = capsys.readouterr().err
+        assert listed.count(f"--api-key-file: {path}: ") == 7
+        assert "key 'a b': name: must be" in listed
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    assert main(["check", "--api-key-file", str(tmp_path / "absent")]) == 2
+
+
+def test_a_short_key_is_a_warning_that_does_not_show_it(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "tooshort-15-let,this-one-is-long-enough")
+    assert main(["check"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("warning: an API key has fewer than 16 characters") == 1
+    assert "tooshort" not in shown.out + shown.err
+
+
+def test_the_admin_port_is_another_than_the_main_one() -> None:
+    assert any("--admin-port: 8000 is --port too" in problem for problem in problems_of(["--admin-port", "8000"]))
+    assert load_settings("serve", ["--admin-port", "8000", "--uds", "/run/q.sock"]).settings.admin_port == 8000
+    assert load_settings("serve", ["--admin-port", "0", "--port", "0"]).settings.admin_port == 0

@@ -110,8 +110,8 @@ def start(*flags: str, environment: dict[str, str] | None = None) -> Server:
 
 
 @contextmanager
-def serving(*flags: str) -> Iterator[Server]:
-    server = start(*flags, environment={"VLLM_API_KEY": KEY})
+def serving(*flags: str, environment: dict[str, str] | None = None, key: str | None = KEY) -> Iterator[Server]:
+    server = start(*flags, environment=({} if key is None else {"VLLM_API_KEY": key}) | (environment or {}))
     try:
         server.wait_ready()
         yield server

@@ -1,21 +1,30 @@
-"""Start, drain, crash and death of the whole server."""
+"""Start, reload, drain and end of the whole server, and who tells of it; what failures do to it is in tests/faults."""
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from tests.e2e.server import KEY, Server, alive, serving, start, until
 
 PROMPT = "The story of the sea begins"
+REQUEST = {"model": "smollm2-135m-instruct", "prompt": PROMPT, "temperature": 0, "ignore_eos": True}
+MODEL = "smollm2-135m-instruct"
 
 
 class Stream(threading.Thread):
@@ -33,7 +42,7 @@ class Stream(threading.Thread):
 
     def run(self) -> None:
         try:
-            for chunk in self._client.completions.create(model="smollm2-135m-instruct", prompt=PROMPT, temperature=0,
+            for chunk in self._client.completions.create(model=MODEL, prompt=PROMPT, temperature=0,
                                                          max_tokens=self._max_tokens, stream=True,
                                                          extra_body={"ignore_eos": True}):
                 self.text += chunk.choices[0].text
@@ -50,6 +59,63 @@ class Stream(threading.Thread):
         return self.text
 
 
+class Plain(threading.Thread):
+    """A completion that is no stream, in the background."""
+
+    def __init__(self, server: Server, max_tokens: int) -> None:
+        super().__init__(daemon=True)
+        self._url, self._body = f"{server.url}/v1/completions", REQUEST | {"max_tokens": max_tokens}
+        self.reply: httpx.Response | None = None
+        self.start()
+
+    def run(self) -> None:
+        self.reply = httpx.post(self._url, json=self._body, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
+
+    def result(self) -> httpx.Response:
+        self.join(60)
+        assert self.reply is not None
+        return self.reply
+
+
+class Connection:
+    """One HTTP connection that is kept, and what the server does to it."""
+
+    def __init__(self, server: Server) -> None:
+        host, port = server.url.removeprefix("http://").split(":")
+        self._http = http.client.HTTPConnection(host, int(port), timeout=20)
+        self._http.connect()
+        self._socket = self._http.sock
+
+    def get(self, path: str) -> http.client.HTTPResponse:
+        self._http.request("GET", path, headers={"authorization": f"Bearer {KEY}"})
+        reply = self._http.getresponse()
+        reply.read()
+        return reply
+
+    def closed(self) -> bool:
+        """Waits for the server to say something, or to close."""
+        return self._socket.recv(1) == b""
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def running(server: Server, count: int) -> None:
+    until(lambda: server.metric("vllm:num_requests_running") >= count, 30)
+
+
+def cpu_s(server: Server) -> float:
+    """Of all processes, so far."""
+    ticks = 0
+    for pid in [server.process.pid, *(pid for pids in server.pids().values() for pid in pids)]:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+# Running
+
+
 def test_workers_are_small_and_know_no_key_and_no_torch(server: Server) -> None:
     pids = server.pids()
     assert len(pids["workers"]) == 2
@@ -63,11 +129,144 @@ def test_workers_are_small_and_know_no_key_and_no_torch(server: Server) -> None:
 
 
 def test_probes_need_no_key_and_the_rest_does(server: Server) -> None:
-    import httpx
-
-    assert httpx.get(f"{server.url}/readyz").json() == {"status": "ready"}
-    assert httpx.get(f"{server.url}/healthz").status_code == 200
+    for path in ("/healthz", "/livez", "/startupz", "/readyz"):
+        assert httpx.get(server.url + path).status_code == 200
     assert httpx.get(f"{server.url}/metrics").status_code == 401
+    assert not [line for line in server.events("request") if line["path"] == "/readyz"]
+
+
+def test_idle_costs_no_cpu(server: Server) -> None:
+    time.sleep(1)
+    before = cpu_s(server)
+    time.sleep(5)
+    share = (cpu_s(server) - before) / 5
+    assert share < 0.05, f"{share:.1%} of a core, for nothing"
+
+
+# Reload, and what systemd hears
+
+
+class Systemd:
+    """Its end of the notification socket: reads at once, as the real one does."""
+
+    def __init__(self, directory: str) -> None:
+        self.path = f"{directory}/notify"
+        self.heard: list[dict[str, str]] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while said := self._socket.recv(4096).decode():
+            self.heard.append(dict(line.split("=", 1) for line in said.splitlines()))
+
+    def first(self, name: str, after: int = 0) -> int:
+        return next((i for i, said in enumerate(self.heard) if i >= after and name in said), -1)
+
+    def count(self, name: str) -> int:
+        return sum(name in said for said in self.heard)
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"", self.path)
+        self._reader.join()
+        self._socket.close()
+
+
+@pytest.fixture(scope="module")
+def supervised() -> Iterator[tuple[Server, Systemd, Path]]:
+    """A server under systemd with a watchdog of 1 s, and with a configuration file."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory, "quire.yaml")
+        config.write_text("log_level: info\n")
+        systemd = Systemd(directory)
+        environment = {"NOTIFY_SOCKET": systemd.path, "WATCHDOG_USEC": "1000000"}
+        try:
+            with serving("--config", str(config), environment=environment) as server:
+                yield server, systemd, config
+        finally:
+            systemd.close()
+
+
+def test_systemd_hears_of_the_load_then_ready_and_is_kept_fed(supervised: tuple[Server, Systemd, Path]) -> None:
+    _, systemd, _ = supervised
+    ready = systemd.first("READY")
+    status = [said["STATUS"] for said in systemd.heard[:ready] if "STATUS" in said]
+    assert any("loading weights" in line for line in status), status
+    assert systemd.heard[ready]["STATUS"] == "serving"
+    assert 0 <= systemd.first("EXTEND_TIMEOUT_USEC") < ready
+    assert systemd.count("READY") == 1
+    fed = systemd.count("WATCHDOG")
+    until(lambda: systemd.count("WATCHDOG") >= fed + 3, 10)
+
+
+def test_sighup_takes_the_new_log_level_and_leaves_streams_alone(supervised: tuple[Server, Systemd, Path]) -> None:
+    server, systemd, config = supervised
+    undisturbed = Stream(server, 40).result()
+    until(lambda: len(server.events("request")) == 1)
+    stream = Stream(server, 40)
+    assert stream.begun.wait(60)
+    pids = server.pids()
+    config.write_text("log_level: warning\nmax_num_seqs: 3\n")
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: systemd.first("RELOADING") > 0)
+    reloading = systemd.first("RELOADING")
+    assert int(systemd.heard[reloading]["MONOTONIC_USEC"]) <= time.monotonic() * 1e6
+    until(lambda: systemd.first("READY", reloading) > reloading)
+    assert stream.result() == undisturbed
+    assert server.pids() == pids
+    time.sleep(1.5)  # workers look once a second
+    before = len(server.events("request"))
+    Stream(server, 2).result()
+    time.sleep(0.2)
+    assert len(server.events("request")) == before, "request lines are below warning"
+    config.write_text("log_level: info\nmax_num_seqs: 3\n")
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: [event for event in server.events("reloading") if event["need_a_restart"] == ["--max-num-seqs"]])
+    time.sleep(1.5)
+    Stream(server, 2).result()
+    until(lambda: len(server.events("request")) > before)
+
+
+def test_a_broken_file_at_sighup_changes_nothing(supervised: tuple[Server, Systemd, Path]) -> None:
+    server, systemd, config = supervised
+    reloads = systemd.count("RELOADING")
+    config.write_text("log_level: error\nno_such_thing: 1\n")
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: server.events("reload refused, everything stays"))
+    assert "no_such_thing" in str(server.events("reload refused, everything stays")[0]["problems"])
+    until(lambda: systemd.count("RELOADING") == reloads + 1 and systemd.count("READY") == reloads + 2)
+    time.sleep(1.5)
+    before = len(server.events("request"))
+    Stream(server, 2).result()
+    until(lambda: len(server.events("request")) > before)
+    config.write_text("log_level: info\n")
+
+
+def test_systemd_hears_of_the_end(supervised: tuple[Server, Systemd, Path]) -> None:
+    server, systemd, _ = supervised
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait_exit() == 0
+    stopping = systemd.heard[systemd.first("STOPPING")]
+    assert int(stopping["EXTEND_TIMEOUT_USEC"]) > 60e6, "the drain takes its time"
+
+
+def test_a_terminal_that_is_closed_ends_the_server() -> None:
+    """Its SIGHUP means that, not a reload."""
+    terminal, ours = os.openpty()
+    program = ("import fcntl, os, termios; os.setsid(); fcntl.ioctl(2, termios.TIOCSCTTY, 0); "
+               "os.execvp(os.sys.executable, [os.sys.executable, '-m', 'app', 'serve', '--port', '0'])")
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=ours, stdout=ours, stderr=ours)
+    os.close(ours)
+    said = b""
+    while b"serving" not in said:
+        said += os.read(terminal, 1024)
+    os.close(terminal)
+    assert process.wait(30) == 0
+
+
+# Drain
 
 
 def test_a_stream_outlives_a_killed_engine_and_sigterm_lets_it_finish() -> None:
@@ -87,23 +286,85 @@ def test_a_stream_outlives_a_killed_engine_and_sigterm_lets_it_finish() -> None:
         assert server.wait_exit() == 0
 
 
-def test_what_does_not_finish_in_time_ends_with_an_error_event() -> None:
-    with serving("--shutdown-timeout", "1") as server:
-        stream = Stream(server, 1000)
-        assert stream.begun.wait(60)
+def test_a_drain_says_so_serves_on_for_a_while_and_then_ends_what_is_left() -> None:
+    with serving("--drain-delay", "3", "--shutdown-timeout", "1") as server:
+        stream, plain = Stream(server, 1000), Plain(server, 1000)
+        running(server, 2)
+        idle, kept = Connection(server), Connection(server)
+        assert idle.get("/livez").status == 200
         server.process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503, 2)
+        assert httpx.get(f"{server.url}/readyz").json() == {"status": "draining"}
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+        served = kept.get("/v1/models")
+        assert served.status == 200, "in the delay, new requests are served"
+        assert served.headers["connection"] == "close", "and their connections are not kept"
+        assert idle.closed()
+        assert stream.is_alive(), "idle connections are closed while others are served"
         stream.result()
         assert isinstance(stream.error, openai.APIError)
         assert "shutting down" in str(stream.error)
+        refused = plain.result()
+        assert refused.status_code == 503
+        assert "shutting down" in refused.json()["error"]["message"]
+        assert int(refused.headers["retry-after"]) >= 1
         assert server.wait_exit() == 0
+        for connection in (idle, kept):
+            connection.close()
+        assert [event for event in server.events("request") if event["status"] == 503], "logged before the end"
 
 
-def test_nothing_outlives_a_killed_launcher() -> None:
-    with tempfile.TemporaryDirectory() as run_dir, serving("--run-dir", run_dir) as server:
-        pids = [pid for group in server.pids().values() for pid in group]
-        assert len(pids) >= 3
-        server.process.kill()
+def test_a_second_signal_is_now() -> None:
+    with serving() as server:
+        stream = Stream(server, 1000)
+        assert stream.begun.wait(60)
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: server.events("draining"))
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait_exit(15) == 0
+        stream.result()
+        assert stream.error is not None
+
+
+# Ends that nobody asked for
+
+
+def _loading(server: Server) -> None:
+    until(lambda: server.pids()["engine"] and server.pids()["workers"], 30)
+
+
+def _streaming(server: Server) -> None:
+    server.wait_ready()
+    assert Stream(server, 1000).begun.wait(60)
+
+
+def _draining(server: Server) -> None:
+    _streaming(server)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: server.events("draining"))
+
+
+@pytest.mark.parametrize("bring_to", [_loading, _streaming, _draining])
+def test_nothing_outlives_a_killed_launcher(bring_to: Callable[[Server], None]) -> None:
+    with tempfile.TemporaryDirectory() as run_dir:
+        server = start("--run-dir", run_dir, environment={"VLLM_API_KEY": KEY})
+        try:
+            bring_to(server)
+            pids = [pid for group in server.pids().values() for pid in group]
+            assert len(pids) >= 3
+        finally:
+            server.process.kill()
         until(lambda: not any(map(alive, pids)), 5)
+        server.wait_exit()
+
+
+def test_without_gunicorns_master_the_server_ends_with_70() -> None:
+    with serving() as server:
+        pids = server.pids()
+        os.kill(pids["master"][0], signal.SIGKILL)
+        assert server.wait_exit() == 70
+        assert server.events("giving up")[0]["exit_code"] == 70
+        until(lambda: not any(alive(pid) for group in pids.values() for pid in group), 5)
 
 
 @pytest.mark.parametrize(("flags", "said"), [
@@ -126,3 +387,25 @@ def test_a_taken_port_exits_2() -> None:
         server = start("--port", str(port))
         assert server.wait_exit() == 2
         assert str(port) in "".join(server.lines)
+
+
+def test_a_model_that_cannot_be_loaded_exits_3(tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 64, "vocab_size": 128,
+              "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+              "max_position_embeddings": 2048, "torch_dtype": "float32"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    server = start("--model", str(tmp_path), "--skip-tokenizer-init")
+    assert server.wait_exit() == 3
+    assert server.events("giving up")[0]["exit_code"] == 3
+
+
+@pytest.mark.slow
+def test_a_log_that_nobody_reads_any_more_ends_nothing() -> None:
+    with serving() as server:
+        undisturbed = Stream(server, 20).result()
+        assert server.process.stderr is not None
+        os.dup2(os.open(os.devnull, os.O_RDONLY), server.process.stderr.fileno())  # the reader is gone
+        assert Stream(server, 20).result() == undisturbed
+        os.kill(server.pids()["engine"][0], signal.SIGKILL)
+        assert Stream(server, 20).result() == undisturbed

@@ -3,55 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
-import msgspec
 import pytest
 
-from engine import AsyncLLMEngine, EngineArgs, SamplingParams
-from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError
-
-ARGS = EngineArgs(dtype="float32", max_model_len=512, kv_cache_memory_bytes=64 << 20)
-PROMPT = list(range(100, 140))
-
-
-def start_engine(address: str, args: EngineArgs = ARGS) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "engine", "--address", address, "--args",
-                             msgspec.json.encode(args).decode()])
-
-
-@contextlib.asynccontextmanager
-async def engine_at(address: str, args: EngineArgs = ARGS):
-    process = start_engine(address, args)
-    engine = await AsyncLLMEngine.connect(address, args)
-    try:
-        await asyncio.wait_for(engine._client.wait_ready(), 60)
-        yield engine, process
-    finally:
-        await engine.close()
-        process.kill()
-        process.wait()
+from engine.errors import PoisonRequestError
+from tests.faults.engines import (
+    FRAGILE_PROGRAM,
+    PROMPT,
+    connected,
+    engine_at,
+    kept_running,
+    params,
+    start_engine,
+    tokens_of,
+)
+from tests.faults.fragile_engine import DEADLY_TOKEN, HUNGRY_TOKEN
 
 
-def params(seed: int, max_tokens: int = 60) -> SamplingParams:
-    return SamplingParams(temperature=0.9, top_p=0.95, seed=seed, max_tokens=max_tokens, ignore_eos=True)
-
-
-async def tokens_of(engine, seed: int, started: asyncio.Event | None = None, max_tokens: int = 60) -> list[int]:
-    stream = await engine.submit(PROMPT, params(seed, max_tokens), f"request-{seed}")
-    tokens: list[int] = []
-    async for update in stream:
-        tokens += update.token_ids
-        if started is not None and len(tokens) >= 5:
-            started.set()
-    return tokens
-
-
-async def test_streams_go_on_after_sigkill(tmp_path):
+async def test_streams_go_on_after_sigkill(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/engine.sock"
     async with engine_at(address) as (engine, process):
         undisturbed = [await tokens_of(engine, seed) for seed in range(3)]
@@ -70,25 +44,49 @@ async def test_streams_go_on_after_sigkill(tmp_path):
             second.wait()
 
 
-async def test_a_request_at_two_crashes_in_a_row_is_failed(tmp_path):
+async def test_a_deadly_request_is_given_up_at_its_second_strike_and_no_other_is(tmp_path: Path) -> None:
+    """Two clients, as two HTTP workers: each has requests that strike, or are struck, together with the deadly one."""
     address = f"ipc://{tmp_path}/engine.sock"
-    async with engine_at(address) as (engine, process):
-        for attempt in range(2):
-            started = asyncio.Event()
-            if attempt == 0:
-                task = asyncio.create_task(tokens_of(engine, 1, started, max_tokens=400))
-                await started.wait()
-            process.kill()
-            process.wait()
-            if attempt == 0:
-                process = start_engine(address)
-                while engine.num_restarts == 0:
-                    await asyncio.sleep(0.05)
-        with pytest.raises(EngineDeadError, match="given up"):
-            await asyncio.wait_for(task, 10)
+    async with kept_running(address, FRAGILE_PROGRAM) as codes:
+        engines = [await connected(address) for _ in range(2)]
+        undisturbed = [await tokens_of(engines[0], seed) for seed in range(4)]
+        running = [asyncio.Event() for _ in range(2)]
+        tasks = [asyncio.create_task(tokens_of(engines[seed], seed, running[seed])) for seed in range(2)]
+        for event in running:
+            await event.wait()
+        deadly = asyncio.create_task(tokens_of(engines[0], 9, prompt=[*PROMPT, DEADLY_TOKEN]))
+        tasks += [asyncio.create_task(tokens_of(engines[seed % 2], seed)) for seed in range(2, 4)]
+        with pytest.raises(PoisonRequestError, match="given up"):
+            await asyncio.wait_for(deadly, 90)
+        assert await asyncio.wait_for(asyncio.gather(*tasks), 90) == undisturbed
+        assert codes == [-signal.SIGSEGV] * 2
+        for engine in engines:
+            assert engine.num_restarts == 2
+            await engine.close()
 
 
-async def test_leaving_a_stream_frees_its_blocks(tmp_path):
+async def test_streams_go_on_after_a_step_that_ran_out_of_memory(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"ipc://{tmp_path}/engine.sock"
+    once = tmp_path / "once"
+    monkeypatch.setenv("FRAGILE_ONCE", str(once))
+    once.touch()
+    async with kept_running(address, FRAGILE_PROGRAM) as codes:
+        engine = await connected(address)
+        hungry = [*PROMPT, HUNGRY_TOKEN]
+        undisturbed = [await tokens_of(engine, 0), await tokens_of(engine, 1, prompt=hungry)]
+        once.unlink()
+        started = asyncio.Event()
+        first = asyncio.create_task(tokens_of(engine, 0, started))
+        await started.wait()
+        second = asyncio.create_task(tokens_of(engine, 1, prompt=hungry))
+        assert await asyncio.wait_for(asyncio.gather(first, second), 90) == undisturbed
+        assert codes == [70]
+        assert engine.num_restarts == 1
+        await engine.close()
+
+
+async def test_leaving_a_stream_frees_its_blocks(tmp_path: Path) -> None:
     async with engine_at(f"ipc://{tmp_path}/engine.sock") as (engine, _):
         stream = await engine.submit(PROMPT, params(1, 400), "left")
         await stream.__anext__()
@@ -100,20 +98,7 @@ async def test_leaving_a_stream_frees_its_blocks(tmp_path):
         pytest.fail(f"still running: {engine.status}")
 
 
-async def test_what_cannot_be_served_is_refused_with_its_limit(tmp_path):
-    args = EngineArgs(dtype="float32", max_model_len=512, num_gpu_blocks_override=8, max_queued_requests=2)
-    async with engine_at(f"ipc://{tmp_path}/engine.sock", args) as (engine, _):
-        with pytest.raises(InvalidRequestError, match="maximum context length is 512"):
-            await engine.submit([5] * 512, params(1), "too long for the model")
-        with pytest.raises(InvalidRequestError, match="KV cache"):
-            await engine.submit([5] * 200, params(1), "too long for the cache")
-        with pytest.raises(InvalidRequestError, match="ids are 0 to 49151"):
-            await engine.submit([49152], params(1), "no such token")
-        with pytest.raises(OverloadedError, match="max-queued-requests is 2"):
-            await engine.submit([5], SamplingParams(n=3), "too many")
-
-
-async def test_sigterm_ends_the_engine_with_zero(tmp_path):
+async def test_sigterm_ends_the_engine_with_zero(tmp_path: Path) -> None:
     process = start_engine(f"ipc://{tmp_path}/engine.sock")
     await asyncio.sleep(1.5)
     os.kill(process.pid, signal.SIGTERM)
@@ -122,7 +107,7 @@ async def test_sigterm_ends_the_engine_with_zero(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "code"), [('{"dtype": "int4"}', 2), ('{"no_such_flag": 1}', 2),
                                                  ('{"model": "/no/such/model"}', 2)])
-def test_refused_configuration_exits_with_its_code(tmp_path, arguments, code):
+def test_refused_configuration_exits_with_its_code(tmp_path: Path, arguments: str, code: int) -> None:
     run = subprocess.run([sys.executable, "-m", "engine", "--address", f"ipc://{tmp_path}/e.sock", "--args", arguments],
                          capture_output=True, text=True, timeout=60)
     assert run.returncode == code, run.stderr

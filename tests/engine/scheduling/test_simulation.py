@@ -137,6 +137,7 @@ class Group:
     sampling: Sampling
     outputs: list[int]
     priority: int
+    key_name: str = ""
     aborts: dict[int, int] = field(default_factory=dict)  # sample -> turn
 
 
@@ -152,6 +153,7 @@ def groups(draw: st.DrawFn) -> Group:
                           stop_token_ids=draw(st.sampled_from([(), (0,), (1, 2, 3)]))),
         outputs=draw(st.sampled_from([[], [], [], [4], [7, 8, 9]])),
         priority=draw(st.sampled_from([0, 0, 0, -1, 1])),
+        key_name=draw(st.sampled_from(["", "", "a", "b"])),
         aborts=draw(st.dictionaries(st.integers(0, num_samples - 1), st.integers(0, 60), max_size=2)),
     )
 
@@ -209,7 +211,8 @@ class Simulation:
                     continue
                 requests = [Request((number, sample), group.prompt, group.sampling, 100 * number + sample,
                                     output_token_ids=group.outputs if sample % 2 == 0 else [],
-                                    priority=group.priority) for sample in range(group.num_samples)]
+                                    priority=group.priority, key_name=group.key_name)
+                            for sample in range(group.num_samples)]
                 for request in requests:
                     self.requests[request.key] = request
                     self.expected[request.key] = undisturbed(request, config.max_model_len)
@@ -273,6 +276,7 @@ def crowded(rng: random.Random) -> Simulation:
             turn=rng.randint(0, 12), prompt=prompt, num_samples=num_samples,
             sampling=Sampling(max_tokens=rng.randint(2, 24), stop_token_ids=rng.choice([(), (), (0,)])),
             outputs=[3] * rng.choice([0, 0, 1]), priority=rng.choice([0, 0, 0, 1, -1]),
+            key_name=rng.choice("aab"),
             aborts={rng.randrange(num_samples): rng.randint(0, 60)} if rng.random() < 0.3 else {}))
     return Simulation(config, groups, depth=rng.randint(0, 2))
 

@@ -1,0 +1,108 @@
+"""Whether the model is here, and whether it fits: its weights and some KV cache against the memory that there is.
+
+An estimate from file sizes and shapes, before anything is loaded: what steps need beside it is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from app.doctor.finding import Finding, fail, gib, ok, warn
+from app.doctor.gpu import Gpu
+from engine.config import DTYPES, EngineArgs
+from engine.errors import ConfigError, WeightError
+from engine.model_config import ModelConfig
+from engine.weights.gguf_metadata import read_header
+from engine.weights.locate import resolve_model
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+CPU_KV_BYTES = 240 * 2**20  # what the engine takes on a CPU where nobody says
+SHORT_CONTEXT = 4096  # tokens; a cache that holds fewer serves no long prompt and few requests at once
+_LESS = "a smaller model, --dtype half, or a shorter --max-model-len"
+
+
+def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
+    """In a process that may not fetch (HF_HUB_OFFLINE)."""
+    try:
+        model = resolve_model(args)
+    except ConfigError as error:
+        if HUB_ID.fullmatch(args.model) and not Path(args.model).exists():
+            return [warn("model", f"{args.model} is not on this disk; the first start would fetch it",
+                         "fetch it now where that would take too long, or give a directory")]
+        return [fail("model", problem, "see the flag that it names") for problem in error.problems]
+    on_gpu = bool(gpus) and args.device != "cpu"
+    dtype = DTYPES[args.dtype]
+    if dtype == "auto":
+        dtype = model.dtype if on_gpu else "float32"
+    found = [ok("model", f"{model.architecture} at {model.path}")]
+    try:
+        weights = 0 if args.load_format == "dummy" else weight_bytes(model, dtype)
+    except (WeightError, OSError) as error:
+        return [*found, fail("model", str(error), "fetch the model again")]
+    token = kv_bytes_per_token(model, dtype)
+    return [*found, check_gpu_memory(args, model, weights, token, gpus[0]) if on_gpu else
+            check_host_memory(args, weights, token, available_bytes())]
+
+
+def weight_bytes(model: ModelConfig, dtype: str) -> int:
+    """In memory, as `dtype`: a GGUF file's numbers are unpacked, a checkpoint of another type is converted."""
+    path = Path(model.path)
+    if model.file_format == "gguf":
+        return sum(math.prod(tensor.shape) for tensor in read_header(path).tensors.values()) * ITEM_BYTES[dtype]
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    if not size:
+        raise WeightError(f"{path} holds no *.safetensors files")
+    return size * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
+
+
+def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * ITEM_BYTES[dtype]
+
+
+def check_gpu_memory(args: EngineArgs, model: ModelConfig, weights: int, token_bytes: int, gpu: Gpu) -> Finding:
+    share = int(gpu.total_bytes * args.gpu_memory_utilization)
+    usable = min(share, gpu.free_bytes)
+    of = f"{gib(usable)} of GPU {gpu.index}"
+    if usable < share:
+        of += f" ({gib(gpu.total_bytes - gpu.free_bytes)} are taken by others)"
+    left = args.kv_cache_memory_bytes or usable - weights
+    says = f"weights {gib(weights)} in {of}, which leaves {gib(max(0, left))} for KV cache"
+    if weights >= usable or left > gpu.free_bytes - weights:
+        return fail("GPU memory", says, f"free the GPU (nvidia-smi tells who has it), or take {_LESS}")
+    return _check_context("GPU memory", says, left // token_bytes, args.max_model_len,
+                          min(model.max_position_embeddings, SHORT_CONTEXT))
+
+
+def check_host_memory(args: EngineArgs, weights: int, token_bytes: int, available: int) -> Finding:
+    cache = args.kv_cache_memory_bytes or CPU_KV_BYTES
+    says = f"weights {gib(weights)} and {gib(cache)} of KV cache in {gib(available)} of free memory"
+    if weights + cache > available:
+        return fail("memory", says, f"free memory or raise the container's limit, or take {_LESS}")
+    return _check_context("memory", says, cache // token_bytes, args.max_model_len, 1)
+
+
+def _check_context(check: str, says: str, tokens: int, wanted: int | None, enough: int) -> Finding:
+    says += f" (about {tokens} tokens)"
+    if wanted is not None and tokens < wanted:
+        return fail(check, f"{says}, less than --max-model-len {wanted}",
+                    "take a shorter --max-model-len, or more with --kv-cache-memory-bytes")
+    if tokens < enough:
+        return warn(check, says, f"there is room for few requests; take {_LESS}")
+    return ok(check, says)
+
+
+def available_bytes(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") -> int:
+    """What may still be taken: of the machine's memory, and of the container's, where that is less."""
+    lines = dict(line.split(":", 1) for line in Path(meminfo).read_text().splitlines() if ":" in line)
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    for limit, usage in (("memory.max", "memory.current"),
+                         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            left = int(Path(cgroup, limit).read_text()) - int(Path(cgroup, usage).read_text())
+        except (OSError, ValueError):  # another version of cgroups, or "max"
+            continue
+        available = min(available, max(0, left))
+    return available

@@ -1,0 +1,27 @@
+"""Whether the server could listen where it is told to."""
+
+from __future__ import annotations
+
+import os
+
+from app.doctor.finding import Finding, fail, ok
+from app.listen import listen, listen_admin, url_of
+from app.settings import ServeSettings
+from engine.errors import ConfigError
+
+
+def check_ports(settings: ServeSettings) -> list[Finding]:
+    found = []
+    for check, bind in (("port", listen), ("admin port", listen_admin)):
+        try:
+            listener = bind(settings)
+        except ConfigError as error:
+            advice = "stop what listens there (ss -ltnp tells), or take another"
+            found += [fail(check, problem, advice) for problem in error.problems]
+            continue
+        if listener is not None:
+            with listener:
+                found.append(ok(check, f"{url_of(listener)} is free"))
+                if isinstance(name := listener.getsockname(), str):
+                    os.unlink(name)
+    return found

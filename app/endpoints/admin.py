@@ -1,0 +1,87 @@
+"""/admin: what the server is doing, who may use it, and the two things that can be changed while it runs.
+
+Who may come here is the middleware's matter. Changes are requests to all workers, through the reload file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.keys.key import Key
+from app.middleware.auth import no_audit
+from app.reload import request_reload, requested
+from app.schemas.body import read_body
+from app.service import Service, key_of, record_of, service_of
+from app.settings import shown
+from app.telemetry.audit import AuditError
+from engine import __version__
+
+
+class LogLevel(msgspec.Struct, frozen=True):
+    level: Literal["debug", "info", "warning", "error"]
+
+
+async def status(request: Request) -> Response:
+    service = service_of(request)
+    engine, settings = service.engine, service.settings
+    phase, fraction = engine.loading
+    return _json(200, {
+        "version": __version__,
+        "started_at": settings.started_at,
+        "uptime_s": service.now() - settings.started_at,
+        "draining": service.in_flight.draining,
+        "engine": {"state": engine.state, "phase": phase, "fraction": fraction,
+                   "info": engine.info and msgspec.structs.asdict(engine.info)},
+        "keys": {"file": settings.serve.api_key_file, "healthy": service.keys.healthy,
+                 "loaded_at": int(service.keys.loaded_at), "number": len(service.keys.keys)},
+        "log_level": _log_level(service),
+        "settings": shown(settings.serve),
+    })
+
+
+async def keys(request: Request) -> Response:
+    """Names, limits and times; what would help to guess or check a secret is not among it."""
+    return _json(200, {"keys": [_described(key) for key in service_of(request).keys.keys]})
+
+
+async def reload(request: Request) -> Response:
+    service = service_of(request)
+    _audited(request, "reload")
+    request_reload(service.settings.reload_file, _log_level(service))
+    return _json(202, {"status": "requested"})
+
+
+async def log_level(request: Request) -> Response:
+    service = service_of(request)
+    body = await read_body(request, LogLevel)
+    _audited(request, "log-level", level=body.level)
+    request_reload(service.settings.reload_file, body.level)
+    return _json(202, {"status": "requested", "log_level": body.level})
+
+
+def _audited(request: Request, action: str, **details: Any) -> None:
+    """Called before the change. Raises ApiError (503) where it cannot be written down."""
+    record = record_of(request)
+    try:
+        service_of(request).audit.write(action, "begun", key=key_of(request).name, client=record.client,
+                                        request_id=record.request_id, **details)
+    except AuditError as error:
+        raise no_audit(error) from None
+
+
+def _log_level(service: Service) -> str:
+    last = requested(service.settings.reload_file)
+    return service.settings.serve.log_level if last is None else last.log_level
+
+
+def _described(key: Key) -> dict[str, Any]:
+    fields = {name: getattr(key, name) for name in key.__struct_fields__ if name != "sha256"}
+    return fields | {"expired": key.expired}
+
+
+def _json(status: int, body: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")

@@ -1,0 +1,57 @@
+"""One request as the client remembers it for as long as it is unfinished: enough to submit it again to a new engine.
+
+The owner of these facts; `client` and `resumption` write them, `AsyncLLMEngine` makes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from engine.frontend.generation import Generation, SampleUpdate
+from engine.messages import NO_KEY, KeyLimits, RateState, SampleSpec, Sampling, Submit
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: Sampling
+    samples: list[SampleSpec]
+    generation: Generation
+    priority: int = 0
+    key: KeyLimits = NO_KEY
+    cache_salt: str = ""
+    queue_timeout_s: float = 0.0
+    made_at: float = field(default_factory=time.perf_counter)
+    rate: RateState | None = None  # where its key stands, as the door said
+    started_at: float | None = None  # perf_counter when a step first took up one of its samples
+    num_resumed: int = 0  # times that a new engine got it again
+    # With the present engine, and what engines before it make us think of the request: see `resumption`.
+    started: bool = False
+    productive: bool = False
+    suspicion: int = 0
+    aborted: bool = False
+    updates: deque[SampleUpdate] = field(default_factory=deque)
+    error: Exception | None = None
+    accepted: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def submission(self, instance: str) -> Submit:
+        """What the engine `instance` gets: the unfinished samples with their tokens, and the time left in the queue."""
+        samples = [SampleSpec(s.id, s.seed, self.generation.token_ids(i)) for i, s in enumerate(self.samples)
+                   if not self.generation.sample_finished(i)]
+        queue_timeout_s = self.queue_timeout_s
+        if self.started_at is not None:
+            queue_timeout_s = 0.0  # its time in the queue is over
+        elif queue_timeout_s:
+            queue_timeout_s = max(0.001, self.made_at + queue_timeout_s - time.perf_counter())
+        return Submit(instance, self.request_id, self.prompt_token_ids, self.sampling, samples, self.priority, self.key,
+                      self.cache_salt, queue_timeout_s, self.accepted.is_set(), self.suspicion > 0)
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.accepted.set()
+        self.changed.set()

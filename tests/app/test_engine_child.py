@@ -1,0 +1,120 @@
+"""The engine as its parent sees it, played by small programs in its place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from app import engine_child
+from app.engine_child import DEATH_S, DOUBT_S, EngineChild
+from engine.heartbeat import Heartbeat
+from tests.e2e.server import until
+
+PROGRAM = """
+import os, sys, time
+pipe = int(sys.argv[sys.argv.index("--beat-fd") + 1])
+{}
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., EngineChild]]:
+    popen = subprocess.Popen
+    children: list[EngineChild] = []
+
+    def make(body: str, stall_timeout_s: float = 60.0) -> EngineChild:
+        def instead(command: list[str], **options: Any) -> Any:
+            return popen([sys.executable, "-c", PROGRAM.format(body), *command[3:]], **options)
+
+        monkeypatch.setattr(engine_child.subprocess, "Popen", instead)
+        read_end, write_end = os.pipe()
+        children.append(EngineChild([], dict(os.environ), read_end, stall_timeout_s))
+        os.close(read_end)
+        os.close(write_end)
+        return children[-1]
+
+    yield make
+    for child in children:
+        child.stop(0)
+        child.close()
+
+
+def beats_until(child: EngineChild, condition: Callable[[], object]) -> None:
+    def look() -> object:
+        child.take_beats(time.monotonic())
+        return condition()
+
+    until(look, 20)
+
+
+def test_loading_has_no_limit_and_serving_has(start: Callable[..., EngineChild]) -> None:
+    child = start("os.write(pipe, b'l')")
+    until(lambda: child.take_beats(time.monotonic()), 20)
+    assert child.end_if_hung(time.monotonic() + 1e6) is None
+    assert child.silent_s(time.monotonic() + 1e6) == 0
+    assert not child.hung
+
+
+def test_a_silent_engine_is_doubted_then_aborted_then_killed(start: Callable[..., EngineChild]) -> None:
+    child = start("import signal; signal.signal(signal.SIGABRT, signal.SIG_IGN); os.write(pipe, b's')", 5.0)
+    beats_until(child, lambda: child.serving_since)
+    now = time.monotonic() + 6
+    doubted_until = child.end_if_hung(now)
+    assert doubted_until == now + DOUBT_S
+    assert not child.hung
+    kill_at = child.end_if_hung(now + DOUBT_S)
+    assert child.hung
+    assert kill_at is not None
+    assert child.end_if_hung(kill_at - 0.1) == kill_at
+    assert child.ended() is None
+    child.end_if_hung(kill_at)
+    until(lambda: child.ended() is not None)
+    assert child.ended() == -signal.SIGKILL
+    assert not child.immortal
+    child.end_if_hung(kill_at + DEATH_S)
+    assert child.immortal
+
+
+def test_a_beat_after_a_pause_ends_the_doubt(start: Callable[..., EngineChild]) -> None:
+    child = start("while True: os.write(pipe, b's'); time.sleep(0.05)", 5.0)
+    beats_until(child, lambda: child.serving_since)
+    now = time.monotonic()
+    child.end_if_hung(now + 6)  # as if everything had stood still for so long
+    time.sleep(0.3)
+    child.take_beats(now + 6.2)
+    assert child.end_if_hung(now + 6 + DOUBT_S) == pytest.approx(now + 6.2 + 5)
+    assert not child.hung
+
+
+def test_the_end_of_its_pipe_is_no_beat_and_nothing_to_wait_on(start: Callable[..., EngineChild]) -> None:
+    child = start("os.write(pipe, b's'); os.close(pipe)")
+    beats_until(child, lambda: not child.pipes)
+    assert child.silent_s(time.monotonic() + 10) > 9
+
+
+def test_beats_never_block_nor_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_end, write_end = os.pipe()
+    beat = Heartbeat(write_end)
+    now = 0.0
+    monkeypatch.setattr("engine.heartbeat.time.monotonic", lambda: now)
+    beat.loading()
+    beat.loading()
+    beat.serving()
+    beat.serving()
+    assert os.read(read_end, 100) == b"ls"
+    for _ in range(70000):  # more than the pipe holds
+        now += 1
+        beat.serving()
+    os.close(read_end)
+    now += 1
+    beat.serving()
+    os.close(write_end)
+    Heartbeat(None).serving()

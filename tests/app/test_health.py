@@ -1,0 +1,109 @@
+"""What the probes say, from each state that the engine may be in."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import httpx
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.reload import request_reload
+from engine import logs
+from engine.frontend.load_progress import LoadProgress
+from engine.heartbeat import OVERDUE_S
+from engine.logs import LevelFile
+from tests.app.fake_engine import FakeEngine
+
+
+async def test_an_engine_that_loads_is_alive_and_not_ready(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    fake.info, fake.state = None, "loading"
+    assert (await client.get("/livez")).status_code == (await client.get("/healthz")).status_code == 200
+    for path in ("/readyz", "/startupz"):
+        reply = await client.get(path)
+        assert reply.status_code == 503
+        assert reply.json() == {"status": "loading", "phase": "loading weights", "fraction": 0.25, "eta_s": 12.5}
+        assert int(reply.headers["retry-after"]) >= 1
+    fake.load_eta_s = None
+    assert (await client.get("/readyz")).json()["eta_s"] is None
+
+
+async def test_an_engine_that_restarts_is_alive_and_started_and_not_ready(client: httpx.AsyncClient,
+                                                                          fake: FakeEngine) -> None:
+    fake.state = "down"
+    assert (await client.get("/livez")).status_code == (await client.get("/startupz")).status_code == 200
+    reply = await client.get("/readyz")
+    assert (reply.status_code, reply.json()["status"]) == (503, "restarting")
+    assert "retry-after" in reply.headers
+
+
+async def test_an_engine_that_hangs_and_is_not_replaced_is_not_alive(client: httpx.AsyncClient,
+                                                                     fake: FakeEngine) -> None:
+    fake.silent_s = 60 + OVERDUE_S - 1  # the launcher may be at it
+    assert (await client.get("/livez")).status_code == 200
+    fake.silent_s = 60 + OVERDUE_S + 1
+    reply = await client.get("/livez")
+    assert (reply.status_code, reply.json()["status"]) == (503, "hung")
+
+
+async def test_probes_say_ready(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/readyz")).json() == {"status": "ready"}
+    assert (await client.get("/startupz")).json() == {"status": "started"}
+
+
+def test_the_time_left_is_the_phases_own() -> None:
+    progress = LoadProgress()
+    assert progress.eta_s(0) is None
+    progress.update("loading weights", 0.0, 10)
+    assert progress.eta_s(11) is None
+    progress.update("loading weights", 0.25, 15)
+    assert progress.eta_s(15) == pytest.approx(15)
+    assert progress.eta_s(20) == pytest.approx(10)
+    assert progress.eta_s(100) == 0
+    progress.update("capturing graphs", 0.5, 40)
+    assert progress.eta_s(41) is None
+    progress.update("loading weights", 0.0, 50)  # another engine begins
+    assert progress.eta_s(51) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 1), st.floats(0, 100)), max_size=20), st.floats(0, 1e4))
+def test_the_time_left_is_never_nonsense(updates: list[tuple[str, float, float]], after: float) -> None:
+    progress, now = LoadProgress(), 0.0
+    for phase, fraction, pause in updates:
+        now += pause
+        progress.update(phase, fraction, now)
+    eta_s = progress.eta_s(now + after)
+    assert eta_s is None or 0 <= eta_s < 1e6
+
+
+@pytest.fixture
+def log_lines(capfd: pytest.CaptureFixture[str]) -> object:
+    yield lambda: [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines()]
+    structlog.reset_defaults()
+    logs.set_level("info")
+
+
+def test_the_log_level_of_loggers_in_use_follows_the_file(tmp_path: Path, log_lines) -> None:  # type: ignore[no-untyped-def]
+    path = str(tmp_path / "reload")
+    logs.configure_logging("info")
+    log, levels = structlog.get_logger("test"), LevelFile(path)
+    levels.follow()
+    log.debug("unheard")
+    log.info("heard")
+    request_reload(path, "error")
+    levels.follow()
+    log.warning("unheard")
+    log.error("heard too")
+    request_reload(path, "debug")
+    levels.follow()
+    log.debug("and this")
+    Path(path).write_text("{")
+    os.utime(path, (1, 1))
+    levels.follow()
+    levels.follow()
+    log.debug("still")
+    assert log_lines() == ["heard", "heard too", "and this", "log level unchanged", "still"]

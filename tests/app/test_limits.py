@@ -1,0 +1,142 @@
+"""What a request may ask for at most, each refusal naming field, limit and value; and bodies that nobody meant well."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+
+from app.endpoints.tokenize import DetokenizeRequest, TokenizeRequest
+from app.errors import ApiError
+from app.schemas.body import parse_body
+from app.schemas.chat import ChatRequest
+from app.schemas.completions import CompletionRequest
+from app.settings import ServeSettings
+from engine.config import EngineArgs
+from engine.errors import InvalidRequestError
+from tests.app.fake_engine import INFO, FakeEngine
+
+MESSAGE = {"role": "user", "content": "x"}
+SCHEMAS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+
+
+@pytest.fixture
+async def strict(make_app: Callable[..., Starlette]) -> AsyncIterator[httpx.AsyncClient]:
+    app = make_app(max_n=3, max_stop_sequences=2, max_prompts=4, max_body_bytes=10**6,
+                   engine=EngineArgs(model="/models/m", max_queued_requests=8, max_logprobs=5))
+    async with app.router.lifespan_context(app), httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(("path", "body", "param", "said"), [
+    ("chat/completions", {"n": 4}, "n", ["at most 3", "--max-n", "got 4"]),
+    ("chat/completions", {"stop": ["a"] * 3}, "stop", ["at most 2 strings", "--max-stop-sequences", "got 3"]),
+    ("chat/completions", {"stop": "a" * 1001}, "stop", ["at most 1000 characters", "got 1001"]),
+    ("chat/completions", {"stop": ["a", "b" * 1001]}, "stop", ["at most 1000 characters", "got 1001"]),
+    ("chat/completions", {"stop_token_ids": [1] * 129}, "stop_token_ids", ["at most 128 ids", "got 129"]),
+    ("chat/completions", {"logprobs": True, "top_logprobs": 6}, "top_logprobs", ["at most 5", "--max-logprobs"]),
+    ("chat/completions", {"messages": [MESSAGE] * 4097}, "messages", ["at most 4096 messages", "got 4097"]),
+    ("chat/completions", {"chat_template_kwargs": {"a": nested(20)}}, "chat_template_kwargs",
+     ["at most 16 levels", "got 21"]),
+    ("chat/completions", {"chat_template_kwargs": {"a": "b" * 70000}}, "chat_template_kwargs",
+     ["at most 65536 bytes"]),
+    ("chat/completions", {"priority": 2**31}, "priority", ["-2147483648 to 2147483647", "got 2147483648"]),
+    ("chat/completions", {"cache_salt": "a" * 257}, "cache_salt", ["at most 256 characters", "got 257"]),
+    ("completions", {"prompt": ["a"] * 5}, "prompt", ["at most 4 prompts", "--max-prompts", "got 5"]),
+    ("completions", {"prompt": ["a"] * 4, "n": 3}, "n", ["12 samples", "at most 8", "--max-queued-requests"]),
+    ("completions", {"prompt": "a", "logprobs": 6}, "logprobs", ["at most 5", "got 6"]),
+    ("completions", {"prompt": [7] * 200_000}, "prompt", [f"maximum context length is {INFO.max_model_len}", "200000"]),
+])
+async def test_what_is_too_much_is_400_before_the_engine_hears_of_it(
+        strict: httpx.AsyncClient, fake: FakeEngine, path: str, body: dict[str, Any], param: str,
+        said: list[str]) -> None:
+    base: dict[str, Any] = {"messages": [MESSAGE]} if path.startswith("chat") else {}
+    reply = await strict.post(f"/v1/{path}", json=base | body)
+    assert reply.status_code == 400, reply.text
+    error = reply.json()["error"]
+    assert error["param"] == param
+    assert all(part in error["message"] for part in said), error["message"]
+    assert not fake.submitted
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("chat/completions", {"n": 3, "stop": ["a" * 1000, "b"], "stop_token_ids": [1] * 128, "logprobs": True,
+                          "top_logprobs": 5, "chat_template_kwargs": {"a": nested(15)}, "cache_salt": "a" * 256}),
+    ("completions", {"prompt": ["a"] * 4, "n": 2, "logprobs": 5}),
+])
+async def test_the_most_is_allowed(strict: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
+    base: dict[str, Any] = {"messages": [MESSAGE]} if path.startswith("chat") else {}
+    reply = await strict.post(f"/v1/{path}", json=base | body)
+    assert reply.status_code == 200, reply.text
+
+
+def read(raw: bytes, schema: Any) -> None:
+    """All that an endpoint does with a body before a prompt is rendered or tokenized."""
+    limits = ServeSettings()
+    body = parse_body(raw, schema)
+    if isinstance(body, ChatRequest):
+        body.check(limits)
+        body.conversation()
+        body.sampling_params({}, body.max_tokens, body.top_logprobs)
+    elif isinstance(body, CompletionRequest):
+        body.check(limits, len(body.prompts(limits.max_prompts, 8192)))
+        body.sampling_params({}, body.max_tokens, body.logprobs)
+
+
+FIELDS = [*sorted({name for schema in SCHEMAS for name in schema.__struct_fields__}), "unknown", "\x00", "user",
+          "tools"]
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(10**18, 10**60), st.floats(),
+                    st.text(max_size=5), st.sampled_from(["user", "text", "\x00", "\ud800", "x" * 300]))
+values = st.recursive(scalars, lambda inner: st.one_of(
+    st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.dictionaries(st.sampled_from(["role", "content", "type", "text", "name"]), inner, max_size=4)), max_leaves=12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=st.dictionaries(st.sampled_from(FIELDS), values, max_size=5), schema=st.sampled_from(SCHEMAS))
+def test_any_json_is_taken_or_refused_never_an_accident(body: dict[str, Any], schema: Any) -> None:
+    with contextlib.suppress(ApiError, InvalidRequestError):
+        read(json.dumps(body).encode(), schema)
+
+
+@settings(max_examples=200, deadline=None)
+@given(schema=st.sampled_from(SCHEMAS), raw=st.one_of(
+    st.binary(max_size=40), st.text("{}[]\",:0123456789-.eE\\untrfals \x00", max_size=40).map(str.encode)))
+def test_any_bytes_are_taken_or_refused(raw: bytes, schema: Any) -> None:
+    with pytest.raises((ApiError, InvalidRequestError)):
+        read(raw, schema)
+
+
+BOMBS = [
+    b"[" * 100_000, b'{"a":' * 100_000, b"[" * 100_000 + b"]" * 100_000,
+    b'{"messages":' + b"[" * 900 + b"]" * 900 + b"}", b'{"prompt":' + b"[" * 900 + b"]" * 900 + b"}",
+    b'{"chat_template_kwargs":{"a":' + b"[" * 900 + b"]" * 900 + b'},"messages":[]}',
+    b'{"n":' + b"9" * 4000 + b',"messages":[],"prompt":"a"}', b'{"n":' + b"9" * 100_000 + b"}", b'{"n":1e400}',
+    b'{"temperature":-1e308,"messages":[],"prompt":"a"}', b'{"seed":' + b"9" * 300 + b',"messages":[],"prompt":"a"}',
+    b'{"messages":NaN}', b'{"messages":Infinity}', b'{"prompt":"\\ud800"}', b'{"\\udfff":1}', b'{"prompt":"\xff"}',
+    b"\xef\xbb\xbf{}", b'{"n":1}\x00', b"\x00", b"null", b"", b'{"messages":[{"role":' + b"9" * 5000 + b"}]}",
+    b'{"prompt":[' + b"9" * 400 + b',"a"]}', b'{"stop":[' + b'"",' * 50_000 + b'"a"]}',
+]
+
+
+@pytest.mark.parametrize("schema", [ChatRequest, CompletionRequest])
+@pytest.mark.parametrize("raw", BOMBS, ids=range(len(BOMBS)))
+def test_bombs_are_refused(raw: bytes, schema: Any) -> None:
+    with pytest.raises((ApiError, InvalidRequestError)) as caught:
+        read(raw, schema)
+    assert len(caught.value.message) < 10_000

@@ -1,0 +1,365 @@
+"""The protocol on a real socket, under an application that says what it got."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from app.protocol import Connections, HttpProtocol
+from app.settings import ServeSettings
+from tests.http_corpus import REFUSED, SMUGGLED, TAKEN, Case
+from tests.raw_http import Answer, connect, receive, send
+
+LIMITS: dict[str, Any] = {"header_timeout": 0.5, "body_timeout": 0.7, "keep_alive_timeout": 0.9}
+GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+class App:
+    """Answers with what it saw. `/early` and `/hasty` answer without reading the body, the first to close; `/slow`
+    reads it late; `/stream` waits for `go` half way; `/endless` sends until the client is gone."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.seen: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        self.seen.append(path)
+        if path == "/early":
+            await self._reply(send, 413, b"too much", [(b"connection", b"close")])
+            return
+        if path == "/hasty":
+            await self._reply(send, 401, b"no")
+            return
+        if path == "/endless":
+            await self._send_without_end(receive, send)
+            return
+        if path == "/slow":
+            await asyncio.sleep(1.2)
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.seen.append("disconnect")
+                return
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        if path == "/stream":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"one", "more_body": True})
+            while not self.go.is_set():
+                await asyncio.sleep(0.01)
+            await send({"type": "http.response.body", "body": b"two", "more_body": False})
+            return
+        names = [name.decode() for name, _ in scope["headers"]]
+        await self._reply(send, 200, json.dumps(
+            {"path": path, "bytes": len(body), "method": scope["method"], "headers": names}).encode())
+
+    async def _send_without_end(self, receive: Receive, send: Send) -> None:
+        await receive()
+        gone = asyncio.create_task(receive())  # type: ignore[arg-type]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not gone.done():
+            await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+            await asyncio.sleep(0)
+        self.seen.append("disconnect")
+
+    async def _reply(self, send: Send, status: int, body: bytes, headers: list[Any] | None = None) -> None:
+        await send({"type": "http.response.start", "status": status,
+                    "headers": [(b"content-length", b"%d" % len(body)), *(headers or [])]})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class Wire:
+    def __init__(self, address: tuple[str, int], app: App, refused: list[str]) -> None:
+        self.address = address
+        self.app = app
+        self.refused = refused
+
+    def send(self, *pieces: bytes, **options: Any) -> Answer:
+        return send(self.address, *pieces, **options)
+
+
+@contextmanager
+def wire(**changes: Any) -> Iterator[Wire]:
+    refused: list[str] = []
+    settings = ServeSettings(**(LIMITS | changes))
+    app = App()
+    config = uvicorn.Config(
+        app, http=partial(HttpProtocol, connections=Connections(settings, None, refused.append)),  # type: ignore[arg-type]
+        loop="uvloop", ws="none", lifespan="off", log_config=None, access_log=False,
+        timeout_keep_alive=settings.keep_alive_timeout)  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield Wire(listener.getsockname(), app, refused)
+        finally:
+            app.go.set()
+            server.should_exit = server.force_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Wire]:
+    with wire(header_timeout=10.0, body_timeout=10.0, keep_alive_timeout=10.0) as found:
+        yield found
+
+
+@pytest.fixture
+def strict(lasting: Wire) -> Wire:
+    """Of whose deadlines a test sees nothing."""
+    lasting.app.seen.clear()
+    return lasting
+
+
+def posted(path: str, *headers: str) -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: h", *headers, "", ""]).encode()
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+def test_broken_requests_get_one_refusal_and_a_closed_connection(strict: Wire, case: Case) -> None:
+    answer = strict.send(case.request + SMUGGLED)
+    assert answer.statuses == [case.status], answer.raw[:300]
+    assert answer.closed
+    reply = answer.replies[0]
+    assert reply.headers["connection"] == "close"
+    assert reply.headers["x-request-id"]
+    assert reply.error["code"] == case.status
+    assert reply.error["message"]
+    assert "/smuggled" not in strict.app.seen
+
+
+@pytest.mark.parametrize("case", [case for case in REFUSED if len(case.request) < 200], ids=lambda case: case.name)
+def test_broken_requests_are_refused_byte_by_byte_too(strict: Wire, case: Case) -> None:
+    with connect(strict.address) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in case.request + SMUGGLED:
+            try:
+                client.sendall(bytes([byte]))
+            except OSError:
+                break
+        answer = receive(client)
+    assert answer.statuses in ([case.status], []), answer.raw[:300]  # a reset may take the reply away
+    assert answer.closed
+    assert "/smuggled" not in strict.app.seen
+
+
+@pytest.mark.parametrize("case", TAKEN, ids=lambda case: case.name)
+def test_unusual_requests_are_taken(strict: Wire, case: Case) -> None:
+    assert strict.send(case.request).statuses == [case.status]
+
+
+@pytest.mark.parametrize("request_", [
+    b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", b"GET /x HTTP/1.0\r\n\r\n",
+    b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"])
+def test_nothing_is_answered_after_the_last_request(strict: Wire, request_: bytes) -> None:
+    answer = strict.send(request_ + SMUGGLED)
+    assert answer.statuses == [200]
+    assert answer.closed
+    assert "/smuggled" not in strict.app.seen
+
+
+def test_pipelined_requests_are_answered_in_order(strict: Wire) -> None:
+    body = b"hello"
+    answer = strict.send(GET + posted("/y", "Content-Length: 5") + body + posted("/z", "Transfer-Encoding: chunked")
+                         + b"2\r\nhe\r\n3\r\nllo\r\n0\r\nX-Admin: yes\r\n\r\n" + GET)
+    seen = [json.loads(reply.body) for reply in answer.replies]
+    assert [found["path"] for found in seen] == ["/x", "/y", "/z", "/x"]
+    assert [found["bytes"] for found in seen] == [0, 5, 5, 0]
+    assert not answer.closed
+
+
+def test_trailers_are_not_headers(strict: Wire) -> None:
+    with connect(strict.address) as client:
+        client.sendall(posted("/x", "Transfer-Encoding: chunked") + b"0\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n")
+        assert json.loads(receive(client).replies[0].body)["headers"] == ["host", "transfer-encoding"]
+
+
+def test_a_broken_request_behind_others_waits_for_their_replies() -> None:
+    with wire(header_timeout=10.0) as server, connect(server.address) as client:
+        client.sendall(b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n" + b"GET / HTTP/1.1\r\n\r\n" + SMUGGLED)
+        time.sleep(0.2)
+        server.app.go.set()
+        answer = receive(client)
+    assert answer.statuses == [200, 400]
+    assert answer.replies[0].body == b"onetwo"
+    assert answer.closed
+    assert server.app.seen == ["/stream"]
+
+
+def test_expect_continue_is_answered_before_the_body_is_sent(strict: Wire) -> None:
+    with connect(strict.address) as client:
+        client.sendall(posted("/x", "Content-Length: 5", "Expect: 100-continue"))
+        assert receive(client).statuses == [100]
+        client.sendall(b"hello")
+        assert receive(client).statuses == [200]
+
+
+def test_a_head_that_does_not_end_is_cut() -> None:
+    with wire() as server:
+        begun = time.monotonic()
+        answer = server.send(b"GET / HTTP/1.1\r\nHost: h\r\n")
+        assert answer.statuses == [408]
+        assert answer.closed
+        assert "--header-timeout" in answer.replies[0].error["message"]
+        assert 0.4 < time.monotonic() - begun < 5
+
+
+def test_each_part_has_its_own_time() -> None:
+    with wire() as server, connect(server.address) as client:
+        for piece in (b"POST /x HTTP/1.1\r\n", b"Host: h\r\nContent-Length: 2\r\n\r\n", b"{", b"}"):
+            client.sendall(piece)
+            time.sleep(0.3)
+        assert receive(client).statuses == [200]
+    assert not server.refused
+
+
+def test_a_head_cannot_be_dragged_out() -> None:
+    with wire() as server, connect(server.address) as client:
+        begun = time.monotonic()
+        client.sendall(b"GET / HTTP/1.1\r\n")
+        _drip(client, b"X: y\r\n")
+        assert time.monotonic() - begun < 5
+    assert server.refused == ["header_timeout"]
+
+
+def test_a_silent_connection_is_closed_without_a_word() -> None:
+    with wire() as server:
+        answer = server.send()
+        assert answer.closed
+        assert answer.raw == b""
+
+
+def test_empty_lines_do_not_keep_an_idle_connection() -> None:
+    with wire() as server, connect(server.address) as client:
+        client.sendall(GET)
+        assert receive(client).statuses == [200]
+        begun = time.monotonic()
+        _drip(client, b"\r\n")
+        assert time.monotonic() - begun < 5
+
+
+def test_an_idle_connection_is_closed_after_its_time() -> None:
+    with wire() as server, connect(server.address) as client:
+        client.sendall(GET)
+        assert receive(client).statuses == [200]
+        time.sleep(0.3)
+        client.sendall(GET)  # in time
+        assert receive(client).statuses == [200]
+        assert receive(client, 5).closed
+
+
+@pytest.mark.parametrize("head", [posted("/x", "Content-Length: 1000"),
+                                  posted("/x", "Transfer-Encoding: chunked") + b"3e8\r\n"])
+def test_a_body_cannot_be_dragged_out(head: bytes) -> None:
+    with wire() as server, connect(server.address) as client:
+        begun = time.monotonic()
+        client.sendall(head)
+        raw = _drip(client, b"a")
+        assert time.monotonic() - begun < 5
+        assert raw.startswith(b"HTTP/1.1 408 ")
+        assert b"--body-timeout" in raw
+        assert server.refused == ["body_timeout"]
+        assert server.app.seen == ["/x", "disconnect"]
+
+
+def test_a_body_that_the_application_holds_back_is_not_late() -> None:
+    with wire() as server:
+        size = 3 << 20
+        answer = server.send(posted("/slow", f"Content-Length: {size}"), b"a" * size)
+        assert answer.statuses == [200]
+        assert json.loads(answer.replies[0].body)["bytes"] == size
+
+
+def test_a_body_that_nobody_waits_for_is_cut_too() -> None:
+    """The application answered long ago, and would let the connection live."""
+    with wire() as server, connect(server.address) as client:
+        client.sendall(posted("/hasty", "Content-Length: 1000"))
+        raw = _drip(client, b"a")
+    assert raw.count(b"HTTP/1.1 ") == 1
+    assert raw.startswith(b"HTTP/1.1 401 ")
+    assert server.refused == ["body_timeout"]
+
+
+def test_a_client_that_waits_for_continue_is_not_late() -> None:
+    with wire() as server, connect(server.address) as client:
+        client.sendall(posted("/slow", "Content-Length: 2", "Expect: 100-continue"))
+        assert receive(client).statuses == [100]
+        client.sendall(b"{}")
+        assert receive(client).statuses == [200]
+
+
+def test_an_early_refusal_reaches_a_client_that_is_still_sending() -> None:
+    with wire() as server:
+        size = 8 << 20
+        answer = server.send(posted("/early", f"Content-Length: {size}"), b"a" * size)
+        assert answer.statuses == [413]
+        assert answer.closed
+
+
+def test_a_long_answer_is_not_cut_by_the_deadlines_of_senders() -> None:
+    with wire() as server, connect(server.address) as client:
+        client.sendall(posted("/stream", "Content-Length: 2") + b"{}")
+        time.sleep(1.5)
+        server.app.go.set()
+        assert receive(client).replies[0].body == b"onetwo"
+
+
+def test_a_client_that_does_not_read_is_cut() -> None:
+    with wire() as server, connect(server.address) as client:
+        client.sendall(b"GET /endless HTTP/1.1\r\nHost: h\r\n\r\n")
+        _until(lambda: "disconnect" in server.app.seen)
+
+
+def test_connections_of_one_address_are_counted() -> None:
+    with wire(max_connections_per_ip=2, header_timeout=10.0) as server:
+        with connect(server.address) as one, connect(server.address) as two:
+            for client in (one, two):
+                client.sendall(GET)
+                assert receive(client).statuses == [200]
+            answer = server.send(GET)
+            assert answer.statuses == [503]
+            assert answer.closed
+            assert answer.replies[0].headers["retry-after"] == "1"
+        _until(lambda: server.send(GET).statuses == [200])
+    assert set(server.refused) == {"connections"}
+
+
+def _drip(client: socket.socket, piece: bytes) -> bytes:
+    """Send a piece now and then, until cut; what came back."""
+    client.settimeout(0.1)
+    raw = b""
+    while True:
+        try:
+            client.sendall(piece)
+            got = client.recv(65536)
+            if not got:
+                return raw
+            raw += got
+        except TimeoutError:
+            continue
+        except OSError:
+            return raw
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,112 @@
+"""The rule about who is given up, in a simulated engine with two workers that see only their own requests."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.frontend.request import Request
+from engine.frontend.resumption import culprits
+from engine.messages import Sampling
+from engine.trials import Trials
+
+
+def request(name: str) -> Request:
+    return Request(name, [1], Sampling(), [], None)  # type: ignore[arg-type]
+
+
+def crash(each: Request, *, started: bool = True, productive: bool = False, after_kill: bool = False) -> bool:
+    """One engine more that ended; whether the request is given up."""
+    each.started, each.productive = started, productive
+    return bool(culprits([each], after_kill=after_kill))
+
+
+def test_two_engines_that_broke_while_it_gave_no_token_are_enough() -> None:
+    assert [crash(each) for each in [request("r")] * 2] == [False, True]
+
+
+def test_after_kills_from_outside_it_takes_four() -> None:
+    assert [crash(each, after_kill=True) for each in [request("r")] * 4] == [False, False, False, True]
+
+
+def test_what_only_waited_and_what_produced_is_not_suspect() -> None:
+    waiting, productive = request("waiting"), request("productive")
+    assert not any(crash(waiting, started=False) or crash(productive, productive=True) for _ in range(9))
+    assert waiting.suspicion == productive.suspicion == 0
+
+
+def test_a_suspect_that_a_new_engine_held_back_is_not_judged_again() -> None:
+    held = request("held")
+    assert not crash(held)
+    assert held.suspicion
+    assert not any(culprits([held], after_kill=False) for _ in range(9))
+
+
+@dataclass
+class Engine:
+    """Takes up to two waiting requests a step; each gives a token in the step after it was taken up, or kills it."""
+
+    deadly: set[str]
+    running: list[Request] = field(default_factory=list)
+    waiting: list[Request] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.trials: Trials[Request] = Trials(self._add)
+
+    def _add(self, each: Request) -> bool:
+        self.waiting.append(each)
+        return True
+
+    def submit(self, each: Request) -> None:
+        if each.suspicion:
+            self.trials.enter(each)
+        else:
+            self._add(each)
+
+    def step(self, rng: random.Random) -> list[Request] | None:
+        """Those that ended; None if it broke."""
+        taken = [self.waiting.pop(rng.randrange(len(self.waiting))) for _ in range(min(2, len(self.waiting)))]
+        for each in taken:
+            each.started = True
+        if any(each.request_id in self.deadly for each in taken):
+            return None
+        ended = []
+        for each in self.running:
+            each.productive, each.suspicion = True, 0
+            self.trials.settled(each)
+            if rng.random() < 0.2:
+                ended.append(each)
+        self.running = [each for each in self.running if each not in ended] + taken
+        return ended
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 20), st.booleans())
+def test_a_single_culprit_strikes_twice_and_nobody_else_is_given_up(seed: int, num_requests: int, late: bool) -> None:
+    rng = random.Random(seed)
+    workers: list[list[Request]] = [[], []]
+    arriving = [request(f"r{i}") for i in range(num_requests)]
+    arriving.insert(num_requests if late else rng.randrange(num_requests + 1), request("deadly"))
+    engine, crashes, given_up = Engine({"deadly"}), 0, []
+    while arriving or workers[0] or workers[1]:
+        for _ in range(min(rng.randrange(3), len(arriving))):
+            each = arriving.pop(0)
+            workers[rng.randrange(2)].append(each)
+            engine.submit(each)
+        ended = engine.step(rng)
+        if ended is None:
+            crashes += 1
+            engine = Engine({"deadly"})
+            for worker in workers:
+                for each in culprits(worker, after_kill=False):
+                    given_up.append(each.request_id)
+                    worker.remove(each)
+                for each in worker:
+                    engine.submit(each)
+        else:
+            for worker in workers:
+                worker[:] = [each for each in worker if each not in ended]
+    assert (given_up, crashes) == (["deadly"], 2)
