@@ -38,6 +38,10 @@ class StepPlan(msgspec.Struct, array_like=True):
     block_rows: list[int] = []
     block_columns: list[int] = []
     block_ids: list[int] = []
+    # Decoding rows (by place in `rows`) whose first num_shared_tokens tokens lie in the same blocks, where knowing it
+    # saves reading them once a row.
+    shared_places: list[int] = []
+    num_shared_tokens: int = 0
     # Copy-on-write: whole KV blocks copied in every layer before anything else of this step.
     copy_sources: list[int] = []
     copy_targets: list[int] = []

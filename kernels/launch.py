@@ -10,6 +10,8 @@ from functools import cache
 
 import torch
 
+from kernels import pdl
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -21,10 +23,21 @@ class Tile:
     num_stages: int
 
 
+@dataclass(frozen=True, slots=True)
+class ProductTile:
+    """Of a product with few rows: outputs of a program, depth of a step, parts that the depth is cut into."""
+
+    outputs: int
+    depth: int
+    num_splits: int
+    num_warps: int
+    num_stages: int
+
+
 # family -> {(bytes of an element, widest padded head_dim that it is for): tile}, narrowest first.
 _DECODE = {
     "hopper": {
-        (2, 64): Tile(16, 128, 4, 3), (2, 128): Tile(16, 64, 2, 3), (2, 256): Tile(16, 32, 4, 3),
+        (2, 64): Tile(16, 128, 4, 3), (2, 128): Tile(16, 64, 4, 3), (2, 256): Tile(16, 32, 4, 3),
         (4, 64): Tile(16, 64, 4, 2), (4, 128): Tile(16, 32, 4, 2), (4, 256): Tile(16, 16, 4, 2),
     },
     "ampere": {
@@ -56,6 +69,9 @@ SPLIT_MIN_TOKENS = 256  # a decode split of fewer K/V tokens costs more than it 
 MAX_SPLITS = 64
 WAVES = 4  # decode programs wanted for each multiprocessor
 
+# So many decode programs rotate for themselves, which saves a kernel; more of them lose more by it.
+FUSED_ROTARY_PROGRAMS = 1024
+
 ACTIVATION_BLOCK = 1024
 COPY_BLOCK = 4096
 PENALTY_BLOCK = 1024
@@ -86,7 +102,10 @@ def num_multiprocessors(device: torch.device) -> int:
     return _num_multiprocessors(device.index or 0) if device.type == "cuda" else 2
 
 
-def decode_tile(device: torch.device, element_bytes: int, padded_head_dim: int) -> Tile:
+def decode_tile(device: torch.device, element_bytes: int, padded_head_dim: int, group: int) -> Tile:
+    """`group`: query heads of a KV head."""
+    if family(device) == "hopper" and (element_bytes, padded_head_dim) == (2, 128) and group > 1:
+        return Tile(16, 64, 2, 3)
     return _pick(_DECODE[family(device)], element_bytes, padded_head_dim)
 
 
@@ -94,19 +113,47 @@ def prefill_tile(device: torch.device, element_bytes: int, padded_head_dim: int)
     return _pick(_PREFILL[family(device)], element_bytes, padded_head_dim)
 
 
+def whole_prefill_tile(device: torch.device, element_bytes: int, head_dim: int, max_query_len: int) -> Tile | None:
+    """For prompts computed whole, by tensor descriptors. None: not there, or not faster."""
+    if device.type == "cpu":
+        return Tile(16, 16, 4, 1)  # the interpreter
+    if family(device) != "hopper" or element_bytes != 2 or head_dim not in (64, 128) or max_query_len < 1024:
+        return None
+    return Tile(128, 128, 8, 3) if head_dim == 128 else Tile(64, 64, 4, 3)
+
+
 def _pick(tiles: dict[tuple[int, int], Tile], element_bytes: int, padded_head_dim: int) -> Tile:
     return next(tile for (size, width), tile in tiles.items() if size == element_bytes and width >= padded_head_dim)
 
 
-def product_tile(device: torch.device, element_bytes: int, num_outputs: int, size: int) -> Tile | None:
-    """For a product with few rows: rows are outputs, columns the depth of a step. None: the library is faster."""
+def product_tile(device: torch.device, element_bytes: int, num_outputs: int, size: int) -> ProductTile | None:
+    """None: the library is faster, or not measured."""
     if device.type == "cpu":
-        return Tile(16, 256, 4, 1)  # the interpreter
-    if family(device) != "hopper" or element_bytes != 2 or (num_outputs < 2048 and size > 2 * num_outputs):
-        return None  # not measured elsewhere; few outputs and much depth want a cut along the depth
+        return ProductTile(16, 256, 1 if size <= 256 else 2, 4, 1)  # the interpreter
+    if family(device) != "hopper" or element_bytes != 2:
+        return None
     if num_outputs >= 8192:
-        return Tile(64, 128, 4, 3)
-    return Tile(32, 256, 4, 5) if num_outputs >= 2048 else Tile(16, 512, 2, 3)
+        return ProductTile(64, 128, 1, 4, 3)
+    if num_outputs >= 2048:
+        return ProductTile(64, 128, 2, 4, 4)
+    return ProductTile(32, 128, 1, 4, 4) if size < 2 * num_outputs else ProductTile(64, 128, 4, 4, 4)
+
+
+def gated_product_tile(device: torch.device, element_bytes: int, num_outputs: int) -> ProductTile | None:
+    """Outputs here are pairs of a gate's row and an up's."""
+    if device.type == "cpu":
+        return ProductTile(16, 256, 1, 4, 1)  # the interpreter
+    if family(device) != "hopper" or element_bytes != 2:
+        return None
+    return ProductTile(64, 128, 1, 4, 3) if 8192 <= num_outputs < 16384 else ProductTile(32, 128, 1, 2, 4)
+
+
+@cache
+def early(device: torch.device) -> dict[str, bool]:
+    """Launch options of a kernel that calls kernels.pdl: programmatic dependent launch where there is such a thing."""
+    if device.type == "cuda" and pdl.AVAILABLE and family(device) == "hopper":
+        return {"EARLY": True, "launch_pdl": True}
+    return {"EARLY": False}
 
 
 def num_splits(device: torch.device, num_programs: int, max_context_len: int) -> int:

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import launch
+from kernels import launch, pdl
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -19,7 +19,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     block = triton.next_power_of_2(size)
     if x.numel():
         _rms_norm[(x.numel() // size,)](x, x, weight, out, size, inner, outer_stride, inner_stride, 0, eps, ADD=False,
-                                        BLOCK=block, num_warps=launch.warps_for(block))
+                                        BLOCK=block, num_warps=launch.warps_for(block), **launch.early(x.device))
     return out
 
 
@@ -29,13 +29,14 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
     block = triton.next_power_of_2(size)
     if num_rows:
         _rms_norm[(num_rows,)](x, residual, weight, out, size, 1, x.stride(0), 0, residual.stride(0), eps, ADD=True,
-                               BLOCK=block, num_warps=launch.warps_for(block))
+                               BLOCK=block, num_warps=launch.warps_for(block), **launch.early(x.device))
     return out
 
 
 @triton.jit
 def _rms_norm(x, residual, weight, out, size, inner, outer_stride, inner_stride, residual_stride, eps,
-              ADD: tl.constexpr, BLOCK: tl.constexpr):
+              ADD: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    pdl.begin(EARLY)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size

@@ -23,6 +23,7 @@ _STEM = {
     "sample": "sampling",
     "logprobs": "logprobs",
     "skinny_product": "product",
+    "skinny_gated_product": "product",
 }
 _PACKAGE = {"cpu": "kernels.reference", "cuda": "kernels"}
 
@@ -57,10 +58,10 @@ def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos_sin:
     _FUNCTIONS[q.device.type]["rotary_and_cache"](q, k, v, cos_sin, positions, slots, k_cache, v_cache)
 
 
-def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any,
-                    scale: float) -> torch.Tensor:
+def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, scale: float,
+                    fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
     """`inputs` is an engine.attention.inputs.AttentionInputs."""
-    return _FUNCTIONS[q.device.type]["paged_attention"](q, k_cache, v_cache, inputs, scale)
+    return _FUNCTIONS[q.device.type]["paged_attention"](q, k_cache, v_cache, inputs, scale, fresh)
 
 
 def copy_blocks(k_cache: torch.Tensor, v_cache: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> None:
@@ -87,3 +88,7 @@ def logprobs(logits: torch.Tensor, token_ids: torch.Tensor,
 
 def skinny_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return _FUNCTIONS[x.device.type]["skinny_product"](x, weight, bias)
+
+
+def skinny_gated_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["skinny_gated_product"](x, weight, bias, kind)

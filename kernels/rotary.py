@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import launch, pdl
+
 
 def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor,
                      slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
@@ -22,7 +24,8 @@ def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos_sin:
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), cos_sin.stride(0),
         HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=rotary_dim // 2, BLOCK_SIZE=block_size,
         HEADS_PADDED=triton.next_power_of_2(num_heads), KV_HEADS_PADDED=triton.next_power_of_2(num_kv_heads),
-        HEAD_DIM_PADDED=triton.next_power_of_2(head_dim), HALF_PADDED=triton.next_power_of_2(rotary_dim // 2))
+        HEAD_DIM_PADDED=triton.next_power_of_2(head_dim), HALF_PADDED=triton.next_power_of_2(rotary_dim // 2),
+        **launch.early(q.device))
 
 
 # The step's tensors are cut out of larger ones: compiled once for any alignment.
@@ -31,7 +34,8 @@ def _rotary_and_cache(q, k, v, cos_sin, positions, slots, k_cache, v_cache,
                       q_stride, q_head_stride, k_stride, k_head_stride, v_stride, v_head_stride, cos_sin_stride,
                       HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
                       BLOCK_SIZE: tl.constexpr, HEADS_PADDED: tl.constexpr, KV_HEADS_PADDED: tl.constexpr,
-                      HEAD_DIM_PADDED: tl.constexpr, HALF_PADDED: tl.constexpr):
+                      HEAD_DIM_PADDED: tl.constexpr, HALF_PADDED: tl.constexpr, EARLY: tl.constexpr):
+    pdl.begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     half = tl.arange(0, HALF_PADDED)
     angles = cos_sin + tl.load(positions + token).to(tl.int64) * cos_sin_stride + half
@@ -56,8 +60,11 @@ def _rotary_and_cache(q, k, v, cos_sin, positions, slots, k_cache, v_cache,
         k_a = tl.load(source + half[None, :], mask=inside_half, other=0.0).to(tl.float32)
         k_b = tl.load(source + HALF + half[None, :], mask=inside_half, other=0.0).to(tl.float32)
         target = k_cache + begin + half[None, :]
-        tl.store(target, (k_a * cos - k_b * sin).to(k_cache.dtype.element_ty), mask=inside_half)
-        tl.store(target + HALF, (k_b * cos + k_a * sin).to(k_cache.dtype.element_ty), mask=inside_half)
+        k_a, k_b = k_a * cos - k_b * sin, k_b * cos + k_a * sin
+        tl.store(target, k_a.to(k_cache.dtype.element_ty), mask=inside_half)
+        tl.store(target + HALF, k_b.to(k_cache.dtype.element_ty), mask=inside_half)
+        tl.store(source + half[None, :], k_a.to(k.dtype.element_ty), mask=inside_half)
+        tl.store(source + HALF + half[None, :], k_b.to(k.dtype.element_ty), mask=inside_half)
 
         dims = tl.arange(0, HEAD_DIM_PADDED)[None, :]
         inside_head = (kv_heads < KV_HEADS) & (dims < HEAD_DIM)

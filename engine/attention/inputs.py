@@ -27,6 +27,10 @@ class AttentionInputs:
     num_decodes: int
     max_query_len: int
     max_context_len: int  # upper bound of context_lens
+    first_whole: int  # from this sequence on, all are prompts of which nothing was computed before; seqs if unknown
+    # Where decoding sequences begin with the same blocks (None: nowhere, or not worth it): [decodes] int32, how many
+    # tokens each has in common with the others (0 = none); and [decodes] int32, which sequences these are, then -1.
+    shared: tuple[torch.Tensor, torch.Tensor] | None = None
     # The host's own copies for the CPU path (lists parallel to seqs); None under CUDA, which never reads them.
     host_query_lens: list[int] | None = None
     host_context_lens: list[int] | None = None

@@ -27,5 +27,4 @@ class PagedAttention:
         k_cache, v_cache = kv_cache
         heads = qkv.view(qkv.shape[0], -1, self.head_dim)
         q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        ops.rotary_and_cache(q, k, v, self._cos_sin, inputs.positions, inputs.slots, k_cache, v_cache)
-        return ops.paged_attention(q, k_cache, v_cache, inputs, self.scale).flatten(1)
+        return ops.paged_attention(q, k_cache, v_cache, inputs, self.scale, (k, v, self._cos_sin)).flatten(1)

@@ -6,8 +6,6 @@ touched by the host: also a token sampled one step ago is read from the table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -17,39 +15,45 @@ from engine.execution.upload import Upload
 from engine.plan import StepPlan
 
 
-@dataclass(slots=True)
-class Batch:
-    token_ids: torch.Tensor  # [tokens] int32
-    inputs: AttentionInputs
-    last_tokens: torch.Tensor  # [samples] int32, place in the flat batch of each sampling row's last token
-    sample_rows: torch.Tensor  # [samples] int32
-    sample_positions: torch.Tensor  # [samples] int32, where the sampled token goes
-
-
 def pack(plan: StepPlan, upload: Upload) -> None:
     rows = np.array(plan.rows, np.int32)
     starts = np.array(plan.starts, np.int32)
     lengths = np.array(plan.num_tokens, np.int32)
     query_starts = np.zeros(len(rows) + 1, np.int32)
     np.cumsum(lengths, out=query_starts[1:])
-    if plan.num_decodes == len(rows):
-        token_rows, positions = rows, starts
-    else:
-        token_rows = np.repeat(rows, lengths)
-        # 0, 1, 2, ... within each sequence, plus its start
-        positions = np.arange(query_starts[-1], dtype=np.int32) + np.repeat(starts - query_starts[:-1], lengths)
-    samples = np.array(plan.samples, bool)
+    token_rows, positions = token_positions(rows, starts, lengths)
     upload.add("rows", rows)
     upload.add("query_starts", query_starts)
     upload.add("context_lens", starts + lengths)
     upload.add("token_rows", token_rows)
-    upload.add("positions", positions.astype(np.int32, copy=False))
-    upload.add("last_tokens", (query_starts[1:] - 1)[samples])
-    upload.add("sample_rows", rows[samples])
-    upload.add("sample_positions", (starts + lengths)[samples])
+    upload.add("positions", positions)
+    upload.add("last_tokens", (query_starts[1:] - 1)[np.array(plan.samples, bool)])
+    if plan.shared_places:
+        shared = np.zeros((2, plan.num_decodes), np.int32)  # lengths, members
+        shared[0, plan.shared_places] = plan.num_shared_tokens
+        shared[1] = -1
+        shared[1, :len(plan.shared_places)] = plan.shared_places
+        upload.add("shared", shared)
 
 
-def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int, *, host_lists: bool) -> Batch:
+def pack_samples(plan: StepPlan, upload: Upload) -> None:
+    """What the sampler needs of the rows that sample."""
+    samples = np.array(plan.samples, bool)
+    upload.add("sample_rows", np.array(plan.rows, np.int32)[samples])
+    upload.add("sample_positions", np.array([s + n for s, n in zip(plan.starts, plan.num_tokens)], np.int32)[samples])
+
+
+def token_positions(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row and position of each token of sequences that lie one after the other."""
+    first = np.cumsum(lengths) - lengths
+    # 0, 1, 2, ... within each sequence, plus its start
+    positions = np.arange(int(lengths.sum()), dtype=np.int32) + np.repeat(starts - first, lengths)
+    return np.repeat(rows, lengths), positions.astype(np.int32, copy=False)
+
+
+def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int, *,
+           host_lists: bool) -> tuple[torch.Tensor, AttentionInputs]:
+    """Token ids [tokens] int32, and what attention needs to know."""
     positions, token_rows = upload["positions"], upload["token_rows"]
     ends = [s + n for s, n in zip(plan.starts, plan.num_tokens)]
     max_context_len = max(ends)
@@ -63,16 +67,12 @@ def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int,
         num_decodes=plan.num_decodes,
         max_query_len=max(plan.num_tokens),
         max_context_len=max_context_len,
+        first_whole=max((place + 1 for place, start in enumerate(plan.starts) if start), default=0),
+        shared=(upload["shared"][0], upload["shared"][1]) if plan.shared_places else None,
         host_query_lens=plan.num_tokens if host_lists else None,
         host_context_lens=ends if host_lists else None,
     )
-    return Batch(
-        token_ids=table.tokens[token_rows, positions],
-        inputs=inputs,
-        last_tokens=upload["last_tokens"],
-        sample_rows=upload["sample_rows"],
-        sample_positions=upload["sample_positions"],
-    )
+    return table.tokens[token_rows, positions], inputs
 
 
 def slots_of(table: RequestTable, rows: torch.Tensor, positions: torch.Tensor, block_size: int) -> torch.Tensor:

@@ -35,9 +35,8 @@ class InProcessExecutor:
 
     @property
     def num_graph_steps(self) -> int:
-        """Steps that a captured graph carried out."""
-        graphs = self._runner.graphs
-        return graphs.num_replays if graphs is not None else 0
+        """Steps that a CUDA graph carried out."""
+        return self._runner.num_graph_steps
 
     def launch(self, plan: StepPlan) -> Pending:
         return self._runner.launch(plan)

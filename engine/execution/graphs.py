@@ -1,98 +1,213 @@
-"""CUDA graphs of decode steps, one a batch size, sharing one memory pool.
+"""CUDA graphs of whole steps, from request table to sampled tokens; one for each size, sharing one memory pool.
 
-A graph reads its rows and positions from static buffers and everything else from the request table, so a replay needs
-two small copies. Steps between two sizes use the larger one, padded with the table's spare row.
+A graph reads one vector of integers (rows, positions, lengths; `pack` makes it on the host) and everything else from
+the request table, so a step is one small copy and one launch. Steps between two sizes use the larger one: padded
+entries point to the table's spare row. Steps that fit no size are run kernel by kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 
 from engine.attention.inputs import AttentionInputs
-from engine.execution.batch import slots_of
+from engine.execution.batch import slots_of, token_positions
 from engine.execution.kv_cache import KVCache
-from engine.execution.request_table import RequestTable
+from engine.execution.request_table import MIN_P, TEMPERATURE, TOP_P, RequestTable
 from engine.models.base import CausalLM
 from engine.plan import StepPlan
+from kernels import ops
+from kernels.launch import SKINNY_ROWS
 
-MAX_SIZE = 1024
+Vector = TypeVar("Vector", np.ndarray, torch.Tensor)
+
+MAX_DECODES = 1024
+# Of steps that also prefill. Longer ones keep the device busy for longer than the host takes to launch their kernels.
+MIXED_DECODES = (1, 16, 64, 128, 256)
+PREFILL_TOKENS = (16, 64, 128, 192, 256, 384, 512)
+MAX_PREFILLS = 8
+MIN_SHARING = 16  # decodes: fewer are not worth a second set of graphs
 
 
-def sizes_up_to(limit: int) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a graph has room for: so many sequences of one token, then up to MAX_PREFILLS with so many in all."""
+
+    num_decodes: int
+    num_prefill_tokens: int = 0
+    shared: bool = False
+
+    @property
+    def num_seqs(self) -> int:
+        return self.num_decodes + (MAX_PREFILLS if self.num_prefill_tokens else 0)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_decodes + self.num_prefill_tokens
+
+    @property
+    def _lengths(self) -> dict[str, int]:
+        """The parts of the vector of integers that a graph of this size reads."""
+        seqs, tokens, shared = self.num_seqs, self.num_tokens, self.num_decodes if self.shared else 0
+        return {"rows": seqs, "context_lens": seqs, "sample_positions": seqs, "last_tokens": seqs,
+                "query_starts": seqs + 1, "token_rows": tokens, "positions": tokens, "shared_lens": shared,
+                "members": shared}
+
+    @property
+    def vector_length(self) -> int:
+        return sum(self._lengths.values())
+
+    def cut(self, vector: Vector) -> dict[str, Vector]:
+        parts, start = {}, 0
+        for name, length in self._lengths.items():
+            parts[name] = vector[start: start + length]
+            start += length
+        return parts
+
+    def sample_places(self, plan: StepPlan) -> np.ndarray:
+        """Of the plan's rows that sample, among the sequences of a graph of this size."""
+        places = np.arange(len(plan.rows), dtype=np.int32)
+        places[plan.num_decodes:] += self.num_decodes - plan.num_decodes
+        return places[np.array(plan.samples, bool)]
+
+
+def decode_sizes(limit: int) -> list[int]:
     """1, 2, 4, 8, then every 8 to 64, 16 to 256, 32 to 512, 64: from 64 on, padding costs at most a fifth."""
-    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 512, 32), *range(512, MAX_SIZE + 1, 64)]
-    kept = [size for size in sizes if size < limit]
-    return [*kept, min(limit, MAX_SIZE)]
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 512, 32), *range(512, MAX_DECODES + 1, 64)]
+    largest = min(limit, MAX_DECODES)
+    return [*(size for size in sizes if size < largest), largest]
+
+
+def all_sizes(max_rows: int, *, with_sharing: bool) -> list[Size]:
+    """Largest first, so that the pool is as large as it will get at once."""
+    decodes = decode_sizes(max_rows)
+    sizes = [Size(n) for n in decodes]
+    if with_sharing:
+        sizes += [Size(n, shared=True) for n in decodes if n >= MIN_SHARING]
+    sizes += [Size(n, tokens) for n in MIXED_DECODES if n <= max_rows for tokens in PREFILL_TOKENS]
+    return sorted(sizes, key=lambda size: -size.num_tokens)
 
 
 @dataclass(slots=True)
-class _Captured:
+class Captured:
     graph: torch.cuda.CUDAGraph
-    logits: torch.Tensor  # [size, vocab]
+    vector: torch.Tensor  # [vector_length] int32
+    # Overwritten by the next replay of any graph.
+    logits: torch.Tensor  # [seqs, vocab]
+    token_ids: torch.Tensor  # [seqs] int32, sampled without penalties; also written to the table
 
 
-class DecodeGraphs:
-    def __init__(self, model: CausalLM, table: RequestTable, kv_caches: list[KVCache], block_size: int) -> None:
+class StepGraphs:
+    def __init__(self, model: CausalLM, table: RequestTable, kv_caches: list[KVCache], block_size: int,
+                 max_context_len: int) -> None:
         self._model = model
         self._table = table
         self._kv_caches = kv_caches
         self._block_size = block_size
-        self._captured: dict[int, _Captured] = {}
-        self._size_for: list[int] = []  # number of rows -> captured size
-        self._rows = torch.empty(0)
-        self._positions = torch.empty(0)
+        self._max_context_len = max_context_len
+        self._captured: dict[Size, Captured] = {}
+        self._sizes: list[Size] = []  # captured, smallest first
 
-    def capture(self, max_rows: int, max_context_len: int, progress: Callable[[str, float], None]) -> None:
-        """Capture every size, largest first so that the pool is as large as it will get at once."""
-        sizes = sizes_up_to(max_rows)
-        device = self._table.tokens.device
-        self._rows = torch.full((sizes[-1],), self._table.padding_row, dtype=torch.int32, device=device)
-        self._positions = torch.full((sizes[-1],), -1, dtype=torch.int32, device=device)
+    def capture(self, sizes: list[Size], progress: Callable[[str, float], None]) -> None:
         pool = torch.cuda.graph_pool_handle()
-        for done, size in enumerate(reversed(sizes)):
+        warmed: set[tuple[bool, bool]] = set()
+        for done, size in enumerate(sizes):
             progress("capturing graphs", done / len(sizes))
-            if done == 0:
-                self._forward(size, max_context_len)  # compiles kernels and warms the allocator outside a capture
+            vector = torch.from_numpy(self.pack(StepPlan(0), size)).to(self._table.tokens.device)
+            kind = (size.shared, size.num_prefill_tokens > 0)
+            if kind not in warmed or size.num_tokens <= SKINNY_ROWS:
+                warmed.add(kind)
+                self._step(size, vector)  # compiles kernels, and allocates what they keep, outside a capture
                 torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                logits = self._forward(size, max_context_len)
-            self._captured[size] = _Captured(graph, logits)
-        self._size_for = [next(size for size in sizes if size >= rows) for rows in range(sizes[-1] + 1)]
+                logits, token_ids = self._step(size, vector)
+            self._captured[size] = Captured(graph, vector, logits, token_ids)
+        self._sizes = sorted(sizes, key=lambda size: (size.num_tokens, size.num_decodes))
 
-    def fits(self, plan: StepPlan) -> bool:
-        return plan.num_decodes == len(plan.rows) < len(self._size_for)
+    def size_for(self, plan: StepPlan) -> Size | None:
+        """The smallest captured size that has room for the plan."""
+        num_decodes, num_prefills = plan.num_decodes, len(plan.rows) - plan.num_decodes
+        num_tokens = sum(plan.num_tokens[num_decodes:])
+        shared = bool(plan.shared_places)
+        if num_prefills > MAX_PREFILLS or (shared and num_prefills):
+            return None
+        return next((size for size in self._sizes
+                     if size.num_decodes >= num_decodes and size.num_prefill_tokens >= num_tokens
+                     and size.shared == shared and bool(size.num_prefill_tokens) == bool(num_tokens)), None)
 
-    def replay(self, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Logits [rows, vocab] of one decode step; overwritten by the next replay."""
-        count = rows.shape[0]
-        size = self._size_for[count]
-        self._rows[:count] = rows
-        self._positions[:count] = positions
-        if count < size:
-            self._rows[count:size] = self._table.padding_row
-            self._positions[count:size] = -1
+    def pack(self, plan: StepPlan, size: Size) -> np.ndarray:
+        """The vector that a replay reads; an empty plan makes one of nothing but padding."""
+        vector = np.empty(size.vector_length, np.int32)
+        parts = size.cut(vector)
+        n, room = plan.num_decodes, size.num_decodes
+        rows, starts, lengths = (np.array(x, np.int32) for x in (plan.rows, plan.starts, plan.num_tokens))
+        long = slice(room, room + len(rows) - n)
+        ends = starts + lengths
+        sampled = np.where(np.array(plan.samples, bool), ends, -1)
+        for name, values, padding in (("rows", rows, self._table.padding_row), ("context_lens", ends, 0),
+                                      ("sample_positions", sampled, -1)):
+            part = parts[name]
+            part.fill(padding)
+            part[:n] = values[:n]
+            part[long] = values[n:]
+        query_starts = parts["query_starts"]
+        query_starts[:room + 1] = np.arange(room + 1)
+        stops = room + np.cumsum(lengths[n:])
+        query_starts[room + 1:] = stops[-1] if len(stops) else room
+        query_starts[room + 1: long.stop + 1] = stops
+        parts["last_tokens"][:room] = np.arange(room)
+        parts["last_tokens"][room:] = 0
+        parts["last_tokens"][long] = stops - 1
+        token_rows, positions = parts["token_rows"], parts["positions"]
+        token_rows.fill(self._table.padding_row)
+        positions.fill(-1)
+        token_rows[:n], positions[:n] = rows[:n], starts[:n]
+        if len(stops):
+            tokens = slice(room, int(stops[-1]))
+            token_rows[tokens], positions[tokens] = token_positions(rows[n:], starts[n:], lengths[n:])
+        if size.shared:
+            members = plan.shared_places
+            parts["shared_lens"].fill(0)
+            parts["shared_lens"][members] = plan.num_shared_tokens
+            parts["members"].fill(-1)
+            parts["members"][:len(members)] = members
+        return vector
+
+    def run(self, size: Size, vector: torch.Tensor) -> Captured:
         captured = self._captured[size]
+        captured.vector.copy_(vector)
         captured.graph.replay()
-        return captured.logits[:count]
+        return captured
 
-    def _forward(self, size: int, max_context_len: int) -> torch.Tensor:
-        rows, positions = self._rows[:size], self._positions[:size]
-        real = positions >= 0
+    def _step(self, size: Size, vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        table, parts = self._table, size.cut(vector)
+        rows, token_rows, positions = parts["rows"], parts["token_rows"], parts["positions"]
         places = positions.clamp(min=0)
-        slots = torch.where(real, slots_of(self._table, rows, places, self._block_size), -1).to(torch.int32)
+        slots = torch.where(positions >= 0, slots_of(table, token_rows, places, self._block_size), -1).to(torch.int32)
         inputs = AttentionInputs(
             positions=places,
             slots=slots,
-            query_starts=torch.arange(size + 1, dtype=torch.int32, device=rows.device),
-            context_lens=positions + 1,
-            block_tables=self._table.block_tables.index_select(0, rows),
-            num_decodes=size,
-            max_query_len=1,
-            max_context_len=max_context_len,
+            query_starts=parts["query_starts"],
+            context_lens=parts["context_lens"],
+            block_tables=table.block_tables.index_select(0, rows),
+            num_decodes=size.num_decodes,
+            max_query_len=max(size.num_prefill_tokens, 1),
+            max_context_len=self._max_context_len,
+            first_whole=size.num_seqs,
+            shared=(parts["shared_lens"], parts["members"]) if size.shared else None,
         )
-        token_ids = self._table.tokens[rows, places]
-        return self._model.logits(self._model.forward(token_ids, inputs, self._kv_caches))
+        hidden = self._model.forward(table.tokens[token_rows, places], inputs, self._kv_caches)
+        if size.num_prefill_tokens:
+            hidden = hidden.index_select(0, parts["last_tokens"])
+        logits = self._model.logits(hidden)
+        targets = parts["sample_positions"]
+        at = targets.clamp(min=0)
+        token_ids = ops.sample(logits, table.floats[TEMPERATURE, rows], table.top_k[rows], table.floats[TOP_P, rows],
+                               table.floats[MIN_P, rows], table.seeds[rows], at, filtered=True)
+        table.tokens[torch.where(targets >= 0, rows, table.padding_row), at] = token_ids
+        return logits, token_ids

@@ -13,14 +13,14 @@ import torch
 
 from engine.config import EngineConfig
 from engine.execution import batch, kv_cache
-from engine.execution.graphs import DecodeGraphs
+from engine.execution.graphs import Size, StepGraphs, all_sizes
 from engine.execution.pending import Pending
 from engine.execution.request_table import FREQUENCY, MIN_P, PRESENCE, REPETITION, TEMPERATURE, TOP_P, RequestTable
 from engine.execution.upload import Upload
 from engine.parallel import Parallel
 from engine.plan import StepPlan
 from engine.sampling.inputs import SamplingInputs
-from engine.sampling.sampler import sample
+from engine.sampling.sampler import Sampled, sample
 from engine.weights.load import load_model
 from kernels import ops
 
@@ -38,7 +38,9 @@ class ModelRunner:
         self.model = load_model(config, parallel, self.device, self.dtype, progress)
         self.table = RequestTable.empty(config.max_num_seqs, config.max_model_len, self.block_size, self.device)
         self.kv_caches: list[kv_cache.KVCache] = []
-        self.graphs: DecodeGraphs | None = None
+        self.graphs: StepGraphs | None = None
+        self.num_graph_steps = 0
+        self.num_shared_steps = 0  # in which blocks were read once for many rows
 
     @property
     def block_bytes(self) -> int:
@@ -54,28 +56,27 @@ class ModelRunner:
     def capture(self, progress: Progress) -> None:
         """CUDA graphs of decode steps, where they are wanted and possible."""
         if self.device.type == "cuda" and not self.config.args.enforce_eager:
-            self.graphs = DecodeGraphs(self.model, self.table, self.kv_caches, self.block_size)
-            self.graphs.capture(self.config.max_num_seqs, self.config.max_model_len, progress)
+            self.graphs = StepGraphs(self.model, self.table, self.kv_caches, self.block_size, self.config.max_model_len)
+            sizes = all_sizes(self.config.max_num_seqs, with_sharing=self.config.args.enable_prefix_caching)
+            self.graphs.capture(sizes, progress)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
-        upload = Upload()
-        self.table.pack(plan, upload)
-        batch.pack(plan, upload)
-        if plan.copy_sources:
-            upload.add("copies", np.array([plan.copy_sources, plan.copy_targets], np.int32))
-        forbidden = self._forbidden(plan)
-        if forbidden is not None:
-            upload.add("forbidden", forbidden)
-        upload.send(self.device)
-
-        if plan.copy_sources:
-            sources, targets = upload["copies"]
-            for k_cache, v_cache in self.kv_caches:
-                ops.copy_blocks(k_cache, v_cache, sources, targets)
-        self.table.apply(plan, upload)
-        logits = self._logits(plan, upload)
-        if logits is None:
+        size = None if self.graphs is None else self.graphs.size_for(plan)
+        special = not self.table.special_rows.isdisjoint(plan.rows)
+        forbidden = self._forbidden(plan) if special else None
+        upload = self._upload(plan, size, forbidden)
+        self._change_tables(plan, upload)
+        self.num_shared_steps += bool(plan.shared_places)
+        if self.graphs is not None and size is not None:
+            self.num_graph_steps += 1
+            step = self.graphs.run(size, upload["graph"])
+            if not special:  # the graph has sampled, and written to the table
+                return Pending.of(Sampled(_sampled_only(step.token_ids, plan, upload), None), [])
+            logits: torch.Tensor | None = _sampled_only(step.logits, plan, upload)
+        else:
+            logits = self._logits(plan, upload)
+        if logits is None or not any(plan.samples):
             return Pending.empty()
         inputs = self._sampling_inputs(plan, upload)
         if forbidden is not None:
@@ -84,13 +85,36 @@ class ModelRunner:
         self.table.tokens[inputs.row_ids, inputs.positions] = sampled.token_ids
         return Pending.of(sampled, [self.table.host[row].logprobs for row in _sampling_rows(plan)])
 
+    def _upload(self, plan: StepPlan, size: Size | None, forbidden: np.ndarray | None) -> Upload:
+        """All that the step reads of the host."""
+        upload = Upload()
+        self.table.pack(plan, upload)
+        batch.pack_samples(plan, upload)
+        if self.graphs is not None and size is not None:
+            upload.add("graph", self.graphs.pack(plan, size))
+            if not _samples_first(plan):
+                upload.add("sample_places", size.sample_places(plan))
+        else:
+            batch.pack(plan, upload)
+        if plan.copy_sources:
+            upload.add("copies", np.array([plan.copy_sources, plan.copy_targets], np.int32))
+        if forbidden is not None:
+            upload.add("forbidden", forbidden)
+        upload.send(self.device)
+        return upload
+
+    def _change_tables(self, plan: StepPlan, upload: Upload) -> None:
+        if plan.copy_sources:
+            sources, targets = upload["copies"]
+            for k_cache, v_cache in self.kv_caches:
+                ops.copy_blocks(k_cache, v_cache, sources, targets)
+        self.table.apply(plan, upload)
+
     def _logits(self, plan: StepPlan, upload: Upload) -> torch.Tensor | None:
-        """Logits of the sampling rows, [samples, vocab]; None where no row samples."""
-        if self.graphs is not None and self.graphs.fits(plan):
-            logits = self.graphs.replay(upload["rows"], upload["positions"])
-            return logits if all(plan.samples) else logits.index_select(0, upload["last_tokens"])
-        step = batch.gather(plan, upload, self.table, self.block_size, host_lists=self.device.type == "cpu")
-        hidden = self.model.forward(step.token_ids, step.inputs, self.kv_caches)
+        """Logits of the sampling rows, [samples, vocab], kernel by kernel; None where no row samples."""
+        token_ids, attention = batch.gather(plan, upload, self.table, self.block_size,
+                                            host_lists=self.device.type == "cpu")
+        hidden = self.model.forward(token_ids, attention, self.kv_caches)
         if not any(plan.samples):
             return None
         if hidden.shape[0] != upload["last_tokens"].shape[0]:
@@ -131,6 +155,18 @@ class ModelRunner:
                 entries += [(place, token) for token in host.stop_token_ids]
             place += 1
         return np.array(entries, np.int32).T.copy() if entries else None
+
+
+def _samples_first(plan: StepPlan) -> bool:
+    """Whether a graph's first results are those of the plan's rows, one each."""
+    return plan.num_decodes == len(plan.rows) and all(plan.samples)
+
+
+def _sampled_only(results: torch.Tensor, plan: StepPlan, upload: Upload) -> torch.Tensor:
+    """Of a graph's results, one a sequence, those of the rows that sample."""
+    if _samples_first(plan):
+        return results[:plan.num_decodes]
+    return results.index_select(0, upload["sample_places"])
 
 
 def _sampling_rows(plan: StepPlan) -> list[int]:

@@ -30,6 +30,11 @@ class HostRow:
     filtered: bool = False
     penalized: bool = False
 
+    @property
+    def special(self) -> bool:
+        """Whether a step graph's own sampling is not enough."""
+        return self.penalized or self.logprobs >= 0 or self.min_tokens > 0
+
 
 @dataclass(slots=True)
 class RequestTable:
@@ -40,6 +45,7 @@ class RequestTable:
     floats: torch.Tensor  # [6, rows] float32
     seeds: torch.Tensor  # [rows] int64
     host: list[HostRow] = field(default_factory=list)
+    special_rows: set[int] = field(default_factory=set)
 
     @classmethod
     def empty(cls, num_rows: int, max_model_len: int, block_size: int, device: torch.device) -> RequestTable:
@@ -68,7 +74,8 @@ class RequestTable:
         if plan.new_rows:
             new = plan.new_rows
             for n in new:
-                self.host[n.row] = _host_row(n)
+                host = self.host[n.row] = _host_row(n)
+                (self.special_rows.add if host.special else self.special_rows.discard)(n.row)
             upload.add("new_rows", np.array([n.row for n in new], np.int32))
             upload.add("new_prompt", np.array([n.num_prompt_tokens for n in new], np.int32))
             upload.add("new_top_k", np.array([n.sampling.top_k for n in new], np.int32))

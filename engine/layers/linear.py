@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.layers.product import product
+from engine.layers.product import gated_product, product
 from engine.parallel import Parallel
 from engine.weights.checkpoint import View
 
@@ -29,9 +29,12 @@ class Part:
 
 
 class ColumnParallelLinear:
-    """y = x W^T + b, where this rank computes some of y. `parts` lie one after the other in y."""
+    """y = x W^T + b, where this rank computes some of y. `parts` lie one after the other in y.
 
-    def __init__(self, view: View, in_features: int, parts: list[Part], *, bias: bool) -> None:
+    With `gate`, an activation's name, y has two parts, and act(first) * second is returned.
+    """
+
+    def __init__(self, view: View, in_features: int, parts: list[Part], *, bias: bool, gate: str = "") -> None:
         out_features = sum(part.size for part in parts)
         weight = view.empty(out_features, in_features)
         biases = view.empty(out_features) if bias else None
@@ -42,7 +45,8 @@ class ColumnParallelLinear:
             if biases is not None:
                 view.take(f"{part.name}.bias", (part.num_rows,), rows=part.rows, out=biases[place])
             start = place.stop
-        self._product: Callable[[torch.Tensor], torch.Tensor] = product(weight, biases)
+        self._product: Callable[[torch.Tensor], torch.Tensor] = (
+            gated_product(weight, biases, gate) if gate else product(weight, biases))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x)

@@ -8,7 +8,6 @@ from engine.errors import ConfigError
 from engine.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
 from engine.parallel import Parallel
 from engine.weights.checkpoint import View
-from kernels import ops
 
 # config.json's hidden_act -> the kernel's kind
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -19,14 +18,13 @@ class GatedMLP:
                  bias: bool) -> None:
         if activation not in _ACTIVATIONS:
             raise ConfigError(f"hidden_act {activation!r} is not supported; supported are {', '.join(_ACTIVATIONS)}")
-        self._kind = _ACTIVATIONS[activation]
         mine = parallel.share(intermediate_size, "intermediate_size")
         self._gate_up = ColumnParallelLinear(view, hidden_size, [
             Part("gate_proj", intermediate_size, mine),
             Part("up_proj", intermediate_size, mine),
-        ], bias=bias)
+        ], bias=bias, gate=_ACTIVATIONS[activation])
         self._down = RowParallelLinear(view.sub("down_proj"), intermediate_size, hidden_size, mine, parallel, bias=bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] -> [tokens, hidden]."""
-        return self._down(ops.gated_activation(self._gate_up(x), self._kind))
+        return self._down(self._gate_up(x))

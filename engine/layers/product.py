@@ -24,6 +24,22 @@ def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[
     return partial(F.linear, weight=weight, bias=bias)
 
 
+def gated_product(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """[n, in] -> [n, out / 2]: the product, then act(first half) * second half."""
+    plain = product(weight, bias)
+
+    def in_two(x: torch.Tensor) -> torch.Tensor:
+        return ops.gated_activation(plain(x), kind)
+
+    if not (weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16)):
+        return in_two
+
+    def in_one_for_few_rows(x: torch.Tensor) -> torch.Tensor:
+        return ops.skinny_gated_product(x, weight, bias, kind) if x.shape[0] <= SKINNY_ROWS else in_two(x)
+
+    return in_one_for_few_rows
+
+
 def _by_num_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Few rows only read the weights, and the library does not get there; many rows are its business."""
     if x.shape[0] <= SKINNY_ROWS:

@@ -24,6 +24,7 @@ from engine.scheduling.allocator import BlockAllocator
 from engine.scheduling.prefix_index import extend_hashes
 from engine.scheduling.queue import WaitingQueue
 from engine.scheduling.request import Request, RequestStatus
+from engine.scheduling.sharing import NOTHING_SHARED, SharedBeginning, largest_shared_beginning
 
 Logprobs = tuple[float, int, list[int], list[float]]  # as in StepResult
 
@@ -82,11 +83,16 @@ class _Draft:
         plan.block_columns += range(first_column, first_column + len(blocks))
         plan.block_ids += blocks
 
-    def finish(self) -> StepPlan:
-        self.plan.num_decodes = len(self.plan.rows)
+    def finish(self, shared: SharedBeginning) -> StepPlan:
+        plan = self.plan
+        plan.num_decodes = len(plan.rows)
+        if shared.num_tokens:
+            members = [place for place, row in enumerate(plan.rows) if row in shared.rows]
+            if shared.is_worth_it(len(members)):
+                plan.shared_places, plan.num_shared_tokens = members, shared.num_tokens
         for item in self.long:
             self._append(*item)
-        return self.plan
+        return plan
 
     def _append(self, request: Request, start: int, num_tokens: int, samples: bool) -> None:
         plan = self.plan
@@ -120,6 +126,8 @@ class Scheduler:
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
         self._in_flight: deque[tuple[int, list[Request]]] = deque()  # step, requests that it samples for
         self._started: list[Request] = []  # taken up for the first time, and not reported yet
+        self._running_changed = False  # since the shared beginning was looked for
+        self._shared = NOTHING_SHARED
 
     # -- what the core asks
 
@@ -207,7 +215,11 @@ class Scheduler:
         self._schedule_running(draft)
         if not draft.under_pressure:
             self._admit_waiting(draft)
-        plan = draft.finish()
+        if self._running_changed:
+            self._running_changed = False
+            self._shared = largest_shared_beginning(self._running, self._allocator.pool.reference_counts,
+                                                    self.config.block_size)
+        plan = draft.finish(self._shared)
         if not plan.rows:
             return None
         for leader in draft.leaders:  # only now: copies precede the forward pass that fills their source
@@ -356,6 +368,7 @@ class Scheduler:
             request.block_hashes = leader.block_hashes[:num_full]
         request.num_registered = num_full
         insort(self._running, request, key=_ORDER)
+        self._running_changed = True
         draft.plan.new_rows.append(request.new_row())
         draft.set_blocks(request, 0)
         draft.compute(request)
@@ -405,6 +418,7 @@ class Scheduler:
 
     def _give_back(self, request: Request) -> None:
         """Frees what a running request holds."""
+        self._running_changed = True
         self._allocator.free(request.blocks)
         self._free_rows.append(request.row)
         request.row = -1

@@ -41,8 +41,11 @@ class Paged:
 
 
 def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int, head_dim: int, block_size: int = 16,
-          dtype: torch.dtype = torch.float32, device: str = "cpu", poisoned: bool = False) -> Paged:
+          dtype: torch.dtype = torch.float32, device: str = "cpu", poisoned: bool = False, num_shared_blocks: int = 0,
+          outsiders: tuple[int, ...] = ()) -> Paged:
     """Sequences with their blocks scattered over the cache; those of one query come first.
+
+    The first num_shared_blocks are the same ones for all decoding sequences that are no outsiders.
 
     Poisoned: all places of the cache that hold nothing are NaN, and unused block table entries lead to such a block.
     """
@@ -54,10 +57,15 @@ def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int,
     k_cache, v_cache = (torch.randn(shape, dtype=dtype, device=device) for _ in range(2))
     free = torch.randperm(total - 1) + 1
     block_tables = torch.zeros((len(contexts), -(-max_context // block_size)), dtype=torch.int32)
+    members = [row for row in range(num_decodes) if num_shared_blocks and row not in outsiders]
     used = torch.zeros(total, block_size, dtype=torch.bool)
     start = 0
     for row, (context, count) in enumerate(zip(contexts, num_blocks)):
         blocks = free[start: start + count]
+        if row in members:
+            blocks = torch.cat((block_tables[members[0], :num_shared_blocks], blocks[num_shared_blocks:])
+                               ) if row != members[0] else blocks
+            assert count > num_shared_blocks, "a sequence has a token of its own"
         block_tables[row, :count] = blocks
         places = torch.arange(context)
         used[blocks[places // block_size], places % block_size] = True
@@ -75,7 +83,13 @@ def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int,
         query_starts=starts.to(torch.int32).to(device), block_tables=block_tables.to(device),
         context_lens=torch.tensor(contexts, dtype=torch.int32, device=device), num_decodes=num_decodes,
         max_query_len=max(queries), max_context_len=max_context, host_query_lens=queries, host_context_lens=contexts,
-        scratch={})
+        first_whole=max((i + 1 for i, (c, n) in enumerate(zip(contexts, queries)) if c != n), default=0),
+        scratch={}, shared=None)
+    if members:
+        lens = torch.zeros(num_decodes, dtype=torch.int32)
+        lens[members] = num_shared_blocks * block_size
+        packed = torch.tensor(members + [-1] * (num_decodes - len(members)), dtype=torch.int32)
+        inputs.shared = (lens.to(device), packed.to(device))
     return Paged(fused[:, :heads], k_cache, v_cache, inputs, contexts, queries, head_dim**-0.5)
 
 
@@ -99,6 +113,35 @@ def attention(case: Paged) -> torch.Tensor:
         scores.masked_fill_(places > own.unsqueeze(1), -torch.inf)
         out[tokens] = torch.einsum("hqc,chd->qhd", scores.softmax(-1), values)
     return out
+
+
+@dataclass(slots=True)
+class Fresh:
+    """A step whose newest keys and values are not in the cache yet, and the same step after they were put there."""
+
+    unrotated: Paged
+    fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    expected: torch.Tensor  # [tokens, heads, head_dim] float64
+    k_cache: torch.Tensor  # as it must be afterwards
+    v_cache: torch.Tensor
+
+
+def with_fresh(case: Paged, rotary_dim: int) -> Fresh:
+    """Takes the newest tokens' keys out of the cache of `case`, turned back; its own q becomes the turned one."""
+    kv_heads, head_dim, dtype, device = case.k_cache.shape[1], case.k_cache.shape[3], case.q.dtype, case.q.device
+    inputs, num_tokens = case.inputs, case.q.shape[0]
+    angles = torch.rand(max(*case.contexts, 1), rotary_dim // 2, device=device) * 6
+    fused = torch.randn(num_tokens, case.q.shape[1] + 2 * kv_heads, head_dim, device=device).to(dtype)
+    q, k, v = fused.split([case.q.shape[1], kv_heads, kv_heads], dim=1)
+    at = angles[inputs.positions.long()]
+    k_cache, v_cache = case.k_cache.clone(), case.v_cache.clone()
+    real = inputs.slots >= 0
+    blocks, offsets = (inputs.slots[real] // k_cache.shape[2]).long(), (inputs.slots[real] % k_cache.shape[2]).long()
+    k_cache[blocks, :, offsets] = rotated(k, at)[real].to(dtype)
+    v_cache[blocks, :, offsets] = v[real]
+    turned = Paged(rotated(q, at).to(dtype), k_cache, v_cache, inputs, case.contexts, case.queries, case.scale)
+    before = Paged(q, case.k_cache, case.v_cache, inputs, case.contexts, case.queries, case.scale)
+    return Fresh(before, (k, v, torch.cat((angles.cos(), angles.sin()), 1)), attention(turned), k_cache, v_cache)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

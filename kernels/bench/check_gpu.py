@@ -100,9 +100,26 @@ def check_attention(dtype: torch.dtype, quick: bool) -> Errors:
         for name, (contexts, queries) in steps.items():
             case = cases.paged(contexts, queries, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
                                block_size=block_size, dtype=dtype, device=DEVICE, poisoned=True)
+            fresh = cases.with_fresh(case, head_dim // 2 if name == "many" else head_dim)
             out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.scale)
             yield (f"attention {name} {heads}/{kv_heads} d{head_dim} b{block_size}",
                    cases.relative_error(out, cases.attention(case)))
+            yield from _check_fresh(fresh, f"{name} {heads}/{kv_heads} d{head_dim} b{block_size}")
+        case = cases.paged([3 + 128 * 9 + 7 * (i % 30) for i in range(90)], [1] * 90, heads=heads, kv_heads=kv_heads,
+                           head_dim=head_dim, block_size=block_size, dtype=dtype, device=DEVICE, poisoned=True,
+                           num_shared_blocks=128 * 8 // block_size, outsiders=(0, 5, 89))
+        out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.scale)
+        yield (f"attention shared {heads}/{kv_heads} d{head_dim} b{block_size}",
+               cases.relative_error(out, cases.attention(case)))
+        yield from _check_fresh(cases.with_fresh(case, head_dim), f"shared {heads}/{kv_heads} d{head_dim}")
+
+
+def _check_fresh(case: cases.Fresh, name: str) -> Errors:
+    step = case.unrotated
+    out = ops.paged_attention(step.q, step.k_cache, step.v_cache, step.inputs, step.scale, case.fresh)
+    yield f"fresh attention {name}", cases.relative_error(out, case.expected)
+    for ours, right in ((step.k_cache, case.k_cache), (step.v_cache, case.v_cache)):
+        yield f"fresh keys and values {name}", cases.relative_error(ours.nan_to_num(7.0), right.nan_to_num(7.0))
 
 
 def check_copy(dtype: torch.dtype, quick: bool) -> Errors:
@@ -161,13 +178,18 @@ def check_logprobs(dtype: torch.dtype, quick: bool) -> Errors:
 
 
 def check_product(dtype: torch.dtype, quick: bool) -> Errors:
-    shapes = [(1, 1), (20, 33), (896, 4864), (1152, 896), (4096, 4096), (12288, 4096), (32001, 896)]
+    shapes = [(1, 1), (20, 33), (896, 4864), (1152, 896), (896, 8960), (4096, 4096), (12288, 4096), (32001, 896)]
     for (num_outputs, size), num_rows in itertools.product(shapes, (1, 3, 16)):
         x = torch.randn(num_rows, size + 8, device=DEVICE, dtype=dtype)[:, :size]
         weight = torch.randn(num_outputs, size, device=DEVICE, dtype=dtype)
         bias = torch.randn(num_outputs, device=DEVICE, dtype=dtype) if num_rows > 1 else None
         yield (f"product {num_rows}x{size}x{num_outputs}",
                cases.relative_error(ops.skinny_product(x, weight, bias), cases.product(x, weight, bias)))
+        if num_outputs % 2 == 0:
+            small = x / size ** 0.5  # a product of two results must fit float16
+            yield (f"gated product {num_rows}x{size}x{num_outputs}", cases.relative_error(
+                ops.skinny_gated_product(small, weight, bias, "silu"),
+                cases.gated_activation(cases.product(small, weight, bias).to(dtype), "silu")))
 
 
 CHECKS = [check_norms, check_activation, check_rotary, check_attention, check_copy, check_penalties, check_sampling,

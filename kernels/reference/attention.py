@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from kernels.reference.rotary import rotary_and_cache
+
 _KEY = "reference.attention"
 
 
-def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any,
-                    scale: float) -> torch.Tensor:
+def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, scale: float,
+                    fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
     """out = softmax(scale * q K^T + causal mask) V, each query head with the K and V of its group's KV head.
 
     q: [tokens, heads, head_dim], last two dimensions contiguous; k_cache, v_cache: [blocks, kv_heads, block_size,
@@ -24,7 +26,13 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     query_starts[s + 1] - 1; the last sees all context_lens[s] positions, the one before it one less, and so on.
     Position p lies in block block_tables[s, p // block_size]. context_lens 0 is a padded sequence: zeros.
     Scores and sums in float32.
+
+    `fresh` is (k, v, cos_sin) of this step's tokens, as rotary_and_cache takes them: that is carried out first, for
+    all tokens. q, k and v are worthless afterwards.
     """
+    if fresh is not None:
+        k, v, cos_sin = fresh
+        rotary_and_cache(q, k, v, cos_sin, inputs.positions, inputs.slots, k_cache, v_cache)
     _, num_kv_heads, block_size, _ = k_cache.shape
     plan = inputs.scratch.get(_KEY)
     if plan is None:

@@ -1,9 +1,11 @@
-"""y = x W^T + b. Called by engine.layers.product through kernels.ops for few rows on a GPU."""
+"""Products for few rows. Called by engine.layers.product through kernels.ops on a GPU."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+
+from kernels.reference.activation import gated_activation
 
 
 def skinny_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -13,3 +15,11 @@ def skinny_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     float32.
     """
     return F.linear(x, weight, bias)
+
+
+def skinny_gated_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+    """gated_activation(y, kind) of the y above: the first half of weight's rows make gates. Returns [m, n / 2].
+
+    y is rounded to x.dtype before the activation, as if it had been written.
+    """
+    return gated_activation(F.linear(x, weight, bias), kind)

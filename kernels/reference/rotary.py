@@ -9,10 +9,10 @@ def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos_sin:
                      slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
     """(a, b) -> (a cos - b sin, b cos + a sin), a and b the two halves of the first rotary_dim dimensions of a head.
 
-    q: [tokens, heads, head_dim], rotated in place; k, v: [tokens, kv_heads, head_dim], may be overwritten; all three
-    may be strided views of one tensor with a contiguous last dimension. cos_sin: [positions, rotary_dim] float32, cos
-    first, sin second. k_cache, v_cache: [blocks, kv_heads, block_size, head_dim]; slot = block * block_size + offset,
-    and a negative slot is written nowhere. The rotation is computed in float32 and rounded once.
+    q: [tokens, heads, head_dim], k, v: [tokens, kv_heads, head_dim]; q is rotated in place, and so is k where it has a
+    slot. All three may be strided views of one tensor with a contiguous last dimension. cos_sin: [positions,
+    rotary_dim] float32, cos first, sin second. k_cache, v_cache: [blocks, kv_heads, block_size, head_dim]; slot = block
+    * block_size + offset, and a negative slot is written nowhere. The rotation is computed in float32 and rounded once.
     """
     cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)  # each [tokens, 1, rotary_dim / 2]
     _rotate(q, cos, sin)

@@ -97,19 +97,24 @@ def empty_device():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("mode", ["graphs", "eager", "chunked", "tight", "sequential"])
+@pytest.mark.parametrize("mode", ["graphs", "eager", "chunked", "tight", "sequential", "shared"])
 def test_agrees_with_transformers(checkpoint, prompts, dtype, mode):
     torch.backends.cuda.matmul.allow_tf32 = False
     kwargs = {"graphs": {}, "eager": {"enforce_eager": True}, "chunked": {"max_num_batched_tokens": 64},
-              "tight": {"num_gpu_blocks_override": 76}, "sequential": {"async_scheduling": False}}[mode]
+              "tight": {"num_gpu_blocks_override": 76}, "sequential": {"async_scheduling": False}, "shared": {}}[mode]
     if dtype != "bfloat16" and mode not in ("graphs", "tight"):
         pytest.skip("the other modes are about bookkeeping, which bfloat16 shows")
     llm = make(checkpoint, dtype, **kwargs)
     if mode == "tight":
         prompts = prompts[:10]  # the longer ones alone need more
+    if mode == "shared":
+        prompts = [prompts[10] + prompt for prompt in prompts[:10]]
+        generate(llm, prompts[:1])
     outputs = generate(llm, prompts)
     if mode == "tight":
         assert llm._core.scheduler.num_preemptions > 0
+    if mode == "shared":
+        assert llm._core._executor._runner.num_shared_steps > 0
     ours_off, theirs_off, not_best = 0.0, 0.0, 0.0
     exact = reference_logprobs(checkpoint, outputs, torch.float32)
     rounded = reference_logprobs(checkpoint, outputs, getattr(torch, dtype))
@@ -134,6 +139,16 @@ def test_graph_equals_eager_bit_for_bit_at_the_captured_size(checkpoint, prompts
     worst = max(abs(a - b) for x, y in zip(first, second) for a, b in zip(logprobs_of(x), logprobs_of(y)))
     print(f"graph against eager: largest log-probability difference {worst:.5f}")
     assert [x.outputs[0].token_ids for x in first] == [y.outputs[0].token_ids for y in second]
+
+
+def test_a_graph_samples_as_the_sampler_does(checkpoint, prompts):
+    """Without logprobs, the step's graph samples by itself; with them, the sampler does so from the graph's logits."""
+    llm = make(checkpoint, "float32")
+    for filters in ({}, {"top_p": 0.9, "top_k": 50}, {"min_p": 0.05}):
+        kwargs = {"temperature": 0.9, "seed": 11, **filters}
+        alone = [generate(llm, prompts[:6], logprobs=wanted, **kwargs) for wanted in (None, 0)]
+        assert [o.outputs[0].token_ids for o in alone[0]] == [o.outputs[0].token_ids for o in alone[1]]
+    assert llm._core._executor.num_graph_steps > 100
 
 
 def test_sampling_is_a_function_of_seed(checkpoint, prompts):

@@ -84,3 +84,45 @@ def test_reference_is_the_formula_for_any_batch(sequences, num_decodes):
         case.q.mul_(layer + 1)
         out = paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.scale)
         assert cases.relative_error(out, cases.attention(case)) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS[1:])
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_a_common_beginning_is_read_once_for_all_who_have_it(kernels, monkeypatch, heads, kv_heads, dtype, num_splits):
+    if is_triton(kernels):
+        from kernels import launch
+
+        monkeypatch.setattr(launch, "SPLIT_MIN_TOKENS", 32)
+        monkeypatch.setattr(launch, "num_splits", lambda *_: num_splits)
+    case = cases.paged([50, 49, 20, 71, 0, 83], [1] * 6, heads=heads, kv_heads=kv_heads, head_dim=32, dtype=dtype,
+                       num_shared_blocks=3, outsiders=(2, 4), poisoned=is_triton(kernels))
+    check(kernels, case)
+
+
+def test_a_common_beginning_of_nothing_changes_nothing(kernels):
+    case = cases.paged([50, 3], [1, 1], heads=4, kv_heads=2, head_dim=32, poisoned=is_triton(kernels))
+    case.inputs.shared = (torch.zeros(2, dtype=torch.int32), torch.full((2,), -1, dtype=torch.int32))
+    check(kernels, case)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "rotary_dim", "num_splits", "num_shared_blocks"), [
+    (3, 1, 32, 1, 0), (8, 2, 32, 4, 0), (7, 1, 12, 4, 2), (2, 2, 32, 1, 2)])
+def test_fresh_keys_are_turned_and_kept_and_attended(kernels, monkeypatch, heads, kv_heads, rotary_dim, num_splits,
+                                                     num_shared_blocks):
+    if is_triton(kernels):
+        from kernels import launch
+
+        monkeypatch.setattr(launch, "SPLIT_MIN_TOKENS", 32)
+        monkeypatch.setattr(launch, "num_splits", lambda *_: num_splits)
+    base = cases.paged([50, 33, 49, 0, 70, 1, 20, 40], [1, 1, 1, 1, 1, 1, 5, 40], heads=heads, kv_heads=kv_heads,
+                       head_dim=32, num_shared_blocks=num_shared_blocks, outsiders=(1, 3, 5))
+    case = cases.with_fresh(base, rotary_dim)
+    step = case.unrotated
+    for _ in range(2):  # what one step leaves behind must not disturb the next
+        q = step.q.clone()
+        out = kernels("attention").paged_attention(q, step.k_cache, step.v_cache, step.inputs, step.scale,
+                                                   tuple(t.clone() for t in case.fresh))
+        assert cases.relative_error(out, case.expected) < TOLERANCE[torch.float32]
+    torch.testing.assert_close(step.k_cache, case.k_cache)
+    torch.testing.assert_close(step.v_cache, case.v_cache)

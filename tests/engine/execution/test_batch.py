@@ -47,7 +47,7 @@ def test_gathered_inputs_equal_a_loop_over_the_plan(drawn):
     batch.pack(plan, upload)
     upload.send(CPU)
     table.apply(plan, upload)
-    step = batch.gather(plan, upload, table, BLOCK, host_lists=True)
+    token_ids, inputs = batch.gather(plan, upload, table, BLOCK, host_lists=True)
 
     ids, positions, slots, last, starts = [], [], [], [], [0]
     for row, start, count, samples in zip(plan.rows, plan.starts, plan.num_tokens, plan.samples):
@@ -58,13 +58,13 @@ def test_gathered_inputs_equal_a_loop_over_the_plan(drawn):
         starts.append(len(ids))
         if samples:
             last.append(len(ids) - 1)
-    assert step.token_ids.tolist() == ids
-    assert step.inputs.positions.tolist() == positions
-    assert step.inputs.slots.tolist() == slots
-    assert step.inputs.query_starts.tolist() == starts
-    assert step.last_tokens.tolist() == last
-    assert step.inputs.context_lens.tolist() == step.inputs.host_context_lens
-    assert step.inputs.max_context_len == max(step.inputs.host_context_lens)
+    assert token_ids.tolist() == ids
+    assert inputs.positions.tolist() == positions
+    assert inputs.slots.tolist() == slots
+    assert inputs.query_starts.tolist() == starts
+    assert upload["last_tokens"].tolist() == last
+    assert inputs.context_lens.tolist() == inputs.host_context_lens
+    assert inputs.max_context_len == max(inputs.host_context_lens)
     for row in tokens:
         assert table.seeds[row] == row * 10**12
         assert table.top_k[row] == row

@@ -62,6 +62,7 @@ class PagedRun:
             num_decodes=num_decodes,
             max_query_len=max(counts),
             max_context_len=max(contexts),
+            first_whole=len(seqs),
             host_query_lens=counts,
             host_context_lens=contexts,
         )

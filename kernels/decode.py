@@ -1,0 +1,262 @@
+"""Attention of sequences with one query token each, in Triton. Called by kernels/attention.py.
+
+`_decode` takes a sequence's context in parts where the batch alone does not fill the device, and whoever of a
+sequence's programs ends last merges the parts. `_shared` reads the blocks that sequences begin with in common once for
+all of them; `_merge` then puts own and shared parts together. The query heads of one KV head share its K and V loads.
+Scores and sums in float32; the weights are rounded to V's dtype before they multiply it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import counters, launch, pdl
+from kernels.attention_tile import paged_step
+
+# Numbers, and tensors cut out of larger ones, that differ from step to step: compiled once for any value and alignment.
+_VARYING = ["query_starts", "context_lens", "shared_lens", "members", "block_tables", "table_stride", "own_splits",
+            "num_splits", "stats_numel", "num_decodes", "k", "v"]
+
+
+def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, num_decodes: int,
+                   scale: float, fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+                   out: torch.Tensor) -> None:
+    _, num_heads, head_dim = q.shape
+    num_kv_heads, block_size = k_cache.shape[1:3]
+    group, padded_dim = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
+    tile = launch.decode_tile(q.device, k_cache.element_size(), padded_dim, group)
+    own_splits = launch.num_splits(q.device, num_decodes * num_kv_heads, inputs.max_context_len)
+    shared_splits = 0
+    if inputs.shared is not None:
+        wide = launch.prefill_tile(q.device, k_cache.element_size(), padded_dim)
+        num_tiles = triton.cdiv(num_decodes * group, wide.rows)
+        shared_splits = launch.num_splits(q.device, num_tiles * num_kv_heads, inputs.max_context_len)
+    num_splits = own_splits + shared_splits
+    shared_lens, members = (inputs.context_lens,) * 2 if inputs.shared is None else inputs.shared
+    if num_splits > 1:
+        partial = torch.empty((num_decodes, num_heads, num_splits, head_dim), dtype=torch.float32, device=q.device)
+        # Largest score and sum of weights of each split.
+        stats = torch.empty((2, num_decodes, num_heads, num_splits), dtype=torch.float32, device=q.device)
+    else:
+        partial, stats = out, out
+    stats_numel = num_decodes * num_heads * num_splits
+    done = counters.at_zero(q.device, num_decodes * num_kv_heads)
+    k, v, cos_sin = (q, q, q) if fresh is None else fresh
+    half = 0 if fresh is None else cos_sin.shape[1] // 2
+    assert k.stride() == v.stride()
+    sizes = {"GROUP": group, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded_dim, "BLOCK_SIZE": block_size,
+             "HALF": half}
+    early = launch.early(q.device)
+    _decode[(num_decodes, num_kv_heads, own_splits)](
+        q, k, v, cos_sin, k_cache, v_cache, inputs.context_lens, shared_lens, inputs.block_tables, out, partial, stats,
+        done, scale, q.stride(0), q.stride(1), k.stride(0), k.stride(1), cos_sin.stride(0),
+        inputs.block_tables.stride(0), own_splits, num_splits, stats_numel,
+        KV_HEADS=num_kv_heads, GROUP_PADDED=max(tile.rows, triton.next_power_of_2(group)), COLUMNS=tile.columns,
+        CUT=num_splits > 1, SHARED=shared_splits > 0, MIN_SPLIT=launch.SPLIT_MIN_TOKENS, **sizes,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, **early)
+    if shared_splits:
+        _shared[(num_tiles, num_kv_heads, shared_splits)](
+            q, cos_sin, k_cache, v_cache, inputs.context_lens, shared_lens, members, inputs.block_tables, partial,
+            stats, scale, q.stride(0), q.stride(1), cos_sin.stride(0), inputs.block_tables.stride(0), num_decodes,
+            own_splits, num_splits, stats_numel,
+            KV_HEADS=num_kv_heads, ROWS=wide.rows, COLUMNS=wide.columns, **sizes, num_warps=wide.num_warps,
+            num_stages=wide.num_stages, **early)
+        _merge[(num_decodes, num_kv_heads)](
+            partial, stats, inputs.context_lens, shared_lens, out, own_splits, num_splits, stats_numel,
+            KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, HEAD_DIM_PADDED=padded_dim, COLUMNS=tile.columns,
+            SHARED_COLUMNS=wide.columns, MIN_SPLIT=launch.SPLIT_MIN_TOKENS, **early)
+
+
+@triton.jit
+def _split_length(context, num_splits, COLUMNS: tl.constexpr, MIN_SPLIT: tl.constexpr):
+    """K/V tokens of each split of a sequence: whole tiles, and not so few that a split is not worth it."""
+    wanted = tl.maximum(tl.cdiv(context, num_splits), MIN_SPLIT)
+    return tl.cdiv(wanted, COLUMNS) * COLUMNS
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _decode(q, k, v, cos_sin, k_cache, v_cache, context_lens, shared_lens, block_tables, out, partial, stats, done,
+            scale, q_stride, q_head_stride, k_stride, k_head_stride, angles_stride, table_stride, own_splits,
+            num_splits, stats_numel,
+            KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, HEAD_DIM: tl.constexpr,
+            HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, COLUMNS: tl.constexpr,
+            CUT: tl.constexpr, SHARED: tl.constexpr, MIN_SPLIT: tl.constexpr, EARLY: tl.constexpr):
+    """With HALF, half of the rotary dimension, q and the newest k and v come as they left the product (`fresh`)."""
+    pdl.begin(EARLY)
+    seq, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    context = tl.load(context_lens + seq)
+    begin = tl.load(shared_lens + seq) if SHARED else 0
+    length = _split_length(context - begin, own_splits, COLUMNS, MIN_SPLIT) if CUT else context
+    start = begin + split * length
+    end = tl.minimum(start + length, context)
+    rows = tl.arange(0, GROUP_PADDED)
+    dims = tl.arange(0, HEAD_DIM_PADDED)
+    inside = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    heads = kv_head * GROUP + rows
+    places = out + (seq * (KV_HEADS * GROUP) + heads[:, None]) * HEAD_DIM + dims[None, :]
+    if start < end:
+        table = block_tables + seq * table_stride
+        angles = cos_sin + (context - 1).to(tl.int64) * angles_stride
+        queries = _rotated(q + seq * q_stride + heads[:, None] * q_head_stride, angles, dims[None, :], inside, HALF)
+        if (HALF > 0) & (end == context):
+            block = tl.load(table + (context - 1) // BLOCK_SIZE).to(tl.int64)
+            target = (block * KV_HEADS + kv_head) * (BLOCK_SIZE * HEAD_DIM) + (context - 1) % BLOCK_SIZE * HEAD_DIM
+            newest = seq * k_stride + kv_head * k_head_stride
+            tl.store(k_cache + target + dims, _rotated(k + newest, angles, dims, dims < HEAD_DIM, HALF),
+                     mask=dims < HEAD_DIM)
+            tl.store(v_cache + target + dims, tl.load(v + newest + dims, mask=dims < HEAD_DIM, other=0.0),
+                     mask=dims < HEAD_DIM)
+            tl.debug_barrier()  # the last tile reads them back
+        limits = tl.zeros([GROUP_PADDED], tl.int32) + end
+        best, total, acc = _attend(queries, start, end, limits, table, k_cache, v_cache, kv_head, scale, KV_HEADS,
+                                   HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, GROUP_PADDED, COLUMNS)
+        result = acc / total[:, None]
+        alone = (not SHARED) & (length >= context)
+        if alone:
+            tl.store(places, result.to(out.dtype.element_ty), mask=inside)
+        elif CUT:
+            entries = (seq * (KV_HEADS * GROUP) + heads) * num_splits + split
+            tl.store(partial + entries[:, None] * HEAD_DIM + dims[None, :], result, mask=inside)
+            tl.store(stats + entries, best, mask=rows < GROUP)
+            tl.store(stats + stats_numel + entries, total, mask=rows < GROUP)
+            if not SHARED:
+                tl.debug_barrier()  # all threads' parts are written before one of them says so
+                used = tl.cdiv(context, length)
+                counter = done + seq * KV_HEADS + kv_head
+                if tl.atomic_add(counter, 1) == used - 1:
+                    tl.store(counter, 0)
+                    _merge_group(partial, stats, out, (seq * KV_HEADS + kv_head) * GROUP, used, used, 0, num_splits,
+                                 stats_numel, GROUP, HEAD_DIM, HEAD_DIM_PADDED)
+    elif (not SHARED) & (split == 0):
+        tl.store(places, tl.zeros([GROUP_PADDED, HEAD_DIM_PADDED], out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _rotated(start, angles, dims, inside, HALF: tl.constexpr):
+    """A head's values behind `start`, turned by the cosines and then sines behind `angles` (kernels/rotary.py)."""
+    value = tl.load(start + dims, mask=inside, other=0.0)
+    if HALF > 0:
+        turned = inside & (dims < 2 * HALF)
+        lower = dims < HALF
+        partner = tl.load(start + tl.where(lower, dims + HALF, dims - HALF), mask=turned, other=0.0).to(tl.float32)
+        place = tl.where(lower, dims, dims - HALF)
+        cos = tl.load(angles + place, mask=turned, other=1.0)
+        sin = tl.load(angles + HALF + place, mask=turned, other=0.0)
+        value = (value.to(tl.float32) * cos + tl.where(lower, -partner, partner) * sin).to(value.dtype)
+    return value
+
+
+@triton.jit
+def _attend(queries, start, end, limits, table, k_cache, v_cache, kv_head, scale, KV_HEADS: tl.constexpr,
+            HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
+            COLUMNS: tl.constexpr):
+    """Rows of queries over positions start .. end - 1, all of which each row sees (`limits` are `end`)."""
+    best = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, HEAD_DIM_PADDED], tl.float32)
+    k_head = k_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
+    v_head = v_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
+    block_stride = KV_HEADS * BLOCK_SIZE * HEAD_DIM
+    whole = start + (end - start) // COLUMNS * COLUMNS
+    for place in range(start, whole, COLUMNS):
+        best, total, acc = paged_step(queries, best, total, acc, place, limits, end, table, k_head, v_head,
+                                      block_stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, False)
+    if whole < end:
+        best, total, acc = paged_step(queries, best, total, acc, whole, limits, end, table, k_head, v_head,
+                                      block_stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, True)
+    return best, total, acc
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _shared(q, cos_sin, k_cache, v_cache, context_lens, shared_lens, members, block_tables, partial, stats, scale,
+            q_stride, q_head_stride, angles_stride, table_stride, num_decodes, own_splits, num_splits, stats_numel,
+            KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr,
+            BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+            EARLY: tl.constexpr):
+    """Rows are (member, head of the group); members are packed to the front, then comes -1."""
+    pdl.begin(EARLY)
+    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    first = tl.load(members).to(tl.int64)
+    here = tl.load(members + tile * ROWS // GROUP)
+    if (first >= 0) & (here >= 0):
+        shared = tl.load(shared_lens + first)
+        length = _shared_length(shared, num_splits - own_splits, COLUMNS)
+        start = split * length
+        end = tl.minimum(start + length, shared)
+        if start < end:
+            rows = tile * ROWS + tl.arange(0, ROWS)
+            dims = tl.arange(0, HEAD_DIM_PADDED)
+            seqs = tl.load(members + rows // GROUP, mask=rows // GROUP < num_decodes, other=-1).to(tl.int64)
+            heads = kv_head * GROUP + rows % GROUP
+            inside = (seqs >= 0)[:, None] & (dims < HEAD_DIM)[None, :]
+            positions = tl.load(context_lens + seqs, mask=seqs >= 0, other=1).to(tl.int64) - 1
+            queries = _rotated(q + seqs[:, None] * q_stride + heads[:, None] * q_head_stride,
+                               cos_sin + positions[:, None] * angles_stride, dims[None, :], inside, HALF)
+            limits = tl.zeros([ROWS], tl.int32) + end
+            best, total, acc = _attend(queries, start, end, limits, block_tables + first * table_stride, k_cache,
+                                       v_cache, kv_head, scale, KV_HEADS, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, ROWS,
+                                       COLUMNS)
+            entries = (seqs * (KV_HEADS * GROUP) + heads) * num_splits + own_splits + split
+            tl.store(partial + entries[:, None] * HEAD_DIM + dims[None, :], acc / total[:, None], mask=inside)
+            tl.store(stats + entries, best, mask=seqs >= 0)
+            tl.store(stats + stats_numel + entries, total, mask=seqs >= 0)
+
+
+@triton.jit
+def _shared_length(shared, num_splits, COLUMNS: tl.constexpr):
+    return tl.cdiv(tl.cdiv(shared, num_splits), COLUMNS) * COLUMNS
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _merge(partial, stats, context_lens, shared_lens, out, own_splits, num_splits, stats_numel,
+           KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr,
+           COLUMNS: tl.constexpr, SHARED_COLUMNS: tl.constexpr, MIN_SPLIT: tl.constexpr, EARLY: tl.constexpr):
+    """Own and shared splits together."""
+    pdl.begin(EARLY)
+    seq, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    shared = tl.load(shared_lens + seq)
+    own = tl.load(context_lens + seq) - shared
+    length = _shared_length(shared, num_splits - own_splits, SHARED_COLUMNS)
+    used = tl.cdiv(own, _split_length(own, own_splits, COLUMNS, MIN_SPLIT))
+    used_shared = tl.where(shared > 0, tl.cdiv(shared, tl.maximum(length, 1)), 0)
+    _merge_group(partial, stats, out, (seq * KV_HEADS + kv_head) * GROUP, used, used + used_shared, own_splits,
+                 num_splits, stats_numel, GROUP, HEAD_DIM, HEAD_DIM_PADDED)
+
+
+@triton.jit
+def _merge_group(partial, stats, out, first_head, used_own, used, own_splits, num_splits, stats_numel,
+                 GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr):
+    """A group's results of all splits, weighted by their shares of the whole sum of weights; zeros where none is used.
+
+    The first used_own of the used splits are the first of all; the others follow the own_splits.
+    """
+    HEADS: tl.constexpr = triton.next_power_of_2(GROUP)
+    AT_ONCE: tl.constexpr = 8192 // (HEADS * HEAD_DIM_PADDED) if HEADS * HEAD_DIM_PADDED < 8192 else 1
+    heads = tl.arange(0, HEADS)
+    dims = tl.arange(0, HEAD_DIM_PADDED)
+    best = tl.full([HEADS], float("-inf"), tl.float32)
+    total = tl.zeros([HEADS], tl.float32)
+    acc = tl.zeros([HEADS, HEAD_DIM_PADDED], tl.float32)
+    for start in range(0, used, AT_ONCE):
+        place = start + tl.arange(0, AT_ONCE)
+        split = tl.where(place < used_own, place, place - used_own + own_splits)
+        entries = (first_head + heads)[None, :] * num_splits + split[:, None]  # [splits, heads]
+        inside = (place < used)[:, None] & (heads < GROUP)[None, :]
+        # Past the L1: other programs of this very kernel may have written them.
+        bests = tl.load(stats + entries, mask=inside, other=float("-inf"), cache_modifier=".cg")
+        totals = tl.load(stats + stats_numel + entries, mask=inside, other=0.0, cache_modifier=".cg")
+        results = tl.load(partial + entries[:, :, None] * HEAD_DIM + dims[None, None, :],
+                          mask=inside[:, :, None] & (dims < HEAD_DIM)[None, None, :], other=0.0, cache_modifier=".cg")
+        new_best = tl.maximum(best, tl.max(bests, axis=0))
+        shares = tl.where(inside, tl.exp2(bests - new_best[None, :]) * totals, 0.0)
+        shrink = tl.where(best > float("-inf"), tl.exp2(best - new_best), 0.0)
+        total = total * shrink + tl.sum(shares, axis=0)
+        acc = acc * shrink[:, None] + tl.sum(results * shares[:, :, None], axis=0)
+        best = new_best
+    result = acc / tl.where(total > 0, total, 1.0)[:, None]
+    places = out + (first_head + heads)[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(places, result.to(out.dtype.element_ty), mask=(heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :])

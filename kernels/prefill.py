@@ -1,0 +1,118 @@
+"""Attention of sequences with several query tokens, in Triton. Called by kernels/attention.py.
+
+Keys come out of the cache, block by block; those of long prompts that are computed whole are fetched by the copy engine
+(tensor descriptors) from where the product left them, in one piece, which is a third faster.
+Scores and sums in float32; the weights are rounded to V's dtype before they multiply it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import launch, pdl
+from kernels.attention_tile import paged_step, softmax_step
+
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # before Triton 3.4
+    TensorDescriptor = None
+
+# Numbers, and tensors cut out of larger ones, that differ from step to step: compiled once for any value and alignment.
+_VARYING = ["query_starts", "context_lens", "block_tables", "table_stride", "first_seq"]
+
+
+def prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, num_decodes: int, scale: float,
+            own: tuple[torch.Tensor, torch.Tensor] | None, out: torch.Tensor) -> None:
+    """`own`: k and v of this step's tokens, rotated, which are in the cache too."""
+    _, num_heads, head_dim = q.shape
+    num_kv_heads, block_size = k_cache.shape[1:3]
+    group, padded_dim = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
+    num_seqs = inputs.context_lens.shape[0]
+    first_whole = num_seqs
+    whole_tile = None
+    if own is not None and TensorDescriptor is not None and head_dim == padded_dim:
+        whole_tile = launch.whole_prefill_tile(q.device, k_cache.element_size(), head_dim, inputs.max_query_len)
+        if whole_tile is not None:
+            first_whole = inputs.first_whole
+    sizes = {"KV_HEADS": num_kv_heads, "GROUP": group, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded_dim,
+             "BLOCK_SIZE": block_size}
+    for tile, keys, values, first, end in (
+            (launch.prefill_tile(q.device, k_cache.element_size(), padded_dim), q, q, num_decodes, first_whole),
+            (whole_tile, *(own or (q, q)), first_whole, num_seqs)):
+        if first < end and tile is not None:
+            whole = tile is whole_tile
+            if whole:
+                keys, values = (_descriptor(x, tile.columns) for x in (keys, values))
+            _prefill[(triton.cdiv(inputs.max_query_len * group, tile.rows), num_kv_heads, end - first)](
+                q, keys, values, k_cache, v_cache, inputs.query_starts, inputs.context_lens, inputs.block_tables, out,
+                scale, first, q.stride(0), q.stride(1), inputs.block_tables.stride(0), **sizes, ROWS=tile.rows,
+                COLUMNS=tile.columns, WHOLE=whole, num_warps=tile.num_warps, num_stages=tile.num_stages,
+                **launch.early(q.device))
+
+
+def _descriptor(x: torch.Tensor, num_rows: int) -> Any:
+    """Of x [tokens, heads, head_dim], for pieces of one head and num_rows tokens."""
+    tokens, heads, head_dim = x.shape
+    assert x.stride(1) == head_dim
+    return TensorDescriptor(x, [tokens, heads * head_dim], [x.stride(0), 1], [num_rows, head_dim])
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _prefill(q, own_keys, own_values, k_cache, v_cache, query_starts, context_lens, block_tables, out, scale,
+             first_seq, q_stride, q_head_stride, table_stride,
+             KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr,
+             BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
+             EARLY: tl.constexpr):
+    """Rows are (query token, head of the group), token by token; the longest tiles are started first."""
+    pdl.begin(EARLY)
+    seq, kv_head = first_seq + tl.program_id(2), tl.program_id(1)
+    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
+    begin = tl.load(query_starts + seq)
+    num_queries = tl.load(query_starts + seq + 1) - begin
+    context = tl.load(context_lens + seq)
+    if first_row < num_queries * GROUP:
+        rows = first_row + tl.arange(0, ROWS)
+        tokens = rows // GROUP
+        heads = kv_head * GROUP + rows % GROUP
+        dims = tl.arange(0, HEAD_DIM_PADDED)
+        inside = (tokens < num_queries)[:, None] & (dims < HEAD_DIM)[None, :]
+        flat = (begin + tokens).to(tl.int64)
+        queries = tl.load(q + flat[:, None] * q_stride + heads[:, None] * q_head_stride + dims[None, :], mask=inside,
+                          other=0.0)
+        best = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, HEAD_DIM_PADDED], tl.float32)
+        earlier = context - num_queries
+        # Rows past the end see what the last one sees; a padded sequence (context 0) sees nothing.
+        limits = tl.minimum(earlier + tokens + 1, context)
+        seen_by_all = tl.maximum(earlier + first_row // GROUP + 1, 0) // COLUMNS * COLUMNS
+        end = tl.minimum(earlier + (first_row + ROWS - 1) // GROUP + 1, context)
+        if WHOLE:
+            column = kv_head * HEAD_DIM
+            for place in range(0, seen_by_all, COLUMNS):
+                keys, values = own_keys.load([begin + place, column]), own_values.load([begin + place, column])
+                best, total, acc = softmax_step(queries, best, total, acc, keys, values, limits, limits, scale, False)
+            for place in range(seen_by_all, end, COLUMNS):
+                keys, values = own_keys.load([begin + place, column]), own_values.load([begin + place, column])
+                places = place + tl.arange(0, COLUMNS)
+                # What follows the sequence's last token may be anything, and 0 * NaN is NaN.
+                values = tl.where((places < context)[:, None], values, 0.0)
+                best, total, acc = softmax_step(queries, best, total, acc, keys, values, places, limits, scale, True)
+        else:
+            table = block_tables + seq.to(tl.int64) * table_stride
+            k_head = k_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
+            v_head = v_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
+            stride = KV_HEADS * BLOCK_SIZE * HEAD_DIM
+            for place in range(0, seen_by_all, COLUMNS):
+                best, total, acc = paged_step(queries, best, total, acc, place, limits, end, table, k_head, v_head,
+                                              stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, False)
+            for place in range(seen_by_all, end, COLUMNS):
+                best, total, acc = paged_step(queries, best, total, acc, place, limits, end, table, k_head, v_head,
+                                              stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, True)
+        result = acc / tl.where(total > 0, total, 1.0)[:, None]
+        target = out + (flat[:, None] * (KV_HEADS * GROUP) + heads[:, None]) * HEAD_DIM + dims[None, :]
+        tl.store(target, result.to(out.dtype.element_ty), mask=inside)
