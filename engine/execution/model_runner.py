@@ -63,9 +63,11 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
         size = None if self.graphs is None else self.graphs.size_for(plan)
+        upload = Upload()
+        self.table.pack(plan, upload)  # first: what follows asks the host's share of the table about new rows too
         special = not self.table.special_rows.isdisjoint(plan.rows)
         forbidden = self._forbidden(plan) if special else None
-        upload = self._upload(plan, size, forbidden)
+        self._send(plan, size, forbidden, upload)
         self._change_tables(plan, upload)
         self.num_shared_steps += bool(plan.shared_places)
         if self.graphs is not None and size is not None:
@@ -85,10 +87,8 @@ class ModelRunner:
         self.table.tokens[inputs.row_ids, inputs.positions] = sampled.token_ids
         return Pending.of(sampled, [self.table.host[row].logprobs for row in _sampling_rows(plan)])
 
-    def _upload(self, plan: StepPlan, size: Size | None, forbidden: np.ndarray | None) -> Upload:
-        """All that the step reads of the host."""
-        upload = Upload()
-        self.table.pack(plan, upload)
+    def _send(self, plan: StepPlan, size: Size | None, forbidden: np.ndarray | None, upload: Upload) -> None:
+        """The rest of what the step reads of the host, and off it goes."""
         batch.pack_samples(plan, upload)
         if self.graphs is not None and size is not None:
             upload.add("graph", self.graphs.pack(plan, size))
@@ -101,7 +101,6 @@ class ModelRunner:
         if forbidden is not None:
             upload.add("forbidden", forbidden)
         upload.send(self.device)
-        return upload
 
     def _change_tables(self, plan: StepPlan, upload: Upload) -> None:
         if plan.copy_sources:
