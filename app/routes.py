@@ -31,8 +31,8 @@ ROUTES = [
     Route("/readyz", health.readyz, methods=["GET"]),
 ]
 
-PUBLIC = frozenset({"/healthz", "/livez", "/startupz", "/readyz"})
-QUIET = PUBLIC | {"/health", "/ping", "/metrics"}  # probes and scrapes get no line in the log
+PUBLIC = frozenset({"/healthz", "/livez", "/readyz"})
+QUIET = PUBLIC | {"/startupz", "/health", "/ping", "/metrics"}  # probes and scrapes get no line in the log
 
 _PATHS = frozenset(route.path for route in ROUTES)
 

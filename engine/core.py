@@ -150,6 +150,10 @@ class EngineCore:
             expired.append((submission.owner, refusal))
         return expired
 
+    def is_moving(self, since: float) -> bool:
+        """Whether it has nothing to do, or a step was launched or ended after `since` (time.monotonic)."""
+        return not self.has_work or self._last_step >= since
+
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or self._in_flight is not None
@@ -169,9 +173,11 @@ class EngineCore:
             launched = (plan, self._executor.launch(plan))
         if self.config.async_scheduling:
             launched, self._in_flight = self._in_flight, launched
-        self._last_step = time.monotonic()
         if launched is None:
+            if plan is not None:
+                self._last_step = time.monotonic()
             return []
+        self._last_step = time.monotonic()
         plan, pending = launched
         events = self.scheduler.commit(plan, pending.result())
         now = self._admission.now()

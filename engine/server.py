@@ -58,7 +58,7 @@ class _Worker:
 
 class EngineServer:
     def __init__(self, address: str, beat: Callable[[], None] = lambda: None, *, after_kill: bool = False) -> None:
-        """`beat` is called about once a second from `run`, after a step or an idle poll: never while a step hangs.
+        """`beat` is called about once a second from `run`, where there was a step or there is nothing to do.
 
         `after_kill`: as in messages.Ready.
         """
@@ -75,6 +75,7 @@ class EngineServer:
         self._core: EngineCore | None = None
         self._loading = Loading("starting", 0.0)
         self._workers: dict[bytes, _Worker] = {}
+        self._last_beat = 0.0
         self._next_housekeeping = 0.0
         self._next_expiry = 0.0
         self._stopping = False
@@ -167,7 +168,9 @@ class EngineServer:
     def _housekeep(self, core: EngineCore) -> None:
         now = time.monotonic()
         self._next_housekeeping = now + HOUSEKEEPING_S
-        self._beat()
+        if core.is_moving(since=self._last_beat):
+            self._last_beat = now
+            self._beat()
         for identity in [identity for identity, worker in self._workers.items() if worker.gone(now)]:
             worker = self._workers.pop(identity)
             worker.forget()

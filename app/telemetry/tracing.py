@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -196,6 +197,9 @@ class _CountingProcessor(BatchSpanProcessor):
         super().on_end(span)
 
 
+_QUERY = re.compile(r"\?\S*")  # of the collector's address: it may hold a token
+
+
 class _SeldomHandler(logging.Handler):
     """The SDK complains of every batch that fails, and of every span that does not fit; once a minute is enough."""
 
@@ -207,7 +211,7 @@ class _SeldomHandler(logging.Handler):
         now = time.monotonic()
         if now >= self._next:
             self._next = now + QUIET_S
-            log.warning("traces are not delivered", reason=record.getMessage()[:300])
+            log.warning("traces are not delivered", reason=_QUERY.sub("", record.getMessage())[:300])
 
 
 def _log_seldom() -> None:

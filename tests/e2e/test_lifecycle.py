@@ -129,9 +129,11 @@ def test_workers_are_small_and_know_no_key_and_no_torch(server: Server) -> None:
 
 
 def test_probes_need_no_key_and_the_rest_does(server: Server) -> None:
-    for path in ("/healthz", "/livez", "/startupz", "/readyz"):
+    for path in ("/healthz", "/livez", "/readyz"):
         assert httpx.get(server.url + path).status_code == 200
-    assert httpx.get(f"{server.url}/metrics").status_code == 401
+    for path in ("/startupz", "/metrics", "/nowhere"):
+        assert httpx.get(server.url + path).status_code == 401
+    assert server.get("/startupz").status_code == 200
     assert not [line for line in server.events("request") if line["path"] == "/readyz"]
 
 
