@@ -153,8 +153,9 @@ def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
     gate, up = gate_up.double().chunk(2, dim=-1)
     if kind == "silu":
         return gate * torch.sigmoid(gate) * up
-    approximate = "tanh" if kind == "gelu_tanh" else "none"
-    return torch.nn.functional.gelu(gate, approximate=approximate) * up
+    if kind == "gelu_tanh":  # (1 + tanh(a)) / 2 as a sigmoid: torch's own form cancels for very negative gates
+        return gate * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)) * up
+    return torch.nn.functional.gelu(gate) * up
 
 
 def rotated(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
