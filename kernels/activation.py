@@ -1,7 +1,5 @@
 """The gated activation in Triton: one program a piece of a row. Contract: kernels/reference/activation.py."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -3,8 +3,6 @@
 Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Dao, "FlashAttention-2" (2023), algorithm 1.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -1,7 +1,5 @@
 """Copy-on-write of KV blocks in Triton. Contract: kernels/reference/blocks.py."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -6,8 +6,6 @@ all of them; `_merge` then puts own and shared parts together. The query heads o
 Scores and sums in float32; the weights are rounded to V's dtype before they multiply it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -140,9 +138,10 @@ def _rotated(start, angles, dims, inside, HALF: tl.constexpr):
     """A head's values behind `start`, turned by the cosines and then sines behind `angles` (kernels/rotary.py)."""
     value = tl.load(start + dims, mask=inside, other=0.0)
     if HALF > 0:
-        turned = inside & (dims < 2 * HALF)
+        turned = dims < 2 * HALF
         lower = dims < HALF
-        partner = tl.load(start + tl.where(lower, dims + HALF, dims - HALF), mask=turned, other=0.0).to(tl.float32)
+        partner = tl.load(start + tl.where(lower, dims + HALF, dims - HALF), mask=inside & turned, other=0.0)
+        partner = partner.to(tl.float32)
         place = tl.where(lower, dims, dims - HALF)
         cos = tl.load(angles + place, mask=turned, other=1.0)
         sin = tl.load(angles + HALF + place, mask=turned, other=0.0)

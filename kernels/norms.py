@@ -1,7 +1,5 @@
 """RMS norms in Triton: one program a row. Contract: kernels/reference/norms.py."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -5,8 +5,6 @@ writes nothing, before all of the predecessor's writes are there; so a chain of 
 programming guide, "Programmatic Dependent Launch"; PTX `griddepcontrol`.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

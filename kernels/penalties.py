@@ -4,8 +4,6 @@ Counting goes by atomics into one integer per vocabulary entry: output occurrenc
 "in the prompt".
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -45,10 +43,10 @@ def _count(tokens, counts, row_ids, num_prompt, num_total, repetition, presence,
         places = first + tl.arange(0, BLOCK)
         row = tl.load(row_ids + sample).to(tl.int64)
         ids = tl.load(tokens + row * tokens_stride + places, mask=places < end, other=0)
-        in_prompt = places < tl.load(num_prompt + sample)
+        prompt_end = tl.load(num_prompt + sample)
         entries = counts + sample.to(tl.int64) * vocab_size + ids
-        tl.atomic_or(entries, 1 << 30, mask=(places < end) & in_prompt)
-        tl.atomic_add(entries, 1, mask=(places < end) & ~in_prompt)
+        tl.atomic_or(entries, 1 << 30, mask=(places < end) & (places < prompt_end))
+        tl.atomic_add(entries, 1, mask=(places < end) & (places >= prompt_end))
 
 
 @triton.jit(do_not_specialize=_VARYING)

@@ -5,8 +5,6 @@ Keys come out of the cache, block by block; those of long prompts that are compu
 Scores and sums in float32; the weights are rounded to V's dtype before they multiply it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

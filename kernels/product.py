@@ -5,8 +5,6 @@ fewer are padded with zeros: reading W is what takes the time. Where few program
 whoever of an output's programs ends last adds up all parts, in their order.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 import triton

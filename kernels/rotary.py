@@ -1,7 +1,5 @@
 """Rotary embedding and the cache write in Triton: one program a token. Contract: kernels/reference/rotary.py."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

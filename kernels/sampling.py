@@ -5,8 +5,6 @@ the count, or the mass, of strictly greater ones is below a target. `_draw` scor
 (seed, position, token id) and keeps the best of each; `_best` takes the best of those.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
