@@ -10,8 +10,6 @@ from functools import cache
 
 import torch
 
-from kernels import pdl
-
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -151,7 +149,12 @@ def gated_product_tile(device: torch.device, element_bytes: int, num_outputs: in
 @cache
 def early(device: torch.device) -> dict[str, bool]:
     """Launch options of a kernel that calls kernels.pdl: programmatic dependent launch where there is such a thing."""
-    if device.type == "cuda" and pdl.AVAILABLE and family(device) == "hopper":
+    if device.type == "cuda" and family(device) == "hopper":
+        # Late: the engine asks this file for numbers also where there is no Triton.
+        from kernels import pdl
+
+        if not pdl.AVAILABLE:
+            return {"EARLY": False}
         return {"EARLY": True, "launch_pdl": True}
     return {"EARLY": False}
 

@@ -40,6 +40,17 @@ def test_one_version_everywhere():
     assert f"## {engine.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_a_cpu_engine_needs_no_triton():
+    """What `make install` sets up has none; the test environment does."""
+    assert "Paris" in run("""
+import sys
+sys.modules["triton"] = None
+from engine import LLM, SamplingParams
+llm = LLM(max_model_len=64, cpu_threads=1)
+print(llm.generate(["The capital of France is"], SamplingParams(temperature=0, max_tokens=4), use_tqdm=False))
+""")
+
+
 def test_the_public_names_cost_no_torch():
     loaded = run("import sys, engine; engine.SamplingParams, engine.EngineArgs, engine.LLM, engine.AsyncLLMEngine;"
                  "print(sorted({'torch', 'transformers', 'triton'} & set(sys.modules)))")
