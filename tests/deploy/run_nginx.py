@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 import trustme
 
-from tests.e2e.server import until
+from tests.e2e.server import free_port, listens, until
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "nginx"
 
@@ -37,11 +36,6 @@ class Nginx:
 
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.directory / "out").read_text().splitlines()]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def configured(directory: Path, upstream: str, port: int, changes: dict[str, str] | None = None) -> Path:
@@ -77,7 +71,7 @@ def shipped_nginx(upstream: str, directory: Path, changes: dict[str, str] | None
         process = subprocess.Popen(["nginx", "-p", str(directory), "-c", str(config), "-g", main],
                                    stdout=out, stderr=err)
     try:
-        until(lambda: process.poll() is not None or _listens(port))
+        until(lambda: process.poll() is not None or listens(port))
         assert process.poll() is None, (directory / "err").read_text()
         yield Nginx(port, directory, ssl.create_default_context(cafile=os.fspath(directory / "authority.pem")))
     finally:
@@ -87,8 +81,3 @@ def shipped_nginx(upstream: str, directory: Path, changes: dict[str, str] | None
 
 def has_nginx() -> bool:
     return shutil.which("nginx") is not None
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0

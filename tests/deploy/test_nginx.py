@@ -21,8 +21,8 @@ import pytest
 import yaml
 
 from app.errors import ApiError
-from tests.deploy.run_nginx import SHIPPED, Nginx, configured, free_port, has_nginx, shipped_nginx
-from tests.e2e.server import KEY, Server, serving, until
+from tests.deploy.run_nginx import SHIPPED, Nginx, configured, has_nginx, shipped_nginx
+from tests.e2e.server import KEY, Server, free_port, serving, until
 
 pytestmark = pytest.mark.skipif(not has_nginx(), reason="nginx is not installed (apt-get install nginx)")
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

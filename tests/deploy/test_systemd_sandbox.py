@@ -92,8 +92,8 @@ class Sandbox:
         with self._filter.open("rb") as program:
             return subprocess.Popen(
                 ["bwrap", *self._mounts(), "--unshare-user", "--unshare-ipc", "--uid", "10001", "--gid", "10001",
-                 "--cap-drop", "ALL", "--new-session", "--chdir", self.unit.one("WorkingDirectory"),
-                 "--seccomp", str(program.fileno()), "--", *command],
+                 "--cap-drop", "ALL", "--new-session", "--die-with-parent",
+                 "--chdir", self.unit.one("WorkingDirectory"), "--seccomp", str(program.fileno()), "--", *command],
                 env=environment, pass_fds=[program.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE, text=True)
 
@@ -141,7 +141,8 @@ def test_the_server_answers_and_drains_and_tells_systemd(sandbox: Sandbox) -> No
         until(lambda: "READY=1" in sandbox.systemd.told, 5)
         assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in sandbox.systemd.told)
         reply = server.client(timeout=60).chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=16)
+            model=MODEL, temperature=0, max_tokens=16,
+            messages=[{"role": "user", "content": "What is the capital of France?"}])
         assert "Paris" in (reply.choices[0].message.content or "")
         assert (sandbox.logs / "quire-audit.jsonl").stat().st_mode & 0o777 == 0o600
         assert (sandbox.run_dir / "probe.sock").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import trustme
 
-from tests.e2e.server import until
+from tests.e2e.server import free_port, listens, until
 
 CONFIG = """\
 daemon off;
@@ -76,21 +75,15 @@ def nginx_before(upstream: str, directory: Path) -> Iterator[Nginx]:
     certificate = authority.issue_cert("localhost", "127.0.0.1")
     certificate.cert_chain_pems[0].write_to_path(os.fspath(directory / "cert.pem"))
     certificate.private_key_pem.write_to_path(os.fspath(directory / "key.pem"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = directory / "nginx.conf"
     config.write_text(CONFIG.format(directory=directory, upstream=upstream, port=port))
     directory.chmod(0o755)  # nginx's own user reads it
     process = subprocess.Popen(["nginx", "-p", str(directory), "-c", str(config)], stderr=subprocess.DEVNULL)
     try:
-        until(lambda: process.poll() is not None or _listens(port))
+        until(lambda: process.poll() is not None or listens(port))
         assert process.poll() is None, (directory / "error.log").read_text()
         yield Nginx(port, directory, ssl.create_default_context(cadata=authority.cert_pem.bytes().decode()))
     finally:
         process.terminate()
         process.wait(10)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e.prometheus import running_prometheus
 from tests.e2e.server import KEY, Server, alive, serving, until
 
 NUM_REQUESTS, NUM_TOKENS = 6, 5
@@ -62,31 +62,10 @@ class Prometheus:
 def scraping(server: Server, directory: Path) -> Iterator[Prometheus]:
     config = directory / "prometheus.yml"
     config.write_text(CONFIG.format(key=KEY, target=server.url.removeprefix("http://")))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    process = subprocess.Popen(
-        ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}",
-         f"--web.listen-address={address}"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    try:
-        prometheus = Prometheus(f"http://{address}")
-        until(lambda: _answers(address), 30)
+    with running_prometheus(config) as url:
+        prometheus = Prometheus(url)
         until(lambda: prometheus.value("up") == 1, 30)
         yield prometheus
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(f"http://{address}/-/ready").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 @pytest.fixture(scope="module")
