@@ -19,7 +19,8 @@ from engine.errors import ConfigError
 
 EXIT_CONFIG = 2
 _SHORT_KEY = f"an API key has fewer than {SHORTEST_KEY} characters and may be found by trying"
-_SHORT = {"tensor_parallel_size": "-tp", "api_server_count": "-asc"}
+_SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp", "data_parallel_size": "-dp",
+          "api_server_count": "-asc"}
 _SERVE_EPILOG = """\
 Every flag is also an environment variable (--max-model-len is QUIRE_MAX_MODEL_LEN) and a line of the file given with
 --config (YAML, or TOML where it ends in .toml). A flag wins over the environment, that over the file, that over the

@@ -1,4 +1,4 @@
-"""The engine process as its parent sees it: whether it loads, serves or hangs, and how it is brought to an end.
+"""An engine process as its parent sees it: whether it loads, serves or hangs, and how it is brought to an end.
 
 Knows nothing of restarts and of HTTP; the launcher calls it from its one loop, and waits for its beats in it.
 """
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping
 
 import structlog
 
@@ -20,6 +21,7 @@ log = structlog.get_logger("quire")
 
 DOUBT_S = 2.0  # after a pause of the whole machine the silence is ours: a living engine beats again within a second
 ABORT_S = 2.0  # from SIGABRT, for stack traces, to SIGKILL
+POLL_S = 0.02
 DEATH_S = 10.0  # a process that a driver holds back may outlive even SIGKILL: its parent waits for it no longer
 
 
@@ -27,7 +29,9 @@ class EngineChild:
     """Started on construction. A *serving* engine beats once a second; how long it may load is nobody's guess."""
 
     def __init__(self, arguments: list[str], environment: dict[str, str], lifeline: int,
-                 stall_timeout_s: float) -> None:
+                 stall_timeout_s: float, facts: Mapping[str, int]) -> None:
+        """`facts` go into every log line."""
+        self._log = log.bind(**facts)
         self._stall_timeout_s = stall_timeout_s
         self._pipe, beats = os.pipe()
         os.set_blocking(self._pipe, False)
@@ -40,6 +44,7 @@ class EngineChild:
         self.serving_since: float | None = None
         self.hung = False  # it was silent for too long, and is being ended
         self.immortal = False  # and SIGKILL did not end it either
+        self._is_alone = False  # its process group has no other member
         self._last_beat = time.monotonic()
         self._doubted_at: float | None = None
         self._kill_at = 0.0  # once it hung
@@ -55,8 +60,25 @@ class EngineChild:
         return self._pipes
 
     def ended(self) -> int | None:
-        """Its exit code (minus the signal's number), once it is over."""
-        return self._process.poll()
+        """Its exit code (minus the signal's number), once it is over, and its ranks with it, whatever they hold."""
+        code = self._process.poll()
+        if code is not None and not self._is_alone:
+            self._end_group()
+        return code
+
+    def _end_group(self) -> None:
+        deadline = time.monotonic() + DEATH_S
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                self._is_alone = True
+                return
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-self._process.pid, os.WNOHANG)  # as PID 1, its orphans are ours
+            time.sleep(POLL_S)
+        self._log.error("ranks of the engine cannot be killed", group=self._process.pid)
+        self._is_alone = True
 
     def take_beats(self, now: float) -> bool:
         """Reads what came through the pipe; whether a load made progress."""
@@ -92,7 +114,7 @@ class EngineChild:
             self._doubted_at = now
         if now < self._doubted_at + DOUBT_S:
             return self._doubted_at + DOUBT_S
-        log.error("engine hangs", silent_s=round(self.silent_s(now), 1), stall_timeout_s=self._stall_timeout_s)
+        self._log.error("engine hangs", silent_s=round(self.silent_s(now), 1), stall_timeout_s=self._stall_timeout_s)
         self.hung = True
         self._kill_at = now + ABORT_S
         self._process.send_signal(signal.SIGABRT)
@@ -105,18 +127,6 @@ class EngineChild:
         self.immortal = now >= self._kill_at + DEATH_S
         return now + DEATH_S
 
-    def stop(self, timeout_s: float) -> None:
-        """SIGTERM, then SIGKILL to all of its group."""
-        self._process.terminate()
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self._signal_group(signal.SIGKILL)
-            try:
-                self._process.wait(DEATH_S)
-            except subprocess.TimeoutExpired:
-                log.error("engine cannot be killed", pid=self.pid)
-
     def close(self) -> None:
         """After its end."""
         os.close(self._pipe)
@@ -124,3 +134,26 @@ class EngineChild:
     def _signal_group(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)  # its own session, so its children too
+
+
+def stop_all(children: Iterable[EngineChild], timeout_s: float) -> None:
+    """SIGTERM to each, then SIGKILL to all of its group. Many take no longer than one."""
+    left = list(children)
+    for child in left:
+        child._process.terminate()
+    left = _alive_after(left, timeout_s)
+    for child in left:
+        child._signal_group(signal.SIGKILL)
+    for child in _alive_after(left, DEATH_S):
+        child._log.error("engine cannot be killed", pid=child.pid)
+
+
+def _alive_after(children: list[EngineChild], timeout_s: float) -> list[EngineChild]:
+    deadline = time.monotonic() + timeout_s
+    alive = []
+    for child in children:
+        try:
+            child._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            alive.append(child)
+    return alive

@@ -1,6 +1,6 @@
-"""`quire serve`: the one parent of the engine and of gunicorn. It owns the port, the run directory and the exit code.
+"""`quire serve`: the one parent of the engines and of gunicorn. It owns the port, the run directory and the exit code.
 
-Starts both at once, restarts an engine that died or hangs after it was ready, drains on SIGTERM, has everything read
+Starts all at once, restarts an engine that died or hangs after it was ready, drains on SIGTERM, has everything read
 again on SIGHUP, speaks to systemd, and lets nothing outlive itself: each child asks the kernel to die with its parent,
 and watches a pipe that only this process holds open.
 """
@@ -16,22 +16,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from app.announce import Announcer
-from app.engine_child import EngineChild
+from app.engine_child import EngineChild, stop_all
+from app.engine_slot import EngineSlot
 from app.listen import listen, listen_admin, url_of
 from app.probe import Readiness, probe
 from app.reload import request_reload
-from app.restart_policy import RestartPolicy
 from app.run_dir import RunDirectory
 from app.sd_notify import Systemd
 from app.settings import ServeSettings, WorkerSettings, flag, for_workers
 from app.telemetry.audit import AuditError, AuditLog
 from engine.errors import ConfigError
+from engine.frontend.shares import device_environments
 from engine.heartbeat import OVERDUE_S
 from engine.logs import LevelFile, replace_broken_stderr
 
@@ -56,19 +57,22 @@ class Launcher:
         self._reread = reread or (lambda: settings)
         self._announce = Announcer(settings)
         self._audit = AuditLog(settings.audit_log)
-        self._policy = RestartPolicy(settings.max_engine_restarts)
         self._systemd = Systemd()
-        self._engine: EngineChild | None = None
-        self._engine_was_killed = False  # the last one, from outside: see engine.messages.Ready
+        self._slots: list[EngineSlot] = []
         self._http: subprocess.Popen[bytes] | None = None
         self._due: dict[Callable[[], None], float] = {}  # what is to be done, and when
         self._exit_code: int | None = None  # set: stop everything, then leave with it
         self._was_ready = False
-        self._ready = False
+        self._ready = False  # all engines serve, and clients would hear it
         self._stop_signals = 0
 
     def run(self) -> int:
-        """Serve until told to stop; returns the exit code. Raises ConfigError where port or directory cannot be had."""
+        """Serve until told to stop; returns the exit code.
+
+        Raises:
+            ConfigError: port, directory or GPUs cannot be had.
+        """
+        environments = device_environments(self._settings.engine, os.environ)
         with RunDirectory(self._settings.run_dir) as run_dir, contextlib.ExitStack() as stack:
             self._socket = stack.enter_context(listen(self._settings))
             self._url = url_of(self._socket, self._settings.scheme)
@@ -85,7 +89,11 @@ class Launcher:
             self._wakeup = self._watch_signals()
             self._announce.starting()
             self._systemd.loading("starting")
-            self._start_engine()
+            self._slots = [
+                EngineSlot(self._settings, address, self._shared.reload_file, environment, place)
+                for place, (address, environment) in enumerate(zip(self._shared.engine_addresses, environments))]
+            for slot in self._slots:
+                self._start_engine(slot)
             self._start_http()
             self._watchdog()
             try:
@@ -109,15 +117,15 @@ class Launcher:
             "PROMETHEUS_MULTIPROC_DIR": self._shared.metrics_dir,
         }
 
-    def _start_engine(self) -> None:
+    @property
+    def _engines(self) -> list[EngineChild]:
+        return [slot.child for slot in self._slots if slot.child is not None]
+
+    def _start_engine(self, slot: EngineSlot) -> None:
         with open(self._shared.engine_starts_file, "ab") as starts:
             starts.write(b"+")  # for the metric of restarts
         replace_broken_stderr()
-        self._engine = EngineChild(
-            ["--address", self._shared.engine_address, "--args", msgspec.json.encode(self._settings.engine).decode(),
-             "--log-level", self._settings.log_level, "--reload-file", self._shared.reload_file,
-             *(["--after-kill"] if self._engine_was_killed else [])],
-            self._environment(), self._lifeline, self._settings.engine_stall_timeout)
+        slot.start(self._environment(), self._lifeline)
         self._in(0, self._look_whether_ready)
 
     def _start_http(self) -> None:
@@ -135,7 +143,7 @@ class Launcher:
 
     def _tick(self) -> None:
         wait_s = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
-        pipes = self._engine.pipes if self._engine is not None else []
+        pipes = [pipe for engine in self._engines for pipe in engine.pipes]
         readable, _, _ = select.select([self._wakeup, *pipes], [], [], wait_s)
         if self._wakeup in readable:
             self._take_signals()
@@ -147,33 +155,33 @@ class Launcher:
             job()
 
     def _take_beats(self) -> None:
-        if self._engine is not None:
-            now = time.monotonic()
-            if self._engine.take_beats(now):
+        now = time.monotonic()
+        for engine in self._engines:
+            if engine.take_beats(now):
                 self._systemd.loading()
-            self._end_if_hung()
-            self._levels.follow()  # an admin may have set another
+        self._end_if_hung()
+        self._levels.follow()  # an admin may have set another
 
     def _end_if_hung(self) -> None:
-        if self._engine is None:
-            return
         now = time.monotonic()
-        again_at = self._engine.end_if_hung(now)
-        if again_at is not None:
-            self._in(again_at - now, self._end_if_hung)
-        if self._engine.immortal:
+        looks = [again_at for engine in self._engines if (again_at := engine.end_if_hung(now)) is not None]
+        if looks:
+            self._in(min(looks) - now, self._end_if_hung)
+        if any(engine.immortal for engine in self._engines):
             self._give_up(EXIT_HUNG, "the engine hangs and cannot be killed")
 
     def _look_whether_ready(self) -> None:
-        """Ready means that both say so: the engine serves, and clients would hear it."""
-        if self._ready or self._stop_signals or self._engine is None:
+        """Ready means that both say so: the engines serve, and clients would hear it."""
+        if self._ready or self._stop_signals or any(slot.child is None for slot in self._slots):
             return
         readiness: Readiness = probe(self._shared.run_dir)
-        if self._engine.serving_since is None or not readiness.ready:
+        if not readiness.ready:  # it is while another engine serves
             self._announce.loading(readiness.phase, readiness.fraction)
             self._systemd.status(f"{readiness.phase} {readiness.fraction:.0%}")
+        if not readiness.ready or not all(slot.serves for slot in self._slots):
             self._in(PROBE_S, self._look_whether_ready)
             return
+        Path(self._shared.opened_file).touch()
         self._announce.ready(self._url, again=self._was_ready)
         self._systemd.ready()
         self._ready = self._was_ready = True
@@ -182,7 +190,8 @@ class Launcher:
         interval_s = self._systemd.watchdog_s
         if interval_s is None:
             return
-        silent_s = 0.0 if self._engine is None else self._engine.silent_s(time.monotonic())
+        now = time.monotonic()
+        silent_s = max((engine.silent_s(now) for engine in self._engines), default=0.0)
         if silent_s < self._settings.engine_stall_timeout + OVERDUE_S:
             self._systemd.alive()
         self._in(interval_s / 2, self._watchdog)
@@ -190,10 +199,9 @@ class Launcher:
     # Children that end
 
     def _reap(self) -> None:
-        if self._engine is not None and (code := self._engine.ended()) is not None:
-            engine, self._engine = self._engine, None
-            engine.close()
-            self._engine_ended(engine, code)
+        for slot in self._slots:
+            if (ended := slot.take_ended()) is not None:
+                self._engine_ended(slot, *ended)
         if self._http is not None and (code := self._http.poll()) is not None:
             self._http = None
             if self._stop_signals:
@@ -203,24 +211,22 @@ class Launcher:
         if os.getpid() == 1:
             self._reap_orphans()
 
-    def _engine_ended(self, engine: EngineChild, code: int) -> None:
-        now = time.monotonic()
+    def _engine_ended(self, slot: EngineSlot, engine: EngineChild, code: int) -> None:
         self._ready = False
-        self._engine_was_killed = code == -signal.SIGKILL and not engine.hung
         if self._stop_signals and not self._was_ready:
             self._exit_code = EXIT_OK
             return
         if code == EXIT_CONFIG or not (self._was_ready or engine.serving_since):  # it would be the same again
-            self._give_up(EXIT_CONFIG if code == EXIT_CONFIG else EXIT_LOAD, "the engine could not start", status=code)
+            self._give_up(EXIT_CONFIG if code == EXIT_CONFIG else EXIT_LOAD, "the engine could not start", status=code,
+                          **slot.facts)
             return
-        delay_s = self._policy.failed(now, 0.0 if engine.serving_since is None else now - engine.serving_since)
+        delay_s = slot.restart_delay_s(engine, code)
         if delay_s is None:
             self._give_up(EXIT_HUNG if engine.hung else EXIT_BROKEN, "the engine ended too often", status=code,
-                          max_engine_restarts=self._policy.max_restarts, window_s=self._policy.window_s)
+                          **slot.policy_facts)
             return
-        log.warning("engine ended", status=code, cause="watchdog" if engine.hung else "crash", restart_in_s=delay_s)
         self._systemd.status("engine restarts")
-        self._in(delay_s, self._start_engine)
+        self._in(delay_s, partial(self._start_engine, slot))
 
     def _give_up(self, exit_code: int, reason: str, **facts: object) -> None:
         """The last error event of this server."""
@@ -230,7 +236,7 @@ class Launcher:
 
     def _reap_orphans(self) -> None:
         """As PID 1, children of children become ours when their parent dies; someone must take their exit codes."""
-        ours = {child.pid for child in (self._engine, self._http) if child is not None}
+        ours = {child.pid for child in (*self._engines, self._http) if child is not None}
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in ours:
                 os.waitpid(ended.si_pid, 0)
@@ -294,14 +300,13 @@ class Launcher:
         self._exit_code = EXIT_OK
 
     def _stop_all(self) -> None:
-        """HTTP first, at once: whoever could finish has. Then the engine, politely for a moment."""
+        """HTTP first, at once: whoever could finish has. Then the engines, politely for a moment."""
         if self._http is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._http.pid, signal.SIGKILL)  # its own session, so workers too
             self._http.wait()
-        if self._engine is not None:
-            in_peace = self._ready and self._stop_signals < 2  # one that loads would not hear it
-            self._engine.stop(STOP_ENGINE_S if in_peace else STOP_ENGINE_NOW_S)
+        in_peace = self._ready and self._stop_signals < 2  # one that loads would not hear it
+        stop_all(self._engines, STOP_ENGINE_S if in_peace else STOP_ENGINE_NOW_S)
         self._announce.stopped()
 
 

@@ -1,4 +1,4 @@
-"""The life of one HTTP worker: connects to the engine, watches the files that may change under it, leaves when its
+"""The life of one HTTP worker: connects to the engines, watches the files that may change under it, leaves when its
 requests are done.
 """
 
@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 from starlette.applications import Starlette
 
@@ -21,14 +22,17 @@ from engine.logs import LevelFile
 DRAIN_POLL_S = 0.2
 LEAVE_S = 2.0
 
-Connect = Callable[[str, EngineArgs], Awaitable[AsyncLLMEngine]]
+
+class Connect(Protocol):
+    def __call__(self, addresses: Sequence[str], args: EngineArgs, *, opened: bool) -> Awaitable[AsyncLLMEngine]: ...
 
 
 def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         settings = service.settings
-        service.connected_engine = await connect(settings.engine_address, settings.serve.engine)
+        service.connected_engine = await connect(settings.engine_addresses, settings.serve.engine,
+                                                 opened=Path(settings.opened_file).exists())
         levels = LevelFile(settings.reload_file)
         levels.follow()  # a worker that takes a dead one's place begins where the others are
 

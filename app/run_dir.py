@@ -1,4 +1,4 @@
-"""The run directory: the engine's socket, the workers' metrics files and settings. One server has it at a time."""
+"""The run directory: the engines' sockets, the workers' metrics files and settings. One server has it at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import TracebackType
 
 from engine.errors import ConfigError
 
-MAX_PATH = 80  # a Unix socket's path may have 107 characters, "/engine.sock" and some reserve included
+MAX_PATH = 80  # a Unix socket's path may have 107 characters, "/engine-63.sock" and some reserve included
 
 
 class RunDirectory:
@@ -38,8 +38,11 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"--run-dir: {self.path} belongs to a server that runs; give each its own") from None
-        self._clear()
-        os.mkdir(f"{self.path}/metrics")
+        try:
+            self._clear()
+            os.mkdir(f"{self.path}/metrics")
+        except OSError as error:  # a container's read-only root, somebody else's directory
+            raise ConfigError(f"--run-dir: {self.path} cannot be written to: {error.strerror}") from None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -51,7 +54,9 @@ class RunDirectory:
 
     def _clear(self) -> None:
         """Files of a server before would double its counters, and a drain file would keep this one from starting."""
-        for name in ("settings.json", "drain", "drain.new", "reload", "keys.json", "engine.sock", "probe.sock",
-                     "engine_starts"):
+        for name in ("settings.json", "drain", "drain.new", "reload", "keys.json", "probe.sock", "engine_starts",
+                     "opened"):
             Path(self.path, name).unlink(missing_ok=True)
+        for socket in Path(self.path).glob("engine*.sock"):
+            socket.unlink(missing_ok=True)
         shutil.rmtree(f"{self.path}/metrics", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What one HTTP worker holds for as long as it lives. Made by create_app, given its engine by the lifespan."""
+"""What one HTTP worker holds for as long as it lives. Made by create_app, given its engines by the lifespan."""
 
 from __future__ import annotations
 

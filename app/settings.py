@@ -24,6 +24,7 @@ import yaml
 from app.keys.sources import key_sources
 from engine.config import EngineArgs
 from engine.errors import ConfigError
+from engine.frontend.shares import addresses
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_HTTP_WORKERS = 64
@@ -440,8 +441,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     admin_port: int | None = None  # as bound
 
     @property
-    def engine_address(self) -> str:
-        return f"ipc://{self.run_dir}/engine.sock"
+    def engine_addresses(self) -> list[str]:
+        return addresses(self.run_dir, self.serve.engine.data_parallel_size)
 
     @property
     def metrics_dir(self) -> str:
@@ -464,8 +465,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def engine_starts_file(self) -> str:
-        """Holds a byte for each start of the engine, so that all workers tell the same number of restarts."""
+        """Holds a byte for each start of an engine, so that all workers tell the same number of restarts."""
         return f"{self.run_dir}/engine_starts"
+
+    @property
+    def opened_file(self) -> str:
+        """Exists once all engines were ready: from then on one is enough, also for a worker that comes later."""
+        return f"{self.run_dir}/opened"
 
     def save(self) -> None:
         path = Path(self.run_dir) / "settings.json"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import os
 import signal
 import sys
 
@@ -14,7 +15,7 @@ import msgspec
 import structlog
 
 from engine.config import EngineArgs
-from engine.errors import ConfigError, WeightError
+from engine.errors import ConfigError, RankError, WeightError
 from engine.heartbeat import Heartbeat
 from engine.lifeline import die_with_parent
 from engine.logs import LevelFile, configure_logging
@@ -77,7 +78,7 @@ def serve(server: EngineServer, args: EngineArgs, heartbeat: Heartbeat) -> int:
         except ConfigError as error:
             log.error("configuration refused", problems=error.problems)
             return EXIT_CONFIG
-        except (WeightError, OSError) as error:
+        except (WeightError, RankError, OSError) as error:
             log.error("model not loaded", model=args.model, reason=str(error))
             return EXIT_LOAD
     info = core.info
@@ -86,9 +87,16 @@ def serve(server: EngineServer, args: EngineArgs, heartbeat: Heartbeat) -> int:
     heartbeat.serving()
     try:
         server.run(core)
+    except RankError as error:
+        log.error("engine broke", reason=str(error))
+        if error.killed:  # and so are we, for those who ask how we ended
+            core.close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return EXIT_BROKEN
     except Exception:
         log.exception("engine broke")
         return EXIT_BROKEN
+    core.close()
     server.close()
     return 0
 

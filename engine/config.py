@@ -15,6 +15,7 @@ from engine.model_config import ModelConfig
 
 DTYPES = {"auto": "auto", "half": "float16", "float16": "float16", "bfloat16": "bfloat16", "float": "float32",
           "float32": "float32"}
+BACKENDS = ("mp", "ray")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -53,15 +54,24 @@ class EngineArgs:
     max_num_batched_tokens: int | None = _argument(None, "Token budget of a step: 8192 on a GPU, 512 on CPU.")
     enforce_eager: bool = _argument(False, "No CUDA graphs.")
     async_scheduling: bool | None = _argument(None, "Plan a step while the one before runs; on with a GPU if unset.")
-    tensor_parallel_size: int = _argument(1, "GPUs to split each layer over (1 in this version).")
+    tensor_parallel_size: int = _argument(1, "Devices that each layer is split over.")
+    pipeline_parallel_size: int = _argument(1, "Stages of devices that the layers are dealt out to.")
+    data_parallel_size: int = _argument(1, "Engines behind the server, each with the whole model.")
+    distributed_executor_backend: str | None = _argument(
+        None, "mp: devices of this machine; ray: those of a Ray cluster. mp if unset.")
     max_logprobs: int = _argument(20, "Most alternatives a request may ask for per token; -1 = no limit.")
-    max_queued_requests: int = _argument(4096, "Samples that may wait; beyond it requests get 503.")
+    max_queued_requests: int = _argument(4096, "Samples that may wait, in each engine; beyond it requests get 503.")
     max_queued_tokens: int | None = _argument(
-        None, "Tokens of prompts that may wait; beyond it requests get 503. Unset: no limit.")
+        None, "Tokens of prompts that may wait, in each engine; beyond it requests get 503. Unset: no limit.")
     generation_config: str = _argument(
         "auto", "auto: sampling defaults from the model's generation_config.json; vllm: built-in defaults.")
     chat_template: str | None = _argument(None, "Chat template: a file or the template itself.")
     cpu_threads: int | None = _argument(None, "Threads of the CPU engine; all cores if unset.")
+
+    @property
+    def num_ranks(self) -> int:
+        """Devices that one engine takes."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     def problems(self) -> list[str]:
         """Everything wrong with these values that can be seen without the model, a line each."""
@@ -78,13 +88,14 @@ class EngineArgs:
             found.append(f"--gpu-memory-utilization: {self.gpu_memory_utilization} is not in (0, 1]")
         if self.generation_config not in ("auto", "vllm"):
             found.append(f"--generation-config: {self.generation_config!r} is not one of auto, vllm")
-        if self.tensor_parallel_size != 1:
-            found.append(f"--tensor-parallel-size: {self.tensor_parallel_size} is not supported yet; this version runs "
-                         "on one device (1)")
+        if self.distributed_executor_backend not in (None, *BACKENDS):
+            found.append(f"--distributed-executor-backend: {self.distributed_executor_backend!r} is not one of "
+                         f"{', '.join(BACKENDS)}")
         if self.max_logprobs < -1:
             found.append(f"--max-logprobs: {self.max_logprobs} is less than -1 (no limit)")
         for name in ("max_model_len", "kv_cache_memory_bytes", "num_gpu_blocks_override", "max_num_seqs",
-                     "max_num_batched_tokens", "max_queued_requests", "max_queued_tokens", "cpu_threads"):
+                     "max_num_batched_tokens", "max_queued_requests", "max_queued_tokens", "cpu_threads",
+                     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"--{name.replace('_', '-')}: {value} is less than 1")
@@ -125,6 +136,8 @@ class SchedulerConfig:
     max_num_batched_tokens: int
     max_model_len: int
     enable_prefix_caching: bool = True
+    # Steps that are to run side by side, in a pipeline: none computes what another one in flight samples.
+    num_microbatches: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,4 +151,4 @@ class EngineConfig:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    async_scheduling: bool
+    num_steps_ahead: int  # steps launched before the result of the one before them is taken

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -16,9 +16,11 @@ from typing import cast
 from engine.admission import Account, Admission
 from engine.config import EngineArgs, SchedulerConfig
 from engine.errors import InvalidRequestError
-from engine.execution.device import prepare_cpu, return_freed_memory, settle
-from engine.execution.executor import InProcessExecutor
-from engine.execution.pending import Pending
+from engine.execution.device import return_freed_memory, settle
+from engine.execution.executor import Executor, InProcessExecutor, Launched
+from engine.execution.hardware import of_this_machine
+from engine.execution.placement import placement
+from engine.execution.rank_group import RankGroup
 from engine.messages import Accepted, Delta, EngineInfo, Rejected, Status, Submit, TokenLogprobs
 from engine.plan import StepPlan
 from engine.scheduling.request import Request
@@ -50,9 +52,12 @@ class EngineCore:
             WeightError: the checkpoint does not fit its model.
         """
         began = time.monotonic()
-        self.config = config = settle(args, resolve_model(args))
-        prepare_cpu(args)
-        self._executor = InProcessExecutor(config, progress)
+        args.checked()
+        model = resolve_model(args)
+        ranks = placement(args, progress)
+        self.config = config = settle(args, model, of_this_machine() if ranks is None else ranks.hardware())
+        self._executor: Executor = (InProcessExecutor(config, progress) if ranks is None
+                                    else RankGroup(config, ranks, progress))
         return_freed_memory()
         max_model_len = config.max_model_len
         if args.max_model_len is None:  # what nobody insisted on gives way to what fits
@@ -64,6 +69,7 @@ class EngineCore:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
             enable_prefix_caching=args.enable_prefix_caching,
+            num_microbatches=args.pipeline_parallel_size,
         ))
         self._admission = Admission(args.max_queued_requests if bounded else None,
                                     args.max_queued_tokens if bounded else None)
@@ -71,7 +77,7 @@ class EngineCore:
         self._timed: dict[_Submission, None] = {}  # those that no step took up yet and that may not wait for ever
         self._trials = Trials(self._try)
         self._stats = StepStats()
-        self._in_flight: tuple[StepPlan, Pending] | None = None
+        self._in_flight: deque[tuple[StepPlan, Launched]] = deque()
         self._last_step = time.monotonic()
         self.info = EngineInfo(
             model=args.model,
@@ -87,6 +93,10 @@ class EngineCore:
             instance=uuid.uuid4().hex,
             load_s=time.monotonic() - began,
         )
+
+    def close(self) -> None:
+        """Let go of the devices. Nothing may be asked of it afterwards."""
+        self._executor.close()
 
     def submit(self, owner: Owner, message: Submit) -> Accepted | Rejected:
         """Take in a request, or say why not; never raises for what a caller sent."""
@@ -156,30 +166,26 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or self._in_flight is not None
+        return self.scheduler.has_work or bool(self._in_flight)
 
     def step(self, started: Callable[[list[tuple[Owner, int]]], None] = lambda _: None) \
             -> list[tuple[Owner, Delta]]:
-        """Plan and launch step N+1, then commit step N and return what it produced.
+        """Plan and launch a step, then commit the oldest one in flight, if enough are, and return what it produced.
 
         `started` is called before the launch, which may be the engine's end, with the samples that wait no longer.
         """
         plan = self.scheduler.plan()
         if new := self.scheduler.take_started():
             started(self._take_up(new))
-        launched = None
         if plan is not None:
             self._stats.launched(plan, time.monotonic())
-            launched = (plan, self._executor.launch(plan))
-        if self.config.async_scheduling:
-            launched, self._in_flight = self._in_flight, launched
-        if launched is None:
-            if plan is not None:
-                self._last_step = time.monotonic()
+            self._in_flight.append((plan, self._executor.launch(plan)))
+            self._last_step = time.monotonic()
+        if not self._in_flight or (plan is not None and len(self._in_flight) <= self.config.num_steps_ahead):
             return []
+        oldest, launched = self._in_flight.popleft()
+        events = self.scheduler.commit(oldest, launched.result())
         self._last_step = time.monotonic()
-        plan, pending = launched
-        events = self.scheduler.commit(plan, pending.result())
         now = self._admission.now()
         return [self._delta(event, now) for event in events]
 

@@ -68,6 +68,17 @@ class WeightError(QuireError):
     """A checkpoint does not fit its model; the message names the tensor."""
 
 
+class RankError(QuireError):
+    """A device process of the engine ended or broke; the message says which and, in its own words, why.
+
+    `killed`: it was killed from outside (an operator, the kernel short of memory), and did not break by itself.
+    """
+
+    def __init__(self, message: str, *, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
+
+
 class EngineDeadError(QuireError):
     """The engine ended and is not coming back."""
 

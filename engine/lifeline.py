@@ -13,9 +13,13 @@ import threading
 PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(pipe: int | None = None) -> None:
-    """Ask for SIGKILL when the parent thread's process ends; watch `pipe`'s read end, where one is given."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(pipe: int | None = None, *, signalled: bool = True) -> None:
+    """Ask for SIGKILL when the thread ends that started us; watch `pipe`'s read end, where one is given.
+
+    `signalled` False is for children of a thread that may end before its process does: the pipe alone.
+    """
+    if signalled:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if pipe is not None:
         threading.Thread(target=_watch, args=(pipe,), name="lifeline", daemon=True).start()
 

@@ -75,6 +75,11 @@ def set_level(level: str) -> None:
     _threshold = _LEVELS[level]
 
 
+def level() -> str:
+    """What `set_level` was last told."""
+    return next(name for name, value in _LEVELS.items() if value == _threshold)
+
+
 def _drop_below_threshold(
     logger: object, method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:

@@ -1,5 +1,8 @@
 """Border 2: what one step computes, as integers. The scheduler writes it, every rank carries it out identically.
 
+Ranks that are processes of their own also get `Allocate` and answer as `FromRank` says: once each, in this order,
+RankLoading aside, until the first plan; then one Done a plan, from the rank that reports.
+
 A *row* is a place in each rank's request table, a sample's for as long as it runs. All positions count from the first
 prompt token. Nothing here depends on token values: a plan for step N+1 is made while step N still runs.
 """
@@ -21,10 +24,10 @@ class NewRow(msgspec.Struct, array_like=True, frozen=True):
     seed: int
 
 
-class StepPlan(msgspec.Struct, array_like=True):
+class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     """One step. The scheduled rows are `rows`; lists named alike are parallel to it.
 
-    Carried out in this order: copies, new rows, block table entries, forward, sampling.
+    Carried out in this order: copies, new rows, block table entries, known tokens, forward, sampling.
     """
 
     step: int
@@ -42,6 +45,8 @@ class StepPlan(msgspec.Struct, array_like=True):
     # saves reading them once a row.
     shared_places: list[int] = []
     num_shared_tokens: int = 0
+    # Of a pipeline, whose first stage does not sample: what the decoding rows compute, token ids parallel to `rows`.
+    decode_ids: list[int] = []
     # Copy-on-write: whole KV blocks copied in every layer before anything else of this step.
     copy_sources: list[int] = []
     copy_targets: list[int] = []
@@ -53,3 +58,41 @@ class StepResult(msgspec.Struct, array_like=True):
     token_ids: list[int]
     # For rows that asked for logprobs, by place in token_ids: (logprob, rank, top ids, top logprobs).
     logprobs: dict[int, tuple[float, int, list[int], list[float]]] = {}
+
+
+class Allocate(msgspec.Struct, array_like=True, tag="allocate"):
+    """The KV cache is to have so many blocks, the same on all ranks."""
+
+    num_blocks: int
+
+
+class RankLoading(msgspec.Struct, array_like=True, tag="loading"):
+    phase: str
+    fraction: float
+
+
+class Capacity(msgspec.Struct, array_like=True, tag="capacity"):
+    """The model is loaded, and leaves room for so many blocks."""
+
+    num_blocks: int
+    vocab_size: int
+
+
+class Prepared(msgspec.Struct, array_like=True, tag="prepared"):
+    """Plans may come."""
+
+
+class Done(msgspec.Struct, array_like=True, tag="done"):
+    result: StepResult
+    num_graph_steps: int  # that CUDA graphs carried out so far
+
+
+class Failed(msgspec.Struct, array_like=True, tag="failed"):
+    """The rank ends. kind: "config" (problems, a line each), "load" or "broken" (what there is to say of it)."""
+
+    kind: str
+    problems: list[str]
+
+
+ToRank = Allocate | StepPlan
+FromRank = RankLoading | Capacity | Prepared | Done | Failed

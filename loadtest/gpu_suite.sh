@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What only a GPU can show, in one go: kernels against references, the engine's equalities, figures.
-# usage: loadtest/gpu_suite.sh [kernels] [engine] [bench]     (all of them without arguments)
+# usage: loadtest/gpu_suite.sh [kernels] [engine] [bench] [parallel]     (the first three without arguments)
+# parallel: as many GPUs as there are, in powers of two.
 # Logs and figures land in ${OUT:-gpu-results}. Exits non-zero if anything failed; runs everything all the same.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -32,6 +33,17 @@ if [[ $wanted == *" bench "* ]]; then
         step "bench-$model" "$python" -m app bench throughput --model "loadtest/models/$model" --load-format dummy \
             --dtype bfloat16 --max-model-len 4096 --gpu-memory-utilization 0.85 \
             --workload "${WORKLOADS:-all}" --compare loadtest/peers/h200.json --json "$out/bench-$model.json"
+    done
+fi
+if [[ $wanted == *" parallel "* ]]; then
+    num_gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+    step parallel "$python" -m pytest -o addopts= -W default -p no:cacheprovider -q -s -m gpu tests/gpu/test_parallel_on_gpu.py
+    for ((size = 1; size <= num_gpus; size *= 2)); do
+        step "bench-llama-13b-tp$size" "$python" -m app bench throughput --model loadtest/models/llama-13b \
+            --load-format dummy --dtype bfloat16 --max-model-len 4096 --gpu-memory-utilization 0.85 \
+            --tensor-parallel-size "$size" --workload "${WORKLOADS:-single,sharegpt,decode}" \
+            --compare loadtest/peers/h200.json --peer-shape "llama-13b, tensor parallel 2 (NVLink)" \
+            --json "$out/bench-llama-13b-tp$size.json"
     done
 fi
 exit "$failed"

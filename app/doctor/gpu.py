@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.doctor.finding import Finding, fail, gib, ok, warn
+from engine.config import EngineArgs
 
 DRIVER = Path("/proc/driver/nvidia/version")
 QUERY_S = 30.0  # a GPU without persistence mode is woken up first
@@ -64,8 +65,13 @@ def visible(gpus: list[Gpu], wanted: str | None) -> list[Gpu]:
     return chosen
 
 
-def check_gpus(gpus: list[Gpu], trouble: str, device: str) -> list[Finding]:
-    """`device` is --device."""
+def gpus_needed(args: EngineArgs) -> int:
+    """On this machine; what a Ray cluster has beside, nobody asked."""
+    return 1 if args.distributed_executor_backend == "ray" else args.data_parallel_size * args.num_ranks
+
+
+def check_gpus(gpus: list[Gpu], trouble: str, device: str, needed: int = 1) -> list[Finding]:
+    """`device` is --device, `needed` what all engines take together."""
     advice = ("install the NVIDIA driver and see that nvidia-smi works here; in a container, start it with its GPUs "
               "(--gpus all); see that CUDA_VISIBLE_DEVICES names one")
     if trouble:
@@ -78,6 +84,10 @@ def check_gpus(gpus: list[Gpu], trouble: str, device: str) -> list[Finding]:
         return [ok("GPU", f"{len(gpus)} found, not used (--device cpu)")]
     found = [ok(f"GPU {gpu.index}", f"{gpu.name}, {gib(gpu.free_bytes)} of {gib(gpu.total_bytes)} free, "
                                     f"driver {gpu.driver}") for gpu in gpus]
+    if len(gpus) < needed:
+        found.append(fail("GPUs", f"{len(gpus)} found, and the engines need {needed} (--data-parallel-size times "
+                          "--tensor-parallel-size times --pipeline-parallel-size)",
+                          "ask for fewer, or see that CUDA_VISIBLE_DEVICES and the container show all of them"))
     return [*found, check_compiler(os.environ.get("CC"))]
 
 

@@ -25,7 +25,7 @@ _LESS = "a smaller model, --dtype half, or a shorter --max-model-len"
 
 
 def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
-    """In a process that may not fetch (HF_HUB_OFFLINE)."""
+    """In a process that may not fetch (HF_HUB_OFFLINE). `gpus` are those that the engines take."""
     try:
         model = resolve_model(args)
     except ConfigError as error:
@@ -43,8 +43,10 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
     except (WeightError, OSError) as error:
         return [*found, fail("model", str(error), "fetch the model again")]
     token = kv_bytes_per_token(model, dtype)
-    return [*found, check_gpu_memory(args, model, weights, token, gpus[0]) if on_gpu else
-            check_host_memory(args, weights, token, available_bytes())]
+    if not on_gpu:
+        return [*found, check_host_memory(args, weights, token, available_bytes())]
+    share = args.num_ranks  # about: what every rank has whole is small
+    return [*found, *(check_gpu_memory(args, model, weights // share, max(1, token // share), gpu) for gpu in gpus)]
 
 
 def weight_bytes(model: ModelConfig, dtype: str) -> int:
@@ -77,9 +79,11 @@ def check_gpu_memory(args: EngineArgs, model: ModelConfig, weights: int, token_b
 
 
 def check_host_memory(args: EngineArgs, weights: int, token_bytes: int, available: int) -> Finding:
-    cache = args.kv_cache_memory_bytes or CPU_KV_BYTES
+    cache, num_engines = args.kv_cache_memory_bytes or CPU_KV_BYTES, args.data_parallel_size
     says = f"weights {gib(weights)} and {gib(cache)} of KV cache in {gib(available)} of free memory"
-    if weights + cache > available:
+    if num_engines > 1:
+        says = f"{num_engines} times {says}"
+    if num_engines * (weights + cache) > available:
         return fail("memory", says, f"free memory or raise the container's limit, or take {_LESS}")
     return _check_context("memory", says, cache // token_bytes, args.max_model_len, 1)
 

@@ -12,7 +12,7 @@ import structlog
 
 from app.doctor.files import check_files
 from app.doctor.finding import FAIL, OK, WARN, Finding, fail, ok
-from app.doctor.gpu import check_gpus, find_gpus
+from app.doctor.gpu import check_gpus, find_gpus, gpus_needed
 from app.doctor.host import check_host
 from app.doctor.model import check_model
 from app.doctor.ports import check_ports
@@ -49,8 +49,9 @@ def examine(load: Callable[[], ServeSettings]) -> list[Finding]:
     except ConfigError as error:
         return [*(fail("settings", problem, "see quire serve --help") for problem in error.problems),
                 *check_gpus(gpus, trouble, "auto"), *check_host(len(gpus)), *check_versions(gpus)]
-    used = [] if settings.engine.device == "cpu" else gpus
-    return [ok("settings", "usable"), *check_gpus(gpus, trouble, settings.engine.device),
+    needed = gpus_needed(settings.engine)
+    used = [] if settings.engine.device == "cpu" else gpus[:needed]
+    return [ok("settings", "usable"), *check_gpus(gpus, trouble, settings.engine.device, needed),
             *check_model(settings.engine, used), *check_host(len(used)), *check_versions(used),
             *check_files(settings, used), *check_ports(settings)]
 

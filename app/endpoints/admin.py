@@ -5,7 +5,7 @@ Who may come here is the middleware's matter. Changes are requests to all worker
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -20,6 +20,10 @@ from app.settings import shown
 from app.telemetry.audit import AuditError
 from engine import __version__
 
+if TYPE_CHECKING:
+    from engine.frontend.async_llm import AsyncLLMEngine
+    from engine.frontend.client import EngineClient
+
 
 class LogLevel(msgspec.Struct, frozen=True):
     level: Literal["debug", "info", "warning", "error"]
@@ -28,14 +32,13 @@ class LogLevel(msgspec.Struct, frozen=True):
 async def status(request: Request) -> Response:
     service = service_of(request)
     engine, settings = service.engine, service.settings
-    phase, fraction = engine.loading
     return _json(200, {
         "version": __version__,
         "started_at": settings.started_at,
         "uptime_s": service.now() - settings.started_at,
         "draining": service.in_flight.draining,
-        "engine": {"state": engine.state, "phase": phase, "fraction": fraction,
-                   "info": engine.info and msgspec.structs.asdict(engine.info)},
+        "engine": _described_engine(engine),
+        "engines": [_described_engine(one) for one in engine.engines],
         "keys": {"file": settings.serve.api_key_file, "healthy": service.keys.healthy,
                  "loaded_at": int(service.keys.loaded_at), "number": len(service.keys.keys)},
         "log_level": _log_level(service),
@@ -81,6 +84,12 @@ def _log_level(service: Service) -> str:
 def _described(key: Key) -> dict[str, Any]:
     fields = {name: getattr(key, name) for name in key.__struct_fields__ if name != "sha256"}
     return fields | {"expired": key.expired}
+
+
+def _described_engine(engine: AsyncLLMEngine | EngineClient) -> dict[str, Any]:
+    phase, fraction = engine.loading
+    return {"state": engine.state, "phase": phase, "fraction": fraction,
+            "info": engine.info and msgspec.structs.asdict(engine.info)}
 
 
 def _json(status: int, body: dict[str, Any]) -> Response:

@@ -22,7 +22,7 @@ async def metrics(request: Request) -> Response:
 def _expose(service: Service) -> bytes:
     metrics = service.metrics
     return metrics.expose([
-        EngineCollector(service.engine, service.settings.serve.engine, metrics.labels),
+        EngineCollector(service.engine, service.settings.serve.engine, metrics.labels[0]),
         ServiceCollector(service),
         ProcessCollector(),
     ])

@@ -1,7 +1,7 @@
-"""What the engine says of itself, as Prometheus families, read from its last Status at each scrape.
+"""What the engines say of themselves, as Prometheus families, read from their last Status at each scrape.
 
-Every worker holds the same Status, so any of them may answer. Counters are as the engine counts: they begin anew with a
-new engine, which Prometheus' rate() and increase() allow for.
+Every worker holds the same Status, so any of them may answer. Each engine has its label, "0" where there is one.
+Counters are as the engine counts: they begin anew with a new engine, which Prometheus' rate() and increase() allow for.
 """
 
 from __future__ import annotations
@@ -20,21 +20,43 @@ from engine.messages import Distribution, EngineInfo, Status
 if TYPE_CHECKING:
     from engine.config import EngineArgs
     from engine.frontend.async_llm import AsyncLLMEngine
+    from engine.frontend.client import EngineClient
 
 
 class EngineCollector(Collector):
-    def __init__(self, engine: AsyncLLMEngine, args: EngineArgs, labels: tuple[str, str]) -> None:
+    def __init__(self, engine: AsyncLLMEngine, args: EngineArgs, model_name: str) -> None:
+        self._engine = engine
+        self._args = args
+        self._model_name = model_name
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}  # one of each name, with the samples of all engines
+        for place, engine in enumerate(self._engine.engines):
+            said = _Said(engine, self._args, (self._model_name, str(place)))
+            for family in said.families():
+                if family.name in families:
+                    families[family.name].samples += family.samples
+                else:
+                    families[family.name] = family
+        return families.values()
+
+
+class _Said:
+    """By one engine."""
+
+    def __init__(self, engine: EngineClient, args: EngineArgs, labels: tuple[str, str]) -> None:
         self._engine = engine
         self._args = args
         self._labels = labels
 
-    def collect(self) -> Iterable[Metric]:
+    def families(self) -> Iterable[Metric]:
         yield self._gauge("quire:engine_ready", "1 while the engine takes requests", self._engine.state == "ready")
         yield self._gauge("quire:model_load_progress_ratio", "0 to 1", self._engine.loading[1])
-        if self._engine.info is not None:
-            yield self._cache_config(self._engine.info)
-        if self._engine.status is not None:
-            yield from self._of_status(self._engine.status)
+        info, status = self._engine.info, self._engine.status  # of another thread's: they may change
+        if info is not None:
+            yield self._cache_config(info)
+        if status is not None:
+            yield from self._of_status(status)
 
     def _of_status(self, status: Status) -> Iterable[Metric]:
         yield self._gauge("vllm:num_requests_running", "Samples in the running batch", status.num_running)

@@ -29,7 +29,7 @@ class ServiceCollector(Collector):
         build = GaugeMetricFamily("quire:build_info", "Versions, as labels; always 1", labels=list(self._build))
         build.add_metric(list(self._build.values()), 1)
         yield build
-        yield CounterMetricFamily("quire:engine_restarts", "Times that the engine was started again",
+        yield CounterMetricFamily("quire:engine_restarts", "Times that an engine was started again",
                                   self._num_restarts())
         service = self._service
         if service.settings.serve.api_key_file is not None:
@@ -45,9 +45,10 @@ class ServiceCollector(Collector):
 
     def _num_restarts(self) -> int:
         try:
-            return max(0, os.stat(self._service.settings.engine_starts_file).st_size - 1)
+            num_starts = os.stat(self._service.settings.engine_starts_file).st_size
         except FileNotFoundError:  # nobody started one: a test's engine
             return 0
+        return max(0, num_starts - self._service.settings.serve.engine.data_parallel_size)
 
 
 def _version(package: str) -> str:

@@ -9,63 +9,70 @@ import torch
 
 from engine.config import DTYPES, EngineArgs, EngineConfig
 from engine.errors import ConfigError
+from engine.execution.hardware import Hardware
 from engine.model_config import ModelConfig
 
 BFLOAT16_CAPABILITY = (8, 0)
 LARGE_GPU_BYTES = 70 * 10**9
 
 
-def settle(args: EngineArgs, model: ModelConfig) -> EngineConfig:
-    """The whole configuration for this machine.
+def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware) -> EngineConfig:
+    """The whole configuration for this hardware. `args` are checked.
 
     Raises:
         ConfigError: a value does not fit the model or the device.
     """
-    args.checked()
-    device = _device(args)
+    device = _device(args, hardware)
     cpu = device == "cpu"
     return EngineConfig(
         args=args,
         model=model,
         device=device,
-        dtype=_dtype(args, model, device),
+        dtype=_dtype(args, model, device, hardware),
         max_model_len=_max_model_len(args, model),
-        max_num_seqs=args.max_num_seqs or (64 if cpu else _most_gpu_rows()),
+        max_num_seqs=args.max_num_seqs or (64 if cpu else _most_gpu_rows(hardware)),
         max_num_batched_tokens=args.max_num_batched_tokens or (512 if cpu else 8192),
-        # A CPU step runs inside launch(): there is nothing to overlap with.
-        async_scheduling=(not cpu) if args.async_scheduling is None else args.async_scheduling,
+        num_steps_ahead=_num_steps_ahead(args, device),
     )
 
 
-def _device(args: EngineArgs) -> str:
-    if args.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if args.device == "cuda" and not torch.cuda.is_available():
+def _device(args: EngineArgs, hardware: Hardware) -> str:
+    if args.device == "cpu" or (args.device == "auto" and not hardware.num_gpus):
+        return "cpu"
+    if not hardware.num_gpus:
         raise ConfigError("--device: cuda was asked for, but torch sees no GPU; check the driver (nvidia-smi) and that "
                           "torch is a CUDA build, or use --device cpu")
-    return args.device
+    if args.distributed_executor_backend != "ray" and args.num_ranks > hardware.num_gpus:
+        raise ConfigError(f"--tensor-parallel-size times --pipeline-parallel-size is {args.num_ranks}, and torch sees "
+                          f"{hardware.num_gpus} GPUs; lower them, or show it more (CUDA_VISIBLE_DEVICES)")
+    return "cuda"
 
 
-def _dtype(args: EngineArgs, model: ModelConfig, device: str) -> str:
+def _dtype(args: EngineArgs, model: ModelConfig, device: str, hardware: Hardware) -> str:
     wanted = DTYPES[args.dtype]
     if device == "cpu":
         # Without bf16 matrix units a bfloat16 product is two orders slower than float32, so "auto" never picks it.
         return "float32" if wanted == "auto" else wanted
     if wanted == "auto":
         wanted = model.dtype
-    if wanted == "bfloat16":
-        capability = torch.cuda.get_device_capability()
-        if capability < BFLOAT16_CAPABILITY:
-            raise ConfigError(
-                f"--dtype: bfloat16 needs a GPU of compute capability {_dotted(BFLOAT16_CAPABILITY)} or higher; "
-                f"{torch.cuda.get_device_name()} has {_dotted(capability)}. Use --dtype half.")
+    if wanted == "bfloat16" and hardware.capability < BFLOAT16_CAPABILITY:
+        raise ConfigError(f"--dtype: bfloat16 needs a GPU of compute capability {_dotted(BFLOAT16_CAPABILITY)} or "
+                          f"higher; {hardware.name} has {_dotted(hardware.capability)}. Use --dtype half.")
     return wanted
 
 
-def _most_gpu_rows() -> int:
+def _most_gpu_rows(hardware: Hardware) -> int:
     """Large GPUs have the KV memory to run a thousand samples at once; waiting ones would keep it idle."""
-    large = torch.cuda.get_device_properties(0).total_memory >= LARGE_GPU_BYTES
-    return 1024 if large else 256
+    return 1024 if hardware.memory_bytes >= LARGE_GPU_BYTES else 256
+
+
+def _num_steps_ahead(args: EngineArgs, device: str) -> int:
+    if args.pipeline_parallel_size > 1:
+        return args.pipeline_parallel_size
+    if args.async_scheduling is not None:
+        return int(args.async_scheduling)
+    # A CPU step of one rank runs inside launch(): there is nothing to overlap with.
+    return int(device != "cpu" or args.num_ranks > 1)
 
 
 def _dotted(capability: tuple[int, int]) -> str:
@@ -89,5 +96,6 @@ def return_freed_memory() -> None:
 
 
 def prepare_cpu(args: EngineArgs) -> None:
-    """Thread counts must be set before the first parallel region."""
-    torch.set_num_threads(args.cpu_threads or len(os.sched_getaffinity(0)))
+    """Thread counts must be set before the first parallel region. All ranks share the cores, unless told how many."""
+    num_ranks = args.num_ranks * args.data_parallel_size
+    torch.set_num_threads(args.cpu_threads or max(1, len(os.sched_getaffinity(0)) // num_ranks))

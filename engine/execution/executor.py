@@ -1,31 +1,53 @@
-"""Where a plan meets its ranks. One device in this process; several ranks and machines will be further classes here.
+"""Where a plan meets its ranks: one in this process, or several that are processes of their own.
 
 Called by the core; the only thing it learns from a rank is its capacity, once, at boot.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import Protocol
 
 from engine.config import EngineConfig
-from engine.errors import ConfigError
+from engine.execution.capacity import settle_blocks
+from engine.execution.device import prepare_cpu
 from engine.execution.model_runner import ModelRunner, Progress
 from engine.execution.pending import Pending
-from engine.messages import Sampling
 from engine.parallel import Parallel
-from engine.plan import NewRow, StepPlan
+from engine.plan import StepPlan, StepResult
 
-CPU_KV_BYTES = 240 << 20
+
+class Launched(Protocol):
+    """A step on its way. Results are asked for in the order of the launches."""
+
+    def result(self) -> StepResult:
+        """Waits for it. Raises RankError where a rank that is a process of its own ended instead."""
+
+
+class Executor(Protocol):
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def num_graph_steps(self) -> int:
+        """Steps that a CUDA graph carried out."""
+
+    def launch(self, plan: StepPlan) -> Launched:
+        """Queue a step behind those before it."""
+
+    def close(self) -> None:
+        """Let go of the devices; nothing may be asked any more."""
 
 
 class InProcessExecutor:
     """Rank 0 of 1, on this process's device."""
 
     def __init__(self, config: EngineConfig, progress: Progress) -> None:
-        self._config = config
-        self._progress = progress
+        prepare_cpu(config.args)
         self._runner = ModelRunner(config, Parallel(), progress)
-        self.num_blocks = self._settle_blocks()
+        self.num_blocks = settle_blocks(self._runner, config, progress)
         self._runner.allocate(self.num_blocks)
         self._runner.capture(progress)
 
@@ -35,63 +57,10 @@ class InProcessExecutor:
 
     @property
     def num_graph_steps(self) -> int:
-        """Steps that a CUDA graph carried out."""
         return self._runner.num_graph_steps
 
     def launch(self, plan: StepPlan) -> Pending:
         return self._runner.launch(plan)
 
-    def _settle_blocks(self) -> int:
-        args, runner = self._config.args, self._runner
-        if args.num_gpu_blocks_override is not None:
-            return args.num_gpu_blocks_override
-        if args.kv_cache_memory_bytes is not None:
-            available, flag = args.kv_cache_memory_bytes, "--kv-cache-memory-bytes"
-        elif runner.device.type == "cpu":
-            available, flag = CPU_KV_BYTES, "--kv-cache-memory-bytes"
-        else:
-            available, flag = self._free_device_bytes(), "--gpu-memory-utilization"
-        num_blocks = available // runner.block_bytes
-        if num_blocks < 1:
-            raise ConfigError(f"{flag}: it leaves {max(available, 0) / 2**20:.1f} MiB for the KV cache, and one block "
-                              f"takes {runner.block_bytes / 2**20:.1f} MiB; raise it, or use a smaller model or dtype")
-        return int(num_blocks)
-
-    def _free_device_bytes(self) -> int:
-        """What the utilization allows, less all that is in use now, less what a worst step adds at its peak."""
-        self._progress("measuring memory", 0.0)
-        step_bytes = _measure_worst_step(self._runner, self._config)
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info()
-        allowed = int(total * self._config.args.gpu_memory_utilization)
-        return allowed - (total - free) - step_bytes
-
-
-def _measure_worst_step(runner: ModelRunner, config: EngineConfig) -> int:
-    """Bytes that a step over the whole token budget, sampling in every row, allocates at its peak."""
-    runner.allocate(1)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    runner.launch(_worst_plan(config)).result()
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
-    runner.kv_caches = []
-    return peak
-
-
-def _worst_plan(config: EngineConfig) -> StepPlan:
-    """As many rows as may run share the token budget. All use block 0: values are rubbish, allocations are real."""
-    num_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
-    length = min(config.max_model_len - 1, config.max_num_batched_tokens // num_rows)
-    rows = list(range(num_rows))
-    sampling = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=1)
-    return StepPlan(
-        step=0,
-        rows=rows,
-        starts=[0] * num_rows,
-        num_tokens=[length] * num_rows,
-        samples=[True] * num_rows,
-        num_decodes=num_rows if length == 1 else 0,
-        new_rows=[NewRow(row, [0] * length, length, sampling, row) for row in rows],
-    )
+    def close(self) -> None:
+        pass

@@ -97,8 +97,8 @@ class Captured:
     graph: torch.cuda.CUDAGraph
     vector: torch.Tensor  # [vector_length] int32
     # Overwritten by the next replay of any graph.
-    logits: torch.Tensor  # [seqs, vocab]
-    token_ids: torch.Tensor  # [seqs] int32, sampled without penalties; also written to the table
+    logits: torch.Tensor | None  # [seqs, vocab]; None on the stages of a pipeline that do not sample
+    token_ids: torch.Tensor | None  # [seqs] int32, sampled without penalties; also written to the table
 
 
 class StepGraphs:
@@ -124,7 +124,7 @@ class StepGraphs:
                 self._step(size, vector)  # compiles kernels, and allocates what they keep, outside a capture
                 torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # NCCL watches from its own
                 logits, token_ids = self._step(size, vector)
             self._captured[size] = Captured(graph, vector, logits, token_ids)
         self._sizes = sorted(sizes, key=lambda size: (size.num_tokens, size.num_decodes))
@@ -184,7 +184,7 @@ class StepGraphs:
         captured.graph.replay()
         return captured
 
-    def _step(self, size: Size, vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, size: Size, vector: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         table, parts = self._table, size.cut(vector)
         rows, token_rows, positions = parts["rows"], parts["token_rows"], parts["positions"]
         places = positions.clamp(min=0)
@@ -202,6 +202,8 @@ class StepGraphs:
             shared=(parts["shared_lens"], parts["members"]) if size.shared else None,
         )
         hidden = self._model.forward(table.tokens[token_rows, places], inputs, self._kv_caches)
+        if hidden is None:
+            return None, None
         if size.num_prefill_tokens:
             hidden = hidden.index_select(0, parts["last_tokens"])
         logits = self._model.logits(hidden)

@@ -73,6 +73,8 @@ class ModelRunner:
         if self.graphs is not None and size is not None:
             self.num_graph_steps += 1
             step = self.graphs.run(size, upload["graph"])
+            if step.logits is None or step.token_ids is None:
+                return Pending.empty()
             if not special:  # the graph has sampled, and written to the table
                 return Pending.of(Sampled(_sampled_only(step.token_ids, plan, upload), None), [])
             logits: torch.Tensor | None = _sampled_only(step.logits, plan, upload)
@@ -110,11 +112,11 @@ class ModelRunner:
         self.table.apply(plan, upload)
 
     def _logits(self, plan: StepPlan, upload: Upload) -> torch.Tensor | None:
-        """Logits of the sampling rows, [samples, vocab], kernel by kernel; None where no row samples."""
+        """Logits of the sampling rows, [samples, vocab], kernel by kernel; None where no row samples, or not here."""
         token_ids, attention = batch.gather(plan, upload, self.table, self.block_size,
                                             host_lists=self.device.type == "cpu")
         hidden = self.model.forward(token_ids, attention, self.kv_caches)
-        if not any(plan.samples):
+        if hidden is None or not any(plan.samples):
             return None
         if hidden.shape[0] != upload["last_tokens"].shape[0]:
             hidden = hidden.index_select(0, upload["last_tokens"])

@@ -84,6 +84,9 @@ class RequestTable:
             upload.add("new_tokens", np.concatenate([np.array(n.token_ids, np.int32) for n in new]))
         if plan.block_rows:
             upload.add("block_updates", np.array([plan.block_rows, plan.block_columns, plan.block_ids], np.int32))
+        if plan.decode_ids:
+            decodes = slice(plan.num_decodes)
+            upload.add("known", np.array([plan.rows[decodes], plan.starts[decodes], plan.decode_ids], np.int32))
 
     def apply(self, plan: StepPlan, upload: Upload) -> None:
         """Carry out on the device what `pack` sent."""
@@ -100,6 +103,9 @@ class RequestTable:
         if plan.block_rows:
             rows, columns, ids = upload["block_updates"]
             self.block_tables[rows, columns] = ids
+        if plan.decode_ids:
+            rows, positions, ids = upload["known"]
+            self.tokens[rows, positions] = ids
 
 
 def _floats(sampling: Sampling) -> tuple[float, ...]:

@@ -1,5 +1,5 @@
-"""AsyncLLMEngine: the engine as an asyncio object. The HTTP worker `connect`s to one that the launcher started; a
-program of its own uses `from_engine_args`, which starts one beside it and ends it with itself.
+"""AsyncLLMEngine: the engine as an asyncio object. The HTTP worker `connect`s to those that the launcher started; a
+program of its own uses `from_engine_args`, which starts them beside it and ends them with itself.
 
 Text in, text out: tokenizer and chat template live here, the core sees token ids. Never imports torch.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from engine.config import EngineArgs
 from engine.errors import EngineDeadError, InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
 from engine.frontend.client import EngineClient
+from engine.frontend.engine_group import EngineGroup
 from engine.frontend.engine_process import EngineProcess
 from engine.frontend.generation import Generation, SampleUpdate
 from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
@@ -24,7 +25,7 @@ from engine.frontend.prompts import Prompt, to_token_ids
 from engine.frontend.request import Request
 from engine.frontend.submission import check_length, check_prompt, numbers, samples
 from engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState, Status
+from engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState
 from engine.model_config import ModelConfig
 from engine.sampling_params import SamplingParams
 from engine.weights.locate import resolve_model
@@ -75,8 +76,8 @@ class Stream:
 
 
 class AsyncLLMEngine:
-    def __init__(self, args: EngineArgs, address: str | None = None) -> None:
-        """Without an address, an engine process is started when the first request needs it.
+    def __init__(self, args: EngineArgs) -> None:
+        """Unless `connect`ed, engine processes are started when the first request needs them.
 
         Raises:
             ConfigError: the arguments or the model directory cannot be used.
@@ -87,9 +88,8 @@ class AsyncLLMEngine:
         if not args.skip_tokenizer_init:
             self.tokenizer = load_tokenizer(self.model_config, args.tokenizer)
         self._template: ChatTemplate | None = None
-        self._address = address
         self._process: EngineProcess | None = None
-        self._client: EngineClient | None = None
+        self._group: EngineGroup | None = None
         self._started = asyncio.Lock()
         self._streams: dict[str, Stream] = {}
 
@@ -98,43 +98,48 @@ class AsyncLLMEngine:
         return cls(args)
 
     @classmethod
-    async def connect(cls, address: str, args: EngineArgs) -> AsyncLLMEngine:
-        """A front for the engine at `address`; returns at once, also while that one still loads or is away."""
-        engine = cls(args, address)
-        engine._client = EngineClient(address)
+    async def connect(cls, addresses: Sequence[str], args: EngineArgs, *, opened: bool = False) -> AsyncLLMEngine:
+        """A front for the engines at `addresses`; returns at once, also while they still load or are away.
+
+        `opened`: all of them were ready before, so that one is enough.
+        """
+        engine = cls(args)
+        engine._group = EngineGroup(addresses, prefix_caching=args.enable_prefix_caching, opened=opened)
         return engine
 
-    # What the engine says of itself
+    # What the engines say of themselves
+
+    @property
+    def engines(self) -> Sequence[EngineClient]:
+        """Each by itself: info, state, loading and status."""
+        return self._group.clients if self._group else ()
 
     @property
     def info(self) -> EngineInfo | None:
-        return self._client.info if self._client else None
+        return self._group.info if self._group else None
 
     @property
     def state(self) -> str:
-        return self._client.state if self._client else "loading"
+        """ "loading", "ready" or "down"; after the first time, ready while one engine is."""
+        return self._group.state if self._group else "loading"
 
     @property
     def loading(self) -> tuple[str, float]:
-        return self._client.loading if self._client else ("not started", 0.0)
+        return self._group.loading if self._group else ("not started", 0.0)
 
     @property
     def load_eta_s(self) -> float | None:
         """How long the load's present phase may still take, where its speed is known."""
-        return self._client.load_progress.eta_s(time.monotonic()) if self._client else None
+        return self._group.load_eta_s if self._group else None
 
     @property
     def silent_s(self) -> float:
         """How long a ready engine has said nothing; it has something to say every second."""
-        return self._client.silent_s if self._client else 0.0
-
-    @property
-    def status(self) -> Status | None:
-        return self._client.status if self._client else None
+        return self._group.silent_s if self._group else 0.0
 
     @property
     def num_restarts(self) -> int:
-        return self._client.num_restarts if self._client else 0
+        return self._group.num_restarts if self._group else 0
 
     @property
     def chat_template(self) -> ChatTemplate:
@@ -145,8 +150,8 @@ class AsyncLLMEngine:
 
     def require_info(self) -> EngineInfo:
         """`info`. Raises OverloadedError while the model loads for the first time, EngineDeadError if it never will."""
-        assert self._client is not None, "connect() or generate() first"
-        return self._client.require_info()
+        assert self._group is not None, "connect() or generate() first"
+        return self._group.require_info()
 
     # Requests
 
@@ -160,9 +165,9 @@ class AsyncLLMEngine:
             OverloadedError: not now; retry_after_s says when.
             EngineDeadError: the engine is gone for good.
         """
-        client = self._client
-        assert client is not None, "connect() or generate() first"
-        info = client.require_info()
+        group = self._group
+        assert group is not None, "connect() or generate() first"
+        info = group.require_info()
         check_length(prompt, params, self.tokenizer, info.max_model_len)
         if _is_long(prompt):
             text, prompt_token_ids = await asyncio.to_thread(to_token_ids, prompt, self.tokenizer, add_special_tokens)
@@ -173,9 +178,9 @@ class AsyncLLMEngine:
                            max_logprobs=info.max_logprobs, vocab_size=info.vocab_size,
                            eos_token_ids=self.model_config.eos_token_ids, clamp=clamp)
         generation = Generation(params, prompt_token_ids, self.tokenizer, params.n)
-        request = Request(request_id, prompt_token_ids, sampling, samples(params, client.new_ids(params.n)), generation,
+        request = Request(request_id, prompt_token_ids, sampling, samples(params, group.new_ids(params.n)), generation,
                           priority, key, cache_salt, queue_timeout_s)
-        await client.submit(request)
+        client = await group.submit(request)
         return Stream(client, request, text)
 
     async def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str = "", *,
@@ -208,24 +213,24 @@ class AsyncLLMEngine:
             await stream.aclose()
 
     async def close(self) -> None:
-        """End the connection, and the engine process where this object started one."""
-        if self._client is not None:
-            await self._client.close()
+        """End the connections, and the engine processes where this object started them."""
+        if self._group is not None:
+            await self._group.close()
         if self._process is not None:
             await asyncio.to_thread(self._process.stop)
 
     async def _ensure_started(self) -> None:
         async with self._started:
-            if self._client is None:
+            if self._group is None:
                 self._process = EngineProcess(self.args)
-                self._client = EngineClient(self._process.address)
-                self._process.watch(partial(_fail_all, asyncio.get_running_loop(), self._client))
-            await self._client.wait_ready()
+                self._group = EngineGroup(self._process.addresses, prefix_caching=self.args.enable_prefix_caching)
+                self._process.watch(partial(_fail_all, asyncio.get_running_loop(), self._group))
+            await self._group.wait_ready()
 
 
-def _fail_all(loop: asyncio.AbstractEventLoop, client: EngineClient, error: EngineDeadError) -> None:
+def _fail_all(loop: asyncio.AbstractEventLoop, group: EngineGroup, error: EngineDeadError) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(client.fail_all, error)
+        loop.call_soon_threadsafe(group.fail_all, error)
 
 
 def _is_long(prompt: Prompt) -> bool:

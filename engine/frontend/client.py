@@ -1,16 +1,16 @@
 """The worker's end of border 1: submits requests, routes deltas to their streams, outlives the engine.
 
 Keeps each request until it is over, so that an engine that comes back gets it again with the tokens produced so far and
-the stream goes on where it paused; `resumption` says which one is given up instead. Used by `AsyncLLMEngine`; knows no
-HTTP and no prompt text.
+the stream goes on where it paused; `resumption` says which one is given up instead. Used by `engine_group`; knows no
+HTTP, no prompt text and no other engine.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import time
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
@@ -23,6 +23,7 @@ from engine.frontend.generation import SampleUpdate
 from engine.frontend.load_progress import LoadProgress
 from engine.frontend.request import Request
 from engine.frontend.resumption import culprits
+from engine.frontend.routing import SAMPLE_TOKENS, Load
 from engine.messages import (
     Abort,
     Accepted,
@@ -49,16 +50,19 @@ _POISON = ("The engine ended again and again while it worked on this request, so
 class EngineClient:
     """One connection to an engine at `address`, which need not be there yet. Lives on one event loop."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, changed: Callable[[], None], facts: Mapping[str, int]) -> None:
+        """`changed` is called when the engine got ready and when it was lost; `facts` go into every log line."""
+        self._changed = changed
+        self._log = log.bind(**facts)
         self.info: EngineInfo | None = None
         self.state = "loading"  # "loading", "ready" or "down"
         self.load_progress = LoadProgress()
         self.status: Status | None = None
         self.num_restarts = 0
+        self.load = Load()
         self._heard = time.monotonic()
         self._settled = asyncio.Event()  # ready for the first time, or dead
         self._dead: EngineDeadError | None = None
-        self._ids = itertools.count(1)
         self._by_sample: dict[int, tuple[Request, int]] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         self._decoder = msgspec.msgpack.Decoder(Up)
@@ -102,12 +106,8 @@ class EngineClient:
                                   reason="loading")
         return self.info
 
-    def new_ids(self, count: int) -> list[int]:
-        """Sample ids never used before on this connection."""
-        return [next(self._ids) for _ in range(count)]
-
-    async def submit(self, request: Request) -> None:
-        """Send `request`; returns when the engine accepted it, which may be after it came back.
+    async def submit(self, request: Request) -> bool:
+        """Send `request`; True when the engine accepted it, which may be after it came back, False when displaced.
 
         Raises:
             InvalidRequestError, OverloadedError: the engine's door refused it.
@@ -116,6 +116,8 @@ class EngineClient:
         self.require_info()
         for index, sample in enumerate(request.samples):
             self._by_sample[sample.id] = (request, index)
+        request.unread_tokens = len(request.prompt_token_ids)
+        self.load.own += request.unread_tokens + SAMPLE_TOKENS * len(request.samples)
         if self.state == "ready":
             self._send_submit(request)
         try:
@@ -125,10 +127,19 @@ class EngineClient:
             raise
         if request.error is not None:
             raise request.error
+        return not request.displaced
+
+    def displace(self) -> None:
+        """Give up what was not accepted yet: it may go to another engine."""
+        for request in self._requests():
+            if not request.accepted.is_set():
+                self._forget(request)
+                request.displaced = True
+                request.accepted.set()
 
     def abort(self, request: Request) -> None:
         """Drop what is unfinished of `request`, here and in the engine. Does nothing to a finished one."""
-        ids = [s.id for s in request.samples if self._by_sample.pop(s.id, None) is not None]
+        ids = [s.id for s in request.samples if self._drop(s.id) is not None]
         if ids:
             request.aborted = True
             request.changed.set()
@@ -151,8 +162,8 @@ class EngineClient:
         self.state, self._dead = "down", error
         self._settled.set()
         for request in self._requests():
+            self._forget(request)
             request.fail(error)
-        self._by_sample.clear()
 
     async def close(self) -> None:
         self.state = "down"  # a stream that is dropped later has nobody to tell
@@ -196,6 +207,7 @@ class EngineClient:
                 self._reject(message)
             elif isinstance(message, Status):
                 self.status = message
+                self.load.heard(message)
             elif isinstance(message, Loading):
                 self.load_progress.update(message.phase, message.fraction, self._heard)
                 if self.state == "down":
@@ -226,8 +238,10 @@ class EngineClient:
         request, index = entry
         update = request.generation.push(index, delta)
         request.productive, request.suspicion = True, 0
+        if request.unread_tokens:
+            self._prompt_read(request)
         if request.generation.sample_finished(index):
-            del self._by_sample[delta.id]
+            self._drop(delta.id)
             if not delta.finish_reason:  # a stop string in the text, which the engine cannot know
                 self._send(Abort([delta.id]))
         if update is not None:
@@ -236,15 +250,15 @@ class EngineClient:
 
     def _reject(self, message: Rejected) -> None:
         for id in message.ids:
-            entry = self._by_sample.pop(id, None)
-            if entry is None:
+            request = self._drop(id)
+            if request is None:
                 continue
             if message.kind == "invalid":
                 error: Exception = InvalidRequestError(message.message, message.param or None)
             else:
                 error = OverloadedError(message.message, message.retry_after_s, own_limit=message.kind == "limit",
                                         reason=message.reason, rate=message.rate, closed_s=message.closed_s)
-            entry[0].fail(error)
+            request.fail(error)
 
     def _take_ready(self, message: Ready) -> None:
         info = message.info
@@ -261,10 +275,11 @@ class EngineClient:
             request.fail(PoisonRequestError(_POISON))
         requests = self._requests()
         if requests or given_up:
-            log.info("requests resubmitted", requests=len(requests), given_up=len(given_up),
-                     suspects=sum(request.suspicion > 0 for request in requests))
+            self._log.info("requests resubmitted", requests=len(requests), given_up=len(given_up),
+                           suspects=sum(request.suspicion > 0 for request in requests))
         for request in requests:
             self._send_submit(request)
+        self._changed()
 
     # The engine going away
 
@@ -277,7 +292,9 @@ class EngineClient:
     def _lost(self) -> None:
         self.state = "down"
         self.status = None
-        log.warning("engine lost", requests_in_flight=len(self._requests()))
+        self.load.lost()
+        self._log.warning("engine lost", requests_in_flight=len(self._requests()))
+        self._changed()
 
     def _requests(self) -> list[Request]:
         """The unfinished ones, each once."""
@@ -285,4 +302,17 @@ class EngineClient:
 
     def _forget(self, request: Request) -> None:
         for sample in request.samples:
-            self._by_sample.pop(sample.id, None)
+            self._drop(sample.id)
+
+    def _drop(self, id: int) -> Request | None:
+        """Whose sample it was; None where it is gone already."""
+        entry = self._by_sample.pop(id, None)
+        if entry is None:
+            return None
+        self._prompt_read(entry[0])  # or it will not be
+        self.load.own -= SAMPLE_TOKENS
+        return entry[0]
+
+    def _prompt_read(self, request: Request) -> None:
+        self.load.own -= request.unread_tokens
+        request.unread_tokens = 0

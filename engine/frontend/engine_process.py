@@ -1,4 +1,4 @@
-"""An engine process beside a Python program, ending with it. Started by `AsyncLLMEngine.from_engine_args`."""
+"""Engine processes beside a Python program, ending with it. Started by `AsyncLLMEngine.from_engine_args`."""
 
 from __future__ import annotations
 
@@ -7,44 +7,54 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 
 import msgspec
 
 from engine.config import EngineArgs
 from engine.errors import EngineDeadError
+from engine.frontend.shares import addresses, device_environments
 
 STOP_S = 10.0
 
 
 class EngineProcess:
-    """Started on construction. `address` is where it will listen."""
+    """Started on construction; several with --data-parallel-size. `addresses` is where they will listen."""
 
     def __init__(self, args: EngineArgs) -> None:
+        """Raises ConfigError where there are too few GPUs."""
+        environments = device_environments(args, os.environ)
         self._directory = tempfile.TemporaryDirectory(prefix="quire-")
-        self.address = f"ipc://{self._directory.name}/engine.sock"
+        self.addresses = addresses(self._directory.name, args.data_parallel_size)
         read_end, self._lifeline = os.pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "engine", "--address", self.address, "--lifeline", str(read_end),
-             "--args", msgspec.json.encode(args).decode()],
-            pass_fds=[read_end], start_new_session=True)
+        self._processes = [
+            subprocess.Popen([sys.executable, "-m", "engine", "--address", address, "--lifeline", str(read_end),
+                              "--args", msgspec.json.encode(args).decode()],
+                             env=os.environ | environment, pass_fds=[read_end], start_new_session=True)
+            for address, environment in zip(self.addresses, environments)]
         os.close(read_end)
 
     def watch(self, on_end: Callable[[EngineDeadError], None]) -> None:
-        """Calls `on_end`, in another thread, when the process ends: with what its end means to requests."""
-        # A daemon: asyncio.run() and the interpreter would wait for any other thread, and this one waits for them.
-        threading.Thread(target=self._wait, args=(on_end,), name="engine-watch", daemon=True).start()
-
-    def _wait(self, on_end: Callable[[EngineDeadError], None]) -> None:
-        code = self._process.wait()
-        on_end(EngineDeadError(f"The engine process ended with exit code {code}; its log says why."))
+        """Calls `on_end`, in another thread, when a process ends: with what its end means to requests."""
+        for process in self._processes:
+            # A daemon: asyncio.run() and the interpreter would wait for any other thread, and this one waits for them.
+            threading.Thread(target=_wait, args=(process, on_end), name="engine-watch", daemon=True).start()
 
     def stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        for process in self._processes:
+            process.terminate()
+        deadline = time.monotonic() + STOP_S
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         os.close(self._lifeline)
         self._directory.cleanup()
+
+
+def _wait(process: subprocess.Popen[bytes], on_end: Callable[[EngineDeadError], None]) -> None:
+    code = process.wait()
+    on_end(EngineDeadError(f"The engine process ended with exit code {code}; its log says why."))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tqdm import tqdm
 
 from engine.config import EngineArgs
-from engine.errors import InvalidRequestError
+from engine.errors import ConfigError, InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
 from engine.frontend.generation import Generation
 from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
@@ -42,6 +42,9 @@ class LLM:
 
     def __init__(self, model: str = EngineArgs.model, *, tokenizer: str | None = None, **kwargs: Any) -> None:
         self.args = EngineArgs.of({"model": model, "tokenizer": tokenizer, **kwargs})
+        if self.args.data_parallel_size > 1:
+            raise ConfigError(f"--data-parallel-size: {self.args.data_parallel_size} engines are more than the one "
+                              "that LLM runs; use quire serve or AsyncLLMEngine, or several processes of one LLM each")
         share_cores()
         from engine.core import EngineCore  # brings torch, which nobody pays for before an engine is built
 
@@ -53,6 +56,10 @@ class LLM:
         self._template: ChatTemplate | None = None
         self._seeds = random.Random(self.args.seed)
         self._next_id = 0
+
+    def close(self) -> None:
+        """Let go of the devices at once, rather than with the last reference. The object is of no use afterwards."""
+        self._core.close()
 
     def get_tokenizer(self) -> Tokenizer:
         """Raises InvalidRequestError where the engine was built without one."""

@@ -33,7 +33,9 @@ class Request:
     started: bool = False
     productive: bool = False
     suspicion: int = 0
+    unread_tokens: int = 0  # of the prompt, in its engine's load until the first output
     aborted: bool = False
+    displaced: bool = False  # given up by a client before its engine accepted it
     updates: deque[SampleUpdate] = field(default_factory=deque)
     error: Exception | None = None
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,6 +52,11 @@ class Request:
             queue_timeout_s = max(0.001, self.made_at + queue_timeout_s - time.perf_counter())
         return Submit(instance, self.request_id, self.prompt_token_ids, self.sampling, samples, self.priority, self.key,
                       self.cache_salt, queue_timeout_s, self.accepted.is_set(), self.suspicion > 0)
+
+    def take_back(self) -> None:
+        """Before another client gets it, when one was displaced."""
+        self.displaced = False
+        self.accepted.clear()
 
     def fail(self, error: Exception) -> None:
         self.error = error

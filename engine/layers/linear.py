@@ -53,7 +53,7 @@ class ColumnParallelLinear:
 
 
 class RowParallelLinear:
-    """y = x W^T + b, where this rank has some of x; the ranks' sums are added up."""
+    """y = x W^T + b, where this rank has some of x and gives its part of a sum; the norm that follows adds up."""
 
     def __init__(self, view: View, in_features: int, out_features: int, columns: slice, parallel: Parallel, *,
                  bias: bool) -> None:
@@ -61,7 +61,6 @@ class RowParallelLinear:
         # Added once, not once a rank.
         mine = biases if parallel.rank == 0 else None
         self._product = product(view.take("weight", (out_features, in_features), columns=columns), mine)
-        self._parallel = parallel
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._parallel.all_reduce(self._product(x))
+        return self._product(x)

@@ -26,5 +26,5 @@ class GatedMLP:
         self._down = RowParallelLinear(view.sub("down_proj"), intermediate_size, hidden_size, mine, parallel, bias=bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden] -> [tokens, hidden]."""
+        """[tokens, hidden] -> [tokens, hidden], this rank's part of the sum."""
         return self._down(self._gate_up(x))

@@ -33,7 +33,7 @@ class SelfAttention:
 
     def __call__(self, x: torch.Tensor, inputs: AttentionInputs,
                  kv_cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """[tokens, hidden] -> [tokens, hidden]."""
+        """[tokens, hidden] -> [tokens, hidden], this rank's part of the sum."""
         return self._out(self._attention(self._qkv(x), inputs, kv_cache))
 
 

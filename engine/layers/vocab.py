@@ -12,7 +12,7 @@ from engine.weights.checkpoint import RowReader, View
 
 class VocabEmbedding:
     def __init__(self, view: View, vocab_size: int, hidden_size: int, parallel: Parallel) -> None:
-        self.ids = parallel.share(vocab_size, "the vocabulary")
+        self.ids = parallel.share_uneven(vocab_size)
         self.weight = view.take("weight", (vocab_size, hidden_size), rows=self.ids)
         self._parallel = parallel
         self._read_rows: RowReader | None = None
@@ -38,16 +38,17 @@ class VocabEmbedding:
 class VocabHead:
     """Hidden states to logits. `weight` is this rank's rows; a tied model gives its embedding's."""
 
-    def __init__(self, weight: torch.Tensor, parallel: Parallel) -> None:
+    def __init__(self, weight: torch.Tensor, vocab_size: int, parallel: Parallel) -> None:
         self._product = product(weight)
+        self._vocab_size = vocab_size
         self.has_copied = isinstance(self._product, PackedProduct)
         self._parallel = parallel
 
     @classmethod
     def load(cls, view: View, vocab_size: int, hidden_size: int, parallel: Parallel) -> VocabHead:
-        rows = parallel.share(vocab_size, "the vocabulary")
-        return cls(view.take("weight", (vocab_size, hidden_size), rows=rows), parallel)
+        rows = parallel.share_uneven(vocab_size)
+        return cls(view.take("weight", (vocab_size, hidden_size), rows=rows), vocab_size, parallel)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, hidden] -> [n, vocab]."""
-        return self._parallel.all_gather_last(self._product(hidden))
+        return self._parallel.all_gather_last(self._product(hidden), self._vocab_size)

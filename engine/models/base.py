@@ -11,6 +11,7 @@ import torch
 
 from engine.attention.inputs import AttentionInputs
 from engine.layers.vocab import VocabEmbedding, VocabHead
+from engine.parallel import Stage
 
 KVCaches = list[tuple[torch.Tensor, torch.Tensor]]  # a layer each; [num_blocks, num_kv_heads, block_size, head_dim]
 
@@ -21,19 +22,38 @@ class CausalLM:
     # Names of tensors that checkpoints may hold and no layer wants: buffers that are computed here.
     ignorable: str = r"rotary_emb\.inv_freq$"
 
-    num_layers: int
+    num_layers: int  # this stage's
     num_kv_heads: int  # this rank's
     head_dim: int
+    hidden_size: int
     vocab_size: int
-    embedding: VocabEmbedding
-    head: VocabHead
+    dtype: torch.dtype
+    stage: Stage
+    embedding: VocabEmbedding  # of use on the first stage
+    head: VocabHead  # of use on the last
 
-    def forward(self, token_ids: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
-        """[tokens] -> [tokens, hidden], after the final norm. Writes this step's K and V into the caches."""
+    def forward(self, token_ids: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor | None:
+        """[tokens] -> [tokens, hidden], after the final norm; None on a stage that handed its result to the next.
+
+        Writes this step's K and V into the caches.
+        """
+        stage = self.stage
+        if stage.is_first:
+            hidden = self.embedding(token_ids)
+        else:
+            hidden = stage.receive(token_ids.shape[0], self.hidden_size, self.dtype, token_ids.device)
+        hidden = self.decode(hidden, inputs, kv_caches)
+        if stage.is_last:
+            return hidden
+        stage.send(hidden)
+        return None
+
+    def decode(self, hidden: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
+        """[tokens, hidden] -> [tokens, hidden] through this stage's layers and, on the last, the final norm."""
         raise NotImplementedError
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[n, hidden] -> [n, vocab], the whole vocabulary on every rank."""
+        """[n, hidden] -> [n, vocab], the whole vocabulary on every rank of the last stage."""
         return self.head(hidden)
 
     def ignores(self, tensor_name: str) -> bool:

@@ -33,25 +33,34 @@ class Llama(CausalLM):
         cos_sin = cos_sin_table(hf["rope_parameters"], config.head_dim, max_model_len, view.device,
                                 _frequency_divisors(view, config.head_dim))
         body = view.sub("model")
-        self.num_layers = config.num_layers
+        self._parallel = parallel
+        self.stage = stage = parallel.stage
         kv_heads = parallel.share_kv_heads(config.num_kv_heads)
         self.num_kv_heads = kv_heads.stop - kv_heads.start
         self.head_dim = config.head_dim
+        self.hidden_size = config.hidden_size
         self.vocab_size = config.vocab_size
-        self.embedding = VocabEmbedding(body.sub("embed_tokens"), config.vocab_size, config.hidden_size, parallel)
-        self.layers = [
-            DecoderLayer(body.sub(f"layers.{i}"), config, cos_sin, parallel, qkv_bias=qkv_bias, out_bias=out_bias)
-            for i in range(config.num_layers)
-        ]
-        self.norm = RMSNorm(body.sub("norm"), config.hidden_size, hf.get("rms_norm_eps", DEFAULT_EPS))
-        if hf.get("tie_word_embeddings", False):
-            self.head = VocabHead(self.embedding.weight, parallel)
-            if self.head.has_copied:
-                self.embedding.leave_in_file(body.sub("embed_tokens"))
-            # Some tied checkpoints hold the head a second time.
-            self.ignorable = rf"{CausalLM.ignorable}|^lm_head\.weight$"
-        else:
-            self.head = VocabHead.load(view.sub("lm_head"), config.vocab_size, config.hidden_size, parallel)
+        self.dtype = view.dtype
+        mine = stage.share(config.num_layers)
+        self.num_layers = len(mine)
+        layers = [DecoderLayer(_held(body.sub(f"layers.{i}"), i in mine), config, cos_sin, parallel, qkv_bias=qkv_bias,
+                               out_bias=out_bias) for i in range(config.num_layers)]
+        self.layers = [layers[i] for i in mine]
+        self.norm = RMSNorm(_held(body.sub("norm"), stage.is_last), config.hidden_size,
+                            hf.get("rms_norm_eps", DEFAULT_EPS), parallel)
+        ends = (config.vocab_size, config.hidden_size, parallel)
+        embedded = body.sub("embed_tokens")
+        self.embedding = VocabEmbedding(_held(embedded, stage.is_first), *ends)
+        if not hf.get("tie_word_embeddings", False):
+            self.head = VocabHead.load(_held(view.sub("lm_head"), stage.is_last), *ends)
+            return
+        self.ignorable = rf"{CausalLM.ignorable}|^lm_head\.weight$"  # some tied checkpoints hold the head a second time
+        if stage.is_last and not stage.is_first:
+            self.head = VocabHead.load(embedded, *ends)
+            return
+        self.head = VocabHead(self.embedding.weight, config.vocab_size, parallel)
+        if self.head.has_copied and stage.is_last:
+            self.embedding.leave_in_file(embedded)
 
     @staticmethod
     def attention_biases(hf: dict[str, Any]) -> tuple[bool, bool]:
@@ -59,13 +68,15 @@ class Llama(CausalLM):
         has_bias = bool(hf.get("attention_bias", False))
         return has_bias, has_bias
 
-    def forward(self, token_ids: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
-        residual = self.embedding(token_ids)
+    def decode(self, hidden: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
+        residual = hidden
         update = None  # what the block before wants added to the residual; the next norm adds it
         for layer, kv_cache in zip(self.layers, kv_caches):
             update = layer(update, residual, inputs, kv_cache)
-        assert update is not None, "a model has layers"
-        return self.norm.add(update, residual)
+        assert update is not None, "a stage has layers"
+        if self.stage.is_last:
+            return self.norm.add(update, residual)
+        return residual.add_(self._parallel.all_reduce(update))
 
 
 class DecoderLayer:
@@ -73,19 +84,26 @@ class DecoderLayer:
                  out_bias: bool) -> None:
         hf, hidden = config.hf, config.hidden_size
         eps = hf.get("rms_norm_eps", DEFAULT_EPS)
-        self.input_norm = RMSNorm(view.sub("input_layernorm"), hidden, eps)
+        self.input_norm = RMSNorm(view.sub("input_layernorm"), hidden, eps, parallel)
         self.attention = SelfAttention(view.sub("self_attn"), config, cos_sin, parallel, qkv_bias=qkv_bias,
                                        out_bias=out_bias)
-        self.mlp_norm = RMSNorm(view.sub("post_attention_layernorm"), hidden, eps)
+        self.mlp_norm = RMSNorm(view.sub("post_attention_layernorm"), hidden, eps, parallel)
         self.mlp = GatedMLP(view.sub("mlp"), hidden, hf["intermediate_size"], hf.get("hidden_act", "silu"), parallel,
                             bias=bool(hf.get("mlp_bias", False)))
 
     def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs,
                  kv_cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Adds `update` and this layer's attention to `residual` in place; returns the MLP's update, not yet added."""
+        """Adds `update` and this layer's attention to `residual` in place; returns the MLP's update, not yet added.
+
+        Updates are a rank's part of a sum, which the adding completes.
+        """
         x = self.input_norm(residual) if update is None else self.input_norm.add(update, residual)
         x = self.mlp_norm.add(self.attention(x, inputs, kv_cache), residual)
         return self.mlp(x)
+
+
+def _held(view: View, here: bool) -> View:
+    return view if here else view.elsewhere()
 
 
 def _frequency_divisors(view: View, head_dim: int) -> torch.Tensor | None:

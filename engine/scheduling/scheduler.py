@@ -47,11 +47,12 @@ class TokenEvent(NamedTuple):
 class _Draft:
     """A plan being written. Rows with one token are kept apart from longer ones, which follow them in the plan."""
 
-    __slots__ = ("budget", "leaders", "long", "plan", "sampled", "under_pressure")
+    __slots__ = ("budget", "leaders", "long", "names_decode_ids", "plan", "sampled", "under_pressure")
 
-    def __init__(self, step: int, budget: int) -> None:
+    def __init__(self, step: int, budget: int, *, names_decode_ids: bool) -> None:
         self.plan = StepPlan(step)
         self.budget = budget
+        self.names_decode_ids = names_decode_ids
         self.sampled: list[Request] = []  # parallel to the plan's rows that sample
         self.long: list[tuple[Request, int, int, bool]] = []
         self.leaders: list[Request] = []  # whose prompt this step completes
@@ -69,12 +70,19 @@ class _Draft:
         self.budget -= num_tokens
         if num_tokens == 1:
             self._append(request, start, 1, samples)
+            if self.names_decode_ids:
+                self.plan.decode_ids.append(request.token_ids[start])
         else:
             self.long.append((request, start, num_tokens, samples))
         if request.prompt_step < 0 and request.num_computed >= request.num_prompt_tokens:
             request.prompt_step = self.plan.step
             if request.followers:
                 self.leaders.append(request)
+
+    @property
+    def num_decodes(self) -> int:
+        """So far."""
+        return len(self.plan.rows)
 
     def set_blocks(self, request: Request, first_column: int) -> None:
         plan = self.plan
@@ -211,7 +219,8 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """The next step; None if nothing can be computed before the next `add` or `commit`."""
-        draft = _Draft(self.num_steps, self.config.max_num_batched_tokens)
+        draft = _Draft(self.num_steps, self.config.max_num_batched_tokens,
+                       names_decode_ids=self.config.num_microbatches > 1)
         self._schedule_running(draft)
         if not draft.under_pressure:
             self._admit_waiting(draft)
@@ -272,9 +281,11 @@ class Scheduler:
     def _schedule_running(self, draft: _Draft) -> None:
         """One token for each that misses one, then the rest of the budget for longer ones: a prefill stalls nobody.
 
-        Only the first kind can need a block, as `_admit` took those for all tokens known.
+        Only the first kind can need a block, as `_admit` took those for all tokens known. Of a pipeline's microbatches
+        each gets its share of the first kind.
         """
-        running = self._running
+        running, num_microbatches = self._running, self.config.num_microbatches
+        share = -(-len(running) // num_microbatches)
         prefilling = []
         for place, request in enumerate(running):  # the list may lose its end on the way
             if not draft.budget:
@@ -284,6 +295,8 @@ class Scheduler:
                 continue  # its last token is in flight
             if num_missing > 1:
                 prefilling.append(request)
+            elif num_microbatches > 1 and (request.num_in_flight or draft.num_decodes == share):
+                continue
             elif request.num_computed < request.num_slots or self._grow(request, place, draft):
                 draft.compute(request)
             else:

@@ -68,6 +68,10 @@ class View:
     def sub(self, name: str) -> View:
         return View(self._checkpoint, self.device, self.dtype, self._progress, f"{self._prefix}{name}.", self._taken)
 
+    def elsewhere(self) -> View:
+        """For what is another rank's to hold: checks names and shapes, reads nothing, gives tensors without memory."""
+        return View(self._checkpoint, torch.device("meta"), self.dtype, self._progress, self._prefix, self._taken)
+
     def has(self, name: str) -> bool:
         return self._checkpoint.shape(self._prefix + name) is not None
 
@@ -88,7 +92,8 @@ class View:
         if out is None:
             out = self.empty(*part)
         assert out.shape == part, (name, out.shape, part)
-        self._checkpoint.read(name, out, rows, columns)
+        if not out.is_meta:
+            self._checkpoint.read(name, out, rows, columns)
         self._taken.add(name)
         self._progress(math.prod(shape))
         return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def fake() -> FakeEngine:
 
 @pytest.fixture
 def make_app(tmp_path: Path, fake: FakeEngine) -> Callable[..., Starlette]:
-    async def connect(address: str, args: EngineArgs) -> Any:
+    async def connect(addresses: Sequence[str], args: EngineArgs, *, opened: bool) -> Any:
         return fake
 
     def make(**changes: Any) -> Starlette:

@@ -87,6 +87,7 @@ class FakeEngine:
         self.load_eta_s: float | None = 12.5
         self.silent_s = 0.0
         self.status = None
+        self.others: list[FakeEngine] = []  # behind the same front
         self.tokenizer: FakeTokenizer | None = FakeTokenizer()
         self.chat_template = FakeTemplate()
         self.model_config = SimpleNamespace(generation_defaults={})
@@ -99,6 +100,10 @@ class FakeEngine:
         self.rate: RateState | None = None
         self.submitted: list[tuple[Any, SamplingParams, dict[str, Any]]] = []
         self.streams: list[FakeStream] = []
+
+    @property
+    def engines(self) -> list[Any]:
+        return [self, *self.others]
 
     def require_info(self) -> EngineInfo:
         if self.info is None:

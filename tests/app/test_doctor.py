@@ -17,9 +17,9 @@ import trustme
 
 from app.doctor.files import check_certificate, check_writable
 from app.doctor.finding import FAIL, GIB, OK, WARN, Finding
-from app.doctor.gpu import Gpu, check_compiler, check_gpus, parse, visible
+from app.doctor.gpu import Gpu, check_compiler, check_gpus, gpus_needed, parse, visible
 from app.doctor.host import EARLIEST, check_clock, check_files, check_shared_memory
-from app.doctor.model import available_bytes, check_gpu_memory, check_model, weight_bytes
+from app.doctor.model import available_bytes, check_gpu_memory, check_host_memory, check_model, weight_bytes
 from app.doctor.report import table
 from app.doctor.versions import check_python, check_versions
 from app.settings import ServeSettings
@@ -87,6 +87,18 @@ def test_a_model_that_is_not_there() -> None:
     assert [f.verdict for f in check_model(EngineArgs(model="/nowhere"), [])] == [FAIL]
     _, found = doctor("--model", "some/thing", HF_HOME="/nowhere")
     assert found["model"][0]["verdict"] == WARN
+
+
+def test_several_engines_need_several_gpus_and_memory_on_each() -> None:
+    args = EngineArgs(data_parallel_size=2, tensor_parallel_size=2)
+    assert gpus_needed(args) == 4
+    verdicts = {f.check: f.verdict for f in check_gpus(GPUS, "", "auto", gpus_needed(args))}
+    assert verdicts["GPUs"] == FAIL
+    assert verdicts["GPU 0"] == OK
+    assert "GPUs" not in {f.check for f in check_gpus(GPUS, "", "auto", 2)}
+    assert [f.verdict for f in check_model(EngineArgs(data_parallel_size=2), GPUS)][1:] == [OK, OK]
+    one, two = (check_host_memory(EngineArgs(data_parallel_size=n), 2 * GIB, 1024, 3 * GIB) for n in (1, 2))
+    assert (one.verdict, two.verdict) == (OK, FAIL)
 
 
 def test_a_model_whose_weights_are_missing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app import engine_child
-from app.engine_child import DEATH_S, DOUBT_S, EngineChild
+from app.engine_child import DEATH_S, DOUBT_S, EngineChild, stop_all
 from engine.heartbeat import Heartbeat
 from tests.e2e.server import until
 
@@ -36,14 +36,14 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., EngineChild
 
         monkeypatch.setattr(engine_child.subprocess, "Popen", instead)
         read_end, write_end = os.pipe()
-        children.append(EngineChild([], dict(os.environ), read_end, stall_timeout_s))
+        children.append(EngineChild([], dict(os.environ), read_end, stall_timeout_s, {}))
         os.close(read_end)
         os.close(write_end)
         return children[-1]
 
     yield make
+    stop_all(children, 0)
     for child in children:
-        child.stop(0)
         child.close()
 
 
@@ -98,6 +98,17 @@ def test_the_end_of_its_pipe_is_no_beat_and_nothing_to_wait_on(start: Callable[.
     child = start("os.write(pipe, b's'); os.close(pipe)")
     beats_until(child, lambda: not child.pipes)
     assert child.silent_s(time.monotonic() + 10) > 9
+
+
+def test_many_that_will_not_end_take_no_longer_than_one(start: Callable[..., EngineChild]) -> None:
+    children = [start("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(pipe, b's')")
+                for _ in range(3)]
+    for child in children:
+        beats_until(child, lambda child=child: child.serving_since)
+    began = time.monotonic()
+    stop_all(children, 0.5)
+    assert 0.5 <= time.monotonic() - began < 1.4
+    assert [child.ended() for child in children] == [-signal.SIGKILL] * 3
 
 
 def test_beats_never_block_nor_fail(monkeypatch: pytest.MonkeyPatch) -> None:

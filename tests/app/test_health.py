@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,11 +14,14 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.main import create_app
 from app.reload import request_reload
 from engine import logs
+from engine.config import EngineArgs
 from engine.frontend.load_progress import LoadProgress
 from engine.heartbeat import OVERDUE_S
 from engine.logs import LevelFile
+from tests.app.conftest import worker_settings
 from tests.app.fake_engine import FakeEngine
 
 
@@ -48,6 +53,22 @@ async def test_an_engine_that_hangs_and_is_not_replaced_is_not_alive(client: htt
     fake.silent_s = 60 + OVERDUE_S + 1
     reply = await client.get("/livez")
     assert (reply.status_code, reply.json()["status"]) == (503, "hung")
+
+
+@pytest.mark.parametrize("opened", [False, True])
+async def test_a_worker_knows_whether_all_engines_were_ready_before_it(tmp_path: Path, fake: FakeEngine,
+                                                                       opened: bool) -> None:
+    told: list[Any] = []
+
+    async def connect(addresses: Sequence[str], args: EngineArgs, *, opened: bool) -> Any:
+        told.extend([list(addresses), opened])
+        return fake
+
+    app = create_app(worker_settings(tmp_path, engine=EngineArgs(model="/models/m", data_parallel_size=2)), connect)
+    if opened:
+        Path(app.state.service.settings.opened_file).touch()
+    async with app.router.lifespan_context(app):
+        assert told == [[f"ipc://{tmp_path}/engine-{place}.sock" for place in range(2)], opened]
 
 
 async def test_probes_say_ready(client: httpx.AsyncClient) -> None:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from app import engine_child
+from app.engine_slot import EngineSlot
 from app.launcher import Launcher, _changed
 from app.listen import listen, url_of
 from app.run_dir import RunDirectory
@@ -18,6 +22,7 @@ from app.settings import ServeSettings
 from engine.config import EngineArgs
 from engine.errors import ConfigError
 from engine.heartbeat import OVERDUE_S
+from tests.e2e.server import until
 
 
 def test_a_taken_port_is_a_configuration_error_at_once() -> None:
@@ -51,7 +56,8 @@ def test_two_servers_cannot_share_a_run_directory(tmp_path: Path) -> None:
 def test_a_run_directory_forgets_the_server_before(tmp_path: Path) -> None:
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics" / "counter_1.db").write_text("old")
-    (tmp_path / "drain").write_text("0")
+    for name in ("drain", "opened", "engine.sock", "engine-1.sock"):
+        (tmp_path / name).write_text("0")
     with RunDirectory(str(tmp_path)) as run_dir:
         assert os.listdir(run_dir.path) == ["metrics"]
         assert not os.listdir(f"{run_dir.path}/metrics")
@@ -106,7 +112,9 @@ def test_the_watchdog_starves_when_a_silent_engine_is_not_replaced(systemd: sock
     monkeypatch.setenv("WATCHDOG_USEC", "1000000")
     launcher = Launcher(ServeSettings(engine_stall_timeout=5))
     for silent_s, fed in ((0.0, True), (5 + OVERDUE_S - 1, True), (5 + OVERDUE_S + 1, False)):
-        launcher._engine = SimpleNamespace(silent_s=lambda now, silent_s=silent_s: silent_s)  # type: ignore[assignment]
+        engines: Any = [SimpleNamespace(child=SimpleNamespace(silent_s=lambda now, silent_s=each: silent_s))
+                        for each in (0.0, silent_s)]
+        launcher._slots = engines
         launcher._watchdog()
         if fed:
             assert systemd.recv(200) == b"WATCHDOG=1"
@@ -125,6 +133,65 @@ def test_what_a_reload_cannot_change_is_named() -> None:
     old = ServeSettings(engine=EngineArgs(max_model_len=512), api_key=["a-secret"])
     new = ServeSettings(engine=EngineArgs(max_model_len=1024), log_level="debug", port=1, api_key=["another"])
     assert _changed(old, new) == ["--port", "--api-key", "--max-model-len"]
+
+
+@pytest.fixture
+def slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EngineSlot]]:
+    """Two, whose engines are small programs that show their arguments and wait for their end."""
+    popen = subprocess.Popen
+
+    def instead(command: list[str], **options: Any) -> Any:
+        return popen([sys.executable, "-c", "import time; time.sleep(60)", *command[3:]], **options)
+
+    monkeypatch.setattr(engine_child.subprocess, "Popen", instead)
+    settings = ServeSettings(engine=EngineArgs(data_parallel_size=2), max_engine_restarts=2)
+    slots = [EngineSlot(settings, f"ipc:///{place}", "", {"OWN": str(place)}, place) for place in range(2)]
+    yield slots
+    engine_child.stop_all([slot.child for slot in slots if slot.child is not None], 0)
+    for slot in slots:
+        if slot.child is not None:
+            slot.child.close()
+
+
+def start_and_kill(slot: EngineSlot, number: signal.Signals) -> float | None:
+    read_end, write_end = os.pipe()
+    slot.start(dict(os.environ), read_end)
+    os.close(read_end)
+    os.close(write_end)
+    assert slot.child is not None
+    os.kill(slot.child.pid, number)
+    ended: list[Any] = []
+    until(lambda: ended.append(slot.take_ended()) or ended[-1])
+    assert slot.child is None
+    return slot.restart_delay_s(*ended[-1])
+
+
+def test_each_engine_has_its_own_account_of_failures(slots: list[EngineSlot]) -> None:
+    assert [start_and_kill(slots[0], signal.SIGKILL) for _ in range(3)] == [0.0, 0.5, None]
+    assert slots[0].policy_facts["engine"] == 0
+    assert start_and_kill(slots[1], signal.SIGKILL) == 0.0
+
+
+def test_an_engine_learns_how_the_one_in_its_own_place_ended(slots: list[EngineSlot]) -> None:
+    start_and_kill(slots[0], signal.SIGKILL)
+    for slot, killed in zip(slots, (True, False)):
+        read_end, write_end = os.pipe()
+        slot.start(dict(os.environ), read_end)
+        os.close(read_end)
+        os.close(write_end)
+        assert slot.child is not None
+        proc = Path(f"/proc/{slot.child.pid}")
+        until(lambda proc=proc: b"--address" in (proc / "cmdline").read_bytes())
+        assert (b"--after-kill" in (proc / "cmdline").read_bytes()) is killed
+        assert f"OWN={slot.facts['engine']}".encode() in (proc / "environ").read_bytes().split(b"\0")
+
+
+def test_too_few_gpus_for_the_engines_are_a_configuration_error_at_once() -> None:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}
+    done = subprocess.run([sys.executable, "-m", "app", "serve", "--port", "0", "--data-parallel-size", "2"],
+                          env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--data-parallel-size: 2 engines of 1 GPU(s) each need 2 GPUs" in done.stderr
 
 
 WORKER_IMPORTS = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -110,6 +111,30 @@ async def test_the_engines_word_is_passed_on(client: httpx.AsyncClient, fake: Fa
     assert found["quire:engine_ready"] == 1
     fake.state = "down"
     assert (await scrape(client))["quire:engine_ready"] == 0
+
+
+async def test_each_engine_speaks_under_its_own_label(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    other = FakeEngine()
+    fake.others, other.state, fake.status = [other], "down", STATUS
+    families = {f.name: f for f in text_string_to_metric_families((await client.get("/metrics")).text)}
+
+    def of(name: str) -> dict[str, float]:
+        return {sample.labels["engine"]: sample.value for sample in families[name].samples}
+
+    assert of("quire:engine_ready") == {"0": 1, "1": 0}
+    assert of("vllm:num_requests_running") == {"0": 2}
+    other.status = STATUS
+    text = (await client.get("/metrics")).text
+    families = {f.name: f for f in text_string_to_metric_families(text)}
+    assert of("vllm:num_requests_running") == {"0": 2, "1": 2}
+    assert of("vllm:num_preemptions").keys() == {"0", "1"}
+    types = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(types) == len(set(types)), "each family once, as the format asks"
+
+
+async def test_first_starts_are_no_restarts(client: httpx.AsyncClient, tmp_path: Path) -> None:
+    (tmp_path / "engine_starts").write_text("++++")
+    assert (await scrape(client))["quire:engine_restarts_total"] == 3
 
 
 async def test_build_processes_and_the_loops_lag_are_there(client: httpx.AsyncClient) -> None:

@@ -38,7 +38,7 @@ def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
         settings=SimpleNamespace(serve=ServeSettings(api_key_file="f"), engine_starts_file="/nowhere"),
         keys=SimpleNamespace(healthy=True, loaded_at=1.0), tls=SimpleNamespace(healthy=True, not_after=1.0))
     metrics = Metrics("m")
-    collectors = [EngineCollector(cast(Any, engine), ServeSettings().engine, metrics.labels), ServiceCollector(service),
+    collectors = [EngineCollector(cast(Any, engine), ServeSettings().engine, "m"), ServiceCollector(service),
                   ProcessCollector()]
     exposed = set(re.findall(r"^# TYPE (\S+)", metrics.expose(collectors).decode(), re.MULTILINE))
     assert {name for name in exposed if not name.endswith("_created")} == documented("Metrics")

@@ -23,9 +23,9 @@ def start_engine(address: str, args: EngineArgs = ARGS, program: str = PROGRAM) 
 
 
 async def connected(address: str, args: EngineArgs = ARGS) -> AsyncLLMEngine:
-    engine = await AsyncLLMEngine.connect(address, args)
-    assert engine._client is not None
-    await asyncio.wait_for(engine._client.wait_ready(), 90)
+    engine = await AsyncLLMEngine.connect([address], args)
+    assert engine._group is not None
+    await asyncio.wait_for(engine._group.wait_ready(), 90)
     return engine
 
 

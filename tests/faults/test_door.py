@@ -45,10 +45,11 @@ async def occupied(engine: AsyncLLMEngine, key: KeyLimits = OCCUPANT) -> AsyncIt
 
 async def status(engine: AsyncLLMEngine, holds: Callable[[Status], bool]) -> Status:
     for _ in range(100):
-        if engine.status is not None and holds(engine.status):
-            return engine.status
+        found = engine.engines[0].status
+        if found is not None and holds(found):
+            return found
         await asyncio.sleep(0.1)
-    pytest.fail(f"did not come about: {engine.status}")
+    pytest.fail(f"did not come about: {engine.engines[0].status}")
 
 
 async def num_tokens(stream: Stream) -> int:

@@ -93,9 +93,10 @@ async def test_leaving_a_stream_frees_its_blocks(tmp_path: Path) -> None:
         await stream.aclose()
         for _ in range(50):
             await asyncio.sleep(0.1)
-            if engine.status is not None and engine.status.num_running == 0 and engine.status.kv_usage == 0:
+            status = engine.engines[0].status
+            if status is not None and status.num_running == 0 and status.kv_usage == 0:
                 return
-        pytest.fail(f"still running: {engine.status}")
+        pytest.fail(f"still running: {status}")
 
 
 async def test_sigterm_ends_the_engine_with_zero(tmp_path: Path) -> None:

@@ -115,6 +115,11 @@ def test_agrees_with_transformers(checkpoint, prompts, dtype, mode):
         assert llm._core.scheduler.num_preemptions > 0
     if mode == "shared":
         assert llm._core._executor._runner.num_shared_steps > 0
+    assert_right(outputs, checkpoint, dtype, mode)
+
+
+def assert_right(outputs, checkpoint: Path, dtype: str, mode: str) -> None:
+    """As the module says."""
     ours_off, theirs_off, not_best = 0.0, 0.0, 0.0
     exact = reference_logprobs(checkpoint, outputs, torch.float32)
     rounded = reference_logprobs(checkpoint, outputs, getattr(torch, dtype))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from engine.config import EngineArgs
 from engine.errors import ConfigError
 from engine.execution.device import settle
+from engine.execution.hardware import Hardware
 from engine.model_config import ModelConfig
 
 
@@ -17,40 +17,47 @@ def model(dtype: str = "bfloat16") -> ModelConfig:
                        max_position_embeddings=1000)
 
 
-@pytest.fixture
-def old_gpu(monkeypatch):
-    """A Tesla T4, as torch would describe it; nothing is run on it."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: type("P", (), {"total_memory": 16 * 10**9}))
+OLD_GPU = Hardware(1, "Tesla T4", (7, 5), 16 * 10**9)
+NO_GPU = Hardware(0)
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-def test_bfloat16_on_an_old_gpu_is_refused_with_its_name_and_the_way_out(old_gpu, dtype):
+def test_bfloat16_on_an_old_gpu_is_refused_with_its_name_and_the_way_out(dtype):
     with pytest.raises(ConfigError, match=r"capability 8\.0 or higher; Tesla T4 has 7\.5\. Use --dtype half"):
-        settle(EngineArgs(dtype=dtype), model())
+        settle(EngineArgs(dtype=dtype), model(), OLD_GPU)
 
 
-def test_half_on_an_old_gpu_is_taken(old_gpu):
-    config = settle(EngineArgs(dtype="half"), model())
+def test_half_on_an_old_gpu_is_taken():
+    config = settle(EngineArgs(dtype="half"), model(), OLD_GPU)
     assert (config.device, config.dtype, config.max_num_seqs) == ("cuda", "float16", 256)
-    assert config.async_scheduling
+    assert config.num_steps_ahead == 1
 
 
-def test_auto_follows_the_checkpoint_on_a_gpu_and_is_float32_on_a_cpu(old_gpu):
-    assert settle(EngineArgs(), model("float16")).dtype == "float16"
-    assert settle(EngineArgs(device="cpu"), model("float16")).dtype == "float32"
-    assert settle(EngineArgs(device="cpu", dtype="bfloat16"), model()).dtype == "bfloat16"
+def test_a_large_gpu_runs_more_rows():
+    assert settle(EngineArgs(), model(), Hardware(1, "NVIDIA H200", (9, 0), 150 * 10**9)).max_num_seqs == 1024
+
+
+def test_auto_follows_the_checkpoint_on_a_gpu_and_is_float32_on_a_cpu():
+    assert settle(EngineArgs(), model("float16"), OLD_GPU).dtype == "float16"
+    assert settle(EngineArgs(device="cpu"), model("float16"), OLD_GPU).dtype == "float32"
+    assert settle(EngineArgs(device="cpu", dtype="bfloat16"), model(), OLD_GPU).dtype == "bfloat16"
+    assert settle(EngineArgs(), model("float16"), NO_GPU).device == "cpu"
 
 
 def test_a_gpu_that_is_not_there_is_refused():
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
     with pytest.raises(ConfigError, match="torch sees no GPU"):
-        settle(EngineArgs(device="cuda"), model())
+        settle(EngineArgs(device="cuda"), model(), NO_GPU)
+
+
+def test_more_ranks_than_gpus_are_refused():
+    with pytest.raises(ConfigError, match="tensor-parallel-size times --pipeline-parallel-size is 4, and torch sees 1"):
+        settle(EngineArgs(tensor_parallel_size=2, pipeline_parallel_size=2), model(), OLD_GPU)
+
+
+def test_a_pipeline_has_as_many_steps_in_flight_as_stages():
+    assert settle(EngineArgs(pipeline_parallel_size=3), model(), NO_GPU).num_steps_ahead == 3
 
 
 def test_a_context_beyond_the_model_is_refused():
     with pytest.raises(ConfigError, match="1001 is more than the 1000 positions"):
-        settle(EngineArgs(device="cpu", max_model_len=1001), model())
+        settle(EngineArgs(device="cpu", max_model_len=1001), model(), NO_GPU)

@@ -45,11 +45,12 @@ RANK = """
 import sys, torch
 from safetensors.torch import save_file
 torch.set_num_threads(1)
-from engine.parallel import Parallel
-from tests.engine.models.paging import PagedRun, load
+from engine.execution.collectives import join
+from tests.engine.models.paging import PagedRun, config_of, load
 rank, path = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", init_method=f"file://{path}/meeting", rank=rank, world_size=2)
-run = PagedRun(load(path, parallel=Parallel(rank, 2)), 1, 64)
+store = torch.distributed.FileStore(f"{path}/meeting", 2)
+parallel = join(rank, config_of(path, tensor_parallel_size=2), store, torch.device("cpu"))
+run = PagedRun(load(path, parallel=parallel), 1, 64)
 save_file({"logits": run.step({0: [3, 1, 4, 1, 5, 9, 2, 6]})[0]}, f"{path}/logits{rank}")
 torch.distributed.destroy_process_group()
 """

@@ -21,11 +21,14 @@ BLOCK_SIZE = 16
 def load(path: Path | str, *, max_model_len: int = 128, dtype: str = "float32",
          progress: Callable[[str, float], None] = lambda phase, fraction: None, parallel: Parallel | None = None,
          **args: Any) -> CausalLM:
-    engine_args = EngineArgs(model=str(path), **args)
-    config = EngineConfig(args=engine_args, model=resolve_model(engine_args), device="cpu", dtype=dtype,
-                          max_model_len=max_model_len, max_num_seqs=8, max_num_batched_tokens=512,
-                          async_scheduling=False)
+    config = config_of(path, max_model_len=max_model_len, dtype=dtype, **args)
     return load_model(config, parallel or Parallel(), torch.device("cpu"), getattr(torch, dtype), progress)
+
+
+def config_of(path: Path | str, *, max_model_len: int = 128, dtype: str = "float32", **args: Any) -> EngineConfig:
+    engine_args = EngineArgs(model=str(path), **args)
+    return EngineConfig(args=engine_args, model=resolve_model(engine_args), device="cpu", dtype=dtype,
+                        max_model_len=max_model_len, max_num_seqs=8, max_num_batched_tokens=512, num_steps_ahead=0)
 
 
 class PagedRun:

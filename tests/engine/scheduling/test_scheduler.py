@@ -77,6 +77,31 @@ def test_steps_are_planned_ahead_of_their_results() -> None:
     assert not s.has_work
 
 
+def test_microbatches_of_a_pipeline_take_turns_and_share_evenly() -> None:
+    s = scheduler(num_microbatches=2)
+    for number in range(6):
+        s.add([request(f"r{number}", 4, first=10 * number)])
+    first = plan(s)
+    assert s.plan() is None, "what the last stage samples is not known yet"
+    commit(s, first)
+    one, other = plan(s), plan(s)
+    assert s.plan() is None
+    assert [len(p.rows) for p in (one, other)] == [3, 3]
+    assert not set(one.rows) & set(other.rows)
+    commit(s, one, 5)
+    again = plan(s)
+    assert again.rows == one.rows
+    assert again.decode_ids == [5, 5, 5], "the first stage is told what the last one sampled"
+    assert plan(scheduler_with_one_decode()).decode_ids == [], "where every rank samples, none needs telling"
+
+
+def scheduler_with_one_decode() -> Scheduler:
+    s = scheduler()
+    s.add([request("a", 4)])
+    commit(s, plan(s))
+    return s
+
+
 def test_the_result_of_a_step_after_the_stop_token_is_dropped() -> None:
     s = scheduler()
     s.add([request("a", stop=(7,))])

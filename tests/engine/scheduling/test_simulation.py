@@ -56,6 +56,7 @@ class SimulatedDevice:
         self.config = config
         self.cache: dict[tuple[int, int], int] = {}  # (block, offset) -> chain value
         self.tokens: dict[int, list[int]] = {}  # row -> token ids, sampled ones included
+        self.told: dict[int, list[int]] = {}  # row -> those that the first stage of a pipeline knows
         self.seeds: dict[int, int] = {}
         self.tables: dict[int, dict[int, int]] = {}  # row -> column -> block
 
@@ -70,11 +71,14 @@ class SimulatedDevice:
                 self.cache[target, offset] = self.cache.get((source, offset), 0)
         for new in plan.new_rows:
             self.tokens[new.row] = new.token_ids.copy()
+            self.told[new.row] = new.token_ids.copy()
             self.seeds[new.row] = new.seed
             self.tables[new.row] = {}
         for row, column, block in zip(plan.block_rows, plan.block_columns, plan.block_ids):
             self.tables[row][column] = block
         spans = list(zip(plan.rows, plan.starts, plan.num_tokens))
+        if self.config.num_microbatches > 1:
+            self.check_first_stage(plan, spans)
         self.write(spans)
         for row, start, num_tokens in spans:
             length = start + num_tokens
@@ -87,6 +91,14 @@ class SimulatedDevice:
                 sampled.append(next_token(self.tokens[row], self.seeds[row]))
                 self.tokens[row].append(sampled[-1])
         return StepResult(sampled)
+
+    def check_first_stage(self, plan: StepPlan, spans: list[tuple[int, int, int]]) -> None:
+        assert len(plan.decode_ids) == plan.num_decodes
+        for (row, start, _), token_id in zip(spans, plan.decode_ids):
+            self.told[row][start:start + 1] = [token_id]
+        for row, start, num_tokens in spans:
+            length = start + num_tokens
+            assert self.told[row][:length] == self.tokens[row][:length], f"the first stage does not know row {row}"
 
     def write(self, spans: list[tuple[int, int, int]]) -> None:
         written: dict[int, int] = {}  # block -> row
@@ -166,6 +178,7 @@ CONFIGS = st.builds(
     max_num_batched_tokens=st.one_of(st.integers(1, 12), st.integers(1, 64)),
     max_model_len=st.integers(8, 48),
     enable_prefix_caching=st.booleans(),
+    num_microbatches=st.sampled_from([1, 1, 2, 3]),
 )
 
 

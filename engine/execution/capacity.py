@@ -1,0 +1,72 @@
+"""How many KV blocks a rank has room for. Called once by each rank, after its model is loaded and before the cache is.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.execution.model_runner import ModelRunner, Progress
+from engine.messages import Sampling
+from engine.plan import NewRow, StepPlan
+
+CPU_KV_BYTES = 240 << 20
+
+
+def settle_blocks(runner: ModelRunner, config: EngineConfig, progress: Progress) -> int:
+    """Raises ConfigError where there is no room for one."""
+    args = config.args
+    if args.num_gpu_blocks_override is not None:
+        return args.num_gpu_blocks_override
+    if args.kv_cache_memory_bytes is not None:
+        available, flag = args.kv_cache_memory_bytes, "--kv-cache-memory-bytes"
+    elif runner.device.type == "cpu":
+        available, flag = CPU_KV_BYTES, "--kv-cache-memory-bytes"
+    else:
+        progress("measuring memory", 0.0)
+        available, flag = _free_device_bytes(runner, config), "--gpu-memory-utilization"
+    num_blocks = available // runner.block_bytes
+    if num_blocks < 1:
+        raise ConfigError(f"{flag}: it leaves {max(available, 0) / 2**20:.1f} MiB for the KV cache, and one block "
+                          f"takes {runner.block_bytes / 2**20:.1f} MiB; raise it, or use a smaller model or dtype")
+    return int(num_blocks)
+
+
+def _free_device_bytes(runner: ModelRunner, config: EngineConfig) -> int:
+    """What the utilization allows, less all that is in use now, less what a worst step adds at its peak."""
+    step_bytes = _measure_worst_step(runner, config)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    allowed = int(total * config.args.gpu_memory_utilization)
+    return allowed - (total - free) - step_bytes
+
+
+def _measure_worst_step(runner: ModelRunner, config: EngineConfig) -> int:
+    """Bytes that a step over the whole token budget, sampling in every row, allocates at its peak."""
+    runner.allocate(1)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    runner.launch(_worst_plan(config)).result()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    runner.kv_caches = []
+    return peak
+
+
+def _worst_plan(config: EngineConfig) -> StepPlan:
+    """As many rows as may run share the token budget. All use block 0: values are rubbish, allocations are real."""
+    num_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
+    length = min(config.max_model_len - 1, config.max_num_batched_tokens // num_rows)
+    rows = list(range(num_rows))
+    sampling = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=1)
+    return StepPlan(
+        step=0,
+        rows=rows,
+        starts=[0] * num_rows,
+        num_tokens=[length] * num_rows,
+        samples=[True] * num_rows,
+        num_decodes=num_rows if length == 1 else 0,
+        new_rows=[NewRow(row, [0] * length, length, sampling, row) for row in rows],
+    )

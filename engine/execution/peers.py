@@ -1,0 +1,90 @@
+"""Memory of the GPUs of one host that all ranks of a tensor-parallel group see, for `kernels.all_reduce`.
+
+CUDA IPC handles travel through the ranks' store; NVLink multicast is not used. Called once by `collectives.join`; where
+one of the ranks cannot see another's memory, none has peers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import structlog
+import torch
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+
+from kernels.all_reduce import Peers, all_reduce
+
+log = structlog.get_logger("engine")
+
+MAX_BYTES_READ = 16 << 20  # by one call, from all other ranks: beyond it NCCL's rings win
+MAX_ROWS = 512
+MAX_RANKS = 8
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # two containers of a host have one
+
+
+def connect(store: Store, name: str, rank: int, size: int, hidden_size: int, dtype: torch.dtype,
+            device: torch.device) -> Peers | None:
+    """All ranks of the group `name` call it; None where they are not on one host or cannot reach each other."""
+    if size > MAX_RANKS:
+        return None
+    meeting = PrefixStore(f"peers/{name}", store)
+    max_rows = min(MAX_ROWS, MAX_BYTES_READ // ((size - 1) * hidden_size * dtype.itemsize))
+    rows = torch.zeros(2 * max_rows * hidden_size * dtype.itemsize, dtype=torch.uint8, device=device)
+    flags = torch.zeros(4 * size * max_rows, dtype=torch.uint8, device=device)
+    torch.cuda.synchronize(device)
+    try:
+        rows_of = _exchange(meeting, "rows", rank, size, rows)
+        flags_of = _exchange(meeting, "flags", rank, size, flags)
+        problem = ""
+    except (RuntimeError, _OtherHostError) as error:
+        problem = str(error) or "unknown"
+    if found := _problems(meeting, "mapped", rank, size, problem):
+        log.info("sums go through NCCL alone", reason=found)
+        return None
+    peers = Peers(rank, size, _addresses(rows_of), _addresses(flags_of),
+                  torch.zeros(max_rows, dtype=torch.int32, device=device), max_rows, hidden_size, dtype)
+    _kept.append((rows_of, flags_of))
+    probe = all_reduce(torch.full((max_rows, hidden_size), rank + 1, dtype=dtype, device=device), peers)
+    wrong = "" if bool((probe == size * (size + 1) // 2).all()) else "a test sum was wrong"
+    if found := _problems(meeting, "tested", rank, size, wrong):
+        log.warning("sums go through NCCL alone", reason=found)
+        return None
+    return peers
+
+
+_kept: list[object] = []  # mapped for as long as this process lives: graphs hold the addresses
+
+
+class _OtherHostError(Exception):
+    pass
+
+
+def _exchange(meeting: Store, what: str, rank: int, size: int, mine: torch.Tensor) -> list[torch.Tensor]:
+    """Everybody's tensor like `mine`, in this process."""
+    host = _BOOT_ID.read_text()
+    offer = msgspec.msgpack.encode((host, *mine.untyped_storage()._share_cuda_()[1:]))
+    meeting.set(f"{what}/{rank}", offer)  # type: ignore[arg-type]  # bytes are taken, and given back
+    found = []
+    for peer in range(size):
+        where, *handle = msgspec.msgpack.decode(meeting.get(f"{what}/{peer}"))
+        if where != host:
+            raise _OtherHostError("the ranks of a stage are on several hosts")
+        if peer == rank:
+            found.append(mine)
+            continue
+        # Mapped for our device: that it is another device's memory is the driver's business.
+        storage = torch.UntypedStorage._new_shared_cuda(mine.get_device(), *handle)
+        found.append(torch.empty(0, dtype=torch.uint8, device=mine.device).set_(storage))
+    return found
+
+
+def _addresses(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64, device=tensors[0].device)
+
+
+def _problems(meeting: Store, question: str, rank: int, size: int, problem: str) -> str:
+    """The first that any rank has; all get the same answer."""
+    meeting.set(f"{question}/{rank}", problem or "-")
+    answers = [meeting.get(f"{question}/{peer}").decode() for peer in range(size)]
+    return next((answer for answer in answers if answer != "-"), "")

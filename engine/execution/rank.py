@@ -1,0 +1,151 @@
+"""One rank as a process of its own: `python -m engine.execution.rank`, its RankSpec on standard input.
+
+Carries out the plans that the core sends, in order, until the core is gone. Started by `engine.execution.local_ranks`;
+a Ray actor calls `run` with the same spec. Whatever ends it, it tells the core why before the others notice.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from typing import Any
+
+import msgspec
+import structlog
+import zmq
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError, WeightError
+from engine.lifeline import die_with_parent
+from engine.logs import configure_logging
+from engine.openmp import share_cores
+from engine.plan import Allocate, Capacity, Done, Failed, FromRank, Prepared, RankLoading, ToRank
+
+LAST_WORDS_MS = 2000
+
+
+class RankSpec(msgspec.Struct, frozen=True):
+    rank: int  # stage * tensor-parallel size + place in the stage
+    device_index: int  # among the GPUs that its process sees
+    config: EngineConfig
+    core: str  # ZeroMQ address that the core listens at
+    meeting_host: str  # where ranks find each other
+    meeting_port: int
+    log_level: str = "info"
+
+    @property
+    def reports(self) -> bool:
+        """Whether it is the one whose results the core hears: the first of the last stage."""
+        return self.rank == reporting_rank(self.config)
+
+
+def reporting_rank(config: EngineConfig) -> int:
+    return config.args.num_ranks - config.args.tensor_parallel_size
+
+
+class Link:
+    """This rank's end of border 2. One per thread."""
+
+    def __init__(self, spec: RankSpec, thread: str = "") -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, f"{spec.rank}{thread}".encode())
+        self._socket.setsockopt(zmq.LINGER, LAST_WORDS_MS)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.connect(spec.core)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(ToRank).decode
+
+    def send(self, message: FromRank) -> None:
+        self._socket.send(self._encode(message))
+
+    def receive(self) -> Any:
+        return self._decode(self._socket.recv())
+
+    def close(self) -> None:
+        """What was sent is on its way out."""
+        self._socket.close()
+
+
+def run(spec: RankSpec) -> int:
+    """Serve the core; the exit code, once the rank broke. (In peace, it ends with its core: see `die_with_parent`.)"""
+    link = Link(spec)
+    try:
+        _serve(spec, link)
+    except ConfigError as error:
+        failed = Failed("config", error.problems)
+    except (WeightError, OSError) as error:
+        failed = Failed("load", [str(error)])
+    except Exception:
+        failed = Failed("broken", [traceback.format_exc()])
+    link.send(failed)
+    link.close()
+    zmq.Context.instance().term()
+    return 1
+
+
+def _serve(spec: RankSpec, link: Link) -> None:
+    # Late: a rank that cannot even import them has a link to say so.
+    import torch
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    from engine.execution.capacity import settle_blocks
+    from engine.execution.collectives import join
+    from engine.execution.device import prepare_cpu
+    from engine.execution.model_runner import ModelRunner
+
+    def progress(phase: str, fraction: float) -> None:
+        link.send(RankLoading(phase, fraction))
+
+    config = spec.config
+    if config.device == "cuda":
+        torch.cuda.set_device(spec.device_index)
+    prepare_cpu(config.args)
+    progress("meeting the other ranks", 0.0)
+    store = TCPStore(spec.meeting_host, spec.meeting_port, is_master=False)
+    runner = ModelRunner(config, join(spec.rank, config, store, torch.device(config.device)), progress)
+    link.send(Capacity(settle_blocks(runner, config, progress), runner.model.vocab_size))
+    order = link.receive()
+    assert isinstance(order, Allocate)
+    runner.allocate(order.num_blocks)
+    runner.capture(progress)
+    link.send(Prepared())
+    launched: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_report, args=(spec, runner, launched), name="results", daemon=True).start()
+    while True:
+        launched.put(runner.launch(link.receive()))
+
+
+def _report(spec: RankSpec, runner: Any, launched: queue.SimpleQueue[Any]) -> None:
+    """Waits for each step, so that what went wrong on this device is said by this rank, and not by one that waits."""
+    link = Link(spec, "-results")
+    try:
+        while True:
+            result = launched.get().result()
+            if spec.reports:
+                link.send(Done(result, runner.num_graph_steps))
+    except Exception:
+        link.send(Failed("broken", [traceback.format_exc()]))
+        link.close()
+        # The main thread may hang on the device for ever, and the interpreter would wait for it.
+        threading.Event().wait(LAST_WORDS_MS / 1000)
+        os._exit(1)
+
+
+def main() -> int:
+    spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=RankSpec)
+    configure_logging(spec.log_level)
+    structlog.contextvars.bind_contextvars(rank=spec.rank)
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the core decides
+    share_cores()
+    die_with_parent(int(sys.argv[1]), signalled=False)
+    return run(spec)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""Several engines behind one front, played by sockets that speak border 1 and say only what a test has them say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+from engine.errors import EngineDeadError, OverloadedError
+from engine.frontend import engine_group
+from engine.frontend.engine_group import EngineGroup
+from engine.frontend.generation import Generation
+from engine.frontend.request import Request
+from engine.frontend.submission import samples
+from engine.messages import (
+    NO_KEY,
+    Accepted,
+    Delta,
+    Deltas,
+    Down,
+    EngineInfo,
+    KeyLimits,
+    Loading,
+    Ready,
+    Rejected,
+    Sampling,
+    Submit,
+    Up,
+)
+from engine.sampling_params import SamplingParams
+
+NUM = 2
+
+
+class Engine:
+    """Loads until `serve`; accepts what it gets while `accepts`."""
+
+    def __init__(self, directory: Path, place: int, max_model_len: int = 100) -> None:
+        self.address = f"ipc://{directory}/{place}.sock"
+        self.accepts = True
+        self.submitted: list[str] = []
+        self._place, self._max_model_len = place, max_model_len
+        self._number = 0
+        self._says: Up = Loading("loading weights", 0.25 + place / 4)
+        self._workers: set[bytes] = set()
+        self._context = zmq.asyncio.Context()
+        self.rise()
+
+    def rise(self) -> None:
+        self._number += 1
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.bind(self.address)
+        self._task = asyncio.create_task(self._receive())
+
+    async def fall(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._socket.close(linger=0)
+        self._workers, self._says = set(), Loading("starting", 0.0)
+
+    async def end(self) -> None:
+        await self.fall()
+        self._context.destroy(linger=0)
+
+    async def serve(self) -> None:
+        self._says = Ready(EngineInfo(
+            model="m", dtype="float32", device="cpu", max_model_len=self._max_model_len, vocab_size=1000, num_blocks=8,
+            block_size=16, max_num_seqs=4, max_num_batched_tokens=64, max_logprobs=20,
+            instance=f"{self._place}.{self._number}"))
+        for worker in self._workers:
+            await self.say(self._says, worker)
+
+    async def say(self, message: Up, worker: bytes | None = None) -> None:
+        for identity in [worker] if worker else self._workers:
+            await self._socket.send_multipart([identity, msgspec.msgpack.encode(message)])
+
+    async def _receive(self) -> None:
+        while True:
+            worker, frame = await self._socket.recv_multipart()
+            message = msgspec.msgpack.decode(frame, type=Down)
+            if worker not in self._workers:
+                self._workers.add(worker)
+                await self.say(self._says, worker)
+            if isinstance(message, Submit):
+                self.submitted.append(message.request_id)
+                if self.accepts:
+                    await self.say(Accepted([sample.id for sample in message.samples]), worker)
+
+
+@pytest.fixture
+async def engines(tmp_path: Path) -> AsyncIterator[list[Engine]]:
+    found = [Engine(tmp_path, place, max_model_len=100 - place) for place in range(NUM)]
+    yield found
+    for engine in found:
+        await engine.end()
+
+
+@contextlib.asynccontextmanager
+async def front(engines: list[Engine], *, opened: bool = False,
+                prefix_caching: bool = True) -> AsyncIterator[EngineGroup]:
+    group = EngineGroup([engine.address for engine in engines], prefix_caching=prefix_caching, opened=opened)
+    try:
+        yield group
+    finally:
+        await group.close()
+
+
+@pytest.fixture
+async def group(engines: list[Engine]) -> AsyncIterator[EngineGroup]:
+    """With all engines ready."""
+    async with front(engines) as group:
+        for engine in engines:
+            await engine.serve()
+        await asyncio.wait_for(group.wait_ready(), 10)
+        yield group
+
+
+async def until(condition: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("did not happen within 10 s")
+
+
+def request(group: EngineGroup, name: str = "r", key: KeyLimits = NO_KEY, num_tokens: int = 10) -> Request:
+    params, prompt = SamplingParams(max_tokens=5), [1] * num_tokens
+    return Request(name, prompt, Sampling(), samples(params, group.new_ids(1), 1),
+                   Generation(params, prompt, None, 1), key=key)
+
+
+async def place_of(group: EngineGroup, **options: object) -> int:
+    client = await asyncio.wait_for(group.submit(request(group, **options)), 10)  # type: ignore[arg-type]
+    return group.clients.index(client)
+
+
+async def test_they_open_when_all_are_ready_and_stay_open_while_one_is(engines: list[Engine]) -> None:
+    async with front(engines) as group:
+        await until(lambda: group.loading == ("loading weights", 0.25))
+        await engines[0].serve()
+        await until(lambda: group.clients[0].state == "ready")
+        assert (group.state, group.info, group.loading) == ("loading", None, ("loading weights", 0.5))
+        with pytest.raises(OverloadedError, match="not ready yet"):
+            group.require_info()
+        await engines[1].serve()
+        await until(lambda: group.state == "ready")
+        assert group.require_info().max_model_len == 99, "what fits every engine"
+        await engines[0].fall()
+        await until(lambda: group.clients[0].state == "down")
+        assert group.state == "ready"
+        assert [await place_of(group) for _ in range(3)] == [1, 1, 1]
+        await engines[1].fall()
+        await until(lambda: group.state == "down")
+
+
+async def test_a_worker_that_comes_later_is_content_with_one(engines: list[Engine]) -> None:
+    async with front(engines, opened=True) as group:
+        await engines[1].serve()
+        await until(lambda: group.state == "ready")
+        assert await place_of(group) == 1
+
+
+async def test_requests_are_shared_out_and_a_finished_one_makes_room(group: EngineGroup, engines: list[Engine]) -> None:
+    first = request(group)
+    places = [group.clients.index(await group.submit(first)), await place_of(group)]
+    assert sorted(places) == [0, 1]
+    assert len({client.load.total for client in group.clients}) == 1
+    await engines[places[0]].say(Deltas([Delta(first.samples[0].id, [7], "length")]))
+    await until(lambda: first.generation.finished)
+    assert group.clients[places[0]].load.total == 0
+    assert await place_of(group) == places[0]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_a_beginning_draws_requests_only_where_engines_keep_it(engines: list[Engine], cached: bool) -> None:
+    async with front(engines, prefix_caching=cached) as group:
+        for engine in engines:
+            await engine.serve()
+        await asyncio.wait_for(group.wait_ready(), 10)
+        first = request(group, num_tokens=200)
+        place = group.clients.index(await group.submit(first))
+        await engines[place].say(Deltas([Delta(first.samples[0].id, [7])]))
+        await until(lambda: first.updates)
+        assert await place_of(group, num_tokens=200) == (place if cached else 1 - place)
+
+
+async def test_what_no_engine_accepted_yet_goes_to_another_when_its_own_is_lost(group: EngineGroup,
+                                                                               engines: list[Engine]) -> None:
+    for engine in engines:
+        engine.accepts = False
+    task = asyncio.create_task(group.submit(request(group, "r")))
+    await until(lambda: any(engine.submitted for engine in engines))
+    lost = next(place for place, engine in enumerate(engines) if engine.submitted)
+    engines[1 - lost].accepts = True
+    await engines[lost].fall()
+    client = await asyncio.wait_for(task, 10)
+    assert client is group.clients[1 - lost]
+    assert engines[1 - lost].submitted == ["r"]
+    assert group.clients[lost].load.total == 0
+
+
+async def test_with_all_away_a_request_goes_to_the_first_that_comes_back(group: EngineGroup,
+                                                                         engines: list[Engine]) -> None:
+    for engine in engines:
+        await engine.fall()
+    await until(lambda: group.state == "down")
+    tasks = [asyncio.create_task(group.submit(request(group, str(number)))) for number in range(4)]
+    await asyncio.sleep(0)
+    engines[1].rise()
+    await engines[1].serve()
+    assert await asyncio.wait_for(asyncio.gather(*tasks), 10) == [group.clients[1]] * 4
+
+
+async def test_an_accepted_request_waits_for_its_own_engine(group: EngineGroup, engines: list[Engine]) -> None:
+    accepted = request(group, "stays")
+    place = group.clients.index(await group.submit(accepted))
+    await engines[place].fall()
+    await until(lambda: group.clients[place].state == "down")
+    engines[place].rise()
+    await engines[place].serve()
+    await until(lambda: engines[place].submitted == ["stays", "stays"])
+    assert accepted.num_resumed == 1
+    assert engines[1 - place].submitted == []
+
+
+async def test_a_limited_key_keeps_to_one_engine_whatever_its_load(group: EngineGroup, engines: list[Engine]) -> None:
+    async with front(engines) as other:
+        await asyncio.wait_for(other.wait_ready(), 10)
+        for name in ("a", "b", "c"):
+            key = KeyLimits(name, requests_per_minute=100)
+            assert len({await place_of(each, key=key) for each in (group, other) for _ in range(3)}) == 1
+
+
+async def test_a_silent_engine_gets_no_new_requests_but_keeps_its_limited_keys(
+        group: EngineGroup, engines: list[Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    key = KeyLimits("k", max_concurrent=9)
+    home = await place_of(group, key=key)
+    monkeypatch.setattr(engine_group, "QUIET_S", 0.1)
+    speaks = asyncio.create_task(_keep_speaking(engines[1 - home]))
+    await asyncio.sleep(0.3)
+    assert [await place_of(group) for _ in range(5)] == [1 - home] * 5
+    assert await place_of(group, key=key) == home
+    speaks.cancel()
+
+
+async def _keep_speaking(engine: Engine) -> None:
+    while True:
+        await engine.say(Loading("ready", 1.0))
+        await asyncio.sleep(0.01)
+
+
+async def test_one_full_queue_does_not_close_the_door_and_a_keys_own_limit_does(group: EngineGroup,
+                                                                               engines: list[Engine]) -> None:
+    async def refusal(kind: str, reason: str) -> OverloadedError:
+        for engine in engines:
+            engine.accepts = False
+            engine.submitted.clear()
+        asked = request(group)
+        task = asyncio.create_task(group.submit(asked))
+        await until(lambda: any(engine.submitted for engine in engines))
+        for engine in engines:
+            await engine.say(Rejected([asked.samples[0].id], kind, "no", reason=reason, closed_s=0.5))
+        with pytest.raises(OverloadedError) as caught:
+            await asyncio.wait_for(task, 10)
+        return caught.value
+
+    assert (await refusal("overloaded", "queue_requests")).closed_s == 0
+    assert (await refusal("limit", "key_requests")).closed_s == 0.5
+    assert all(client.load.total == 0 for client in group.clients)
+
+
+async def test_when_one_is_gone_for_good_all_is(group: EngineGroup) -> None:
+    group.fail_all(EngineDeadError("gone"))
+    with pytest.raises(EngineDeadError):
+        group.require_info()
+    assert group.state == "down"

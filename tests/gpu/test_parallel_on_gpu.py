@@ -1,0 +1,40 @@
+"""An engine on several CUDA devices against transformers, as test_engine_on_gpu does for one.
+
+Run with `make test-gpu ARGS=parallel`, on a machine with two GPUs or more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import LLM
+from tests.gpu.test_engine_on_gpu import assert_right, checkpoint, empty_device, generate, prompts  # noqa: F401
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+SPLITS = [(2, 1), (1, 2), (2, 2), (4, 1), (1, 4)]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("mode", ["graphs", "eager", "tight"])
+@pytest.mark.parametrize(("size", "num_stages"), SPLITS, ids=[f"TP{a} PP{b}" for a, b in SPLITS])
+def test_a_split_model_agrees_with_transformers(checkpoint: Path, prompts: list[list[int]],  # noqa: F811
+                                                size: int, num_stages: int, mode: str, dtype: str) -> None:
+    if size * num_stages > torch.cuda.device_count():
+        pytest.skip("too few GPUs")
+    if checkpoint.name.startswith("qwen2") and size == 4:
+        pytest.skip("its 14 heads do not divide by 4")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    room = {"graphs": {}, "eager": {"enforce_eager": True}, "tight": {"num_gpu_blocks_override": 76}}[mode]
+    llm = LLM(model=str(checkpoint), dtype=dtype, max_model_len=2048, kv_cache_memory_bytes=1 << 30,
+              skip_tokenizer_init=True, tensor_parallel_size=size, pipeline_parallel_size=num_stages, **room)
+    try:
+        outputs = generate(llm, prompts[:10] if mode == "tight" else prompts)
+        if mode == "graphs":
+            assert llm._core._executor.num_graph_steps > 0
+        assert_right(outputs, checkpoint, dtype, f"TP{size} PP{num_stages} {mode}")
+    finally:
+        llm.close()
