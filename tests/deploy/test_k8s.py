@@ -134,7 +134,8 @@ def test_no_secret_is_shipped(name: str) -> None:
 
 @every_build
 def test_the_image_is_of_this_version_and_of_no_registry(name: str) -> None:
-    assert container(name)["image"] == f"quire:{engine.__version__}"
+    variant = "-model" if name.partition("+")[0] == "cpu" else ""
+    assert container(name)["image"] == f"quire:{engine.__version__}{variant}"
 
 
 # Room
