@@ -38,6 +38,9 @@ fi
 if [[ $wanted == *" parallel "* ]]; then
     num_gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
     step parallel "$python" -m pytest -o addopts= -W default -p no:cacheprovider -q -s -m gpu tests/gpu/test_parallel_on_gpu.py
+    for ((size = 2; size <= num_gpus; size *= 2)); do
+        step "all-reduce-$size" "$python" -m loadtest.all_reduce --size "$size"
+    done
     for ((size = 1; size <= num_gpus; size *= 2)); do
         step "bench-llama-13b-tp$size" "$python" -m app bench throughput --model loadtest/models/llama-13b \
             --load-format dummy --dtype bfloat16 --max-model-len 4096 --gpu-memory-utilization 0.85 \
