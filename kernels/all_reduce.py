@@ -63,6 +63,12 @@ def _call(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, out: to
 
 
 @triton.jit
+def _at(address, ELEMENT: tl.constexpr):
+    """The pointer whose value lies there. Allocations are aligned, which only a pointer argument would tell."""
+    return tl.multiple_of(tl.load(address).to(tl.pointer_type(ELEMENT)), 16)
+
+
+@triton.jit
 def _one_shot(x, residual, weight, out, rows_of, flags_of, epochs, size, x_stride, residual_stride, eps, rank, max_rows,
               max_columns, NUM_RANKS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     pdl.begin(EARLY)
@@ -71,29 +77,31 @@ def _one_shot(x, residual, weight, out, rows_of, flags_of, epochs, size, x_strid
     inside = columns < size
     epoch = tl.load(epochs + row) + 1
     place = ((epoch % 2) * max_rows + row) * max_columns + columns
-    element = tl.pointer_type(x.dtype.element_ty)
-    mine = tl.load(rows_of + rank).to(element)
+    mine = _at(rows_of + rank, x.dtype.element_ty)
     tl.store(mine + place, tl.load(x + row * x_stride + columns, mask=inside, other=0.0), mask=inside)
     tl.debug_barrier()  # the whole row is stored before one thread says so
     for peer in tl.static_range(NUM_RANKS):
-        flag = tl.load(flags_of + peer).to(tl.pointer_type(tl.int32)) + rank * max_rows + row
+        flag = _at(flags_of + peer, tl.int32) + rank * max_rows + row
         tl.atomic_xchg(flag, epoch, sem="release", scope="sys")
+    places = residual + row * residual_stride + columns
+    if NORM:  # while peers take their time
+        kept = tl.load(places, mask=inside, other=0.0).to(tl.float32)
+        factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     for peer in tl.static_range(NUM_RANKS):
-        flag = tl.load(flags_of + rank).to(tl.pointer_type(tl.int32)) + peer * max_rows + row
+        flag = _at(flags_of + rank, tl.int32) + peer * max_rows + row
         while tl.atomic_add(flag, 0, sem="acquire", scope="sys") < epoch:
             pass
     tl.debug_barrier()
     total = tl.zeros([BLOCK], tl.float32)
     for peer in tl.static_range(NUM_RANKS):
-        theirs = tl.load(rows_of + peer).to(element)
+        theirs = _at(rows_of + peer, x.dtype.element_ty)
         total += tl.load(theirs + place, mask=inside, other=0.0).to(tl.float32)
     if NORM:
-        places = residual + row * residual_stride + columns
-        rounded = (total + tl.load(places, mask=inside, other=0.0).to(tl.float32)).to(residual.dtype.element_ty)
+        rounded = (total + kept).to(residual.dtype.element_ty)
         tl.store(places, rounded, mask=inside)
         value = rounded.to(tl.float32)
         scale = tl.rsqrt(tl.sum(value * value, axis=0) / size + eps)
         normed = (value * scale).to(out.dtype.element_ty).to(tl.float32)
-        total = normed * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+        total = normed * factor
     tl.store(out + row * size + columns, total.to(out.dtype.element_ty), mask=inside)
     tl.store(epochs + row, epoch)

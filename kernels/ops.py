@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from kernels.reference.step import Gathered
+
 _STEM = {
     "rms_norm": "norms",
     "add_rms_norm": "norms",
@@ -22,6 +24,8 @@ _STEM = {
     "apply_penalties": "penalties",
     "sample": "sampling",
     "logprobs": "logprobs",
+    "gather_step": "step",
+    "put_tokens": "step",
     "skinny_product": "product",
     "skinny_gated_product": "product",
 }
@@ -92,3 +96,14 @@ def skinny_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
 
 def skinny_gated_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
     return _FUNCTIONS[x.device.type]["skinny_gated_product"](x, weight, bias, kind)
+
+
+def gather_step(rows: torch.Tensor, token_rows: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor,
+                block_tables: torch.Tensor, floats: torch.Tensor, top_k: torch.Tensor, seeds: torch.Tensor,
+                block_size: int) -> Gathered:
+    return _FUNCTIONS[rows.device.type]["gather_step"](rows, token_rows, positions, tokens, block_tables, floats, top_k,
+                                                       seeds, block_size)
+
+
+def put_tokens(tokens: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> None:
+    _FUNCTIONS[rows.device.type]["put_tokens"](tokens, rows, positions, token_ids)

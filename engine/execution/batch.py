@@ -13,6 +13,7 @@ from engine.attention.inputs import AttentionInputs
 from engine.execution.request_table import RequestTable
 from engine.execution.upload import Upload
 from engine.plan import StepPlan
+from kernels import ops
 
 
 def pack(plan: StepPlan, upload: Upload) -> None:
@@ -54,16 +55,17 @@ def token_positions(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -
 def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int, *,
            host_lists: bool) -> tuple[torch.Tensor, AttentionInputs]:
     """Token ids [tokens] int32, and what attention needs to know."""
-    positions, token_rows = upload["positions"], upload["token_rows"]
     ends = [s + n for s, n in zip(plan.starts, plan.num_tokens)]
     max_context_len = max(ends)
     max_blocks = -(-max_context_len // block_size)
+    step = ops.gather_step(upload["rows"], upload["token_rows"], upload["positions"], table.tokens,
+                           table.block_tables[:, :max_blocks], table.floats, table.top_k, table.seeds, block_size)
     inputs = AttentionInputs(
-        positions=positions,
-        slots=slots_of(table, token_rows, positions, block_size),
+        positions=step.places,
+        slots=step.slots,
         query_starts=upload["query_starts"],
         context_lens=upload["context_lens"],
-        block_tables=table.block_tables[:, :max_blocks].index_select(0, upload["rows"]),
+        block_tables=step.block_tables,
         num_decodes=plan.num_decodes,
         max_query_len=max(plan.num_tokens),
         max_context_len=max_context_len,
@@ -72,10 +74,4 @@ def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int,
         host_query_lens=plan.num_tokens if host_lists else None,
         host_context_lens=ends if host_lists else None,
     )
-    return table.tokens[token_rows, positions], inputs
-
-
-def slots_of(table: RequestTable, rows: torch.Tensor, positions: torch.Tensor, block_size: int) -> torch.Tensor:
-    """The KV slot of each token. [tokens] int32"""
-    blocks = table.block_tables[rows, positions // block_size]
-    return blocks * block_size + positions % block_size
+    return step.token_ids, inputs

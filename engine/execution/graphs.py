@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engine.attention.inputs import AttentionInputs
-from engine.execution.batch import slots_of, token_positions
+from engine.execution.batch import token_positions
 from engine.execution.kv_cache import KVCache
 from engine.execution.request_table import MIN_P, TEMPERATURE, TOP_P, RequestTable
 from engine.models.base import CausalLM
@@ -186,30 +186,28 @@ class StepGraphs:
 
     def _step(self, size: Size, vector: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         table, parts = self._table, size.cut(vector)
-        rows, token_rows, positions = parts["rows"], parts["token_rows"], parts["positions"]
-        places = positions.clamp(min=0)
-        slots = torch.where(positions >= 0, slots_of(table, token_rows, places, self._block_size), -1).to(torch.int32)
+        step = ops.gather_step(parts["rows"], parts["token_rows"], parts["positions"], table.tokens, table.block_tables,
+                               table.floats, table.top_k, table.seeds, self._block_size)
         inputs = AttentionInputs(
-            positions=places,
-            slots=slots,
+            positions=step.places,
+            slots=step.slots,
             query_starts=parts["query_starts"],
             context_lens=parts["context_lens"],
-            block_tables=table.block_tables.index_select(0, rows),
+            block_tables=step.block_tables,
             num_decodes=size.num_decodes,
             max_query_len=max(size.num_prefill_tokens, 1),
             max_context_len=self._max_context_len,
             first_whole=size.num_seqs,
             shared=(parts["shared_lens"], parts["members"]) if size.shared else None,
         )
-        hidden = self._model.forward(table.tokens[token_rows, places], inputs, self._kv_caches)
+        hidden = self._model.forward(step.token_ids, inputs, self._kv_caches)
         if hidden is None:
             return None, None
         if size.num_prefill_tokens:
             hidden = hidden.index_select(0, parts["last_tokens"])
         logits = self._model.logits(hidden)
         targets = parts["sample_positions"]
-        at = targets.clamp(min=0)
-        token_ids = ops.sample(logits, table.floats[TEMPERATURE, rows], table.top_k[rows], table.floats[TOP_P, rows],
-                               table.floats[MIN_P, rows], table.seeds[rows], at, filtered=True)
-        table.tokens[torch.where(targets >= 0, rows, table.padding_row), at] = token_ids
+        token_ids = ops.sample(logits, step.floats[TEMPERATURE], step.top_k, step.floats[TOP_P], step.floats[MIN_P],
+                               step.seeds, targets, filtered=True)
+        ops.put_tokens(table.tokens, parts["rows"], targets, token_ids)
         return logits, token_ids

@@ -67,7 +67,7 @@ class ModelRunner:
         self.table.pack(plan, upload)  # first: what follows asks the host's share of the table about new rows too
         special = not self.table.special_rows.isdisjoint(plan.rows)
         forbidden = self._forbidden(plan) if special else None
-        self._send(plan, size, forbidden, upload)
+        self._send(plan, size, forbidden, upload, sampler=special or size is None)
         self._change_tables(plan, upload)
         self.num_shared_steps += bool(plan.shared_places)
         if self.graphs is not None and size is not None:
@@ -89,9 +89,11 @@ class ModelRunner:
         self.table.tokens[inputs.row_ids, inputs.positions] = sampled.token_ids
         return Pending.of(sampled, [self.table.host[row].logprobs for row in _sampling_rows(plan)])
 
-    def _send(self, plan: StepPlan, size: Size | None, forbidden: np.ndarray | None, upload: Upload) -> None:
-        """The rest of what the step reads of the host, and off it goes."""
-        batch.pack_samples(plan, upload)
+    def _send(self, plan: StepPlan, size: Size | None, forbidden: np.ndarray | None, upload: Upload, *,
+              sampler: bool) -> None:
+        """The rest of what the step reads of the host, and off it goes. `sampler`: it samples outside a graph."""
+        if sampler:
+            batch.pack_samples(plan, upload)
         if self.graphs is not None and size is not None:
             upload.add("graph", self.graphs.pack(plan, size))
             if not _samples_first(plan):

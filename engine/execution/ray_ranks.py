@@ -64,7 +64,8 @@ class RayRanks:
         kind = "CPU" if args.device == "cpu" else "GPU"
         self._group = ray.util.placement_group([{kind: 1}] * args.num_ranks, strategy="PACK")
         self._wait_for_room(f"{args.num_ranks} {kind}s", progress)
-        actors = [ray.remote(_Actor).options(
+        actor_class: Any = ray.remote(_Actor)
+        actors = [actor_class.options(
             num_cpus=int(kind == "CPU"), num_gpus=int(kind == "GPU"), max_restarts=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
         ).remote() for bundle in range(args.num_ranks)]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from kernels import ops
 from kernels.bench import cases
+from kernels.reference.step import Gathered
 
 DEVICE = "cuda"
 # Relative errors. Rounding a result costs 4e-3 in bfloat16 and 5e-4 in float16 at worst; attention rounds weights too.
@@ -132,6 +133,25 @@ def check_copy(dtype: torch.dtype, quick: bool) -> Errors:
         yield "copy_blocks", cases.relative_error(cache, old)
 
 
+def check_step(dtype: torch.dtype, quick: bool) -> Errors:
+    """Integers alone: any difference is a whole error."""
+    for num_seqs, num_tokens in ((1, 1), (8, 520), (1024, 1024), (3, 8192)):
+        state = {"tokens": torch.randint(0, 99, (1025, 4097)).int(), "tables": torch.randint(0, 999, (1025, 700)).int(),
+                 "floats": torch.rand(6, 1025), "top_k": torch.randint(0, 50, (1025,)).int(),
+                 "seeds": torch.randint(-2**62, 2**62, (1025,))}
+        rows, token_rows = (torch.randint(0, 1025, (n,)).int() for n in (num_seqs, num_tokens))
+        inputs = [rows, token_rows, torch.randint(-1, 4096, (num_tokens,)).int(), *state.values()]
+        gather: Callable[..., Gathered] = ops.gather_step
+        ours = gather(*(tensor.to(DEVICE) for tensor in inputs), 16)
+        for name, found, right in zip(ours._fields, ours, gather(*inputs, 16)):
+            yield f"{name} {num_seqs}/{num_tokens}", float(not torch.equal(found.cpu(), right))
+        own, positions = torch.randperm(1025)[:num_seqs].int(), torch.randint(-1, 4096, (num_seqs,)).int()
+        written = state["tokens"].to(DEVICE)
+        ops.put_tokens(written, own.to(DEVICE), positions.to(DEVICE), own.to(DEVICE))
+        ops.put_tokens(state["tokens"], own, positions, own)
+        yield f"put_tokens {num_seqs}", float(not torch.equal(written.cpu(), state["tokens"]))
+
+
 def check_penalties(dtype: torch.dtype, quick: bool) -> Errors:
     vocab_size, rows = 3000, 6
     tokens = torch.randint(vocab_size, (rows, 4000), device=DEVICE, dtype=torch.int32)
@@ -192,8 +212,8 @@ def check_product(dtype: torch.dtype, quick: bool) -> Errors:
                 cases.gated_activation(cases.product(small, weight, bias).to(dtype), "silu")))
 
 
-CHECKS = [check_norms, check_activation, check_rotary, check_attention, check_copy, check_penalties, check_sampling,
-          check_logprobs, check_product]
+CHECKS = [check_norms, check_activation, check_rotary, check_attention, check_copy, check_step, check_penalties,
+          check_sampling, check_logprobs, check_product]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+NUM_ROWS, LENGTH, BLOCK_SIZE = 9, 70, 4
+
+
+def table() -> dict[str, torch.Tensor]:
+    blocks = -(-LENGTH // BLOCK_SIZE)
+    return {"tokens": torch.randint(0, 1000, (NUM_ROWS, LENGTH), dtype=torch.int32),
+            "block_tables": torch.randint(0, 500, (NUM_ROWS, blocks), dtype=torch.int32),
+            "floats": torch.rand(6, NUM_ROWS), "top_k": torch.randint(0, 50, (NUM_ROWS,), dtype=torch.int32),
+            "seeds": torch.randint(-2**62, 2**62, (NUM_ROWS,))}
+
+
+@pytest.mark.parametrize(("num_seqs", "num_tokens"), [(1, 1), (5, 5), (3, 300), (200, 200), (8, 129)])
+def test_everything_comes_from_its_row(kernels, num_seqs, num_tokens):
+    rows = torch.randint(0, NUM_ROWS, (num_seqs,), dtype=torch.int32)
+    token_rows = torch.randint(0, NUM_ROWS, (num_tokens,), dtype=torch.int32)
+    positions = torch.randint(-1, LENGTH, (num_tokens,), dtype=torch.int32)
+    state = table()
+    step = kernels("step").gather_step(rows, token_rows, positions, *state.values(), BLOCK_SIZE)
+    for i, (row, position) in enumerate(zip(token_rows.tolist(), positions.tolist())):
+        place = max(position, 0)
+        block = int(state["block_tables"][row, place // BLOCK_SIZE])
+        assert step.places[i] == place
+        assert step.slots[i] == (block * BLOCK_SIZE + place % BLOCK_SIZE if position >= 0 else -1)
+        assert step.token_ids[i] == state["tokens"][row, place]
+    for i, row in enumerate(rows.tolist()):
+        assert torch.equal(step.block_tables[i], state["block_tables"][row])
+        assert torch.equal(step.floats[:, i], state["floats"][:, row])
+        assert (step.top_k[i], step.seeds[i]) == (state["top_k"][row], state["seeds"][row])
+
+
+def test_tokens_are_put_where_they_belong_and_nowhere_else(kernels):
+    tokens = torch.full((NUM_ROWS, LENGTH), -7, dtype=torch.int32)
+    rows, positions = torch.randperm(NUM_ROWS).int(), torch.randint(0, LENGTH, (NUM_ROWS,), dtype=torch.int32)
+    positions[::3] = -1
+    expected = tokens.clone()
+    for row, position, token_id in zip(rows.tolist(), positions.tolist(), range(NUM_ROWS)):
+        if position >= 0:
+            expected[row, position] = token_id
+    kernels("step").put_tokens(tokens, rows, positions, torch.arange(NUM_ROWS, dtype=torch.int32))
+    assert torch.equal(tokens, expected)
