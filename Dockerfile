@@ -1,4 +1,5 @@
-# Quire in a container: `docker build -t quire:0.1.0 .`; with the packaged model inside: `--target model`. For amd64.
+# Quire in a container: `docker build -t quire:0.1.0 .`; with the packaged model inside: `--target model`; with Ray, for
+# several machines: `--target ray`. For amd64.
 # Base: Ubuntu 22.04, Python 3.11, CUDA 12.1, torch 2.5.1, Triton 3.1. What is added to it is locked by hash.
 
 # checkov:skip=CKV_DOCKER_7: it does not look into variables; the tag is here
@@ -38,6 +39,14 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
         --no-deps --require-hashes --prefix /opt/weights -r requirements/model.txt && \
     /opt/tools/bin/cyclonedx-py requirements --output-reproducible \
         --output-file /opt/sbom/model.cdx.json requirements/model.txt
+
+FROM builder AS cluster
+COPY requirements/image-ray.txt requirements/
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python3 -m pip --python /opt/quire/bin/python install --quiet \
+        --no-deps --require-hashes --prefix /opt/ray -r requirements/image-ray.txt && \
+    /opt/tools/bin/cyclonedx-py requirements --output-reproducible \
+        --output-file /opt/sbom/ray.cdx.json requirements/image-ray.txt
 
 FROM ${BASE_IMAGE} AS server
 # Triton compiles a little C for each kernel as it runs. tini is PID 1, or a SIGTERM during a download would be lost:
@@ -90,6 +99,13 @@ LABEL org.opencontainers.image.title="Quire" \
 FROM server AS model
 COPY --from=weights /opt/weights /opt/quire
 COPY --from=weights /opt/sbom/model.cdx.json /usr/share/sbom/
+
+FROM server AS ray
+COPY --from=cluster /opt/ray /opt/quire
+COPY --from=cluster /opt/sbom/ray.cdx.json /usr/share/sbom/
+COPY deploy/image/ray-head.sh /opt/quire/libexec/
+# Ray tells its makers of its use, unless told not to.
+ENV RAY_USAGE_STATS_ENABLED=0
 
 # Last, so that a plain `docker build .` makes it.
 FROM server AS runtime

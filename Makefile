@@ -61,9 +61,10 @@ check-deploy: $(dev) $(checkov) ## Try all of deploy/; build and run the image (
 check-image-pins: $(image_pins_done) ## Run the tests on the image's own versions (Python 3.11, 3 GB)
 	@$(image_pins)/bin/python -m pytest $(ARGS)
 
-image: ## Build quire:VERSION and quire:VERSION-model with Docker
+image: ## Build quire:VERSION, its variants -model and -ray with Docker
 	$(docker_build) --tag quire:$(version) .
 	$(docker_build) --target model --tag quire:$(version)-model .
+	$(docker_build) --target ray --tag quire:$(version)-ray .
 
 test-gpu: $(dev) ## On a GPU host: kernels and engine (ARGS=bench: figures); logs in build/gpu
 	@PYTHON=$(bin)/python OUT="$${OUT:-build/gpu}" loadtest/gpu_suite.sh $(or $(ARGS),kernels engine)

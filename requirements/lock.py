@@ -58,18 +58,18 @@ def write(name: str, purpose: str, entries: dict[str, list[str]]) -> None:
     print(f"requirements/{name}: {len(entries)} packages")
 
 
-def compile_both(bounds: list[str], target: tuple[str, ...] = EVERYWHERE
-                 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """What the service runs on, and what the tests need besides. A tool of `dev` must not move what the service has."""
-    service = compile_lock([".", *bounds], target=target)
-    everything = compile_lock([".[dev]", BUILD_BACKEND, *bounds], target=target)
+def compile_added(requirements: list[str], service: dict[str, list[str]], bounds: list[str],
+                  target: tuple[str, ...] = EVERYWHERE) -> dict[str, list[str]]:
+    """What `requirements` bring besides what the service runs on, none of which they may move."""
+    everything = compile_lock([*requirements, *bounds], target=target)
     moved = [name for name in service if everything[name] != service[name]]
-    assert not moved, f"the dev extra changes the versions of {moved}"
-    return service, {name: entry for name, entry in everything.items() if name not in service}
+    assert not moved, f"{requirements} change the versions of {moved}"
+    return {name: entry for name, entry in everything.items() if name not in service}
 
 
 def main() -> None:
-    runtime, dev = compile_both(BOUNDS)
+    runtime = compile_lock([".", *BOUNDS])
+    dev = compile_added([".[dev]", BUILD_BACKEND], runtime, BOUNDS)
     cuda = {name: entry for name, entry in runtime.items() if CUDA.match(name)}
     base = {name: entry for name, entry in runtime.items() if name not in cuda and name != "torch"}
     cpu_torch = " \\\n    ".join([CPU_TORCH, *(f"--hash={digest}" for digest in CPU_TORCH_HASHES)])
@@ -84,10 +84,13 @@ def main() -> None:
           compile_lock([MODEL], "--no-deps"))
     write("dev.txt", "Tests, linters, load tests.", dev)
 
-    image, image_dev = compile_both(IMAGE_BOUNDS, IMAGE_TARGET)
+    image = compile_lock([".", *IMAGE_BOUNDS], target=IMAGE_TARGET)
+    image_ray = compile_added([".[ray]"], image, IMAGE_BOUNDS, IMAGE_TARGET)
+    image_dev = compile_added([".[dev]", BUILD_BACKEND], image, IMAGE_BOUNDS, IMAGE_TARGET)
     image_base = {name: entry for name, entry in image.items() if IMAGE_BASE.match(name)}
     write("image.txt", "What the container image adds to its base's torch 2.5.1. Python 3.11.",
           {name: entry for name, entry in image.items() if name not in image_base})
+    write("image-ray.txt", "What the image's variant for several machines adds: Ray.", image_ray)
     write("image-base.txt", "What the image's base brings, as PyPI has it: to test on.", image_base)
     write("image-dev.txt", "The tests' tools beside the image's set.", image_dev)
     write("image-tools.txt", "What builds the wheel and the SBOM; not in the image.",

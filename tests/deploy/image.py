@@ -27,7 +27,7 @@ PROGRAMS = ("buildah", "mmdebstrap", "bwrap")
 PIP_SECRET = "only-the-builder-may-see-this"
 PIP_CONF = f"# {PIP_SECRET}\n[global]\nno-index = true\nfind-links = /wheels\n"
 DEBIAN = ("ca-certificates", "python3", "python3-venv", "python3-pip", "libpython3.11-dev")
-TARGETS = ("runtime", "model")
+TARGETS = ("runtime", "model", "ray")
 
 
 def buildah(command: str, *arguments: str | Path, quiet: bool = True) -> str:
@@ -107,7 +107,7 @@ def download(lock: str) -> None:
 def build() -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     stand_in = base()
-    for lock in ("image.txt", "image-tools.txt", "model.txt"):
+    for lock in ("image.txt", "image-ray.txt", "image-tools.txt", "model.txt"):
         download(lock)
     secret = CACHE / "pip.conf"
     secret.write_text(PIP_CONF)
@@ -168,15 +168,17 @@ def mounted(name: str) -> Iterator[Path]:
 
 
 def command(name: str, root: Path, cache: Path, *arguments: str, uid: int = 10001,
-            variables: dict[str, str] | None = None) -> list[str]:
+            variables: dict[str, str] | None = None, model: Path | None = None) -> list[str]:
     """As `docker run --read-only --tmpfs /tmp --tmpfs /run/quire --cap-drop ALL --security-opt no-new-privileges
-    --user UID:0 --volume CACHE:/cache NAME ARGUMENTS` would: the image's entry point as process 1."""
+    --user UID:0 --volume CACHE:/cache --volume MODEL:/models/model:ro NAME ARGUMENTS` would: the image's entry point
+    as process 1."""
     image = config(name)
     settings = environment(name) | (variables or {})
     return [
         "bwrap", "--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev",
         *(word for place in ("/tmp", "/run/quire", "/dev/shm") for word in ("--perms", "1777", "--tmpfs", place)),
-        "--bind", str(cache), "/cache", "--chdir", image["WorkingDir"],
+        "--bind", str(cache), "/cache", *(["--ro-bind", str(model), "/models/model"] if model else []),
+        "--chdir", image["WorkingDir"],
         "--unshare-pid", "--unshare-ipc", "--as-pid-1", "--die-with-parent",
         *(word for name in ("SETUID", "SETGID", "SETPCAP") for word in ("--cap-add", f"CAP_{name}")),
         "--clearenv", *(word for pair in settings.items() for word in ("--setenv", *pair)), "--",

@@ -1,4 +1,5 @@
-"""Builds of deploy/k8s: every overlay, every component on overlays with and without a GPU, and all of them together.
+"""Builds of deploy/k8s: every overlay, every component on overlays with and without a GPU, and all of them together;
+on the one that has no Deployment, those that patch none.
 
 Knows kubectl and the folders, nothing of what is in them.
 """
@@ -24,6 +25,8 @@ Document = dict[str, Any]
 OVERLAYS = sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml"))
 COMPONENTS = sorted(str(path.parent.relative_to(K8S / "components")) for path in K8S.rglob("kustomization.yaml")
                     if path.is_relative_to(K8S / "components"))
+RAY = "ray"  # a RayCluster's head is the server's pod
+_WITHOUT_A_DEPLOYMENT = ["gateway", "ingress", "monitoring", "tracing"]
 _LAST = ["tls", "tls/exec-probes"]  # they change what others bring
 
 
@@ -33,11 +36,13 @@ def _builds() -> dict[str, tuple[str, list[str]]]:
         for overlay in ("cpu", "gpus"):
             found[f"{overlay}+{component}"] = overlay, [*_LAST[:_LAST.index(component)], component] \
                 if component in _LAST else [component]
+    found |= {f"{RAY}+{component}": (RAY, [component]) for component in _WITHOUT_A_DEPLOYMENT}
     found["everything"] = "gpus", [*(component for component in COMPONENTS if component not in _LAST), *_LAST]
     return found
 
 
 BUILDS = _builds()
+DEPLOYMENTS = [name for name, (overlay, _) in BUILDS.items() if overlay != RAY]
 
 
 @functools.cache
@@ -81,9 +86,16 @@ def deployment(name: str) -> Document:
     return the(name, "Deployment")["spec"]
 
 
+def template(name: str) -> Document:
+    """Of the server's pods."""
+    if BUILDS[name][0] == RAY:
+        return the(name, "RayCluster")["spec"]["headGroupSpec"]["template"]
+    return deployment(name)["template"]
+
+
 def pod(name: str) -> Document:
     """The spec of the server's pods."""
-    return deployment(name)["template"]["spec"]
+    return template(name)["spec"]
 
 
 def container(name: str) -> Document:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.deploy import kuberay
 from tests.deploy.dockerfile import DOCKERFILE, ROOT
-from tests.deploy.kustomize import K8S, build
+from tests.deploy.kustomize import K8S, RAY, build, of_kind
 
 CHECKOV = shutil.which("checkov", path=f"{ROOT / 'build/checkov/bin'}:{os.environ['PATH']}")
 
@@ -41,8 +42,9 @@ def test_it_would_find_something(tmp_path: Path) -> None:
     assert "CKV_DOCKER_8" in findings("--framework", "dockerfile", "--file", bad)
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "everything"])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "everything", RAY])
 def test_the_manifests(name: str, tmp_path: Path) -> None:
     rendered = tmp_path / "all.yaml"
-    rendered.write_text(yaml.safe_dump_all(build(name)))
+    of_kuberay = [made for cluster in of_kind(name, "RayCluster") for made in kuberay.pods(cluster)]
+    rendered.write_text(yaml.safe_dump_all([*build(name), *of_kuberay]))
     assert findings("--config-file", K8S / "checkov.yaml", "--file", rendered) == []

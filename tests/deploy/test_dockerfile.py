@@ -3,12 +3,16 @@ Kubernetes and the command line. What it makes is looked at by test_image.py."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
+import signal
 import socketserver
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -54,7 +58,7 @@ def test_the_locks_are_for_the_bases_torch_and_do_not_bring_another() -> None:
 def test_nothing_is_installed_that_is_not_locked_by_hash() -> None:
     commands = [command for stage in STAGES.values() for run in stage.all("RUN") for command in run.split("&&")]
     installs = [command for command in commands if re.search(r"\bpip\b.* (install|wheel) ", command)]
-    assert len(installs) == 5
+    assert len(installs) == 6
     for command in installs:
         assert "--no-deps" in command and ("--require-hashes" in command or "--no-index" in command), command
     assert not [command for command in commands if re.search(r"\b(curl|wget|git)\b", command)]
@@ -69,7 +73,7 @@ def test_debian_brings_the_compiler_and_the_first_process_and_nothing_else() -> 
 def test_the_user_has_a_number_and_no_rights() -> None:
     user = SERVER.one("USER")
     assert user == COMPOSE["user"] == "10001:0"
-    assert not any(stage.all("USER") for name, stage in STAGES.items() if name in ("runtime", "model"))
+    assert not any(stage.all("USER") for name, stage in STAGES.items() if name in ("runtime", "model", "ray"))
     assert SERVER.instructions.index(("USER", user)) > max(
         number for number, (word, _) in enumerate(SERVER.instructions) if word in ("RUN", "COPY"))
 
@@ -125,13 +129,29 @@ def test_what_is_written_to_can_be_made_writable() -> None:
 # The entry point
 
 
+def stand_in(tmp_path: Path, name: str, script: str) -> None:
+    program = tmp_path / name
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+
+
+@contextlib.contextmanager
+def entry_point(tmp_path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([IMAGE / "entrypoint.sh", *arguments], env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+                          stdout=subprocess.PIPE, text=True, start_new_session=True) as run:
+        try:
+            yield run
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)  # as the end of its container would
+
+
 def given_to_quire(tmp_path: Path, *arguments: str) -> list[str]:
-    stand_in = tmp_path / "quire"
-    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    stand_in.chmod(0o755)
-    run = subprocess.run([IMAGE / "entrypoint.sh", *arguments], env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
-                         capture_output=True, text=True, check=True)
-    return run.stdout.splitlines()
+    stand_in(tmp_path, "quire", 'printf "%s\\n" "$@"')
+    with entry_point(tmp_path, *arguments) as run:
+        told = run.communicate()[0]
+    assert run.returncode == 0
+    return told.splitlines()
 
 
 @pytest.mark.parametrize("arguments", [
@@ -147,6 +167,32 @@ def test_every_command_of_quires_passes_as_it_is(tmp_path: Path) -> None:
     assert {"serve", "doctor", "keys"} <= set(commands)
     for command in [*commands, "--help", "--version"]:
         assert given_to_quire(tmp_path, command, "--flag", "a b") == [command, "--flag", "a b"]
+
+
+def test_a_worker_of_ray_is_ray_alone(tmp_path: Path) -> None:
+    stand_in(tmp_path, "ray", 'echo "$@"')
+    with entry_point(tmp_path, "ray", "start", "--address=head:6379", "--block") as run:
+        assert run.communicate()[0] == "start --address=head:6379 --block\n"
+
+
+@pytest.mark.parametrize(("healthy", "ray", "quire", "code"), [
+    (1, "exit 0", "exec sleep 60", 1), (0, "sleep 0.3", "exec sleep 60", 1), (0, "exec sleep 60", "exit 3", 3),
+], ids=["ray never runs", "ray ends", "quire ends"])
+def test_a_head_of_ray_ends_with_the_first_of_ray_and_quire(tmp_path: Path, healthy: int, ray: str, quire: str,
+                                                            code: int) -> None:
+    stand_in(tmp_path, "ray", f"[ $1 = start ] || exit {healthy}\n{ray}")
+    stand_in(tmp_path, "quire", quire)
+    with entry_point(tmp_path, "ray", "start", "--head", "--block") as run:
+        assert run.wait(10) == code
+
+
+def test_a_stop_of_rays_head_is_for_quire_which_drains(tmp_path: Path) -> None:
+    stand_in(tmp_path, "ray", "[ $1 = start ] || exit 0\nexec sleep 60")
+    stand_in(tmp_path, "quire", "trap 'sleep 0.5; echo drained; exit 0' TERM; echo up; while :; do sleep 0.1; done")
+    with entry_point(tmp_path, "ray", "start", "--head", "--block") as run:
+        assert run.stdout is not None and run.stdout.readline() == "up\n"
+        run.terminate()
+        assert run.stdout.readline() == "drained\n" and run.wait(10) == 0
 
 
 def test_no_argument_means_serve() -> None:

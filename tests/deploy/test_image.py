@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -14,25 +15,30 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import engine
-from tests.deploy import image
+from engine.config import EngineArgs
+from engine.weights.locate import resolve_model
+from tests.deploy import image, kuberay
+from tests.deploy.kustomize import RAY, settings_of, the
 from tests.deploy.test_dockerfile import locked
 from tests.deploy.test_systemd_sandbox import launcher_of as process_1
-from tests.e2e.server import KEY, Server, free_port, until
+from tests.e2e.server import KEY, Server, free_port, listens, until
 
 MODEL = "smollm2-135m-instruct"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 MIB = 2**20
-# What we add to the base, which is some 6 GB by itself: compiler, libraries, code; and the variant's model.
-BUDGET, MODEL_BUDGET = 600 * MIB, 100 * MIB
+# What we add to the base, which is some 6 GB by itself: compiler, libraries, code; and what the variants add to that.
+BUDGET, MODEL_BUDGET, RAY_BUDGET = 600 * MIB, 100 * MIB, 260 * MIB
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+variants = pytest.mark.parametrize("target", ["model", "ray"])
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -70,15 +76,20 @@ def roots() -> Iterator[Callable[[str], Path]]:
 def start(roots: Callable[[str], Path], tmp_path: Path) -> Start:
     """`docker run` with a read-only root and no rights, and a volume for the cache."""
 
-    def run(target: str, *arguments: str, uid: int = 10001, shell: str = "", **variables: str) -> subprocess.Popen[str]:
+    def run(target: str, *arguments: str, uid: int = 10001, shell: str = "", pod: Sequence[str] = (),
+            model: Path | None = None, **variables: str) -> subprocess.Popen[str]:
+        """`pod`: what stands in a pod as the command, which goes before the image's entry point."""
         cache = tmp_path / "cache"
         cache.mkdir(exist_ok=True)
         inside = (roots(target) / "cache").stat()  # which is what a new volume gets
         os.chown(cache, inside.st_uid, inside.st_gid)
         cache.chmod(stat.S_IMODE(inside.st_mode))
-        command = image.command(found(target), roots(target), cache, *arguments, uid=uid, variables=variables)
-        if shell:
-            command = [*command[:command.index("/usr/bin/tini")], "/bin/sh", "-c", shell]
+        if model:
+            (roots(target) / "models/model").mkdir(parents=True, exist_ok=True)  # as a container's runtime does
+        command = image.command(found(target), roots(target), cache, *arguments, uid=uid, variables=variables,
+                                model=model)
+        if shell or pod:
+            command = [*command[:command.index("/usr/bin/tini")], *(pod or ("/bin/sh", "-c", shell))]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                 text=True)
 
@@ -144,6 +155,55 @@ def end(server: Server) -> None:
         server.wait_exit()
     assert server.process.stdout is not None
     server.process.stdout.close()
+
+
+@dataclass
+class Node:
+    """A pod of the overlay `ray` on this machine's loopback: KubeRay's command, one CPU in place of its GPUs."""
+
+    group: Any
+    gcs: int
+    port: int = field(default_factory=free_port)
+
+    def start(self, start: Start, **variables: str) -> subprocess.Popen[str]:
+        group = copy.deepcopy(self.group)
+        (container,) = group["template"]["spec"]["containers"]
+        container["resources"] = {"requests": {"cpu": "1"}, "limits": {}}
+        group["rayStartParams"] |= {"node-ip-address": "127.0.0.1", "node-manager-port": str(self.port)} | (
+            {"address": f"127.0.0.1:{self.gcs}"} if "groupName" in group else {"port": str(self.gcs)})
+        return start("ray", pod=container["command"], model=Path(resolve_model(EngineArgs()).path).parent,
+                     RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=KEY, RAY_ADDRESS=f"127.0.0.1:{self.gcs}",
+                     KUBERAY_GEN_RAY_START_CMD=kuberay.start_command(group), **variables)
+
+
+def test_a_ray_head_and_a_worker_answer_a_chat_on_read_only_roots(start: Start) -> None:
+    """With the manifests' own commands and settings; a stop of the head is heard."""
+    head, worker = (Node(group, gcs) for gcs in [free_port()] for group in kuberay.groups(the(RAY, "RayCluster")))
+    settings = settings_of(RAY) | {
+        "QUIRE_HOST": "127.0.0.1", "QUIRE_PORT": str(free_port()), "QUIRE_ADMIN_HOST": "127.0.0.1",
+        "QUIRE_ADMIN_PORT": str(free_port()), "QUIRE_DEVICE": "cpu", "QUIRE_CPU_THREADS": "1", "QUIRE_DRAIN_DELAY": "0",
+        "QUIRE_SERVED_MODEL_NAME": MODEL, "QUIRE_TENSOR_PARALLEL_SIZE": "1", "QUIRE_MAX_MODEL_LEN": "1024",
+        "VLLM_API_KEY": KEY}
+    del settings["VLLM_API_KEY_FILE"]
+    server, second = Server(head.start(start, **settings)), None
+    try:
+        server.url = f"http://127.0.0.1:{settings['QUIRE_PORT']}"
+        until(lambda: listens(int(settings["QUIRE_PORT"])), 60)
+        until(lambda: "waiting for 2 CPUs of the Ray cluster" in server.get("/readyz").text, 60)
+        second = Server(worker.start(start, **settings))
+        server.wait_ready()
+        assert listens(worker.port), "the worker's probes"
+        assert output(start("ray", shell="ray health-check", RAY_ADDRESS=f"127.0.0.1:{head.gcs}"))[0] != 0, "no token"
+        reply = server.client(timeout=60).chat.completions.create(
+            model=MODEL, temperature=0, max_tokens=16, messages=QUESTION)  # type: ignore[arg-type]
+        assert "Paris" in (reply.choices[0].message.content or "")
+        os.kill(process_1(server), signal.SIGTERM)
+        assert server.wait_exit() == 0
+        assert not any("Traceback" in line or "Permission denied" in line for line in server.lines + second.lines)
+    finally:
+        for each in (server, second):
+            if each is not None:
+                end(each)
 
 
 def test_the_user_has_no_rights_and_three_places_to_write_to(start: Start) -> None:
@@ -237,14 +297,16 @@ def test_no_layer_holds_what_the_builder_was_given_or_left_over(built: str) -> N
                 assert image.PIP_SECRET.encode() not in (layer / name).read_bytes(), name
 
 
-def test_no_program_gives_rights_away(roots: Callable[[str], Path]) -> None:
-    found = [name for name, file in files(roots("model"))
+@variants
+def test_no_program_gives_rights_away(roots: Callable[[str], Path], target: str) -> None:
+    found = [name for name, file in files(roots(target))
              if stat.S_ISREG(file.st_mode) and file.st_mode & (stat.S_ISUID | stat.S_ISGID)]
     assert found == []
 
 
-def test_nobody_but_root_may_change_its_programs(roots: Callable[[str], Path]) -> None:
-    changeable = [name for name, file in files(roots("model") / "opt/quire") if not stat.S_ISLNK(file.st_mode)
+@variants
+def test_nobody_but_root_may_change_its_programs(roots: Callable[[str], Path], target: str) -> None:
+    changeable = [name for name, file in files(roots(target) / "opt/quire") if not stat.S_ISLNK(file.st_mode)
                   and (file.st_uid != 0 or file.st_mode & (stat.S_IWGRP | stat.S_IWOTH))]
     assert changeable == []
 
@@ -258,9 +320,10 @@ def test_the_sbom_lists_what_is_locked_and_what_the_base_brings(roots: Callable[
     expected = {name.replace("_", "-"): version for name, version in locked("image.txt").items()}
     assert {name: listed.get(name) for name in expected} == expected
     assert listed["torch"] and "cyclonedx-bom" not in listed
-    model = json.loads((roots("model") / "usr/share/sbom/model.cdx.json").read_text())
-    assert [(each["name"], each["version"]) for each in model["components"]] == list(locked("model.txt").items())
-    assert not (roots("runtime") / "usr/share/sbom/model.cdx.json").exists()
+    for target, lock in (("model", "model.txt"), ("ray", "image-ray.txt")):
+        added = json.loads((roots(target) / f"usr/share/sbom/{target}.cdx.json").read_text())
+        assert {each["name"]: each["version"] for each in added["components"]} == locked(lock)
+        assert not (roots("runtime") / f"usr/share/sbom/{target}.cdx.json").exists()
 
 
 def test_it_is_labelled(built: str) -> None:
@@ -276,3 +339,4 @@ def test_what_is_added_to_the_base_keeps_to_its_budget() -> None:
     print(*(f"{target}: {size[target] / MIB:.0f} MiB over the base" for target in size), sep="\n")
     assert size["runtime"] <= BUDGET
     assert size["model"] - size["runtime"] <= MODEL_BUDGET
+    assert size["ray"] - size["runtime"] <= RAY_BUDGET

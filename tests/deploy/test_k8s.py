@@ -14,17 +14,34 @@ import pytest
 import yaml
 
 import engine
-from tests.deploy.kustomize import BUILDS, K8S, OVERLAYS, ROOT, build, container, deployment, of_kind, pod, the
+from tests.deploy.kustomize import (
+    BUILDS,
+    DEPLOYMENTS,
+    K8S,
+    OVERLAYS,
+    RAY,
+    ROOT,
+    build,
+    container,
+    deployment,
+    of_kind,
+    pod,
+    settings_of,
+    template,
+    the,
+)
 
 VERSIONS = ("1.30", "1.37")
-CUSTOM = {"ServiceMonitor", "HTTPRoute"}  # of the Prometheus operator and Gateway API: no part of Kubernetes' schemas
+CUSTOM = {"ServiceMonitor", "HTTPRoute", "RayCluster"}  # of operators and Gateway API: no part of Kubernetes' schemas
 CLUSTER_WIDE = {"Namespace", "PriorityClass"}
 SERVER = {"app.kubernetes.io/name": "quire", "app.kubernetes.io/component": "server"}
+WIDER = {RAY: {"default-deny", "quire-dns", "quire-ray"}}  # policies that are for more pods than the server's
 ALLOWED_VOLUMES = {"name", "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim",
                    "projected", "secret"}
 UNITS = {"Mi": 2**20, "Gi": 2**30}
 
 every_build = pytest.mark.parametrize("name", BUILDS)
+every_deployment = pytest.mark.parametrize("name", DEPLOYMENTS)
 with_gpu = pytest.mark.parametrize("name", [overlay for overlay in OVERLAYS if overlay != "cpu"])
 
 
@@ -134,7 +151,7 @@ def test_no_secret_is_shipped(name: str) -> None:
 
 @every_build
 def test_the_image_is_of_this_version_and_of_no_registry(name: str) -> None:
-    variant = "-model" if name.partition("+")[0] == "cpu" else ""
+    variant = {"cpu": "-model", RAY: "-ray"}.get(name.partition("+")[0], "")
     assert container(name)["image"] == f"quire:{engine.__version__}{variant}"
 
 
@@ -159,9 +176,16 @@ def test_claims_exist_or_are_the_users_own(name: str) -> None:
 
 
 @with_gpu
-def test_a_server_takes_one_gpu_and_may_run_where_only_gpu_pods_may(name: str) -> None:
-    assert container(name)["resources"]["limits"]["nvidia.com/gpu"] == "1"
+def test_a_server_takes_as_many_gpus_as_it_splits_layers_over_and_may_run_where_only_gpu_pods_may(name: str) -> None:
+    assert container(name)["resources"]["limits"]["nvidia.com/gpu"] == settings_of(name).get(
+        "QUIRE_TENSOR_PARALLEL_SIZE", "1")
     assert [taint["key"] for taint in pod(name)["tolerations"]] == ["nvidia.com/gpu"]
+
+
+@pytest.mark.parametrize(("name", "needed"), [("gpu", "1Gi"), ("tensor", "8Gi"), (RAY, "16Gi")])
+def test_gpus_that_talk_to_each_other_have_shared_memory_for_it(name: str, needed: str) -> None:
+    (shm,) = [volume["emptyDir"] for volume in pod(name)["volumes"] if volume["name"] == "shm"]
+    assert shm == {"medium": "Memory", "sizeLimit": needed}
 
 
 def test_the_cpu_overlay_wants_no_gpu_and_no_storage() -> None:
@@ -172,7 +196,7 @@ def test_the_cpu_overlay_wants_no_gpu_and_no_storage() -> None:
 # Rollouts
 
 
-@every_build
+@every_deployment
 def test_a_rollout_never_waits_for_a_spare_gpu_or_for_the_cache_that_the_old_pod_holds(name: str) -> None:
     strategy = deployment(name)["strategy"]
     assert strategy["type"] == "Recreate" or strategy["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
@@ -190,7 +214,7 @@ def test_replicas_share_the_cache_where_it_can_be_mounted(name: str) -> None:
         assert [spread["labelSelector"]["matchLabels"] for spread in spreads] == [SERVER] * 2
 
 
-@every_build
+@every_deployment
 def test_nodes_can_be_drained(name: str) -> None:
     spec = the(name, "PodDisruptionBudget")["spec"]
     assert spec["maxUnavailable"] == 1 and "minAvailable" not in spec
@@ -207,13 +231,12 @@ def test_the_autoscaler_alone_decides_how_many_servers_there_are() -> None:
 
 @every_build
 def test_selectors_find_the_pods(name: str) -> None:
-    labels = deployment(name)["template"]["metadata"]["labels"]
-    selectors = [deployment(name)["selector"]["matchLabels"],
-                 the(name, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+    selectors = [*(document["spec"]["selector"]["matchLabels"]
+                   for document in (*of_kind(name, "Deployment"), *of_kind(name, "PodDisruptionBudget"))),
                  *(service["spec"]["selector"] for service in of_kind(name, "Service")),
                  *(policy["spec"]["podSelector"]["matchLabels"] for policy in of_kind(name, "NetworkPolicy")
-                   if policy["spec"]["podSelector"])]
-    assert labels == SERVER and all(selector == SERVER for selector in selectors)
+                   if policy["metadata"]["name"] not in WIDER.get(name.partition("+")[0], {"default-deny"}))]
+    assert template(name)["metadata"]["labels"] == SERVER and all(selector == SERVER for selector in selectors)
 
 
 @every_build
@@ -222,7 +245,7 @@ def test_ports_are_called_by_names_that_exist(name: str) -> None:
     services = {service["metadata"]["name"]: service for service in of_kind(name, "Service")}
     used = {port["targetPort"] for service in services.values() for port in service["spec"]["ports"]}
     used |= {port["port"] for policy in of_kind(name, "NetworkPolicy") for rule in policy["spec"].get("ingress", [])
-             for port in rule["ports"]}
+             for port in rule["ports"] if "endPort" not in port}
     used |= {probe["httpGet"]["port"] for key, probe in container(name).items()
              if key.endswith("Probe") and "httpGet" in probe}
     assert used <= named
@@ -250,11 +273,12 @@ def test_nothing_goes_in_or_out_that_no_policy_names(name: str) -> None:
         for direction, peers in (("ingress", "from"), ("egress", "to")):
             for rule in spec.get(direction, []):
                 assert rule["ports"] and rule[peers], "an empty list would mean everything"
-                assert all("ipBlock" in peer or peer["namespaceSelector"]["matchLabels"] for peer in rule[peers])
+                assert all("ipBlock" in peer or (peer.get("namespaceSelector") or peer["podSelector"])["matchLabels"]
+                           for peer in rule[peers])
 
 
 @pytest.mark.parametrize(("name", "way_out"), [("gpu", {"quire-dns", "quire-hub"}), ("cpu", {"quire-dns"}),
-                                               ("gpus+models", {"quire-dns"})])
+                                               ("gpus+models", {"quire-dns"}), (RAY, {"quire-dns", "quire-ray"})])
 def test_only_who_fetches_models_reaches_the_internet(name: str, way_out: set[str]) -> None:
     policies = of_kind(name, "NetworkPolicy")
     assert {policy["metadata"]["name"] for policy in policies if "egress" in policy["spec"]} == way_out
