@@ -62,7 +62,7 @@ _PREFILL = {
     },
 }
 
-SKINNY_ROWS = 16  # most rows that kernels/product.py takes: the matrix units' own number
+SKINNY_ROWS = 32  # most rows that kernels/product.py takes: with more, the library reads the weights as fast
 SPLIT_MIN_TOKENS = 256  # a decode split of fewer K/V tokens costs more than it saves
 MAX_SPLITS = 64
 WAVES = 4  # decode programs wanted for each multiprocessor
@@ -124,12 +124,17 @@ def _pick(tiles: dict[tuple[int, int], Tile], element_bytes: int, padded_head_di
     return next(tile for (size, width), tile in tiles.items() if size == element_bytes and width >= padded_head_dim)
 
 
-def product_tile(device: torch.device, element_bytes: int, num_outputs: int, size: int) -> ProductTile | None:
+def product_tile(device: torch.device, element_bytes: int, num_rows: int, num_outputs: int, size: int
+                 ) -> ProductTile | None:
     """None: the library is faster, or not measured."""
     if device.type == "cpu":
         return ProductTile(16, 256, 1 if size <= 256 else 2, 4, 1)  # the interpreter
     if family(device) != "hopper" or element_bytes != 2:
         return None
+    if num_rows > 16:
+        if num_outputs >= 2048:
+            return ProductTile(64, 128, 1 if num_outputs > 4096 else 2, 4, 4)
+        return ProductTile(32, 128, 4, 4, 4) if size >= 2 * num_outputs else None
     if num_outputs >= 8192:
         return ProductTile(64, 128, 1, 4, 3)
     if num_outputs >= 2048:
@@ -137,12 +142,15 @@ def product_tile(device: torch.device, element_bytes: int, num_outputs: int, siz
     return ProductTile(32, 128, 1, 4, 4) if size < 2 * num_outputs else ProductTile(64, 128, 4, 4, 4)
 
 
-def gated_product_tile(device: torch.device, element_bytes: int, num_outputs: int) -> ProductTile | None:
+def gated_product_tile(device: torch.device, element_bytes: int, num_rows: int, num_outputs: int
+                       ) -> ProductTile | None:
     """Outputs here are pairs of a gate's row and an up's."""
     if device.type == "cpu":
         return ProductTile(16, 256, 1, 4, 1)  # the interpreter
     if family(device) != "hopper" or element_bytes != 2:
         return None
+    if num_rows > 16:
+        return ProductTile(64, 64 if num_outputs >= 8192 else 128, 1, 4, 3)
     return ProductTile(64, 128, 1, 4, 3) if 8192 <= num_outputs < 16384 else ProductTile(32, 128, 1, 2, 4)
 
 

@@ -1,7 +1,7 @@
 """Matrix products for few rows, at the speed of reading the weights once. Contract: kernels/reference/product.py.
 
-A program owns some rows of W and a part of K; x is small and stays in the cache. The matrix units want 16 rows of x, so
-fewer are padded with zeros: reading W is what takes the time. Where few programs would have much depth, K is cut, and
+A program owns some rows of W and a part of K; x is small and stays in the cache. x is taken as 16 or 32 rows, fewer are
+padded with zeros: reading W is what takes the time. Where few programs would have much depth, K is cut, and
 whoever of an output's programs ends last adds up all parts, in their order.
 """
 
@@ -15,14 +15,14 @@ from kernels.activation import KINDS, gated, gated_activation
 
 
 def skinny_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    tile = launch.product_tile(x.device, x.element_size(), weight.shape[0], weight.shape[1])
+    tile = launch.product_tile(x.device, x.element_size(), x.shape[0], weight.shape[0], weight.shape[1])
     if tile is None:
         return F.linear(x, weight, bias)
     return _launch(x, weight, bias, tile, num_outputs=weight.shape[0], kind=-1)
 
 
 def skinny_gated_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
-    tile = launch.gated_product_tile(x.device, x.element_size(), weight.shape[0] // 2)
+    tile = launch.gated_product_tile(x.device, x.element_size(), x.shape[0], weight.shape[0] // 2)
     if tile is None:
         return gated_activation(F.linear(x, weight, bias), kind)
     return _launch(x, weight, bias, tile, num_outputs=weight.shape[0] // 2, kind=KINDS[kind])
@@ -36,14 +36,15 @@ def _launch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ti
     assert weight.is_contiguous()
     out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     num_tiles = triton.cdiv(num_outputs, tile.outputs)
+    rows = 16 if num_rows <= 16 else launch.SKINNY_ROWS
     parts, done = out, out
     if tile.num_splits > 1:
-        parts = torch.empty((tile.num_splits, num_tiles, tile.outputs, 16), dtype=torch.float32, device=x.device)
+        parts = torch.empty((tile.num_splits, num_tiles, tile.outputs, rows), dtype=torch.float32, device=x.device)
         done = counters.at_zero(x.device, num_tiles)
     part_size = triton.cdiv(triton.cdiv(size, tile.depth), tile.num_splits) * tile.depth
     _skinny_product[(num_tiles, tile.num_splits)](
         x, weight, out if bias is None else bias, out, parts, done, num_rows, num_outputs, size, part_size,
-        x.stride(0), OUTPUTS=tile.outputs, DEPTH=tile.depth, SPLITS=tile.num_splits, KIND=kind,
+        x.stride(0), ROWS=rows, OUTPUTS=tile.outputs, DEPTH=tile.depth, SPLITS=tile.num_splits, KIND=kind,
         HAS_BIAS=bias is not None, EVEN=size % (tile.depth * tile.num_splits) == 0,
         num_warps=tile.num_warps, num_stages=tile.num_stages, **launch.early(x.device))
     return out
@@ -51,10 +52,10 @@ def _launch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ti
 
 @triton.jit
 def _skinny_product(x, weight, bias, out, parts, done, num_rows, num_outputs, size, part_size, x_stride,
-                    OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr,
+                    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr,
                     KIND: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr):
     tile, split = tl.program_id(0), tl.program_id(1)
-    rows = tl.arange(0, 16)
+    rows = tl.arange(0, ROWS)
     outputs = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     depth = tl.arange(0, DEPTH)
     first, end = split * part_size, tl.minimum((split + 1) * part_size, size)
@@ -65,8 +66,8 @@ def _skinny_product(x, weight, bias, out, parts, done, num_rows, num_outputs, si
     pdl.wait_for_previous(EARLY)
     x_rows = x + rows[:, None] * x_stride
     real = (rows < num_rows)[:, None]
-    acc = tl.zeros([OUTPUTS, 16], tl.float32)
-    up = tl.zeros([OUTPUTS, 16], tl.float32)
+    acc = tl.zeros([OUTPUTS, ROWS], tl.float32)
+    up = tl.zeros([OUTPUTS, ROWS], tl.float32)
     for start in range(first, end, DEPTH):
         columns = (start + depth)[None, :]
         if EVEN:
@@ -87,15 +88,15 @@ def _skinny_product(x, weight, bias, out, parts, done, num_rows, num_outputs, si
     last = True
     if SPLITS > 1:
         tl.static_assert(KIND < 0)
-        cells = tl.arange(0, OUTPUTS)[:, None] * 16 + rows[None, :]
-        tl.store(parts + (split * tl.num_programs(0) + tile) * (OUTPUTS * 16) + cells, acc)
+        cells = tl.arange(0, OUTPUTS)[:, None] * ROWS + rows[None, :]
+        tl.store(parts + (split * tl.num_programs(0) + tile) * (OUTPUTS * ROWS) + cells, acc)
         tl.debug_barrier()  # all threads' parts are written before one of them says so
         last = tl.atomic_add(done + tile, 1) == SPLITS - 1
         if last:
             tl.store(done + tile, 0)
-            acc = tl.zeros([OUTPUTS, 16], tl.float32)
+            acc = tl.zeros([OUTPUTS, ROWS], tl.float32)
             for other in range(SPLITS):
-                acc += tl.load(parts + (other * tl.num_programs(0) + tile) * (OUTPUTS * 16) + cells,
+                acc += tl.load(parts + (other * tl.num_programs(0) + tile) * (OUTPUTS * ROWS) + cells,
                                cache_modifier=".cg")
     if last:
         written = outputs < num_outputs

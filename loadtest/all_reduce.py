@@ -1,7 +1,8 @@
-"""`python -m loadtest.all_reduce`: sums over the GPUs of this host by our one-shot kernel and by NCCL, side by side.
+"""`python -m loadtest.all_reduce`: sums over the GPUs of this host by our kernels and by NCCL, side by side.
 
 For each number of rows: microseconds of one call inside a CUDA graph of many, alone and with the norm that follows it
-in a model. Results are checked before they are timed. Decides `engine.execution.peers.MAX_ROWS` and `MAX_BYTES_READ`.
+in a model, by packets, by flags and by NCCL. Results are checked before they are timed. Decides
+`engine.execution.peers.LIMITS`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
 CALLS = 50  # in a graph
 REPLAYS = 10
 
@@ -38,35 +40,40 @@ def measure(rank: int, size: int, hidden_size: int, meeting: str) -> int:
     import torch
     import torch.distributed as dist
 
+    from engine.execution import peers as limits
     from engine.execution.collectives import NcclCollectives
-    from engine.execution.peers import connect
 
     torch.cuda.set_device(rank)
     device = torch.device("cuda", rank)
     store = dist.FileStore(meeting, size)  # type: ignore[attr-defined]
     dist.init_process_group("nccl", store=store, rank=rank, world_size=size)
-    peers = connect(store, "bench", rank, size, hidden_size, torch.bfloat16, device)
+    # As far as they can go, to see how far they should.
+    limits.LIMITS[size] = 256 * hidden_size * 2, max(ROWS) * hidden_size * 2
+    peers = limits.connect(store, "bench", rank, size, hidden_size, torch.bfloat16, device)
     assert peers is not None, "no peers: the log says why"
     group = dist.new_group(list(range(size)))
-    ways = {"one-shot": NcclCollectives(group, peers), "nccl": NcclCollectives(group, None)}
+    ways = {"packets": NcclCollectives(group, peers), "flags": NcclCollectives(group, replace(peers, packet_rows=0)),
+            "nccl": NcclCollectives(group, None)}
     weight = torch.ones(hidden_size, dtype=torch.bfloat16, device=device)
     if rank == 0:
-        print(f"{size} x {torch.cuda.get_device_name()}, hidden size {hidden_size}, bfloat16; microseconds a call\n"
-              f"{'rows':>5} {'one-shot':>9} {'nccl':>9} {'ratio':>6}   {'and norm':>9} {'nccl':>9} {'ratio':>6}",
-              flush=True)
-    for num_rows in (n for n in ROWS if n <= peers.max_rows):
+        print(f"{size} x {torch.cuda.get_device_name()}, hidden size {hidden_size}, bfloat16; microseconds a call, and "
+              f"with the norm\n rows" + "".join(f"{name:>17}" for name in ways), flush=True)
+    for num_rows in ROWS:
         generator = torch.Generator(device).manual_seed(num_rows)
         parts = torch.randn(size, num_rows, hidden_size, generator=generator, device=device).bfloat16()
         right = parts.float().sum(0)
-        for way in ways.values():
+        mine, residual = parts[rank] * 1e-3, torch.zeros_like(parts[rank])
+        line = f"{num_rows:5}"
+        for name, way in ways.items():
+            if name == "packets" and num_rows > peers.packet_rows:
+                line += " " * 17
+                continue
             wrong = (way.all_reduce(parts[rank].clone()).float() - right).abs().max() / right.abs().max()
-            assert wrong < 0.01, (num_rows, wrong)
-        mine, residual = parts[rank].clone() * 1e-3, torch.zeros_like(parts[rank])
-        plain = [_microseconds(way.all_reduce, mine) for way in ways.values()]
-        normed = [_microseconds(way.add_rms_norm, mine, residual, weight, 1e-5) for way in ways.values()]
+            assert wrong < 0.01, (num_rows, name, wrong)
+            times = _microseconds(way.all_reduce, mine), _microseconds(way.add_rms_norm, mine, residual, weight, 1e-5)
+            line += f"{times[0]:10.2f}{times[1]:7.2f}"
         if rank == 0:
-            print(f"{num_rows:5} {plain[0]:9.2f} {plain[1]:9.2f} {plain[1] / plain[0]:5.2f}x   "
-                  f"{normed[0]:9.2f} {normed[1]:9.2f} {normed[1] / normed[0]:5.2f}x", flush=True)
+            print(line, flush=True)
     dist.destroy_process_group()
     return 0
 

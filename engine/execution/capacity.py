@@ -7,9 +7,8 @@ import torch
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
+from engine.execution import warm_up
 from engine.execution.model_runner import ModelRunner, Progress
-from engine.messages import Sampling
-from engine.plan import NewRow, StepPlan
 
 CPU_KV_BYTES = 240 << 20
 
@@ -48,25 +47,8 @@ def _measure_worst_step(runner: ModelRunner, config: EngineConfig) -> int:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    runner.launch(_worst_plan(config)).result()
+    runner.launch(warm_up.worst_plan(config)).result()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
     runner.kv_caches = []
     return peak
-
-
-def _worst_plan(config: EngineConfig) -> StepPlan:
-    """As many rows as may run share the token budget. All use block 0: values are rubbish, allocations are real."""
-    num_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
-    length = min(config.max_model_len - 1, config.max_num_batched_tokens // num_rows)
-    rows = list(range(num_rows))
-    sampling = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=1)
-    return StepPlan(
-        step=0,
-        rows=rows,
-        starts=[0] * num_rows,
-        num_tokens=[length] * num_rows,
-        samples=[True] * num_rows,
-        num_decodes=num_rows if length == 1 else 0,
-        new_rows=[NewRow(row, [0] * length, length, sampling, row) for row in rows],
-    )

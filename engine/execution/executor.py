@@ -49,7 +49,7 @@ class InProcessExecutor:
         self._runner = ModelRunner(config, Parallel(), progress)
         self.num_blocks = settle_blocks(self._runner, config, progress)
         self._runner.allocate(self.num_blocks)
-        self._runner.capture(progress)
+        self._runner.prepare(progress)
 
     @property
     def vocab_size(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from engine.config import EngineConfig
-from engine.execution import batch, kv_cache
+from engine.execution import batch, kv_cache, warm_up
 from engine.execution.graphs import Size, StepGraphs, all_sizes
 from engine.execution.pending import Pending
 from engine.execution.request_table import FREQUENCY, MIN_P, PRESENCE, REPETITION, TEMPERATURE, TOP_P, RequestTable
@@ -52,13 +52,20 @@ class ModelRunner:
         self.kv_caches = kv_cache.allocate(m.num_layers, num_blocks, m.num_kv_heads, self.block_size, m.head_dim,
                                            self.dtype, self.device)
 
+    def prepare(self, progress: Progress) -> None:
+        """On a GPU: compile kernels, keep the memory that steps need, and capture CUDA graphs where they are wanted."""
+        if self.device.type == "cuda":
+            progress("warming up", 0.0)
+            for plan in warm_up.plans(self.config):
+                self.launch(plan).result()
+            if not self.config.args.enforce_eager:
+                self._capture(progress)
+
     @torch.inference_mode()
-    def capture(self, progress: Progress) -> None:
-        """CUDA graphs of decode steps, where they are wanted and possible."""
-        if self.device.type == "cuda" and not self.config.args.enforce_eager:
-            self.graphs = StepGraphs(self.model, self.table, self.kv_caches, self.block_size, self.config.max_model_len)
-            sizes = all_sizes(self.config.max_num_seqs, with_sharing=self.config.args.enable_prefix_caching)
-            self.graphs.capture(sizes, progress)
+    def _capture(self, progress: Progress) -> None:
+        self.graphs = StepGraphs(self.model, self.table, self.kv_caches, self.block_size, self.config.max_model_len)
+        sizes = all_sizes(self.config.max_num_seqs, with_sharing=self.config.args.enable_prefix_caching)
+        self.graphs.capture(sizes, progress)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:

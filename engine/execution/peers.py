@@ -13,40 +13,44 @@ import structlog
 import torch
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from kernels.all_reduce import Peers, all_reduce
+from kernels.all_reduce import Peers, all_reduce, words_of
 
 log = structlog.get_logger("engine")
 
-MAX_BYTES_READ = 16 << 20  # by one call, from all other ranks: beyond it NCCL's rings win
-MAX_ROWS = 512
-MAX_RANKS = 8
+# Ranks, at most: bytes of a rank's rows that go by packets, and in all; with more, NCCL is faster. From
+# `python -m loadtest.all_reduce`, which makes them larger; of 8 ranks guessed.
+LIMITS = {2: (640 << 10, 5 << 20), 4: (320 << 10, 2560 << 10), 8: (160 << 10, 1280 << 10)}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # two containers of a host have one
 
 
 def connect(store: Store, name: str, rank: int, size: int, hidden_size: int, dtype: torch.dtype,
             device: torch.device) -> Peers | None:
     """All ranks of the group `name` call it; None where they are not on one host or cannot reach each other."""
-    if size > MAX_RANKS:
+    limits = next((limits for ranks, limits in LIMITS.items() if size <= ranks), None)
+    if limits is None:
         return None
     meeting = PrefixStore(f"peers/{name}", store)
-    max_rows = min(MAX_ROWS, MAX_BYTES_READ // ((size - 1) * hidden_size * dtype.itemsize))
+    packet_rows, max_rows = (max(1, limit // (hidden_size * dtype.itemsize)) for limit in limits)
     rows = torch.zeros(2 * max_rows * hidden_size * dtype.itemsize, dtype=torch.uint8, device=device)
     flags = torch.zeros(4 * size * max_rows, dtype=torch.uint8, device=device)
+    num_packets = 2 * size * packet_rows * words_of(hidden_size, dtype)[0]
+    packets = torch.zeros(8 * num_packets, dtype=torch.uint8, device=device)
     torch.cuda.synchronize(device)
     try:
         rows_of = _exchange(meeting, "rows", rank, size, rows)
         flags_of = _exchange(meeting, "flags", rank, size, flags)
+        packets_of = _exchange(meeting, "packets", rank, size, packets)
         problem = ""
     except (RuntimeError, _OtherHostError) as error:
         problem = str(error) or "unknown"
     if found := _problems(meeting, "mapped", rank, size, problem):
         log.info("sums go through NCCL alone", reason=found)
         return None
-    peers = Peers(rank, size, _addresses(rows_of), _addresses(flags_of),
-                  torch.zeros(max_rows, dtype=torch.int32, device=device), max_rows, hidden_size, dtype)
-    _kept.append((rows_of, flags_of))
-    probe = all_reduce(torch.full((max_rows, hidden_size), rank + 1, dtype=dtype, device=device), peers)
-    wrong = "" if bool((probe == size * (size + 1) // 2).all()) else "a test sum was wrong"
+    epochs = torch.zeros((2, max_rows), dtype=torch.int32, device=device)
+    peers = Peers(rank, size, _addresses(rows_of), _addresses(flags_of), _addresses(packets_of), epochs, max_rows,
+                  packet_rows, hidden_size, dtype)
+    _kept.append((rows_of, flags_of, packets_of))
+    wrong = "" if all(_sums_right(peers, num_rows, device) for num_rows in (1, max_rows)) else "a test sum was wrong"
     if found := _problems(meeting, "tested", rank, size, wrong):
         log.warning("sums go through NCCL alone", reason=found)
         return None
@@ -77,6 +81,11 @@ def _exchange(meeting: Store, what: str, rank: int, size: int, mine: torch.Tenso
         storage = torch.UntypedStorage._new_shared_cuda(mine.get_device(), *handle)
         found.append(torch.empty(0, dtype=torch.uint8, device=mine.device).set_(storage))
     return found
+
+
+def _sums_right(peers: Peers, num_rows: int, device: torch.device) -> bool:
+    x = torch.full((num_rows, peers.max_columns), peers.rank + 1, dtype=peers.dtype, device=device)
+    return bool((all_reduce(x, peers) == peers.size * (peers.size + 1) // 2).all())
 
 
 def _addresses(tensors: list[torch.Tensor]) -> torch.Tensor:

@@ -7,6 +7,7 @@ a Ray actor calls `run` with the same spec. Whatever ends it, it tells the core 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import queue
 import signal
@@ -112,8 +113,9 @@ def _serve(spec: RankSpec, link: Link) -> None:
     order = link.receive()
     assert isinstance(order, Allocate)
     runner.allocate(order.num_blocks)
-    runner.capture(progress)
+    runner.prepare(progress)
     link.send(Prepared())
+    gc.freeze()  # as in the core's process
     launched: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_report, args=(spec, runner, launched), name="results", daemon=True).start()
     while True:

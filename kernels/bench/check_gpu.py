@@ -199,7 +199,7 @@ def check_logprobs(dtype: torch.dtype, quick: bool) -> Errors:
 
 def check_product(dtype: torch.dtype, quick: bool) -> Errors:
     shapes = [(1, 1), (20, 33), (896, 4864), (1152, 896), (896, 8960), (4096, 4096), (12288, 4096), (32001, 896)]
-    for (num_outputs, size), num_rows in itertools.product(shapes, (1, 3, 16)):
+    for (num_outputs, size), num_rows in itertools.product(shapes, (1, 3, 16, 17, 32)):
         x = torch.randn(num_rows, size + 8, device=DEVICE, dtype=dtype)[:, :size]
         weight = torch.randn(num_outputs, size, device=DEVICE, dtype=dtype)
         bias = torch.randn(num_outputs, device=DEVICE, dtype=dtype) if num_rows > 1 else None

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from engine import LLM, SamplingParams
+from engine.execution import warm_up
 
 NEW_TOKENS = 16
 TEXT = (
@@ -55,6 +56,13 @@ def alone(llm, prompts) -> list[list[int]]:
 def run(prompts: list[list[int]], params: SamplingParams | None = None, **kwargs) -> tuple[LLM, list[list[int]]]:
     llm = LLM(dtype="float32", max_model_len=2048, **kwargs)
     return llm, ids_of(llm.generate(as_prompts(prompts), params or greedy(), use_tqdm=False))
+
+
+def test_what_warms_up_leaves_no_trace(alone, prompts):
+    llm = LLM(dtype="float32", max_model_len=2048)
+    for plan in warm_up.plans(llm._core.config):
+        assert len(llm._core._executor.launch(plan).result().token_ids) == len(plan.rows)
+    assert ids_of(llm.generate(as_prompts(prompts), greedy(), use_tqdm=False)) == alone
 
 
 def test_greedy_equals_transformers(alone, prompts, reference_model):

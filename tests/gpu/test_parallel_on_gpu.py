@@ -15,14 +15,21 @@ from tests.gpu.test_engine_on_gpu import assert_right, checkpoint, empty_device,
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
-SPLITS = [(2, 1), (1, 2), (2, 2), (4, 1), (1, 4)]
+SPLITS = [(2, 1), (1, 2), (4, 1), (2, 2), (1, 4)]  # tensor parallel, pipeline stages
+CASES = [
+    *((split, "graphs", "bfloat16") for split in SPLITS),
+    *((split, "graphs", "float32") for split in [(2, 1), (4, 1), (2, 2)]),
+    ((2, 1), "eager", "bfloat16"),
+    ((1, 2), "tight", "bfloat16"),
+    ((2, 2), "tight", "float32"),
+]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("mode", ["graphs", "eager", "tight"])
-@pytest.mark.parametrize(("size", "num_stages"), SPLITS, ids=[f"TP{a} PP{b}" for a, b in SPLITS])
+@pytest.mark.parametrize(("split", "mode", "dtype"), CASES,
+                         ids=[f"TP{split[0]} PP{split[1]} {mode} {dtype}" for split, mode, dtype in CASES])
 def test_a_split_model_agrees_with_transformers(checkpoint: Path, prompts: list[list[int]],  # noqa: F811
-                                                size: int, num_stages: int, mode: str, dtype: str) -> None:
+                                                split: tuple[int, int], mode: str, dtype: str) -> None:
+    size, num_stages = split
     if size * num_stages > torch.cuda.device_count():
         pytest.skip("too few GPUs")
     if checkpoint.name.startswith("qwen2") and size == 4:

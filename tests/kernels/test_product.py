@@ -7,7 +7,7 @@ from kernels.bench import cases
 
 
 @pytest.mark.parametrize(("num_rows", "size", "num_outputs"), [(1, 1, 1), (1, 33, 20), (3, 256, 16), (16, 520, 50),
-                                                               (2, 1100, 40)])
+                                                               (2, 1100, 40), (17, 33, 20), (32, 520, 50)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3)])
 def test_skinny_product_is_the_product(kernels, num_rows, size, num_outputs, dtype, tolerance):
     x = torch.randn(num_rows, size + 8).to(dtype)[:, :size]  # rows with a gap between them
@@ -20,7 +20,7 @@ def test_skinny_product_is_the_product(kernels, num_rows, size, num_outputs, dty
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu"])
-@pytest.mark.parametrize(("num_rows", "size", "num_outputs"), [(1, 33, 1), (16, 520, 50)])
+@pytest.mark.parametrize(("num_rows", "size", "num_outputs"), [(1, 33, 1), (16, 520, 50), (29, 520, 50)])
 def test_skinny_gated_product_is_the_product_then_the_activation(kernels, kind, num_rows, size, num_outputs):
     x = torch.randn(num_rows, size)
     weight, bias = torch.randn(2 * num_outputs, size) / size ** 0.5, torch.randn(2 * num_outputs)

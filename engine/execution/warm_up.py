@@ -1,0 +1,43 @@
+"""Steps of rubbish before the first request, so that none waits for a kernel's compiling or the device for memory.
+
+All tokens go to block 0, of which nobody knows anything yet. What the largest step allocates stays with torch's
+allocator, which cuts it up for the steps that come. Used by `model_runner`, and by `capacity` for the largest one.
+"""
+
+from __future__ import annotations
+
+from engine.config import EngineConfig
+from engine.messages import Sampling
+from engine.plan import NewRow, StepPlan
+
+_EVERYTHING = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=1)
+
+
+def plans(config: EngineConfig) -> list[StepPlan]:
+    """Steps that, kernel by kernel, use all kernels."""
+    long = min(config.max_num_batched_tokens, config.max_model_len - 1) - 1
+    chunk = max(1, long // 2)
+    return [
+        worst_plan(config),
+        _prompts([long]),
+        # One decode, and the rest of a prompt of which the beginning is there.
+        StepPlan(0, rows=[0, 1], starts=[long, chunk], num_tokens=[1, long - chunk], samples=[True, True],
+                 num_decodes=1, new_rows=[_new_row(1, long)]),
+    ] if config.max_num_seqs > 1 and long > chunk else [worst_plan(config)]
+
+
+def worst_plan(config: EngineConfig) -> StepPlan:
+    """As many rows as may run share the token budget, and sample with everything there is."""
+    num_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
+    return _prompts([min(config.max_model_len - 1, config.max_num_batched_tokens // num_rows)] * num_rows)
+
+
+def _prompts(lengths: list[int]) -> StepPlan:
+    num_rows = len(lengths)
+    return StepPlan(0, rows=list(range(num_rows)), starts=[0] * num_rows, num_tokens=lengths, samples=[True] * num_rows,
+                    num_decodes=sum(length == 1 for length in lengths),
+                    new_rows=[_new_row(row, length) for row, length in enumerate(lengths)])
+
+
+def _new_row(row: int, length: int) -> NewRow:
+    return NewRow(row, [0] * length, length, _EVERYTHING, row)
