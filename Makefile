@@ -58,8 +58,9 @@ check-deploy: $(dev) $(checkov) ## Try all of deploy/; build and run the image (
 	@$(bin)/python -m tests.deploy.image
 	@$(bin)/python -m pytest -m 'not gpu' tests/deploy $(ARGS)
 
-check-image-pins: $(image_pins_done) ## Run the tests on the image's own versions (Python 3.11, 3 GB)
+check-image-pins: $(image_pins_done) ## Run the tests on the image's own versions, compile for GPUs (Python 3.11, 3 GB)
 	@$(image_pins)/bin/python -m pytest $(ARGS)
+	@$(image_pins)/bin/python -m kernels.bench.compile_for
 
 image: ## Build quire:VERSION, its variants -model and -ray with Docker
 	$(docker_build) --tag quire:$(version) .

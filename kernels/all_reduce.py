@@ -87,9 +87,9 @@ def _call(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, out: to
 
 
 @triton.jit
-def _at(address, ELEMENT: tl.constexpr):
-    """The pointer whose value lies there. Allocations are aligned, which only a pointer argument would tell."""
-    return tl.multiple_of(tl.load(address).to(tl.pointer_type(ELEMENT)), 16)
+def _at(address, like):
+    """The pointer that lies there, of like's type. Allocations are aligned, which only an argument would tell."""
+    return tl.multiple_of(tl.load(address).to(like.dtype), 16)
 
 
 @triton.jit
@@ -114,24 +114,24 @@ def _by_flags(x, residual, weight, out, rows_of, flags_of, epochs, size, x_strid
     inside = columns < size
     epoch = tl.load(epochs + row) + 1
     place = ((epoch & 1) * max_rows + row) * max_columns + columns
-    mine = _at(rows_of + rank, x.dtype.element_ty)
+    mine = _at(rows_of + rank, x)
     tl.store(mine + place, tl.load(x + row * x_stride + columns, mask=inside, other=0.0), mask=inside)
     tl.debug_barrier()  # the whole row is stored before one thread says so
     for peer in tl.static_range(NUM_RANKS):
-        flag = _at(flags_of + peer, tl.int32) + rank * max_rows + row
+        flag = _at(flags_of + peer, epochs) + rank * max_rows + row
         tl.atomic_xchg(flag, epoch, sem="release", scope="sys")
     places = residual + row * residual_stride + columns
     # While peers take their time.
     kept = tl.load(places, mask=inside & NORM, other=0.0).to(tl.float32)
     factor = tl.load(weight + columns, mask=inside & NORM, other=0.0).to(tl.float32)
     for peer in tl.static_range(NUM_RANKS):
-        flag = _at(flags_of + rank, tl.int32) + peer * max_rows + row
+        flag = _at(flags_of + rank, epochs) + peer * max_rows + row
         while tl.atomic_add(flag, 0, sem="acquire", scope="sys") - epoch < 0:  # it may be one call ahead
             pass
     tl.debug_barrier()
     total = tl.zeros([BLOCK], tl.float32)
     for peer in tl.static_range(NUM_RANKS):
-        theirs = _at(rows_of + peer, x.dtype.element_ty)
+        theirs = _at(rows_of + peer, x)
         total += tl.load(theirs + place, mask=inside, other=0.0).to(tl.float32)
     _finish(total, kept, factor, places, columns, inside, out, row, size, eps, residual, NORM)
     tl.store(epochs + row, epoch)
@@ -147,18 +147,18 @@ def _by_packets(x, residual, weight, out, packets_of, epochs, size, x_stride, re
     real = words < size // PER_WORD
     epoch = tl.load(epochs + row) + 1
     first = (epoch & 1) * NUM_RANKS  # of the slot's ranks
-    source = (x + row * x_stride).to(tl.pointer_type(tl.int32))
+    source = (x + row * x_stride).to(epochs.dtype)  # as words
     word = tl.load(source + words, mask=real, other=0)
     packet = (epoch.to(tl.int64) << 32) | (word.to(tl.int64) & 0xFFFFFFFF)
     for peer in tl.static_range(NUM_RANKS):
-        theirs = _at(packets_of + peer, tl.int64)
+        theirs = _at(packets_of + peer, packets_of)
         tl.store(theirs + ((first + rank) * max_rows + row) * max_words + words, packet, mask=real)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
     places = residual + row * residual_stride + columns
     kept = tl.load(places, mask=inside & NORM, other=0.0).to(tl.float32)
     factor = tl.load(weight + columns, mask=inside & NORM, other=0.0).to(tl.float32)
-    mine = _at(packets_of + rank, tl.int64)
+    mine = _at(packets_of + rank, packets_of)
     low = tl.zeros([BLOCK // PER_WORD], tl.float32)
     high = tl.zeros([BLOCK // PER_WORD], tl.float32)
     for peer in tl.static_range(NUM_RANKS):

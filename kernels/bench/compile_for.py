@@ -1,0 +1,161 @@
+"""Compile every kernel for GPUs that are not here: `python -m kernels.bench.compile_for [CAPABILITY ...]` (75 80 90).
+
+Calls all kernels' wrappers with tensors in ordinary memory, while Triton is told of a GPU of that kind and launches
+nothing. Shows that the installed Triton takes the kernels as they are and with the tiles of kernels/launch.py, and that
+these fit; not what they compute (tests/kernels, in the interpreter, and check_gpu).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from kernels import (
+    activation,
+    all_reduce,
+    attention,
+    blocks,
+    launch,
+    logprobs,
+    norms,
+    penalties,
+    product,
+    rotary,
+    sampling,
+    step,
+)
+from kernels.bench import cases
+
+FAMILIES = {75: "default", 80: "ampere", 90: "hopper"}
+SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 90: 227 << 10}  # a program's, at most
+Call = tuple[str, Callable[[], object]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels.bench.compile_for", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("capability", nargs="*", type=int, help="75, 80 or 90; all three if none is given")
+    wanted = parser.parse_args().capability or list(FAMILIES)
+    if unknown := set(wanted) - set(FAMILIES):
+        parser.error(f"capability {min(unknown)}: only 75, 80 and 90 have tiles of their own")
+    failed = 0
+    for capability in wanted:
+        began, compiled = time.monotonic(), pretend(capability)
+        for dtype in [torch.float16 if capability == 75 else torch.bfloat16, torch.float32]:
+            for name, call in calls(dtype):
+                try:
+                    call()
+                except Exception as error:
+                    failed += 1
+                    print(f"{capability} {str(dtype)[6:]} {name}: {type(error).__name__}: {error}", flush=True)
+        for kernel in compiled:
+            if kernel.metadata.shared > SHARED_BYTES[capability]:
+                failed += 1
+                print(f"{capability} {kernel.metadata.name}: {kernel.metadata.shared} bytes of shared memory")
+        print(f"{capability}: {len(compiled)} kernels in {time.monotonic() - began:.0f} s", flush=True)
+    return 1 if failed else 0
+
+
+def pretend(capability: int) -> list[Any]:
+    """From now on launches compile for such a GPU, and no more. What they compiled turns up in the list."""
+    target = GPUTarget("cuda", capability, 32)
+    driver.set_active(SimpleNamespace(get_current_device=lambda: capability, get_current_stream=lambda device: 0,
+                                      get_current_target=lambda: target))
+    compiled: dict[int, Any] = {}
+
+    def compile_only(self: Any, grid: object) -> Callable[..., None]:
+        def call(*args: object, **options: object) -> None:
+            kernel = self.run(*args, grid=grid, warmup=True, **options)
+            compiled[id(kernel)] = kernel
+            found[:] = compiled.values()
+        return call
+
+    found: list[Any] = []
+    JITFunction.__getitem__ = compile_only
+    launch._family = lambda index: FAMILIES[capability]  # type: ignore[assignment]
+    launch._num_multiprocessors = lambda index: 132  # type: ignore[assignment]
+    for name in ("family", "num_multiprocessors", "decode_tile", "prefill_tile", "whole_prefill_tile", "product_tile",
+                 "gated_product_tile", "early", "num_splits"):
+        real = getattr(getattr(launch, name), "asked_of_a_gpu", getattr(launch, name))
+        getattr(real, "cache_clear", bool)()
+        asked = functools.partial(real, torch.device("cuda", 0))
+        there = functools.wraps(real)(lambda device, *args, asked=asked: asked(*args))
+        there.asked_of_a_gpu = real  # type: ignore[attr-defined]
+        setattr(launch, name, there)
+    return found
+
+
+def calls(dtype: torch.dtype) -> Iterator[Call]:
+    def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=of)
+
+    def ints(*shape: int) -> torch.Tensor:
+        return empty(*shape, of=torch.int32)
+
+    for size in (576, 4096, 16384):
+        x = empty(3, size)
+        yield "rms_norm", functools.partial(norms.rms_norm, x, x[0], 1e-5)
+        yield "add_rms_norm", functools.partial(norms.add_rms_norm, x, x, x[0], 1e-5)
+    for kind in ("silu", "gelu_tanh", "gelu"):
+        yield kind, functools.partial(activation.gated_activation, empty(3, 2050), kind)
+    for heads, kv_heads, head_dim in ((9, 3, 64), (32, 32, 128), (28, 4, 128), (8, 8, 80)):
+        yield from _attention(heads, kv_heads, head_dim, dtype)
+    caches = empty(9, 3, 16, 80), empty(9, 3, 16, 80)
+    yield "copy_blocks", functools.partial(blocks.copy_blocks, *caches, ints(3), ints(3))
+    state = ints(9, 4097), ints(9, 256), empty(6, 9, of=torch.float32), ints(9), empty(9, of=torch.int64)
+    for n in (1, 8, 1024):
+        yield "gather_step", functools.partial(step.gather_step, ints(n), ints(n), ints(n), *state, 16)
+        yield "put_tokens", functools.partial(step.put_tokens, state[0], ints(n), ints(n), ints(n))
+    numbers = [empty(6, of=torch.float32) for _ in range(3)]
+    yield "apply_penalties", functools.partial(penalties.apply_penalties, empty(6, 3000, of=torch.float32), state[0],
+                                               ints(6), ints(6), ints(6), *numbers)
+    for filtered in (False, True):
+        yield "sample", functools.partial(sampling.sample, empty(6, 32000), numbers[0], ints(6), numbers[1], numbers[2],
+                                          empty(6, of=torch.int64), ints(6), filtered=filtered)
+    yield "logprobs", functools.partial(logprobs.logprobs, empty(6, 32000), ints(6), 5)
+    for num_rows in (1, 32):
+        for num_outputs, size in ((1152, 896), (896, 4864), (4096, 4096), (12288, 4096), (32001, 896)):
+            x, weight = empty(num_rows, size), empty(num_outputs, size)
+            for bias in (None, empty(num_outputs)):
+                yield "skinny_product", functools.partial(product.skinny_product, x, weight, bias)
+        for num_outputs, size in ((9728, 896), (22016, 4096)):
+            yield "skinny_gated_product", functools.partial(product.skinny_gated_product, empty(num_rows, size),
+                                                            empty(num_outputs, size), None, "silu")
+    for ranks in (2, 8):
+        x, addresses = empty(4, 5120), empty(ranks, of=torch.int64)
+        for packet_rows in (0, 4):
+            peers = all_reduce.Peers(0, ranks, addresses, addresses, addresses, ints(2, 4), 4, packet_rows, 5120, dtype)
+            yield "all_reduce", functools.partial(all_reduce.all_reduce, x, peers)
+            yield "and norm", functools.partial(all_reduce.all_reduce_add_rms_norm, x, x, x[0], 1e-5, peers)
+
+
+def _attention(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Iterator[Call]:
+    name = f"attention {heads}/{kv_heads} of {head_dim}"
+    steps: list[tuple[list[int], list[int], int]] = [
+        ([2000], [1], 0), ([20] * 200, [1] * 200, 0), ([2048], [2048], 0), ([40, 300, 100], [1, 100, 100], 0),
+        ([1200] * 20, [1] * 20, 64)]
+    for contexts, queries, num_shared_blocks in steps:
+        case = cases.paged(contexts, queries, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype,
+                           device="cpu", num_shared_blocks=num_shared_blocks)
+        caches, inputs = (case.k_cache, case.v_cache), case.inputs
+        yield name, functools.partial(attention.paged_attention, case.q, *caches, inputs, case.scale)
+        k = torch.zeros(case.q.shape[0], kv_heads, head_dim, dtype=dtype)
+        angles = torch.zeros(max(contexts), head_dim, dtype=torch.float32)
+        yield f"{name}, fresh", functools.partial(attention.paged_attention, case.q, *caches, inputs, case.scale,
+                                                  (k, k, angles))
+        yield "rotary", functools.partial(rotary.rotary_and_cache, case.q, k, k, angles, inputs.positions, inputs.slots,
+                                          *caches)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
