@@ -11,6 +11,7 @@ import torch
 
 from kernels import launch
 from kernels.attention_tile import LOG2_E
+from kernels.balanced_decode import balanced_decode
 from kernels.decode import decode
 from kernels.prefill import prefill
 from kernels.rotary import rotary_and_cache
@@ -24,14 +25,18 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     assert v_cache.is_contiguous()
     num_seqs = inputs.context_lens.shape[0]
     num_decodes = num_seqs if inputs.max_query_len == 1 else inputs.num_decodes
-    fused = num_decodes * k_cache.shape[1] <= launch.FUSED_ROTARY_PROGRAMS
+    balanced = None if inputs.shared is not None else launch.balanced_tile(q.device, q.element_size(), q.shape[2],
+                                                                           k_cache.shape[2], num_decodes)
+    fused = balanced is None and num_decodes * k_cache.shape[1] <= launch.FUSED_ROTARY_PROGRAMS
     if fresh is not None:
         first = num_decodes if fused else 0  # decoding sequences come first, with one token each
         if first < q.shape[0]:
             k, v, cos_sin = fresh
             rotary_and_cache(q[first:], k[first:], v[first:], cos_sin, inputs.positions[first:], inputs.slots[first:],
                              k_cache, v_cache)
-    if num_decodes:
+    if num_decodes and balanced is not None:
+        balanced_decode(q, k_cache, v_cache, inputs, num_decodes, scale * LOG2_E, balanced, out)
+    elif num_decodes:
         decode(q, k_cache, v_cache, inputs, num_decodes, scale * LOG2_E, fresh if fused else None, out)
     if num_decodes < num_seqs:
         prefill(q, k_cache, v_cache, inputs, num_decodes, scale * LOG2_E, None if fresh is None else fresh[:2], out)

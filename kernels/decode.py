@@ -1,4 +1,4 @@
-"""Attention of sequences with one query token each, in Triton. Called by kernels/attention.py.
+"""Attention of sequences with one query token each, a program for each, in Triton. Called by kernels/attention.py.
 
 `_decode` takes a sequence's context in parts where the batch alone does not fill the device, and whoever of a
 sequence's programs ends last merges the parts. `_shared` reads the blocks that sequences begin with in common once for
@@ -13,16 +13,17 @@ import triton
 import triton.language as tl
 
 from kernels import counters, launch, pdl
+from kernels.attention_merge import merge_group
 from kernels.attention_tile import paged_step
 
 # Numbers, and tensors cut out of larger ones, that differ from step to step: compiled once for any value and alignment.
+_MERGED_VALUES = tl.constexpr(8192)
 _VARYING = ["query_starts", "context_lens", "shared_lens", "members", "block_tables", "table_stride", "own_splits",
             "num_splits", "stats_numel", "num_decodes", "k", "v"]
 
 
-def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, num_decodes: int,
-                   scale: float, fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
-                   out: torch.Tensor) -> None:
+def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, num_decodes: int, scale: float,
+           fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None, out: torch.Tensor) -> None:
     _, num_heads, head_dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1:3]
     group, padded_dim = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
@@ -127,8 +128,8 @@ def _decode(q, k, v, cos_sin, k_cache, v_cache, context_lens, shared_lens, block
                 counter = done + seq * KV_HEADS + kv_head
                 if tl.atomic_add(counter, 1) == used - 1:
                     tl.store(counter, 0)
-                    _merge_group(partial, stats, out, (seq * KV_HEADS + kv_head) * GROUP, used, used, 0, num_splits,
-                                 stats_numel, GROUP, HEAD_DIM, HEAD_DIM_PADDED)
+                    merge_group(partial, stats, out, (seq * KV_HEADS + kv_head) * GROUP, used, used, 0, num_splits,
+                                stats_numel, GROUP, HEAD_DIM, HEAD_DIM_PADDED, VALUES=_MERGED_VALUES)
     elif (not SHARED) & (split == 0):
         tl.store(places, tl.zeros([GROUP_PADDED, HEAD_DIM_PADDED], out.dtype.element_ty), mask=inside)
 
@@ -222,40 +223,5 @@ def _merge(partial, stats, context_lens, shared_lens, out, own_splits, num_split
     length = _shared_length(shared, num_splits - own_splits, SHARED_COLUMNS)
     used = tl.cdiv(own, _split_length(own, own_splits, COLUMNS, MIN_SPLIT))
     used_shared = tl.where(shared > 0, tl.cdiv(shared, tl.maximum(length, 1)), 0)
-    _merge_group(partial, stats, out, (seq * KV_HEADS + kv_head) * GROUP, used, used + used_shared, own_splits,
-                 num_splits, stats_numel, GROUP, HEAD_DIM, HEAD_DIM_PADDED)
-
-
-@triton.jit
-def _merge_group(partial, stats, out, first_head, used_own, used, own_splits, num_splits, stats_numel,
-                 GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr):
-    """A group's results of all splits, weighted by their shares of the whole sum of weights; zeros where none is used.
-
-    The first used_own of the used splits are the first of all; the others follow the own_splits.
-    """
-    HEADS: tl.constexpr = triton.next_power_of_2(GROUP)
-    AT_ONCE: tl.constexpr = 8192 // (HEADS * HEAD_DIM_PADDED) if HEADS * HEAD_DIM_PADDED < 8192 else 1
-    heads = tl.arange(0, HEADS)
-    dims = tl.arange(0, HEAD_DIM_PADDED)
-    best = tl.full([HEADS], float("-inf"), tl.float32)
-    total = tl.zeros([HEADS], tl.float32)
-    acc = tl.zeros([HEADS, HEAD_DIM_PADDED], tl.float32)
-    for start in range(0, used, AT_ONCE):
-        place = start + tl.arange(0, AT_ONCE)
-        split = tl.where(place < used_own, place, place - used_own + own_splits)
-        entries = (first_head + heads)[None, :] * num_splits + split[:, None]  # [splits, heads]
-        inside = (place < used)[:, None] & (heads < GROUP)[None, :]
-        # Past the L1: other programs of this very kernel may have written them.
-        bests = tl.load(stats + entries, mask=inside, other=float("-inf"), cache_modifier=".cg")
-        totals = tl.load(stats + stats_numel + entries, mask=inside, other=0.0, cache_modifier=".cg")
-        results = tl.load(partial + entries[:, :, None] * HEAD_DIM + dims[None, None, :],
-                          mask=inside[:, :, None] & (dims < HEAD_DIM)[None, None, :], other=0.0, cache_modifier=".cg")
-        new_best = tl.maximum(best, tl.max(bests, axis=0))
-        shares = tl.where(inside, tl.exp2(bests - new_best[None, :]) * totals, 0.0)
-        shrink = tl.where(best > float("-inf"), tl.exp2(best - new_best), 0.0)
-        total = total * shrink + tl.sum(shares, axis=0)
-        acc = acc * shrink[:, None] + tl.sum(results * shares[:, :, None], axis=0)
-        best = new_best
-    result = acc / tl.where(total > 0, total, 1.0)[:, None]
-    places = out + (first_head + heads)[:, None] * HEAD_DIM + dims[None, :]
-    tl.store(places, result.to(out.dtype.element_ty), mask=(heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :])
+    merge_group(partial, stats, out, (seq * KV_HEADS + kv_head) * GROUP, used, used + used_shared, own_splits,
+                num_splits, stats_numel, GROUP, HEAD_DIM, HEAD_DIM_PADDED, VALUES=_MERGED_VALUES)

@@ -22,12 +22,33 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class BalancedTile:
+    """Of decode attention in equal shares: K/V tokens of a step, programs for each multiprocessor."""
+
+    columns: int
+    num_programs: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProductTile:
     """Of a product with few rows: outputs of a program, depth of a step, parts that the depth is cut into."""
 
     outputs: int
     depth: int
     num_splits: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class WideTile:
+    """Of a product with many rows: a program's rows and outputs, depth of a step."""
+
+    rows: int
+    outputs: int
+    depth: int
     num_warps: int
     num_stages: int
 
@@ -67,6 +88,9 @@ SPLIT_MIN_TOKENS = 256  # a decode split of fewer K/V tokens costs more than it 
 MAX_SPLITS = 64
 WAVES = 4  # decode programs wanted for each multiprocessor
 
+BALANCED_MIN_SEQS = 64  # so many decodes are worth equal shares; fewer gain more by rotating for themselves
+BALANCED_MIN_TILES = 2  # of a program's share
+
 # So many decode programs rotate for themselves, which saves a kernel; more of them lose more by it.
 FUSED_ROTARY_PROGRAMS = 1024
 
@@ -105,6 +129,18 @@ def decode_tile(device: torch.device, element_bytes: int, padded_head_dim: int, 
     if family(device) == "hopper" and (element_bytes, padded_head_dim) == (2, 128) and group > 1:
         return Tile(16, 64, 2, 3)
     return _pick(_DECODE[family(device)], element_bytes, padded_head_dim)
+
+
+def balanced_tile(device: torch.device, element_bytes: int, head_dim: int, block_size: int, num_seqs: int
+                  ) -> BalancedTile | None:
+    """None: a program for each sequence is better, or it is not measured."""
+    if device.type == "cpu":
+        tile = BalancedTile(32, 2, 4, 1)  # the interpreter
+    elif family(device) == "hopper" and element_bytes == 2 and head_dim <= 128:
+        tile = BalancedTile(64, 6 if head_dim <= 64 else 4, 2, 2)  # so many programs that they just fit
+    else:
+        return None
+    return tile if tile.columns % block_size == 0 and num_seqs >= BALANCED_MIN_SEQS else None
 
 
 def prefill_tile(device: torch.device, element_bytes: int, padded_head_dim: int) -> Tile:
@@ -152,6 +188,15 @@ def gated_product_tile(device: torch.device, element_bytes: int, num_rows: int, 
     if num_rows > 16:
         return ProductTile(64, 64 if num_outputs >= 8192 else 128, 1, 4, 3)
     return ProductTile(64, 128, 1, 4, 3) if 8192 <= num_outputs < 16384 else ProductTile(32, 128, 1, 2, 4)
+
+
+def wide_gated_tile(device: torch.device, element_bytes: int, num_rows: int, size: int) -> WideTile | None:
+    """None: the library and a kernel for the activation are faster, as they are where the depth is large."""
+    if device.type == "cpu":
+        return WideTile(32, 16, 32, 4, 1)  # the interpreter
+    if family(device) != "hopper" or element_bytes != 2 or num_rows < 2048 or size >= 2048:
+        return None
+    return WideTile(128, 128, 64, 8, 3 if num_rows > 4096 else 4)
 
 
 @cache

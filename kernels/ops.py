@@ -28,6 +28,7 @@ _STEM = {
     "put_tokens": "step",
     "skinny_product": "product",
     "skinny_gated_product": "product",
+    "wide_gated_product": "wide_product",
 }
 _PACKAGE = {"cpu": "kernels.reference", "cuda": "kernels"}
 
@@ -96,6 +97,10 @@ def skinny_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
 
 def skinny_gated_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
     return _FUNCTIONS[x.device.type]["skinny_gated_product"](x, weight, bias, kind)
+
+
+def wide_gated_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["wide_gated_product"](x, weight, bias, kind)
 
 
 def gather_step(rows: torch.Tensor, token_rows: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor,

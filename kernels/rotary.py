@@ -33,7 +33,9 @@ def _rotary_and_cache(q, k, v, cos_sin, positions, slots, k_cache, v_cache,
                       HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
                       BLOCK_SIZE: tl.constexpr, HEADS_PADDED: tl.constexpr, KV_HEADS_PADDED: tl.constexpr,
                       HEAD_DIM_PADDED: tl.constexpr, HALF_PADDED: tl.constexpr, EARLY: tl.constexpr):
-    pdl.begin(EARLY)
+    # The next kernel is not let go early: this one wants no shared memory, and where it still runs, a multiprocessor
+    # cannot grant much of it; of attention's programs too few would fit there, to the end.
+    pdl.wait_for_previous(EARLY)
     token = tl.program_id(0).to(tl.int64)
     half = tl.arange(0, HALF_PADDED)
     angles = cos_sin + tl.load(positions + token).to(tl.int64) * cos_sin_stride + half

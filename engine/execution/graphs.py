@@ -117,7 +117,7 @@ class StepGraphs:
         warmed: set[tuple[bool, bool]] = set()
         for done, size in enumerate(sizes):
             progress("capturing graphs", done / len(sizes))
-            vector = torch.from_numpy(self.pack(StepPlan(0), size)).to(self._table.tokens.device)
+            vector = self._padding(size)
             kind = (size.shared, size.num_prefill_tokens > 0)
             if kind not in warmed or size.num_tokens <= SKINNY_ROWS:
                 warmed.add(kind)
@@ -128,6 +128,14 @@ class StepGraphs:
                 logits, token_ids = self._step(size, vector)
             self._captured[size] = Captured(graph, vector, logits, token_ids)
         self._sizes = sorted(sizes, key=lambda size: (size.num_tokens, size.num_decodes))
+
+    def rehearse(self, sizes: list[Size]) -> None:
+        """Steps of some of the sizes, without a graph and over padding, that use the kernels of all."""
+        for size in sizes:
+            # Each number of few rows may have kernels of its own, and from there on they change seldom.
+            telling = size.num_decodes <= 2 * SKINNY_ROWS or size.num_decodes.bit_count() == 1
+            if telling and size.num_prefill_tokens in (0, PREFILL_TOKENS[0], PREFILL_TOKENS[-1]):
+                self._step(size, self._padding(size))
 
     def size_for(self, plan: StepPlan) -> Size | None:
         """The smallest captured size that has room for the plan."""
@@ -183,6 +191,9 @@ class StepGraphs:
         captured.vector.copy_(vector)
         captured.graph.replay()
         return captured
+
+    def _padding(self, size: Size) -> torch.Tensor:
+        return torch.from_numpy(self.pack(StepPlan(0), size)).to(self._table.tokens.device)
 
     def _step(self, size: Size, vector: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         table, parts = self._table, size.cut(vector)

@@ -41,6 +41,8 @@ class ModelRunner:
         self.graphs: StepGraphs | None = None
         self.num_graph_steps = 0
         self.num_shared_steps = 0  # in which blocks were read once for many rows
+        if self.device.type == "cuda":
+            self._compile_kernels(progress)
 
     @property
     def block_bytes(self) -> int:
@@ -51,6 +53,24 @@ class ModelRunner:
         m = self.model
         self.kv_caches = kv_cache.allocate(m.num_layers, num_blocks, m.num_kv_heads, self.block_size, m.head_dim,
                                            self.dtype, self.device)
+
+    def _compile_kernels(self, progress: Progress) -> None:
+        """All those that the start and the steps after it would compile one by one."""
+        from kernels import compile_ahead  # brings Triton
+
+        progress("compiling kernels", 0.0)
+        compile_ahead.kernels_of(self._rehearse, torch.cuda.current_device())
+
+    @torch.inference_mode()
+    def _rehearse(self) -> None:
+        """The steps of `prepare`, in one layer: the others use the same kernels."""
+        self.allocate(1)
+        self.kv_caches = self.kv_caches[:1]
+        for plan in warm_up.plans(self.config):
+            self.launch(plan).result()
+        if not self.config.args.enforce_eager:
+            self._step_graphs().rehearse(self._graph_sizes())
+        self.kv_caches = []
 
     def prepare(self, progress: Progress) -> None:
         """On a GPU: compile kernels, keep the memory that steps need, and capture CUDA graphs where they are wanted."""
@@ -63,9 +83,14 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _capture(self, progress: Progress) -> None:
-        self.graphs = StepGraphs(self.model, self.table, self.kv_caches, self.block_size, self.config.max_model_len)
-        sizes = all_sizes(self.config.max_num_seqs, with_sharing=self.config.args.enable_prefix_caching)
-        self.graphs.capture(sizes, progress)
+        self.graphs = self._step_graphs()
+        self.graphs.capture(self._graph_sizes(), progress)
+
+    def _step_graphs(self) -> StepGraphs:
+        return StepGraphs(self.model, self.table, self.kv_caches, self.block_size, self.config.max_model_len)
+
+    def _graph_sizes(self) -> list[Size]:
+        return all_sizes(self.config.max_num_seqs, with_sharing=self.config.args.enable_prefix_caching)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:

@@ -34,10 +34,11 @@ def gated_product(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) ->
     if not (weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16)):
         return in_two
 
-    def in_one_for_few_rows(x: torch.Tensor) -> torch.Tensor:
-        return ops.skinny_gated_product(x, weight, bias, kind) if x.shape[0] <= SKINNY_ROWS else in_two(x)
+    def in_one(x: torch.Tensor) -> torch.Tensor:
+        by_num_rows = ops.skinny_gated_product if x.shape[0] <= SKINNY_ROWS else ops.wide_gated_product
+        return by_num_rows(x, weight, bias, kind)
 
-    return in_one_for_few_rows
+    return in_one
 
 
 def _by_num_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -85,6 +85,7 @@ def check_attention(dtype: torch.dtype, quick: bool) -> Errors:
         "uneven": ([4097, 1, 300, 2048, 777], [1] * 5),
         "many": ([3 + 7 * i for i in range(200)], [1] * 200),
         "padded": ([100, 3, 0, 0, 0], [1] * 5),
+        "many, padded": ([900, *range(62), 0, 1700, 0, 0], [1] * 67),
         "prompts": ([1, 2, 17, 128, 129, 500], [1, 2, 17, 128, 129, 500]),
         "chunks": ([700, 64, 1025, 300], [130, 2, 1, 299]),
         "mixed": ([33, 900, 5, 600, 40], [1, 1, 1, 77, 40]),
@@ -197,6 +198,16 @@ def check_logprobs(dtype: torch.dtype, quick: bool) -> Errors:
     yield "top", cases.relative_error(top, right.gather(1, top_ids.long()))
 
 
+def check_wide_product(dtype: torch.dtype, quick: bool) -> Errors:
+    for num_rows, num_outputs, size, kind in ((2048, 4864, 896, "silu"), (2500, 1000, 72, "gelu"),
+                                              (8192, 4864, 896, "gelu_tanh"), (5001, 300, 1032, "silu")):
+        x, weight = (torch.randn(n, size, device=DEVICE, dtype=dtype) for n in (num_rows, 2 * num_outputs))
+        x /= size ** 0.5  # a product of two results must fit float16
+        yield f"wide gated product {kind} {num_rows}x{size}x{num_outputs}", cases.relative_error(
+            ops.wide_gated_product(x, weight, None, kind),
+            cases.gated_activation(cases.product(x, weight, None).to(dtype), kind))
+
+
 def check_product(dtype: torch.dtype, quick: bool) -> Errors:
     shapes = [(1, 1), (20, 33), (896, 4864), (1152, 896), (896, 8960), (4096, 4096), (12288, 4096), (32001, 896)]
     for (num_outputs, size), num_rows in itertools.product(shapes, (1, 3, 16, 17, 32)):
@@ -213,7 +224,7 @@ def check_product(dtype: torch.dtype, quick: bool) -> Errors:
 
 
 CHECKS = [check_norms, check_activation, check_rotary, check_attention, check_copy, check_step, check_penalties,
-          check_sampling, check_logprobs, check_product]
+          check_sampling, check_logprobs, check_product, check_wide_product]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -33,6 +33,7 @@ from kernels import (
     rotary,
     sampling,
     step,
+    wide_product,
 )
 from kernels.bench import cases
 
@@ -84,8 +85,8 @@ def pretend(capability: int) -> list[Any]:
     JITFunction.__getitem__ = compile_only
     launch._family = lambda index: FAMILIES[capability]  # type: ignore[assignment]
     launch._num_multiprocessors = lambda index: 132  # type: ignore[assignment]
-    for name in ("family", "num_multiprocessors", "decode_tile", "prefill_tile", "whole_prefill_tile", "product_tile",
-                 "gated_product_tile", "early", "num_splits"):
+    for name in ("family", "num_multiprocessors", "decode_tile", "balanced_tile", "prefill_tile", "whole_prefill_tile",
+                 "product_tile", "gated_product_tile", "wide_gated_tile", "early", "num_splits"):
         real = getattr(getattr(launch, name), "asked_of_a_gpu", getattr(launch, name))
         getattr(real, "cache_clear", bool)()
         asked = functools.partial(real, torch.device("cuda", 0))
@@ -131,6 +132,9 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
         for num_outputs, size in ((9728, 896), (22016, 4096)):
             yield "skinny_gated_product", functools.partial(product.skinny_gated_product, empty(num_rows, size),
                                                             empty(num_outputs, size), None, "silu")
+    for num_rows in (2048, 5000):
+        yield "wide_gated_product", functools.partial(wide_product.wide_gated_product, empty(num_rows, 896),
+                                                      empty(256, 896), None, "silu")
     for ranks in (2, 8):
         x, addresses = empty(4, 5120), empty(ranks, of=torch.int64)
         for packet_rows in (0, 4):

@@ -106,6 +106,29 @@ def test_a_common_beginning_of_nothing_changes_nothing(kernels):
     check(kernels, case)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size"), [
+    (8, 2, 64, 16), (3, 3, 40, 32), (7, 1, 32, 8)])
+@pytest.mark.parametrize("num_programs", [2, 6, 100])
+@pytest.mark.parametrize("min_tiles", [1, 3])
+def test_many_decodes_in_equal_shares(kernels, monkeypatch, heads, kv_heads, head_dim, block_size, num_programs,
+                                      min_tiles):
+    if is_triton(kernels):
+        from kernels import launch
+
+        monkeypatch.setattr(launch, "BALANCED_MIN_SEQS", 1)
+        monkeypatch.setattr(launch, "BALANCED_MIN_TILES", min_tiles)
+        monkeypatch.setattr(launch, "num_multiprocessors", lambda _: num_programs // 2)  # the interpreter has 2 on each
+    base = cases.paged([1, 15, 0, 16, 17, 33, 200, 0, 64, 31], [1] * 10, heads=heads, kv_heads=kv_heads,
+                       head_dim=head_dim, block_size=block_size, poisoned=is_triton(kernels))
+    for _ in range(2):  # what one step leaves behind must not disturb the next
+        check(kernels, base)
+    case = cases.with_fresh(base, head_dim)
+    step = case.unrotated
+    out = kernels("attention").paged_attention(step.q.clone(), step.k_cache, step.v_cache, step.inputs, step.scale,
+                                               case.fresh)
+    assert cases.relative_error(out, case.expected) < TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "rotary_dim", "num_splits", "num_shared_blocks"), [
     (3, 1, 32, 1, 0), (8, 2, 32, 4, 0), (7, 1, 12, 4, 2), (2, 2, 32, 1, 2)])
 def test_fresh_keys_are_turned_and_kept_and_attended(kernels, monkeypatch, heads, kv_heads, rotary_dim, num_splits,

@@ -27,3 +27,13 @@ def test_skinny_gated_product_is_the_product_then_the_activation(kernels, kind, 
     for given in (None, bias):
         out = kernels("product").skinny_gated_product(x, weight, given, kind)
         assert cases.relative_error(out, cases.gated_activation(cases.product(x, weight, given), kind)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu"])
+@pytest.mark.parametrize(("num_rows", "size", "num_outputs"), [(1, 8, 1), (70, 40, 50), (300, 64, 33)])
+def test_wide_gated_product_is_the_product_then_the_activation(kernels, kind, num_rows, size, num_outputs):
+    x = torch.randn(num_rows, size)
+    weight, bias = torch.randn(2 * num_outputs, size) / size ** 0.5, torch.randn(2 * num_outputs)
+    for given in (None, bias):
+        out = kernels("wide_product").wide_gated_product(x, weight, given, kind)
+        assert cases.relative_error(out, cases.gated_activation(cases.product(x, weight, given), kind)) < 1e-6

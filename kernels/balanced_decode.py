@@ -1,0 +1,179 @@
+"""Attention of sequences with one query token each, in equal shares, in Triton. Called by kernels/attention.py.
+
+All sequences' contexts, cut into tiles, form one list for each KV head, and these lists one list of all; each of a
+fixed number of programs takes an equal stretch of it. So none waits for the longest sequence, and a program reads on
+from one sequence to the next without a pause. Of the programs that have a part of a sequence, whoever ends last puts
+the parts together. `_list` writes the list once a step, for all layers.
+Ye et al., "FlashInfer" (2025), section 3.3, schedules in this manner.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import counters, launch, pdl
+from kernels.attention_merge import merge_group
+from kernels.attention_tile import softmax_step
+
+_SEQS = 1024  # looked through at a time
+_TILES = 64  # written at a time
+
+# Numbers, and tensors cut out of larger ones, that differ from step to step: compiled once for any value and alignment.
+_VARYING = ["context_lens", "block_ids", "seqs", "marks", "first_tiles", "table_stride", "num_decodes"]
+
+
+class Tiles(NamedTuple):
+    """The list of one KV head. [tiles] int32 unless it says otherwise."""
+
+    block_ids: torch.Tensor  # [tiles, blocks of a tile]
+    seqs: torch.Tensor
+    marks: torch.Tensor  # tokens * 4, + 1 for a sequence's first tile, + 2 for its last
+    first_tiles: torch.Tensor  # [decodes + 1], of each sequence; then how many there are
+
+
+def balanced_decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, num_decodes: int,
+                    scale: float, tile: launch.BalancedTile, out: torch.Tensor) -> None:
+    """The newest keys and values are in the cache already."""
+    _, num_heads, head_dim = q.shape
+    num_kv_heads, block_size = k_cache.shape[1:3]
+    group, padded_dim = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
+    tiles = inputs.scratch.get(__name__)
+    if tiles is None:
+        tiles = inputs.scratch[__name__] = _tiles(inputs, num_decodes, block_size, tile.columns)
+    num_programs = tile.num_programs * launch.num_multiprocessors(q.device)
+    # Of each program: what it has of a sequence that it begins and another ends; and of one that another begins.
+    partial = torch.empty((group, 2, num_programs, head_dim), dtype=torch.float32, device=q.device)
+    stats = torch.empty((2, group, 2, num_programs), dtype=torch.float32, device=q.device)
+    done = counters.at_zero(q.device, num_decodes * num_kv_heads)
+    _balanced[(num_programs,)](
+        q, k_cache, v_cache, *tiles, out, partial, stats, done, scale, q.stride(0), q.stride(1), num_decodes,
+        KV_HEADS=num_kv_heads, GROUP=group, GROUP_PADDED=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
+        HEAD_DIM_PADDED=padded_dim, BLOCK_SIZE=block_size, COLUMNS=tile.columns, MIN_TILES=launch.BALANCED_MIN_TILES,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, **launch.early(q.device))
+
+
+def _tiles(inputs: Any, num_decodes: int, block_size: int, columns: int) -> Tiles:
+    device = inputs.context_lens.device
+    room = num_decodes * triton.cdiv(max(inputs.max_context_len, 1), columns)
+    sizes = (room * (columns // block_size), room, room, num_decodes + 1)
+    tiles = Tiles(*torch.empty(sum(sizes), dtype=torch.int32, device=device).split(sizes))
+    _list[(num_decodes,)](inputs.context_lens, inputs.block_tables, *tiles, inputs.block_tables.stride(0), num_decodes,
+                          BLOCK_SIZE=block_size, COLUMNS=columns, SEQS=_SEQS, TILES=_TILES, num_warps=4,
+                          **launch.early(device))
+    return tiles
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _list(context_lens, block_tables, block_ids, seqs, marks, first_tiles, table_stride, num_decodes,
+          BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, SEQS: tl.constexpr, TILES: tl.constexpr,
+          EARLY: tl.constexpr):
+    """A program writes a sequence's tiles. One without context has a tile of no token, which makes its zeros."""
+    pdl.begin(EARLY)
+    seq = tl.program_id(0)
+    context = tl.load(context_lens + seq)
+    first = 0
+    for start in range(0, seq, SEQS):
+        earlier = start + tl.arange(0, SEQS)
+        lens = tl.load(context_lens + earlier, mask=earlier < seq, other=0)
+        first += tl.sum(tl.where(earlier < seq, tl.maximum(tl.cdiv(lens, COLUMNS), 1), 0))
+    num_tiles = tl.maximum(tl.cdiv(context, COLUMNS), 1)
+    tl.store(first_tiles + seq, first)
+    if seq == num_decodes - 1:
+        tl.store(first_tiles + num_decodes, first + num_tiles)
+    BLOCKS: tl.constexpr = COLUMNS // BLOCK_SIZE
+    for start in range(0, num_tiles, TILES):
+        tile = start + tl.arange(0, TILES)
+        here = tile < num_tiles
+        tokens = tl.maximum(tl.minimum(context - tile * COLUMNS, COLUMNS), 0)
+        tl.store(seqs + first + tile, tl.zeros([TILES], tl.int32) + seq, mask=here)
+        tl.store(marks + first + tile, tokens * 4 + (tile == 0) + 2 * (tile == num_tiles - 1), mask=here)
+        column = tile[:, None] * BLOCKS + tl.arange(0, BLOCKS)[None, :]
+        entry = tl.load(block_tables + seq.to(tl.int64) * table_stride + column, mask=column * BLOCK_SIZE < context,
+                        other=0)
+        tl.store(block_ids + first * BLOCKS + column, entry, mask=here[:, None])
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, out, partial, stats, done, scale, q_stride,
+              q_head_stride, num_decodes,
+              KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, HEAD_DIM: tl.constexpr,
+              HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, MIN_TILES: tl.constexpr,
+              EARLY: tl.constexpr):
+    pdl.begin(EARLY)
+    program, num_programs = tl.program_id(0), tl.num_programs(0)
+    num_tiles = tl.load(first_tiles + num_decodes)
+    share = tl.maximum(tl.cdiv(num_tiles * KV_HEADS, num_programs), MIN_TILES)
+    begin = program * share
+    end = tl.minimum(begin + share, num_tiles * KV_HEADS)
+    # What the merging needs to know, asked for now.
+    item, first_program, num_parts = _parts(begin, begin < end, seqs, first_tiles, num_tiles, share, KV_HEADS)
+    last_item, last_first_program, last_num_parts = _parts(end - 1, begin < end, seqs, first_tiles, num_tiles, share,
+                                                           KV_HEADS)
+    rows = tl.arange(0, GROUP_PADDED)
+    dims = tl.arange(0, HEAD_DIM_PADDED)
+    columns = tl.arange(0, COLUMNS)
+    wanted = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    best = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP_PADDED], tl.float32)
+    acc = tl.zeros([GROUP_PADDED, HEAD_DIM_PADDED], tl.float32)
+    begun = False  # whether this program has the first tile of the sequence that it is at
+    for place in range(begin, end):  # pipelined by Triton as long as no other loop is in it
+        kv_head, tile = place // num_tiles, place % num_tiles
+        seq = tl.load(seqs + tile).to(tl.int64)
+        mark = tl.load(marks + tile)
+        tokens, is_first, is_last = mark >> 2, (mark & 1) != 0, (mark & 2) != 0
+        blocks = tl.load(block_ids + tile * (COLUMNS // BLOCK_SIZE) + columns // BLOCK_SIZE).to(tl.int64)
+        offsets = (blocks * KV_HEADS + kv_head) * (BLOCK_SIZE * HEAD_DIM) + columns % BLOCK_SIZE * HEAD_DIM
+        heads = kv_head * GROUP + rows
+        queries = tl.load(q + seq * q_stride + heads[:, None] * q_head_stride + dims[None, :], mask=wanted, other=0.0)
+        inside = (columns < tokens)[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(k_cache + offsets[:, None] + dims[None, :], mask=inside, other=0.0)
+        values = tl.load(v_cache + offsets[:, None] + dims[None, :], mask=inside, other=0.0)
+        begun = begun | is_first
+        best = tl.where(is_first, float("-inf"), best)  # which lets go of what `total` and `acc` have of the one before
+        limits = tl.zeros([GROUP_PADDED], tl.int32) + tl.maximum(tokens, 1)  # 1: of zeros
+        best, total, acc = softmax_step(queries, best, total, acc, keys, values, columns, limits, scale, True)
+        if is_last | (place == end - 1):
+            result = acc / total[:, None]
+            if is_last & begun:
+                tl.store(out + ((seq * KV_HEADS + kv_head) * GROUP + rows)[:, None] * HEAD_DIM + dims[None, :],
+                         result.to(out.dtype.element_ty), mask=wanted)
+            else:
+                entries = (rows * 2 + tl.where(begun, 0, 1)) * num_programs + program
+                tl.store(partial + entries[:, None] * HEAD_DIM + dims[None, :], result, mask=wanted)
+                tl.store(stats + entries, best, mask=rows < GROUP)
+                tl.store(stats + 2 * GROUP * num_programs + entries, total, mask=rows < GROUP)
+            begun = False
+
+    if num_parts + last_num_parts > 2:
+        tl.debug_barrier()  # all threads' parts are written before one of them says so
+        if num_parts > 1:
+            _merge_if_last(item, first_program, num_parts, out, partial, stats, done, GROUP, HEAD_DIM, HEAD_DIM_PADDED)
+        if (last_num_parts > 1) & (last_item != item):
+            _merge_if_last(last_item, last_first_program, last_num_parts, out, partial, stats, done, GROUP, HEAD_DIM,
+                           HEAD_DIM_PADDED)
+
+
+@triton.jit
+def _parts(place, exists, seqs, first_tiles, num_tiles, share, KV_HEADS: tl.constexpr):
+    """Which sequence and KV head is at this place of the whole list, the first program that has a part, and how many.
+    """
+    kv_head = place // num_tiles
+    seq = tl.load(seqs + place % num_tiles, mask=exists, other=0)
+    start = kv_head * num_tiles + tl.load(first_tiles + seq)
+    end = kv_head * num_tiles + tl.load(first_tiles + seq + 1)
+    first_program = start // share
+    return seq * KV_HEADS + kv_head, first_program, tl.where(exists, (end - 1) // share - first_program + 1, 1)
+
+
+@triton.jit
+def _merge_if_last(item, first_program, num_parts, out, partial, stats, done, GROUP: tl.constexpr,
+                   HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr):
+    if tl.atomic_add(done + item, 1) == num_parts - 1:
+        tl.store(done + item, 0)
+        num_programs = tl.num_programs(0)
+        merge_group(partial + first_program * HEAD_DIM, stats + first_program,
+                    out + item.to(tl.int64) * (GROUP * HEAD_DIM), 0, 1, num_parts, num_programs + 1, 2 * num_programs,
+                    2 * GROUP * num_programs, GROUP, HEAD_DIM, HEAD_DIM_PADDED, VALUES=1024)
