@@ -13,8 +13,8 @@ from kernels.reference.step import Gathered
 
 _TOKENS, _BLOCKS, _MAX_NUMBERS, _SEQS = 128, 512, 8, 128
 
-# Cut out of larger tensors: compiled once for any alignment.
-_VARYING = ["rows", "token_rows", "positions", "num_seqs", "num_tokens"]
+# Numbers, and tensors cut out of larger ones, that differ from step to step: compiled once for any value and alignment.
+_VARYING = ["rows", "token_rows", "positions", "num_seqs", "num_tokens", "num_blocks"]
 
 
 def gather_step(rows: torch.Tensor, token_rows: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor,

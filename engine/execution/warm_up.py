@@ -19,25 +19,26 @@ def plans(config: EngineConfig) -> list[StepPlan]:
     chunk = max(1, long // 2)
     return [
         worst_plan(config),
-        _prompts([long]),
-        # One decode, and the rest of a prompt of which the beginning is there.
+        _prompts([long], Sampling()),
+        # One decode, and the rest of a prompt of which the beginning is there; a block's copy.
         StepPlan(0, rows=[0, 1], starts=[long, chunk], num_tokens=[1, long - chunk], samples=[True, True],
-                 num_decodes=1, new_rows=[_new_row(1, long)]),
+                 num_decodes=1, new_rows=[_new_row(1, long, _EVERYTHING)], copy_sources=[0], copy_targets=[0]),
     ] if config.max_num_seqs > 1 and long > chunk else [worst_plan(config)]
 
 
 def worst_plan(config: EngineConfig) -> StepPlan:
     """As many rows as may run share the token budget, and sample with everything there is."""
     num_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
-    return _prompts([min(config.max_model_len - 1, config.max_num_batched_tokens // num_rows)] * num_rows)
+    return _prompts([min(config.max_model_len - 1, config.max_num_batched_tokens // num_rows)] * num_rows,
+                    _EVERYTHING)
 
 
-def _prompts(lengths: list[int]) -> StepPlan:
+def _prompts(lengths: list[int], sampling: Sampling) -> StepPlan:
     num_rows = len(lengths)
     return StepPlan(0, rows=list(range(num_rows)), starts=[0] * num_rows, num_tokens=lengths, samples=[True] * num_rows,
                     num_decodes=sum(length == 1 for length in lengths),
-                    new_rows=[_new_row(row, length) for row, length in enumerate(lengths)])
+                    new_rows=[_new_row(row, length, sampling) for row, length in enumerate(lengths)])
 
 
-def _new_row(row: int, length: int) -> NewRow:
-    return NewRow(row, [0] * length, length, _EVERYTHING, row)
+def _new_row(row: int, length: int, sampling: Sampling) -> NewRow:
+    return NewRow(row, [0] * length, length, sampling, row)
