@@ -10,10 +10,11 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
-from kernels import ops
+from kernels import compile_ahead, ops
 from kernels.bench import cases
 from kernels.reference.step import Gathered
 
@@ -229,7 +230,7 @@ CHECKS = [check_norms, check_activation, check_rotary, check_attention, check_co
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer shapes: about a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes")
     parser.add_argument("--only", default="", help="run the checks with this in their name")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
@@ -239,6 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     for check in CHECKS:
         if options.only not in check.__name__:
             continue
+        compile_ahead.kernels_of(partial(_carry_out, check, options.quick), torch.cuda.current_device())
         for dtype in dtypes():
             errors = list(check(dtype, options.quick))
             bad = [f"{name} {dtype}: {error:.2e}" for name, error in errors if not error < TOLERANCE[dtype]]
@@ -250,6 +252,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("FAILED", line)
     print(f"{len(failures)} failures")
     return 1 if failures else 0
+
+
+def _carry_out(check: Callable[[torch.dtype, bool], Errors], quick: bool) -> None:
+    for dtype in dtypes():
+        for _ in check(dtype, quick):
+            pass
 
 
 if __name__ == "__main__":
