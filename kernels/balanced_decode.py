@@ -132,7 +132,9 @@ def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, out, par
         keys = tl.load(k_cache + offsets[:, None] + dims[None, :], mask=inside, other=0.0)
         values = tl.load(v_cache + offsets[:, None] + dims[None, :], mask=inside, other=0.0)
         begun = begun | is_first
-        best = tl.where(is_first, float("-inf"), best)  # which lets go of what `total` and `acc` have of the one before
+        best = tl.where(is_first, float("-inf"), best)
+        total = tl.where(is_first, 0.0, total)  # not left to the best one's change: the one before may have had NaN
+        acc = tl.where(is_first, 0.0, acc)
         limits = tl.zeros([GROUP_PADDED], tl.int32) + tl.maximum(tokens, 1)  # 1: of zeros
         best, total, acc = softmax_step(queries, best, total, acc, keys, values, columns, limits, scale, True)
         if is_last | (place == end - 1):
@@ -146,7 +148,6 @@ def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, out, par
                 tl.store(stats + entries, best, mask=rows < GROUP)
                 tl.store(stats + 2 * GROUP * num_programs + entries, total, mask=rows < GROUP)
             begun = False
-
     if num_parts + last_num_parts > 2:
         tl.debug_barrier()  # all threads' parts are written before one of them says so
         if num_parts > 1:

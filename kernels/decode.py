@@ -16,8 +16,9 @@ from kernels import counters, launch, pdl
 from kernels.attention_merge import merge_group
 from kernels.attention_tile import paged_step
 
+_MERGED_VALUES = tl.constexpr(8192)  # held at a time
+
 # Numbers, and tensors cut out of larger ones, that differ from step to step: compiled once for any value and alignment.
-_MERGED_VALUES = tl.constexpr(8192)
 _VARYING = ["query_starts", "context_lens", "shared_lens", "members", "block_tables", "table_stride", "own_splits",
             "num_splits", "stats_numel", "num_decodes", "k", "v"]
 

@@ -129,6 +129,20 @@ def test_many_decodes_in_equal_shares(kernels, monkeypatch, heads, kv_heads, hea
     assert cases.relative_error(out, case.expected) < TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("in_equal_shares", [False, True])
+def test_what_one_sequence_has_of_nan_stays_with_it(kernels, monkeypatch, in_equal_shares):
+    if is_triton(kernels):
+        from kernels import launch
+
+        monkeypatch.setattr(launch, "BALANCED_MIN_SEQS", 1 if in_equal_shares else 1000)
+    case = cases.paged([40, 70, 33], [1] * 3, heads=4, kv_heads=2, head_dim=32)
+    right = cases.attention(case)
+    case.v_cache[case.inputs.block_tables[1, :5].long()] = torch.nan
+    out = kernels("attention").paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.scale)
+    assert out[1].isnan().all()
+    assert cases.relative_error(out[::2], right[::2]) < TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "rotary_dim", "num_splits", "num_shared_blocks"), [
     (3, 1, 32, 1, 0), (8, 2, 32, 4, 0), (7, 1, 12, 4, 2), (2, 2, 32, 1, 2)])
 def test_fresh_keys_are_turned_and_kept_and_attended(kernels, monkeypatch, heads, kv_heads, rotary_dim, num_splits,
