@@ -5,7 +5,7 @@ Sequences are in plan order: the first `num_decodes` have one query token each, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class AttentionInputs:
     max_query_len: int
     max_context_len: int  # upper bound of context_lens
     first_whole: int  # from this sequence on, all are prompts of which nothing was computed before; seqs if unknown
+    # [seqs] int32, the last token of each sequence, where the model's last layer need go on with no other; None: all.
+    last_tokens: torch.Tensor | None = None
     # Where decoding sequences begin with the same blocks (None: nowhere, or not worth it): [decodes] int32, how many
     # tokens each has in common with the others (0 = none); and [decodes] int32, which sequences these are, then -1.
     shared: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -36,3 +38,12 @@ class AttentionInputs:
     host_context_lens: list[int] | None = None
     # What a backend works out at the first layer and needs again at the others; its own business.
     scratch: dict[str, Any] = field(default_factory=dict)
+
+    def of_last_tokens(self) -> AttentionInputs:
+        """Of each sequence the last query alone, once all K and V of the step are written.
+
+        What only rotating, writing and longer queries need is left as it is.
+        """
+        num_seqs = self.context_lens.shape[0]
+        return replace(self, num_decodes=num_seqs, max_query_len=1, first_whole=num_seqs, last_tokens=None, shared=None,
+                       host_query_lens=None if self.host_query_lens is None else [1] * num_seqs, scratch={})

@@ -21,10 +21,17 @@ class PagedAttention:
         self.scale = head_dim ** -0.5
         self._cos_sin = cos_sin
 
-    def __call__(self, qkv: torch.Tensor, inputs: AttentionInputs,
-                 kv_cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """[tokens, (heads + 2 kv_heads) * head_dim] -> [tokens, heads * head_dim]. Overwrites qkv."""
+    def __call__(self, qkv: torch.Tensor, inputs: AttentionInputs, kv_cache: tuple[torch.Tensor, torch.Tensor],
+                 last_tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """[tokens, (heads + 2 kv_heads) * head_dim] -> [tokens, heads * head_dim]. Overwrites qkv.
+
+        With last_tokens, those of the inputs, only theirs: [seqs, heads * head_dim].
+        """
         k_cache, v_cache = kv_cache
         heads = qkv.view(qkv.shape[0], -1, self.head_dim)
         q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        return ops.paged_attention(q, k_cache, v_cache, inputs, self.scale, (k, v, self._cos_sin)).flatten(1)
+        if last_tokens is None:
+            return ops.paged_attention(q, k_cache, v_cache, inputs, self.scale, (k, v, self._cos_sin)).flatten(1)
+        ops.rotary_and_cache(q, k, v, self._cos_sin, inputs.positions, inputs.slots, k_cache, v_cache)
+        q = q.index_select(0, last_tokens)
+        return ops.paged_attention(q, k_cache, v_cache, inputs.of_last_tokens(), self.scale).flatten(1)

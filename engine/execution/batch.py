@@ -28,7 +28,10 @@ def pack(plan: StepPlan, upload: Upload) -> None:
     upload.add("context_lens", starts + lengths)
     upload.add("token_rows", token_rows)
     upload.add("positions", positions)
-    upload.add("last_tokens", (query_starts[1:] - 1)[np.array(plan.samples, bool)])
+    if max(plan.num_tokens) > 1:
+        upload.add("last_tokens", query_starts[1:] - 1)
+    if not all(plan.samples):
+        upload.add("sample_places", np.flatnonzero(plan.samples).astype(np.int32))
     if plan.shared_places:
         shared = np.zeros((2, plan.num_decodes), np.int32)  # lengths, members
         shared[0, plan.shared_places] = plan.num_shared_tokens
@@ -70,6 +73,7 @@ def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int,
         max_query_len=max(plan.num_tokens),
         max_context_len=max_context_len,
         first_whole=max((place + 1 for place, start in enumerate(plan.starts) if start), default=0),
+        last_tokens=upload["last_tokens"] if max(plan.num_tokens) > 1 else None,
         shared=(upload["shared"][0], upload["shared"][1]) if plan.shared_places else None,
         host_query_lens=plan.num_tokens if host_lists else None,
         host_context_lens=ends if host_lists else None,

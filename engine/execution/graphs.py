@@ -209,13 +209,12 @@ class StepGraphs:
             max_query_len=max(size.num_prefill_tokens, 1),
             max_context_len=self._max_context_len,
             first_whole=size.num_seqs,
+            last_tokens=parts["last_tokens"] if size.num_prefill_tokens else None,
             shared=(parts["shared_lens"], parts["members"]) if size.shared else None,
         )
         hidden = self._model.forward(step.token_ids, inputs, self._kv_caches)
         if hidden is None:
             return None, None
-        if size.num_prefill_tokens:
-            hidden = hidden.index_select(0, parts["last_tokens"])
         logits = self._model.logits(hidden)
         targets = parts["sample_positions"]
         token_ids = ops.sample(logits, step.floats[TEMPERATURE], step.top_k, step.floats[TOP_P], step.floats[MIN_P],

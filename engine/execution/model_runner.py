@@ -63,9 +63,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _rehearse(self) -> None:
-        """The steps of `prepare`, in one layer: the others use the same kernels."""
+        """The steps of `prepare`, in the last two layers: those before use the same kernels as the last but one."""
         self.allocate(1)
-        self.kv_caches = self.kv_caches[:1]
+        self.kv_caches = self.kv_caches[-2:]
         for plan in warm_up.plans(self.config):
             self.launch(plan).result()
         if not self.config.args.enforce_eager:
@@ -152,8 +152,8 @@ class ModelRunner:
         hidden = self.model.forward(token_ids, attention, self.kv_caches)
         if hidden is None or not any(plan.samples):
             return None
-        if hidden.shape[0] != upload["last_tokens"].shape[0]:
-            hidden = hidden.index_select(0, upload["last_tokens"])
+        if not all(plan.samples):
+            hidden = hidden.index_select(0, upload["sample_places"])
         return self.model.logits(hidden)
 
     def _sampling_inputs(self, plan: StepPlan, upload: Upload) -> SamplingInputs:

@@ -31,10 +31,10 @@ class SelfAttention:
                                       bias=out_bias)
         self._attention = PagedAttention(heads.stop - heads.start, kv_heads.stop - kv_heads.start, dim, cos_sin)
 
-    def __call__(self, x: torch.Tensor, inputs: AttentionInputs,
-                 kv_cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """[tokens, hidden] -> [tokens, hidden], this rank's part of the sum."""
-        return self._out(self._attention(self._qkv(x), inputs, kv_cache))
+    def __call__(self, x: torch.Tensor, inputs: AttentionInputs, kv_cache: tuple[torch.Tensor, torch.Tensor],
+                 last_tokens: torch.Tensor | None) -> torch.Tensor:
+        """[tokens, hidden] -> [tokens, hidden], this rank's part of the sum; of last_tokens alone, if given."""
+        return self._out(self._attention(self._qkv(x), inputs, kv_cache, last_tokens))
 
 
 def _scaled(heads: slice, head_dim: int) -> slice:

@@ -35,7 +35,8 @@ class CausalLM:
     def forward(self, token_ids: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor | None:
         """[tokens] -> [tokens, hidden], after the final norm; None on a stage that handed its result to the next.
 
-        Writes this step's K and V into the caches.
+        With `inputs.last_tokens`, of each sequence its last one: [seqs, hidden]. Writes this step's K and V into the
+        caches; with fewer caches than the stage has layers, only as many layers, the last ones, are carried out.
         """
         stage = self.stage
         if stage.is_first:
@@ -49,7 +50,7 @@ class CausalLM:
         return None
 
     def decode(self, hidden: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
-        """[tokens, hidden] -> [tokens, hidden] through this stage's layers and, on the last, the final norm."""
+        """[tokens, hidden] -> [tokens or seqs, hidden] through this stage's layers and, on the last, the final norm."""
         raise NotImplementedError
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ class Llama(CausalLM):
         mine = stage.share(config.num_layers)
         self.num_layers = len(mine)
         layers = [DecoderLayer(_held(body.sub(f"layers.{i}"), i in mine), config, cos_sin, parallel, qkv_bias=qkv_bias,
-                               out_bias=out_bias) for i in range(config.num_layers)]
+                               out_bias=out_bias, is_last=i == config.num_layers - 1) for i in range(config.num_layers)]
         self.layers = [layers[i] for i in mine]
         self.norm = RMSNorm(_held(body.sub("norm"), stage.is_last), config.hidden_size,
                             hf.get("rms_norm_eps", DEFAULT_EPS), parallel)
@@ -71,8 +71,8 @@ class Llama(CausalLM):
     def decode(self, hidden: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
         residual = hidden
         update = None  # what the block before wants added to the residual; the next norm adds it
-        for layer, kv_cache in zip(self.layers, kv_caches):
-            update = layer(update, residual, inputs, kv_cache)
+        for layer, kv_cache in zip(self.layers[-len(kv_caches):], kv_caches):
+            update, residual = layer(update, residual, inputs, kv_cache)
         assert update is not None, "a stage has layers"
         if self.stage.is_last:
             return self.norm.add(update, residual)
@@ -81,7 +81,7 @@ class Llama(CausalLM):
 
 class DecoderLayer:
     def __init__(self, view: View, config: ModelConfig, cos_sin: torch.Tensor, parallel: Parallel, *, qkv_bias: bool,
-                 out_bias: bool) -> None:
+                 out_bias: bool, is_last: bool) -> None:
         hf, hidden = config.hf, config.hidden_size
         eps = hf.get("rms_norm_eps", DEFAULT_EPS)
         self.input_norm = RMSNorm(view.sub("input_layernorm"), hidden, eps, parallel)
@@ -90,16 +90,21 @@ class DecoderLayer:
         self.mlp_norm = RMSNorm(view.sub("post_attention_layernorm"), hidden, eps, parallel)
         self.mlp = GatedMLP(view.sub("mlp"), hidden, hf["intermediate_size"], hf.get("hidden_act", "silu"), parallel,
                             bias=bool(hf.get("mlp_bias", False)))
+        self._is_last = is_last
 
     def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs,
-                 kv_cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+                 kv_cache: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds `update` and this layer's attention to `residual` in place; returns the MLP's update, not yet added.
 
-        Updates are a rank's part of a sum, which the adding completes.
+        Updates are a rank's part of a sum, which the adding completes. The residual is returned too: of a model's last
+        layer, only that of the inputs' last tokens. Nobody asks for the others; of a long prompt, one layer less.
         """
         x = self.input_norm(residual) if update is None else self.input_norm.add(update, residual)
-        x = self.mlp_norm.add(self.attention(x, inputs, kv_cache), residual)
-        return self.mlp(x)
+        last_tokens = inputs.last_tokens if self._is_last else None
+        x = self.attention(x, inputs, kv_cache, last_tokens)
+        if last_tokens is not None:
+            residual = residual.index_select(0, last_tokens)
+        return self.mlp(self.mlp_norm.add(x, residual)), residual
 
 
 def _held(view: View, here: bool) -> View:

@@ -50,19 +50,20 @@ def test_gathered_inputs_equal_a_loop_over_the_plan(drawn):
     token_ids, inputs = batch.gather(plan, upload, table, BLOCK, host_lists=True)
 
     ids, positions, slots, last, starts = [], [], [], [], [0]
-    for row, start, count, samples in zip(plan.rows, plan.starts, plan.num_tokens, plan.samples):
+    for row, start, count in zip(plan.rows, plan.starts, plan.num_tokens):
         for position in range(start, start + count):
             ids.append(tokens[row][position])
             positions.append(position)
             slots.append(blocks[row][position // BLOCK] * BLOCK + position % BLOCK)
         starts.append(len(ids))
-        if samples:
-            last.append(len(ids) - 1)
+        last.append(len(ids) - 1)
     assert token_ids.tolist() == ids
     assert inputs.positions.tolist() == positions
     assert inputs.slots.tolist() == slots
     assert inputs.query_starts.tolist() == starts
-    assert upload["last_tokens"].tolist() == last
+    assert last == (list(range(len(ids))) if inputs.last_tokens is None else inputs.last_tokens.tolist())
+    if not all(plan.samples):
+        assert [plan.samples[place] for place in upload["sample_places"].tolist()] == [True] * sum(plan.samples)
     assert inputs.context_lens.tolist() == inputs.host_context_lens
     assert inputs.max_context_len == max(inputs.host_context_lens)
     for row in tokens:

@@ -71,7 +71,9 @@ def test_a_packed_step_equals_the_step(model: CausalLM, plan: StepPlan, more_dec
     upload.send(CPU)
     table.apply(plan, upload)
     token_ids, inputs = batch.gather(plan, upload, table, BLOCK, host_lists=True)
-    right = model.logits(model.forward(token_ids, inputs, caches)[upload["last_tokens"].long()])
+    hidden = model.forward(token_ids, inputs, caches)
+    assert hidden is not None
+    right = model.logits(hidden[torch.tensor(plan.samples)])
 
     graphs = StepGraphs(model, table, copies, BLOCK, LENGTH)
     vector = torch.from_numpy(graphs.pack(plan, size))

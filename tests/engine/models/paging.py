@@ -47,8 +47,9 @@ class PagedRun:
                         for _ in range(model.num_layers)]
 
     @torch.inference_mode()
-    def step(self, chunks: dict[int, list[int]]) -> dict[int, torch.Tensor]:
-        """Sequence -> its next tokens; single ones first. Returns the logits of every token, [tokens, vocab]."""
+    def step(self, chunks: dict[int, list[int]], *, only_last: bool = False) -> dict[int, torch.Tensor]:
+        """Sequence -> its next tokens; single ones first. Returns the logits of every token, [tokens, vocab], or only
+        of the last, [1, vocab]."""
         seqs, counts = list(chunks), [len(tokens) for tokens in chunks.values()]
         num_decodes = next((i for i, count in enumerate(counts) if count > 1), len(counts))
         starts = [self._lens[s] for s in seqs]
@@ -56,16 +57,18 @@ class PagedRun:
         rows = torch.tensor(seqs).repeat_interleave(torch.tensor(counts))
         blocks = self._tables[rows, positions // BLOCK_SIZE]
         contexts = [a + n for a, n in zip(starts, counts)]
+        query_starts = torch.tensor([0, *counts]).cumsum(0).int()
         inputs = AttentionInputs(
             positions=positions.int(),
             slots=blocks * BLOCK_SIZE + (positions % BLOCK_SIZE).int(),
-            query_starts=torch.tensor([0, *counts]).cumsum(0).int(),
+            query_starts=query_starts,
             context_lens=torch.tensor(contexts).int(),
             block_tables=self._tables[seqs],
             num_decodes=num_decodes,
             max_query_len=max(counts),
             max_context_len=max(contexts),
             first_whole=len(seqs),
+            last_tokens=query_starts[1:] - 1 if only_last else None,
             host_query_lens=counts,
             host_context_lens=contexts,
         )
@@ -73,4 +76,4 @@ class PagedRun:
         logits = self.model.logits(self.model.forward(token_ids, inputs, self._caches))
         for s, n in zip(seqs, counts):
             self._lens[s] += n
-        return dict(zip(seqs, logits.split(counts)))
+        return dict(zip(seqs, logits.split(1 if only_last else counts)))

@@ -50,6 +50,21 @@ def test_logits_equal_transformers_however_the_prompt_is_cut(case: str, tmp_path
                                    msg=lambda message, name=name: f"{name}: {message}")
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_where_only_last_tokens_go_on_they_are_what_they_were_and_all_is_in_the_cache(family: str, tmp_path: Path
+                                                                                      ) -> None:
+    reference = tiny.write(tmp_path, family)
+    run = PagedRun(load(tmp_path), 3, 128)
+    prompts = {0: PROMPT[:17], 1: PROMPT[10:60], 2: PROMPT[3:40]}
+    ends = dict.fromkeys(prompts, 0)
+    for lengths in ({0: 4, 1: 30}, {0: 1, 2: 30, 1: 5}, {2: 1, 1: 1, 0: 2}, {0: 1, 1: 1, 2: 1}):
+        chunks = {s: prompts[s][ends[s]:ends[s] + n] for s, n in lengths.items()}
+        for s, got in run.step(chunks, only_last=max(lengths.values()) > 1).items():
+            ends[s] += lengths[s]
+            expected = tiny.logits(reference, prompts[s][:ends[s]])[-1:]
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_sequences_of_a_batch_do_not_see_each_other(tmp_path: Path) -> None:
     reference = tiny.write(tmp_path, "llama")
     run = PagedRun(load(tmp_path), 3, 128)
