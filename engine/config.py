@@ -51,7 +51,8 @@ class EngineArgs:
     enable_prefix_caching: bool = _argument(True, "Reuse the KV blocks of equal prompt prefixes.")
     max_num_seqs: int | None = _argument(
         None, "Most samples running at once: 256 on a GPU, 1024 from 70 GB on, 64 on CPU.")
-    max_num_batched_tokens: int | None = _argument(None, "Token budget of a step: 8192 on a GPU, 512 on CPU.")
+    max_num_batched_tokens: int | None = _argument(
+        None, "Token budget of a step: 8192 on a GPU (LLM, from 70 GB on: 16384), 512 on CPU.")
     enforce_eager: bool = _argument(False, "No CUDA graphs.")
     async_scheduling: bool | None = _argument(None, "Plan a step while the one before runs; on with a GPU if unset.")
     tensor_parallel_size: int = _argument(1, "Devices that each layer is split over.")

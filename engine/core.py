@@ -44,8 +44,8 @@ class _Submission:
 
 
 class EngineCore:
-    def __init__(self, args: EngineArgs, progress: Callable[[str, float], None], *, bounded: bool = True) -> None:
-        """Loads the model; `bounded` False lifts the queue's limits (offline use).
+    def __init__(self, args: EngineArgs, progress: Callable[[str, float], None], *, offline: bool = False) -> None:
+        """Loads the model. `offline`: nobody waits for single tokens; steps may be longer, and the queue has no limits.
 
         Raises:
             ConfigError: the configuration does not fit the model or the device.
@@ -55,7 +55,8 @@ class EngineCore:
         args.checked()
         model = resolve_model(args)
         ranks = placement(args, progress)
-        self.config = config = settle(args, model, of_this_machine() if ranks is None else ranks.hardware())
+        self.config = config = settle(args, model, of_this_machine() if ranks is None else ranks.hardware(),
+                                      offline=offline)
         self._executor: Executor = (InProcessExecutor(config, progress) if ranks is None
                                     else RankGroup(config, ranks, progress))
         return_freed_memory()
@@ -71,8 +72,8 @@ class EngineCore:
             enable_prefix_caching=args.enable_prefix_caching,
             num_microbatches=args.pipeline_parallel_size,
         ))
-        self._admission = Admission(args.max_queued_requests if bounded else None,
-                                    args.max_queued_tokens if bounded else None)
+        self._admission = Admission(None if offline else args.max_queued_requests,
+                                    None if offline else args.max_queued_tokens)
         self._unfinished: defaultdict[Owner, dict[int, _Submission]] = defaultdict(dict)  # by sample id
         self._timed: dict[_Submission, None] = {}  # those that no step took up yet and that may not wait for ever
         self._trials = Trials(self._try)

@@ -25,9 +25,11 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     assert v_cache.is_contiguous()
     num_seqs = inputs.context_lens.shape[0]
     num_decodes = num_seqs if inputs.max_query_len == 1 else inputs.num_decodes
-    balanced = None if inputs.shared is not None else launch.balanced_tile(q.device, q.element_size(), q.shape[2],
-                                                                           k_cache.shape[2], num_decodes)
-    fused = balanced is None and num_decodes * k_cache.shape[1] <= launch.FUSED_ROTARY_PROGRAMS
+    num_kv_heads, block_size = k_cache.shape[1:3]
+    balanced = None
+    if inputs.shared is None:
+        balanced = launch.balanced_tile(q.device, q.element_size(), q.shape[2], block_size, num_decodes, num_kv_heads)
+    fused = balanced is None and num_decodes * num_kv_heads <= launch.FUSED_ROTARY_PROGRAMS
     if fresh is not None:
         first = num_decodes if fused else 0  # decoding sequences come first, with one token each
         if first < q.shape[0]:

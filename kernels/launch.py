@@ -88,7 +88,10 @@ SPLIT_MIN_TOKENS = 256  # a decode split of fewer K/V tokens costs more than it 
 MAX_SPLITS = 64
 WAVES = 4  # decode programs wanted for each multiprocessor
 
-BALANCED_MIN_SEQS = 64  # so many decodes are worth equal shares; fewer gain more by rotating for themselves
+# So many decodes, and so many of them times KV heads, are worth equal shares; fewer gain more by rotating for
+# themselves.
+BALANCED_MIN_SEQS = 16
+BALANCED_MIN_PAIRS = 160
 BALANCED_MIN_TILES = 2  # of a program's share
 
 # So many decode programs rotate for themselves, which saves a kernel; more of them lose more by it.
@@ -131,8 +134,8 @@ def decode_tile(device: torch.device, element_bytes: int, padded_head_dim: int, 
     return _pick(_DECODE[family(device)], element_bytes, padded_head_dim)
 
 
-def balanced_tile(device: torch.device, element_bytes: int, head_dim: int, block_size: int, num_seqs: int
-                  ) -> BalancedTile | None:
+def balanced_tile(device: torch.device, element_bytes: int, head_dim: int, block_size: int, num_seqs: int,
+                  num_kv_heads: int) -> BalancedTile | None:
     """None: a program for each sequence is better, or it is not measured."""
     if device.type == "cpu":
         tile = BalancedTile(32, 2, 4, 1)  # the interpreter
@@ -140,7 +143,9 @@ def balanced_tile(device: torch.device, element_bytes: int, head_dim: int, block
         tile = BalancedTile(64, 6 if head_dim <= 64 else 4, 2, 2)  # so many programs that they just fit
     else:
         return None
-    return tile if tile.columns % block_size == 0 and num_seqs >= BALANCED_MIN_SEQS else None
+    if num_seqs < BALANCED_MIN_SEQS or num_seqs * num_kv_heads < BALANCED_MIN_PAIRS or tile.columns % block_size:
+        return None
+    return tile
 
 
 def prefill_tile(device: torch.device, element_bytes: int, padded_head_dim: int) -> Tile:
@@ -197,6 +202,11 @@ def wide_gated_tile(device: torch.device, element_bytes: int, num_rows: int, siz
     if family(device) != "hopper" or element_bytes != 2 or num_rows < 2048 or size >= 2048:
         return None
     return WideTile(128, 128, 64, 8, 3 if num_rows > 4096 else 4)
+
+
+def has_fast_logarithm(device: torch.device) -> bool:
+    """The device's own, in one instruction where the exact one takes twenty; the interpreter has only the latter."""
+    return device.type == "cuda"
 
 
 @cache

@@ -8,6 +8,7 @@ the count, or the mass, of strictly greater ones is below a target. `_draw` scor
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from kernels import launch
 from kernels.reference import sampling as reference
@@ -37,7 +38,8 @@ def sample(logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor,
     ids = torch.empty((num_samples, num_pieces), dtype=torch.int32, device=logits.device)
     _draw[(num_samples, num_pieces)](
         logits, temperature, threshold, seeds, positions, scores, ids, logits.stride(0), vocab_size,
-        FILTERED=filtered, BLOCK=launch.SAMPLE_BLOCK, num_warps=launch.SAMPLE_WARPS)
+        FILTERED=filtered, BLOCK=launch.SAMPLE_BLOCK, FAST_LOG=launch.has_fast_logarithm(logits.device),
+        num_warps=launch.SAMPLE_WARPS)
     _best[(num_samples,)](scores, ids, token_ids, num_pieces, PIECES_PADDED=triton.next_power_of_2(num_pieces),
                           num_warps=1)
     return token_ids
@@ -52,21 +54,27 @@ def _mix(h):
 
 
 @triton.jit
-def _noise(seed, position, ids):
+def _log(x, FAST: tl.constexpr):
+    return libdevice.fast_logf(x) if FAST else tl.log(x)
+
+
+@triton.jit
+def _noise(seed, position, ids, FAST_LOG: tl.constexpr):
     """log(e) of the reference's `exponential` for these token ids."""
     low, high = seed.to(tl.int32), (seed >> 32).to(tl.int32)
     k0 = _mix(_mix(_mix(low + _GOLDEN) ^ high) ^ (position.to(tl.int32) * _POSITION))
     k1 = _mix(_mix((k0 ^ low) + _GOLDEN) ^ high)
     h = _mix(_mix(ids * _GOLDEN + k0) ^ k1)
     u = (((h >> 1) & 0x7FFFFFFF).to(tl.float32) + 0.5) * 4.656612873077393e-10  # 2^-31
-    # Near 0, 1 - u would lose u's digits.
-    e = tl.where(u < 0.0009765625, u * (1.0 + 0.5 * u), -tl.log(1.0 - u))
-    return tl.log(e)
+    # Near 0, 1 - u would lose u's digits, and the fast logarithm those of its result: there, the series.
+    series = u * (1.0 + u * (0.5 + u * (0.33333333 + u * (0.25 + u * 0.2))))
+    e = tl.where(u < 0.0625, series, -_log(1.0 - u, FAST_LOG))
+    return _log(e, FAST_LOG)
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def _draw(logits, temperature, threshold, seeds, positions, scores, ids, stride, vocab_size, FILTERED: tl.constexpr,
-          BLOCK: tl.constexpr):
+          BLOCK: tl.constexpr, FAST_LOG: tl.constexpr):
     row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns = piece * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(logits + row * stride + columns, mask=columns < vocab_size, other=float("-inf")).to(tl.float32)
@@ -75,7 +83,7 @@ def _draw(logits, temperature, threshold, seeds, positions, scores, ids, stride,
         value = value / heat
         if FILTERED:
             value = tl.where(value >= tl.load(threshold + row), value, float("-inf"))
-        noise = _noise(tl.load(seeds + row), tl.load(positions + row), columns)
+        noise = _noise(tl.load(seeds + row), tl.load(positions + row), columns, FAST_LOG)
         value = value - noise
     best = tl.max(value, axis=0)
     entry = row * tl.num_programs(1) + piece

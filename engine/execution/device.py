@@ -16,8 +16,8 @@ BFLOAT16_CAPABILITY = (8, 0)
 LARGE_GPU_BYTES = 70 * 10**9
 
 
-def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware) -> EngineConfig:
-    """The whole configuration for this hardware. `args` are checked.
+def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline: bool = False) -> EngineConfig:
+    """The whole configuration for this hardware. `args` are checked; `offline`, nobody waits for single tokens.
 
     Raises:
         ConfigError: a value does not fit the model or the device.
@@ -31,7 +31,7 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware) -> EngineCo
         dtype=_dtype(args, model, device, hardware),
         max_model_len=_max_model_len(args, model),
         max_num_seqs=args.max_num_seqs or (64 if cpu else _most_gpu_rows(hardware)),
-        max_num_batched_tokens=args.max_num_batched_tokens or (512 if cpu else 8192),
+        max_num_batched_tokens=args.max_num_batched_tokens or (512 if cpu else _gpu_tokens(hardware, offline)),
         num_steps_ahead=_num_steps_ahead(args, device),
     )
 
@@ -64,6 +64,11 @@ def _dtype(args: EngineArgs, model: ModelConfig, device: str, hardware: Hardware
 def _most_gpu_rows(hardware: Hardware) -> int:
     """Large GPUs have the KV memory to run a thousand samples at once; waiting ones would keep it idle."""
     return 1024 if hardware.memory_bytes >= LARGE_GPU_BYTES else 256
+
+
+def _gpu_tokens(hardware: Hardware, offline: bool) -> int:
+    """Longer steps keep a small model's GPU busy while the host prepares the next, and hold up whoever decodes."""
+    return 16384 if offline and hardware.memory_bytes >= LARGE_GPU_BYTES else 8192
 
 
 def _num_steps_ahead(args: EngineArgs, device: str) -> int:

@@ -51,7 +51,7 @@ class LLM:
         from engine.core import EngineCore  # brings torch, which nobody pays for before an engine is built
 
         with reporter() as progress:
-            self._core = EngineCore(self.args, progress, bounded=False)
+            self._core = EngineCore(self.args, progress, offline=True)
         self.model_config = self._core.config.model
         self.info = self._core.info
         self._tokenizer = None if self.args.skip_tokenizer_init else load_tokenizer(self.model_config, tokenizer)

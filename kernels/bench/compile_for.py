@@ -86,7 +86,7 @@ def pretend(capability: int) -> list[Any]:
     launch._family = lambda index: FAMILIES[capability]  # type: ignore[assignment]
     launch._num_multiprocessors = lambda index: 132  # type: ignore[assignment]
     for name in ("family", "num_multiprocessors", "decode_tile", "balanced_tile", "prefill_tile", "whole_prefill_tile",
-                 "product_tile", "gated_product_tile", "wide_gated_tile", "early", "num_splits"):
+                 "product_tile", "gated_product_tile", "wide_gated_tile", "has_fast_logarithm", "early", "num_splits"):
         real = getattr(getattr(launch, name), "asked_of_a_gpu", getattr(launch, name))
         getattr(real, "cache_clear", bool)()
         asked = functools.partial(real, torch.device("cuda", 0))

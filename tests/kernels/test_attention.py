@@ -115,6 +115,7 @@ def test_many_decodes_in_equal_shares(kernels, monkeypatch, heads, kv_heads, hea
         from kernels import launch
 
         monkeypatch.setattr(launch, "BALANCED_MIN_SEQS", 1)
+        monkeypatch.setattr(launch, "BALANCED_MIN_PAIRS", 1)
         monkeypatch.setattr(launch, "BALANCED_MIN_TILES", min_tiles)
         monkeypatch.setattr(launch, "num_multiprocessors", lambda _: num_programs // 2)  # the interpreter has 2 on each
     base = cases.paged([1, 15, 0, 16, 17, 33, 200, 0, 64, 31], [1] * 10, heads=heads, kv_heads=kv_heads,
@@ -134,6 +135,7 @@ def test_what_one_sequence_has_of_nan_stays_with_it(kernels, monkeypatch, in_equ
         from kernels import launch
 
         monkeypatch.setattr(launch, "BALANCED_MIN_SEQS", 1 if in_equal_shares else 1000)
+        monkeypatch.setattr(launch, "BALANCED_MIN_PAIRS", 1)
     case = cases.paged([40, 70, 33], [1] * 3, heads=4, kv_heads=2, head_dim=32)
     right = cases.attention(case)
     case.v_cache[case.inputs.block_tables[1, :5].long()] = torch.nan

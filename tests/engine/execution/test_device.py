@@ -33,8 +33,13 @@ def test_half_on_an_old_gpu_is_taken():
     assert config.num_steps_ahead == 1
 
 
-def test_a_large_gpu_runs_more_rows():
-    assert settle(EngineArgs(), model(), Hardware(1, "NVIDIA H200", (9, 0), 150 * 10**9)).max_num_seqs == 1024
+def test_a_large_gpu_runs_more_rows_and_offline_longer_steps():
+    large = Hardware(1, "NVIDIA H200", (9, 0), 150 * 10**9)
+    assert settle(EngineArgs(), model(), large).max_num_seqs == 1024
+    lengths = [settle(EngineArgs(dtype="half"), model(), hardware, offline=offline).max_num_batched_tokens
+               for hardware in (OLD_GPU, large, NO_GPU) for offline in (False, True)]
+    assert lengths == [8192, 8192, 8192, 16384, 512, 512]
+    assert settle(EngineArgs(max_num_batched_tokens=99), model(), large, offline=True).max_num_batched_tokens == 99
 
 
 def test_auto_follows_the_checkpoint_on_a_gpu_and_is_float32_on_a_cpu():
