@@ -93,10 +93,11 @@ class LLM:
         if len(priorities) != len(listed):
             raise InvalidRequestError(f"priority has {len(priorities)} entries for {len(listed)} prompts.", "priority")
         run = _Run(self._core, self._tokenizer)
-        for prompt, own, rank in zip(listed, params, priorities):
-            text, ids = to_token_ids(prompt, self._tokenizer)
-            run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63))
-        return run.finish(use_tqdm)
+        with _undisturbed():
+            for prompt, own, rank in zip(listed, params, priorities):
+                text, ids = to_token_ids(prompt, self._tokenizer)
+                run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63))
+            return run.finish(use_tqdm)
 
     def chat(self, messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
              sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, use_tqdm: bool = True,
@@ -186,8 +187,8 @@ class _Run:
                 core.abort_owner(_OWNER)
                 raise InvalidRequestError(answer.message, answer.param or None)
         try:
-            with _undisturbed(), tqdm(total=len(self._submits), desc="Generating", unit="request",
-                                      disable=not use_tqdm, dynamic_ncols=True) as bar:
+            with tqdm(total=len(self._submits), desc="Generating", unit="request", disable=not use_tqdm,
+                      dynamic_ncols=True) as bar:
                 while core.has_work:
                     for _, delta in core.step():
                         bar.update(self._take(delta))
@@ -218,10 +219,8 @@ class _Run:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """What is here stays for as long: looking through it for garbage would halt steps for 0.1 s each time."""
-    already = gc.get_freeze_count()
     gc.freeze()
     try:
         yield
     finally:
-        if not already:  # else somebody wants it to stay, and nobody can tell what was frozen when
-            gc.unfreeze()
+        gc.unfreeze()

@@ -46,6 +46,6 @@ def to_token_ids(prompt: Prompt, tokenizer: Tokenizer | None,
 
 
 def _checked_ids(ids: list[int]) -> list[int]:
-    if not all(type(i) is int for i in ids):
+    if not set(map(type, ids)) <= {int}:
         raise InvalidRequestError("prompt_token_ids must hold only integers.", "prompt_token_ids")
     return list(ids)

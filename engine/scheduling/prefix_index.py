@@ -21,9 +21,10 @@ def extend_hashes(hashes: list[bytes], token_ids: Sequence[int], num_full: int, 
     if len(hashes) >= num_full:
         return
     parent = hashes[-1] if hashes else blake2b(salt.encode(), digest_size=DIGEST_BYTES, person=b"salt").digest()
-    for start in range(len(hashes) * block_size, num_full * block_size, block_size):
-        tokens = array("i", token_ids[start:start + block_size]).tobytes()
-        parent = blake2b(parent + tokens, digest_size=DIGEST_BYTES).digest()
+    tokens = array("i", token_ids[len(hashes) * block_size:num_full * block_size])
+    packed, block_bytes = tokens.tobytes(), tokens.itemsize * block_size
+    for start in range(0, len(packed), block_bytes):
+        parent = blake2b(parent + packed[start:start + block_bytes], digest_size=DIGEST_BYTES).digest()
         hashes.append(parent)
 
 
