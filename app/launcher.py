@@ -32,7 +32,7 @@ from app.sd_notify import Systemd
 from app.settings import ServeSettings, WorkerSettings, flag, for_workers
 from app.telemetry.audit import AuditError, AuditLog
 from engine.errors import ConfigError
-from engine.frontend.shares import device_environments
+from engine.frontend.shares import environments
 from engine.heartbeat import OVERDUE_S
 from engine.logs import LevelFile, replace_broken_stderr
 
@@ -72,7 +72,7 @@ class Launcher:
         Raises:
             ConfigError: port, directory or GPUs cannot be had.
         """
-        environments = device_environments(self._settings.engine, os.environ)
+        own_environments = environments(self._settings.engine, os.environ)
         with RunDirectory(self._settings.run_dir) as run_dir, contextlib.ExitStack() as stack:
             self._socket = stack.enter_context(listen(self._settings))
             self._url = url_of(self._socket, self._settings.scheme)
@@ -91,7 +91,7 @@ class Launcher:
             self._systemd.loading("starting")
             self._slots = [
                 EngineSlot(self._settings, address, self._shared.reload_file, environment, place)
-                for place, (address, environment) in enumerate(zip(self._shared.engine_addresses, environments))]
+                for place, (address, environment) in enumerate(zip(self._shared.engine_addresses, own_environments))]
             for slot in self._slots:
                 self._start_engine(slot)
             self._start_http()

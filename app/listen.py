@@ -68,7 +68,7 @@ def _unlink_unless_served(path: str) -> None:
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-def url_of(listener: socket.socket, scheme: str = "http") -> str:
+def url_of(listener: socket.socket, scheme: str) -> str:
     """Where a person on this machine reaches it."""
     name = listener.getsockname()
     if isinstance(name, str):

@@ -18,6 +18,7 @@ import structlog
 
 from engine.redaction import redact
 
+ENGINE_NUMBER = "QUIRE_ENGINE"  # environment variable: which of several engines this process belongs to, if any
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _threshold = _LEVELS["info"]
 
@@ -55,6 +56,8 @@ def configure_logging(level: str = "info") -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if number := os.environ.get(ENGINE_NUMBER):
+        processors.append(lambda logger, method, event: {"engine": int(number), **event})
     processors += [structlog.processors.format_exc_info, redact]
     if sys.stderr.isatty():
         processors.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))

@@ -21,7 +21,7 @@ def check_ports(settings: ServeSettings) -> list[Finding]:
             continue
         if listener is not None:
             with listener:
-                found.append(ok(check, f"{url_of(listener)} is free"))
+                found.append(ok(check, f"{url_of(listener, settings.scheme)} is free"))
                 if isinstance(name := listener.getsockname(), str):
                     os.unlink(name)
     return found

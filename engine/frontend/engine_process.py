@@ -14,7 +14,7 @@ import msgspec
 
 from engine.config import EngineArgs
 from engine.errors import EngineDeadError
-from engine.frontend.shares import addresses, device_environments
+from engine.frontend.shares import addresses, environments
 
 STOP_S = 10.0
 
@@ -24,7 +24,7 @@ class EngineProcess:
 
     def __init__(self, args: EngineArgs) -> None:
         """Raises ConfigError where there are too few GPUs."""
-        environments = device_environments(args, os.environ)
+        own_environments = environments(args, os.environ)
         self._directory = tempfile.TemporaryDirectory(prefix="quire-")
         self.addresses = addresses(self._directory.name, args.data_parallel_size)
         read_end, self._lifeline = os.pipe()
@@ -32,7 +32,7 @@ class EngineProcess:
             subprocess.Popen([sys.executable, "-m", "engine", "--address", address, "--lifeline", str(read_end),
                               "--args", msgspec.json.encode(args).decode()],
                              env=os.environ | environment, pass_fds=[read_end], start_new_session=True)
-            for address, environment in zip(self.addresses, environments)]
+            for address, environment in zip(self.addresses, own_environments)]
         os.close(read_end)
 
     def watch(self, on_end: Callable[[EngineDeadError], None]) -> None:

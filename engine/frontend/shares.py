@@ -1,4 +1,4 @@
-"""What each of several engines on this machine has to itself: a socket and its devices.
+"""What each of several engines on this machine has to itself: a socket, its devices, a number in the log.
 
 Knows no process and loads no torch; called by the launcher and by `EngineProcess`, which start them.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine.config import EngineArgs
 from engine.errors import ConfigError
+from engine.logs import ENGINE_NUMBER
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -22,9 +23,20 @@ def addresses(directory: str, num_engines: int) -> list[str]:
     return [f"ipc://{directory}/engine-{place}.sock" for place in range(num_engines)]
 
 
-def device_environments(args: EngineArgs, environment: Mapping[str, str],
-                        devices: str = "/dev") -> list[dict[str, str]]:
-    """For each engine, what shows it no GPUs but its own; nothing for one alone, on a CPU and in a Ray cluster.
+def environments(args: EngineArgs, environment: Mapping[str, str], devices: str = "/dev") -> list[dict[str, str]]:
+    """What each engine's process finds in its environment beside `environment`; nothing for one alone.
+
+    Raises:
+        ConfigError: there are fewer GPUs than the engines need.
+    """
+    if args.data_parallel_size == 1:
+        return [{}]
+    shares = _device_shares(args, environment, devices)
+    return [{ENGINE_NUMBER: str(place), **share} for place, share in enumerate(shares)]
+
+
+def _device_shares(args: EngineArgs, environment: Mapping[str, str], devices: str) -> list[dict[str, str]]:
+    """What shows each no GPUs but its own; nothing on a CPU and in a Ray cluster.
 
     Raises:
         ConfigError: there are fewer GPUs than the engines need.
@@ -32,8 +44,7 @@ def device_environments(args: EngineArgs, environment: Mapping[str, str],
     num_engines, num_ranks = args.data_parallel_size, args.num_ranks
     visible = environment.get(VISIBLE)
     hidden = visible is not None and not visible.strip()
-    if (num_engines == 1 or args.device == "cpu" or args.distributed_executor_backend == "ray"
-            or (hidden and args.device == "auto")):
+    if args.device == "cpu" or args.distributed_executor_backend == "ray" or (hidden and args.device == "auto"):
         return [{} for _ in range(num_engines)]
     needed = num_engines * num_ranks
     names = [str(number) for number in range(needed)]

@@ -20,6 +20,7 @@ from app.doctor.finding import FAIL, GIB, OK, WARN, Finding
 from app.doctor.gpu import Gpu, check_compiler, check_gpus, gpus_needed, parse, visible
 from app.doctor.host import EARLIEST, check_clock, check_files, check_shared_memory
 from app.doctor.model import available_bytes, check_gpu_memory, check_host_memory, check_model, weight_bytes
+from app.doctor.ports import check_ports
 from app.doctor.report import table
 from app.doctor.versions import check_python, check_versions
 from app.settings import ServeSettings
@@ -110,6 +111,13 @@ def test_a_model_whose_weights_are_missing(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     assert [f.verdict for f in check_model(args, [])] == [OK, OK]
     assert check_model(args, GPUS)[1].check == "GPU memory"
+
+
+@pytest.mark.parametrize(("certificate", "scheme"), [(None, "http"), ("tls.pem", "https")])
+def test_a_free_port_is_told_by_its_address(certificate: str | None, scheme: str) -> None:
+    [finding] = check_ports(ServeSettings(host="127.0.0.1", port=0, ssl_certfile=certificate, ssl_keyfile=certificate))
+    assert finding.verdict == OK
+    assert finding.says.startswith(f"{scheme}://127.0.0.1:")
 
 
 def test_an_expired_certificate_and_one_that_will_be(tmp_path: Path) -> None:

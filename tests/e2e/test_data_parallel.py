@@ -117,6 +117,10 @@ def test_admins_see_each_engine(pair: Server) -> None:
     assert len({engine["info"]["instance"] for engine in told["engines"]}) == 2
 
 
+def test_each_engines_log_lines_say_which_it_is(pair: Server) -> None:
+    assert sorted(event["engine"] for event in pair.events("engine ready")) == [0, 1]
+
+
 def test_a_worker_to_come_will_know_that_all_engines_were_ready(pair: Server) -> None:
     address = re.search(r"ipc://(.*)/engine-0.sock", Path(f"/proc/{engine_pid(pair, 0)}/cmdline").read_text())
     assert address is not None

@@ -7,13 +7,14 @@ import pytest
 from engine import LLM
 from engine.config import EngineArgs
 from engine.errors import ConfigError
-from engine.frontend.shares import VISIBLE, addresses, device_environments
+from engine.frontend.shares import VISIBLE, addresses, environments
+from engine.logs import ENGINE_NUMBER
 
 
 def devices(visible: str | None, directory: Path | str = "/nonexistent", **args: object) -> list[str | None]:
     """What each engine gets to see; None: what its parent sees."""
     environment = {} if visible is None else {VISIBLE: visible}
-    found = device_environments(EngineArgs(**args), environment, str(directory))  # type: ignore[arg-type]
+    found = environments(EngineArgs(**args), environment, str(directory))  # type: ignore[arg-type]
     return [own.get(VISIBLE) for own in found]
 
 
@@ -23,6 +24,12 @@ def test_each_of_several_engines_has_devices_of_its_own(tmp_path: Path) -> None:
     assert devices("GPU-a, MIG-b,GPU-c", data_parallel_size=2) == ["GPU-a", "MIG-b"]
     assert devices("0,1,2,3,4,5,6,7", data_parallel_size=2, tensor_parallel_size=2,
                    pipeline_parallel_size=2) == ["0,1,2,3", "4,5,6,7"]
+
+
+def test_each_of_several_engines_has_a_number() -> None:
+    two = EngineArgs(data_parallel_size=2, device="cpu")
+    assert [own[ENGINE_NUMBER] for own in environments(two, {})] == ["0", "1"]
+    assert environments(EngineArgs(), {}) == [{}]
 
 
 def test_one_engine_and_engines_without_gpus_here_see_what_their_parent_sees() -> None:
