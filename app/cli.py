@@ -15,9 +15,9 @@ from app.keys.key import SHORTEST_KEY, digest_of, plain_key
 from app.keys.key_file import load_key_file
 from app.settings import OPTIONS, Loaded, Option, ServeSettings, describe, flag, load, unknown
 from engine import __version__
-from engine.errors import ConfigError
+from engine.errors import ConfigError, FetchError
 
-EXIT_CONFIG = 2
+EXIT_CONFIG, EXIT_LOAD = 2, 3
 _SHORT_KEY = f"an API key has fewer than {SHORTEST_KEY} characters and may be found by trying"
 _SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp", "data_parallel_size": "-dp",
           "api_server_count": "-asc"}
@@ -94,7 +94,7 @@ def _serve_or_check(command: str, argv: list[str]) -> int:
     short = [plain_key(digest_of(key)).name for key in loaded.settings.api_key or [] if len(key) < SHORTEST_KEY]
     if command == "check":
         return _show(loaded, short)
-    return _serve(loaded.settings, short, argv)
+    return _serve(loaded, short, argv)
 
 
 def _doctor(argv: list[str]) -> int:
@@ -171,6 +171,8 @@ def _add_option(group: Any, option: Option) -> None:
 def _show(loaded: Loaded, short_keys: list[str]) -> int:
     for name in short_keys:
         print(f"quire check: warning: {_SHORT_KEY} ({name})", file=sys.stderr)
+    for warning in loaded.warnings:
+        print(f"quire check: warning: {warning}", file=sys.stderr)
     rows = describe(loaded)
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     for name, value, source in rows:
@@ -178,24 +180,29 @@ def _show(loaded: Loaded, short_keys: list[str]) -> int:
     return 0
 
 
-def _serve(settings: ServeSettings, short_keys: list[str], argv: list[str]) -> int:
+def _serve(loaded: Loaded, short_keys: list[str], argv: list[str]) -> int:
     # Late: only `serve` needs sockets, child processes and logs.
     import structlog
 
+    from app import sd_notify
     from app.launcher import Launcher
     from app.telemetry.audit import AuditError, AuditLog
     from engine.frontend.chat_template import load_chat_template
     from engine.logs import configure_logging
     from engine.weights.locate import resolve_model
 
+    settings = loaded.settings
     configure_logging(settings.log_level)
     log = structlog.get_logger("quire")
     for name in short_keys:
         log.warning(_SHORT_KEY, key=name)
+    for warning in loaded.warnings:
+        log.warning(warning)
     audit = AuditLog(settings.audit_log)
     try:
         audit.check()
-        model = resolve_model(settings.engine)  # one that is not there is known, or fetched, before anything starts
+        with sd_notify.starting("finding or fetching the model"):
+            model = resolve_model(settings.engine)  # one that is not there is known, or fetched, before anything starts
         if settings.engine.chat_template is not None:
             load_chat_template(model, settings.engine.chat_template, None)  # refused now, not at the first chat
         audit.write("server start", "begun", version=__version__, model=settings.engine.model)
@@ -203,7 +210,7 @@ def _serve(settings: ServeSettings, short_keys: list[str], argv: list[str]) -> i
     except (ConfigError, AuditError) as error:
         for problem in str(error).splitlines():
             print(f"quire serve: {problem}", file=sys.stderr)
-        return EXIT_CONFIG
+        return EXIT_LOAD if isinstance(error, FetchError) else EXIT_CONFIG
     try:
         audit.write("server stop", "done", exit_code=code)
     except AuditError as error:

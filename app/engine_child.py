@@ -9,13 +9,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 
 import structlog
 
 from engine.heartbeat import LOADING, SERVING
+from engine.module_command import module_command
 
 log = structlog.get_logger("quire")
 
@@ -37,7 +37,7 @@ class EngineChild:
         os.set_blocking(self._pipe, False)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "engine", *arguments, "--lifeline", str(lifeline), "--beat-fd", str(beats)],
+                [*module_command("engine"), *arguments, "--lifeline", str(lifeline), "--beat-fd", str(beats)],
                 env=environment, pass_fds=[lifeline, beats], stdin=subprocess.DEVNULL, start_new_session=True)
         finally:
             os.close(beats)

@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +34,7 @@ from engine.errors import ConfigError
 from engine.frontend.shares import environments
 from engine.heartbeat import OVERDUE_S
 from engine.logs import LevelFile, replace_broken_stderr
+from engine.module_command import module_command
 
 log = structlog.get_logger("quire")
 
@@ -115,6 +115,7 @@ class Launcher:
             "QUIRE_LISTEN_FD": str(self._socket.fileno()),
             "QUIRE_LAUNCHER_PID": str(os.getpid()),
             "PROMETHEUS_MULTIPROC_DIR": self._shared.metrics_dir,
+            "PYTHONSAFEPATH": "1",  # for what children start
         }
 
     @property
@@ -122,8 +123,8 @@ class Launcher:
         return [slot.child for slot in self._slots if slot.child is not None]
 
     def _start_engine(self, slot: EngineSlot) -> None:
-        with open(self._shared.engine_starts_file, "ab") as starts:
-            starts.write(b"+")  # for the metric of restarts
+        with contextlib.suppress(OSError), open(self._shared.engine_starts_file, "ab") as starts:
+            starts.write(b"+")  # only for the metric of restarts, which is not worth an engine
         replace_broken_stderr()
         slot.start(self._environment(), self._lifeline)
         self._in(0, self._look_whether_ready)
@@ -131,7 +132,7 @@ class Launcher:
     def _start_http(self) -> None:
         descriptors = [s.fileno() for s in (self._socket, self._admin_socket) if s is not None]
         self._http = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "--config", "python:app.gunicorn_conf"],
+            [*module_command("app.http_master"), "--config", "python:app.gunicorn_conf"],
             env=self._environment(), pass_fds=[self._lifeline, *descriptors], stdin=subprocess.DEVNULL,
             start_new_session=True)
 
@@ -265,10 +266,10 @@ class Launcher:
         try:
             wanted = self._reread()
             self._audit.write("reload", "begun", by="SIGHUP", log_level=wanted.log_level)
-        except (ConfigError, AuditError) as error:
+            request_reload(self._shared.reload_file, wanted.log_level)
+        except (ConfigError, AuditError, OSError) as error:  # OSError: a full disk must not end a server that serves
             log.error("reload refused, everything stays", problems=str(error).splitlines())
         else:
-            request_reload(self._shared.reload_file, wanted.log_level)
             log.info("reloading", log_level=wanted.log_level, need_a_restart=_changed(self._settings, wanted))
         self._systemd.reloaded(self._was_ready)
 
@@ -284,8 +285,11 @@ class Launcher:
         drain_s = settings.drain_delay + settings.shutdown_timeout
         self._systemd.stopping(drain_s + STOP_HTTP_MARGIN_S + STOP_ENGINE_S)
         pending = Path(self._shared.drain_file + ".new")
-        pending.write_text(str(time.monotonic() + drain_s))
-        pending.rename(self._shared.drain_file)  # whole or not at all: workers poll for it
+        try:
+            pending.write_text(str(time.monotonic() + drain_s))
+            pending.rename(self._shared.drain_file)  # whole or not at all: workers poll for it
+        except OSError as error:  # the port is closed in time all the same
+            log.error("load balancers cannot be told of the drain", reason=str(error))
         self._in(settings.drain_delay, self._close_port)
         self._in(drain_s + STOP_HTTP_MARGIN_S, self._end_drain)
 

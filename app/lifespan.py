@@ -5,12 +5,15 @@ requests are done.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+import structlog
 from starlette.applications import Starlette
 
 from app.service import Service
@@ -18,6 +21,8 @@ from app.watch import stamp, watch
 from engine.config import EngineArgs
 from engine.frontend.async_llm import AsyncLLMEngine
 from engine.logs import LevelFile
+
+log = structlog.get_logger(__name__)
 
 DRAIN_POLL_S = 0.2
 LEAVE_S = 2.0
@@ -43,6 +48,8 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
         loop = asyncio.get_running_loop()
         tasks = [asyncio.create_task(job) for job in (
             _watch_drain(service, Path(settings.drain_file)), _watch_files(service, reload), service.metrics.tick())]
+        for task in tasks:
+            task.add_done_callback(_task_ended)
         yield
         for task in tasks:
             task.cancel()
@@ -55,6 +62,14 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
             await service.tracing.close()
 
     return lifespan
+
+
+def _task_ended(task: asyncio.Task[None]) -> None:
+    """One that broke ends the worker, which lets its requests finish, and gunicorn starts another: nobody would drain
+    this one, or tell it of new keys."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("worker's background task broke; the worker ends", exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _watch_files(service: Service, reload: Callable[[], None]) -> None:

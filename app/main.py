@@ -17,6 +17,7 @@ from app.lifespan import Connect, lifespan_of
 from app.middleware.auth import AuthMiddleware
 from app.middleware.body_limit import BodyLimitMiddleware
 from app.middleware.forwarded import ForwardedMiddleware
+from app.middleware.host import HostMiddleware
 from app.middleware.request_log import RequestLogMiddleware
 from app.routes import PUBLIC, QUIET, ROUTES, handler_of
 from app.service import Service
@@ -43,6 +44,7 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
         middleware=[  # outermost first
             Middleware(ForwardedMiddleware, proxies=settings.serve.forwarded_allow_ips or []),
             Middleware(RequestLogMiddleware, service=service, handler_of=handler_of, quiet=QUIET),
+            Middleware(HostMiddleware, settings=settings, keys=keys, public=QUIET - {"/metrics"}),
             Middleware(AuthMiddleware, keys=keys, audit=audit, public=PUBLIC, admin_port=settings.admin_port),
             Middleware(service.in_flight.middleware),
             Middleware(BodyLimitMiddleware, max_bytes=settings.serve.max_body_bytes),
@@ -50,6 +52,7 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
         exception_handlers=HANDLERS,
         lifespan=lifespan_of(service, connect),
     )
+    app.router.redirect_slashes = False  # where to would come from the Host that the client sent
     app.state.service = service
     return app
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import httptools
 import structlog
+from uvicorn._types import ASGISendEvent
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app.errors import ApiError
@@ -35,6 +36,7 @@ LINGER_S = 5.0
 
 _IDLE, _HEAD, _BODY = range(3)  # what is being received
 _CHECKED = frozenset({b"host", b"transfer-encoding", b"expect"})
+_FRAMING = (b"content-length", b"transfer-encoding")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:\d*)?")
 _BAD_TARGET = "The target of the request is not a valid path."
 _REASONS = {400: "malformed", 405: "method", 414: "head_too_large", 431: "head_too_large", 505: "http_version"}
@@ -80,6 +82,25 @@ class _Transport:
         return getattr(self.raw, name)
 
 
+class _Unchunked(RequestResponseCycle):
+    """A request of HTTP/1.0, which knows no chunks: a reply of unknown length ends with the connection."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        self.chunked_encoding = False
+        self.expected_content_length = (
+            len(message.get("body", b"")) if message["type"] == "http.response.body" else 0)
+        await super().send(message)
+
+
+class _BodyEvents:
+    """What a parser may tell of a body whose head another one has read."""
+
+    def __init__(self, protocol: HttpProtocol) -> None:
+        self.on_header = protocol.on_header  # a trailer's
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_last_message_complete
+
+
 class HttpProtocol(HttpToolsProtocol):
     """At most one timer runs for what the peer owes (uvicorn's keep-alive slot holds it), one more while it does not
     read."""
@@ -103,6 +124,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._num_hosts = 0
         self._host = b""  # one that was found right
         self._was_held = False  # the body had to wait for the application
+        self._framing = b""  # the head's lines that say how long the body is
+        self._is_last_in = False  # all of a request that would upgrade: what follows it is not HTTP
 
     # The connection
 
@@ -165,17 +188,16 @@ class HttpProtocol(HttpToolsProtocol):
     # What is received
 
     def data_received(self, data: bytes) -> None:
-        if self._refusal is not None or self.transport.closed:
+        if self._refusal is not None or self.transport.closed or self._is_last_in:
             return
         self._feed_bytes = len(data)
         self._undigested_bytes += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # the request is answered as any other, and the connection closed: what follows is not HTTP
+            self._parse(data)
         except httptools.HttpParserError as error:
-            self._refuse(_as_refusal(error))
-            return
+            if not self._is_last_in:
+                self._refuse(_as_refusal(error))
+                return
         if self._undigested_bytes > self._limits.max_header_bytes:
             self._refuse(self._too_long())
             return
@@ -184,6 +206,19 @@ class HttpProtocol(HttpToolsProtocol):
             self._watch_sender()
         if self._receiving and self.flow.read_paused:
             self._was_held = True
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+            return
+        except httptools.HttpParserUpgrade as upgrade:
+            body = data[upgrade.args[0]:]
+        # It stopped at the head of a request that asks for an upgrade. Nobody gets one: the request is answered as any
+        # other, and the connection closed. A second parser reads its body, and nothing after it: a strict one takes no
+        # byte more once a head has said "close".
+        self.parser = httptools.HttpRequestParser(_BodyEvents(self))
+        self.parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n" + self._framing + b"\r\n")
+        self.parser.feed_data(body)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -221,9 +256,12 @@ class HttpProtocol(HttpToolsProtocol):
             raise self._unwelcome
         self._check_head()
         super().on_headers_complete()
-        self.headers = []  # for trailers: the application has its head, and must not see it grow
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.__class__ = _Unchunked
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
+            self._framing = b"".join(b"%s: %s\r\n" % line for line in self.headers if line[0] in _FRAMING)
+        self.headers = []  # for trailers: the application has its head, and must not see it grow
         self._receiving = _BODY
         self._moved_on = True
         self._undigested_bytes = 0
@@ -257,7 +295,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._undigested_bytes = 0
         super().on_body(body)
 
+    def on_last_message_complete(self) -> None:
+        self.on_message_complete()
+        self._is_last_in = True
+
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():  # that was its head: `_parse` has yet to read the body
+            return
         super().on_message_complete()
         self._receiving = _IDLE
         self._moved_on = True

@@ -19,9 +19,13 @@ class Reload(msgspec.Struct, frozen=True):
 def request_reload(path: str, log_level: str) -> None:
     """Whole or not at all, and noticed even when the level is the same. Raises OSError."""
     descriptor, pending = tempfile.mkstemp(dir=os.path.dirname(path), prefix="reload.")
-    with open(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(Reload(log_level)))
-    os.replace(pending, path)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(Reload(log_level)))
+        os.replace(pending, path)
+    except BaseException:
+        os.unlink(pending)
+        raise
 
 
 def requested(path: str) -> Reload | None:

@@ -22,6 +22,7 @@ import msgspec
 import yaml
 
 from app.keys.sources import key_sources
+from app.variables import is_kubernetes_port, mistyped
 from engine.config import EngineArgs
 from engine.errors import ConfigError
 from engine.frontend.shares import addresses
@@ -276,6 +277,7 @@ OPTIONS = _options()
 class Loaded:
     settings: ServeSettings
     sources: dict[str, str]  # option -> where its value came from, for those that are not defaults
+    warnings: list[str] = field(default_factory=list)
 
 
 def load(flags: dict[str, Any], environment: typing.Mapping[str, str], problems: list[str] | None = None) -> Loaded:
@@ -304,7 +306,8 @@ def load(flags: dict[str, Any], environment: typing.Mapping[str, str], problems:
     problems += [_naming_source(problem, sources) for problem in settings.problems()]
     if problems:
         raise ConfigError(problems)
-    return Loaded(settings, sources)
+    variables = {"QUIRE_CONFIG", *map(variable, OPTIONS)}
+    return Loaded(settings, sources, [unknown(name, variables) for name in mistyped(environment, variables)])
 
 
 def _naming_source(problem: str, sources: dict[str, str]) -> str:
@@ -319,8 +322,7 @@ def _from_environment(environment: typing.Mapping[str, str],
     yield from key_sources(environment, problems)
     for name, option in OPTIONS.items():
         raw = environment.get(variable(name))
-        # Kubernetes sets QUIRE_PORT=tcp://... in every pod beside a Service named quire; that is not meant for us.
-        if raw is not None and not (name == "port" and raw.startswith("tcp://")):
+        if raw is not None and not is_kubernetes_port(variable(name), raw):
             yield name, raw.split(",") if option.type == list[str] else raw, variable(name)
 
 

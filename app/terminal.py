@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 
 EXIT_FAILED = 1
+_DATA = b"data: "
+_DONE = b"data: [DONE]"
 
 
 class _ServerError(Exception):
@@ -69,18 +71,13 @@ def _stream(options: argparse.Namespace, path: str, body: dict[str, Any]) -> Ite
     for name in ("model", "max_tokens", "temperature"):
         if getattr(options, name) is not None:
             body[name] = getattr(options, name)
-    headers = {"content-type": "application/json"}
-    if options.api_key:
-        headers["authorization"] = f"Bearer {options.api_key}"
-    data = msgspec.json.encode(body | {"stream": True})
+    request = _request(options, path, msgspec.json.encode(body | {"stream": True}))
     try:
-        request = urllib.request.Request(options.url.rstrip("/") + path, data, headers)
         with urllib.request.urlopen(request) as reply:
             for line in reply:
-                event_data = line.removeprefix(b"data: ").strip()
-                if not event_data or event_data == b"[DONE]":
-                    continue
-                event = msgspec.json.decode(event_data)
+                if not line.startswith(_DATA) or line.strip() == _DONE:
+                    continue  # comments and empty lines too
+                event = msgspec.json.decode(line[len(_DATA):])
                 if "error" in event:
                     raise _ServerError(event["error"]["message"])
                 yield event
@@ -88,8 +85,22 @@ def _stream(options: argparse.Namespace, path: str, body: dict[str, Any]) -> Ite
         raise _ServerError(_message_of(error)) from None
     except (OSError, http.client.HTTPException) as error:
         raise _ServerError(f"{options.url} does not answer: {getattr(error, 'reason', error)}") from None
+    except msgspec.DecodeError as error:
+        raise _ServerError(f"{options.url} sent an event that cannot be read: {error}") from None
+
+
+def _request(options: argparse.Namespace, path: str, data: bytes) -> urllib.request.Request:
+    try:
+        request = urllib.request.Request(options.url.rstrip("/") + path, data, {"content-type": "application/json"})
+        (request.host or "").encode("idna")
+        request.selector.encode("ascii")
     except ValueError as error:
         raise _ServerError(f"--url: {error}") from None
+    if options.api_key:
+        if not (options.api_key.isascii() and options.api_key.isprintable()):
+            raise _ServerError("--api-key: it holds characters that a header cannot")
+        request.add_header("authorization", f"Bearer {options.api_key}")
+    return request
 
 
 def _message_of(error: urllib.error.HTTPError) -> str:

@@ -11,6 +11,7 @@ import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from engine.admission import Account, Admission
@@ -76,10 +77,11 @@ class EngineCore:
                                     None if offline else args.max_queued_tokens)
         self._unfinished: defaultdict[Owner, dict[int, _Submission]] = defaultdict(dict)  # by sample id
         self._timed: dict[_Submission, None] = {}  # those that no step took up yet and that may not wait for ever
-        self._trials = Trials(self._try)
+        self._trials = Trials(partial(_try, self.scheduler))
         self._stats = StepStats()
         self._in_flight: deque[tuple[StepPlan, Launched]] = deque()
         self._last_step = time.monotonic()
+        self.is_sound = True  # no step was left in its middle
         self.info = EngineInfo(
             model=args.model,
             dtype=config.dtype,
@@ -161,6 +163,10 @@ class EngineCore:
             expired.append((submission.owner, refusal))
         return expired
 
+    def check(self) -> None:
+        """Raises RankError where a rank has ended; `step` does too, but nobody may need one for hours."""
+        self._executor.check()
+
     def is_moving(self, since: float) -> bool:
         """Whether it has nothing to do, or a step was launched or ended after `since` (time.monotonic)."""
         return not self.has_work or self._last_step >= since
@@ -174,7 +180,15 @@ class EngineCore:
         """Plan and launch a step, then commit the oldest one in flight, if enough are, and return what it produced.
 
         `started` is called before the launch, which may be the engine's end, with the samples that wait no longer.
+        After an error here (RankError among them) the engine is of no use: nobody knows what was carried out.
         """
+        assert self.is_sound
+        self.is_sound = False
+        deltas = self._step(started)
+        self.is_sound = True
+        return deltas
+
+    def _step(self, started: Callable[[list[tuple[Owner, int]]], None]) -> list[tuple[Owner, Delta]]:
         plan = self.scheduler.plan()
         if new := self.scheduler.take_started():
             started(self._take_up(new))
@@ -204,12 +218,6 @@ class EngineCore:
             submission.account.num_running -= 1
             self._timed.pop(submission, None)
             self._trials.settled(submission)
-
-    def _try(self, suspect: _Submission) -> bool:
-        """Let a suspect run, with what nobody aborted of it meanwhile."""
-        if suspect.unfinished:
-            self.scheduler.add(list(suspect.unfinished.values()))
-        return bool(suspect.unfinished)
 
     def _delta(self, event: TokenEvent, now: int) -> tuple[Owner, Delta]:
         request = event.request
@@ -245,3 +253,10 @@ class EngineCore:
             step_samples=self._stats.samples.distribution(),
             step_tokens=self._stats.tokens.distribution(),
         )
+
+
+def _try(scheduler: Scheduler, suspect: _Submission) -> bool:
+    """Let a suspect run, with what nobody aborted of it meanwhile."""
+    if suspect.unfinished:
+        scheduler.add(list(suspect.unfinished.values()))
+    return bool(suspect.unfinished)

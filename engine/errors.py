@@ -64,6 +64,10 @@ class ConfigError(QuireError, ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class FetchError(ConfigError):
+    """A model could not be fetched, for a reason that may pass: the network, or a hub that is not well."""
+
+
 class WeightError(QuireError):
     """A checkpoint does not fit its model; the message names the tensor."""
 

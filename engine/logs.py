@@ -109,5 +109,5 @@ class LevelFile:
                 set_level(json.load(file)["log_level"])
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:
             structlog.get_logger(__name__).warning("log level unchanged", file=self._path, reason=repr(error))

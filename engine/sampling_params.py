@@ -16,6 +16,7 @@ from engine.errors import InvalidRequestError
 MAX_N = 16384  # the service has limits of its own, which are lower
 GREEDY_BELOW = 1e-5
 MIN_TEMPERATURE = 0.01
+MAX_REPETITION = 1e4  # and its inverse: beyond them logits leave the range of their type
 
 
 class RequestOutputKind(Enum):
@@ -84,10 +85,12 @@ class SamplingParams:
         if self.repetition_penalty <= 0:
             raise InvalidRequestError(f"repetition_penalty must be greater than zero, got {self.repetition_penalty}.",
                                       "repetition_penalty")
+        _number("repetition_penalty", self.repetition_penalty, 1 / MAX_REPETITION, MAX_REPETITION)
         if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise InvalidRequestError(f"top_p must be in (0, 1], got {self.top_p!r}.", "top_p")
         if not _is_integer(self.top_k) or self.top_k < -1:
             raise InvalidRequestError(f"top_k must be 0 (disable), or at least 1, got {self.top_k!r}.", "top_k")
+        _integer("top_k", self.top_k, -1, 2**31 - 1)
         if self.n > 1 and self.greedy:
             raise InvalidRequestError(f"n must be 1 when using greedy sampling, got {self.n}.", "n")
         if self.seed is not None:

@@ -174,6 +174,7 @@ class EngineServer:
     def _housekeep(self, core: EngineCore) -> None:
         now = time.monotonic()
         self._next_housekeeping = now + HOUSEKEEPING_S
+        core.check()
         if core.is_moving(since=self._last_beat):
             self._last_beat = now
             self._beat()

@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-NUM_COUNTERS = 1 << 17
+NUM_COUNTERS = 1 << 20  # one for each running sample and KV head
 
 
 def at_zero(device: torch.device, wanted: int) -> torch.Tensor:

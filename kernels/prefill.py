@@ -35,7 +35,7 @@ def prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, input
     if own is not None and TensorDescriptor is not None and head_dim == padded_dim:
         whole_tile = launch.whole_prefill_tile(q.device, k_cache.element_size(), head_dim, inputs.max_query_len)
         if whole_tile is not None:
-            first_whole = inputs.first_whole
+            first_whole = max(num_decodes, inputs.first_whole)
     sizes = {"KV_HEADS": num_kv_heads, "GROUP": group, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded_dim,
              "BLOCK_SIZE": block_size}
     for tile, keys, values, first, end in (

@@ -138,8 +138,10 @@ def _threshold(logits, temperature, top_k, top_p, min_p, threshold, stride, voca
 
 @triton.jit
 def _scaled(begin, place, heat, vocab_size, BLOCK: tl.constexpr):
+    """The largest number in place of infinity, of which no search would find the middle."""
     columns = place + tl.arange(0, BLOCK)
-    return tl.load(begin + columns, mask=columns < vocab_size, other=float("-inf")).to(tl.float32) / heat
+    z = tl.load(begin + columns, mask=columns < vocab_size, other=float("-inf")).to(tl.float32) / heat
+    return tl.minimum(z, 3.4028234e38)
 
 
 @triton.jit

@@ -64,7 +64,13 @@ def _heads() -> list[Case]:
 
 def _lengths() -> list[Case]:
     te = b"Transfer-Encoding: "
+    upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
     found = [
+        Case("length and chunks of an upgrade",
+             _POST + upgrade + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        Case("two lengths of an upgrade",
+             _POST + upgrade + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 400),
+        Case("odd encoding of an upgrade", _POST + upgrade + te + b"xchunked\r\n\r\n0\r\n\r\n", 400),
         Case("length and chunks", _POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         Case("chunks and length", _POST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 400),
         Case("two lengths", _POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 400),
@@ -94,7 +100,9 @@ def _chunks() -> list[Case]:
         "length as a trailer": b"5\r\nhello\r\n0\r\nContent-Length: 9\r\n\r\n",
         "folded trailer": b"5\r\nhello\r\n0\r\n x: y\r\n\r\n",
     }
-    return [Case(f"chunk: {name}", _CHUNKED + body, 400) for name, body in bodies.items()]
+    upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return [Case(f"{what}: {name}", head + body, 400) for name, body in bodies.items()
+            for what, head in (("chunk", _CHUNKED), ("chunk of an upgrade", _POST + upgrade))]
 
 
 def _sizes() -> list[Case]:
@@ -108,6 +116,8 @@ def _sizes() -> list[Case]:
         Case("many headers", _GET + b"".join(b"X%d: y\r\n" % i for i in range(500)) + b"\r\n", 431),
         Case("long trailer", _CHUNKED + b"0\r\nX: " + b"a" * 200000, 431),
         Case("long chunk extension", _CHUNKED + b"5;" + b"a" * 200000, 431),
+        Case("long trailer of an upgrade", _POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" +
+             b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"a" * 200000, 431),
     ]
 
 

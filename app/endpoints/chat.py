@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 import msgspec
 from starlette.requests import Request
@@ -18,6 +20,7 @@ from app.schemas.usage import Usage
 from app.service import Service, record_of, service_of
 from app.sse import DONE
 from app.telemetry.record import Asked
+from engine.errors import InvalidRequestError
 from engine.frontend.generation import SampleUpdate
 from engine.sampling_params import SamplingParams
 
@@ -33,15 +36,30 @@ async def chat_completions(request: Request) -> Response:
     model = check_model(request, body.model)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = body.sampling_params(service.model_defaults, max_tokens, logprobs)
+    with _named_as_sent(body):
+        params = body.sampling_params(service.model_defaults, max_tokens, logprobs)
     record.asked = Asked("chat", model, body.stream, params, f"chatcmpl-{record.request_id}")
     prompt = await _render(service, body)
-    await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
-                          add_special_tokens=bool(body.add_special_tokens))  # templates bring their own
+    with _named_as_sent(body):
+        await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
+                              add_special_tokens=bool(body.add_special_tokens))  # templates bring their own
     reply = _Replies(service, exchange, body, params, model, f"chatcmpl-{record.request_id}")
     if body.stream:
         return exchange.stream(reply.frames())
     return Response(_encode(await reply.whole()), headers=exchange.headers, media_type="application/json")
+
+
+@contextmanager
+def _named_as_sent(body: ChatRequest) -> Iterator[None]:
+    """What the engine says of max_tokens is about max_completion_tokens where the client sent that."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if body.max_completion_tokens is None:
+            raise
+        param = "max_completion_tokens" if error.param == "max_tokens" else error.param
+        message = re.sub(r"\bmax_tokens\b", "max_completion_tokens", error.message)
+        raise InvalidRequestError(message, param) from None
 
 
 async def _render(service: Service, body: ChatRequest) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import msgspec
@@ -13,7 +12,13 @@ from app.endpoints.models import check_model
 from app.errors import ApiError
 from app.schemas.body import read_body
 from app.schemas.chat import ChatRequest
-from app.service import service_of
+from app.schemas.sampling import check_at_most
+from app.service import Service, service_of
+from engine.frontend.prompts import check_characters, off_the_loop
+
+# What may be counted where the context is shorter, so that a client sees by how much its text is too long.
+TOKENS_ALWAYS_TAKEN = 64 * 2**10
+_BYTES_OF_AN_ID = 16  # in JSON, spaces included
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,27 +43,54 @@ async def tokenize(request: Request) -> Response:
     check_model(request, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "Give either prompt or messages.", "prompt")
+    return _json(await off_the_loop(_tokenized, service, body))
+
+
+def _tokenized(service: Service, body: TokenizeRequest) -> bytes:
+    tokenizer, most = service.tokenizer, _most_tokens(service)
     text, special = body.prompt or "", body.add_special_tokens is not False
     if body.messages is not None:
         conversation = ChatRequest(messages=body.messages).conversation()
         text = service.engine.chat_template.render(conversation, add_generation_prompt=body.add_generation_prompt)
         special = bool(body.add_special_tokens)
-    tokens = await asyncio.to_thread(service.tokenizer.encode, text, special)
-    texts = [service.tokenizer.token_text(id) for id in tokens] if body.return_token_strs else None
+    check_characters(text, most)
+    least = tokenizer.counted_tokens(text, most + 1)
+    tokens = [] if least > most else tokenizer.encode(text, special)
+    found = max(least, len(tokens))
+    if found > most:
+        raise ApiError(400, f"The text has at least {found} tokens; /tokenize takes at most {most}. Please send it in "
+                       "parts.", "prompt" if body.messages is None else "messages")
+    texts = [tokenizer.token_text(id) for id in tokens] if body.return_token_strs else None
     info = service.engine.info
-    return _json({"count": len(tokens), "max_model_len": info.max_model_len if info else None, "tokens": tokens,
-                  "token_strs": texts})
+    return msgspec.json.encode({"count": len(tokens), "max_model_len": info.max_model_len if info else None,
+                                "tokens": tokens, "token_strs": texts})
 
 
 async def detokenize(request: Request) -> Response:
     service = service_of(request)
+    most = _most_tokens(service)
+    # Before it is parsed: that takes a fraction of a second for what a body of the size that chats may have can hold.
+    most_bytes = _BYTES_OF_AN_ID * most
+    if len(await request.body()) > most_bytes:
+        raise ApiError(413, f"The body is longer than {most_bytes} bytes; /detokenize takes at most {most} tokens. "
+                       "Please send them in parts.", "tokens")
     body = await read_body(request, DetokenizeRequest)
     check_model(request, body.model)
+    check_at_most("tokens", len(body.tokens), most, what="ids")
+    return _json(await off_the_loop(_detokenized, service, body.tokens))
+
+
+def _detokenized(service: Service, tokens: list[int]) -> bytes:
     size = service.tokenizer.vocab_size
-    if not all(0 <= id < size for id in body.tokens):
+    if not all(0 <= id < size for id in tokens):
         raise ApiError(400, f"tokens must hold ids from 0 to {size - 1}.", "tokens")
-    return _json({"prompt": await asyncio.to_thread(service.tokenizer.decode, body.tokens, skip_special_tokens=False)})
+    return msgspec.json.encode({"prompt": service.tokenizer.decode(tokens, skip_special_tokens=False)})
 
 
-def _json(body: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")
+def _most_tokens(service: Service) -> int:
+    info = service.engine.info
+    return max(TOKENS_ALWAYS_TAKEN, info.max_model_len if info else 0)
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

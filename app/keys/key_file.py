@@ -83,7 +83,10 @@ def write_key_file(path: str, keys: list[Key]) -> None:
             with contextlib.suppress(FileNotFoundError):
                 before = os.stat(path)
                 os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
-                os.fchown(descriptor, before.st_uid, before.st_gid)  # the server that reads it may be another user
+                fresh = os.fstat(descriptor)
+                # The server that reads it may be another user. In a sandbox no owner may be set, not even the same.
+                if (before.st_uid, before.st_gid) != (fresh.st_uid, fresh.st_gid):
+                    os.fchown(descriptor, before.st_uid, before.st_gid)
             file.write(text)
             file.flush()
             os.fsync(descriptor)

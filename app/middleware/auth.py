@@ -1,8 +1,8 @@
 """Who may do what: every path needs a key, where the server has any, save the few that are named public.
 
 /metrics and /admin have rules of their own. With an admin port they are there and nowhere else, and /metrics is open;
-without one they need a key with the admin right. Nobody administers a server that has no keys. Each use of /admin goes
-into the audit log first.
+without one they need a key with the admin right. Nobody administers a server that has no keys. Each use of /admin where
+it is goes into the audit log first; where it is not, strangers could fill that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             record = scope["state"]["record"]
-            if _is_admin(record.path):
+            if _is_admin(record.path) and (self._admin_port is None or self._on_admin_port(scope)):
                 self._admit_audited(scope, record)
             elif record.path not in self._public:
                 self._admit(scope, record)
@@ -59,7 +59,7 @@ class AuthMiddleware:
     def _admit(self, scope: Scope, record: RequestRecord) -> None:
         """Notes whose request it is. Raises ApiError (401, 403, 404)."""
         is_metrics = record.path == "/metrics"
-        on_admin_port = self._admin_port is not None and (scope.get("server") or ("", None))[1] == self._admin_port
+        on_admin_port = self._on_admin_port(scope)
         if is_metrics and on_admin_port:
             return
         key = self._key(Headers(scope=scope).get("authorization", "")) if self._keys.required else ANYONE
@@ -73,6 +73,9 @@ class AuthMiddleware:
         if key is ANYONE:
             raise ApiError(403, "This server has no API keys, and so nobody who may administer it; set VLLM_API_KEY.")
         raise ApiError(403, f"The API key {key.name} may not do this: it has no admin right.")
+
+    def _on_admin_port(self, scope: Scope) -> bool:
+        return self._admin_port is not None and (scope.get("server") or ("", None))[1] == self._admin_port
 
     def _key(self, header: str) -> Key:
         """The presented key. Raises ApiError (401)."""

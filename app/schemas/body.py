@@ -75,7 +75,8 @@ def _refuse_unless_neutral(name: str, value: Any) -> None:
     neutral = UNSUPPORTED.get(name)
     if neutral is None:
         raise ApiError(400, f"There is no request field {name[:100]!r}.", name[:100])
-    if not any(value == allowed and type(value) is type(allowed) for allowed in neutral):
+    # 1 and 1.0 are one number to JSON; true is none.
+    if not any(value == allowed and isinstance(value, bool) is isinstance(allowed, bool) for allowed in neutral):
         allowed_values = " or ".join(msgspec.json.encode(allowed).decode() for allowed in neutral)
         raise ApiError(400, f"{name} is not supported by this version" +
                        (f"; leave it out, or send {allowed_values}." if neutral else "; leave it out."), name)

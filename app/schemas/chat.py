@@ -16,6 +16,7 @@ MAX_KWARGS_DEPTH = 16
 MAX_KWARGS_BYTES = 64 * 2**10
 ROLES = ("system", "developer", "user", "assistant")
 _HARMLESS_IN_MESSAGES = frozenset({"refusal", "annotations", "reasoning", "reasoning_content"})
+_HARMLESS_IN_PARTS = frozenset({"annotations", "cache_control"})  # a prompt's beginning is cached unasked
 _UNSUPPORTED_IN_MESSAGES = frozenset({"tool_calls", "tool_call_id", "function_call", "audio"})
 _TEMPLATE_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "self"})
 
@@ -96,6 +97,10 @@ def _checked_content(content: Any, where: str) -> str | list[dict[str, str]]:
                            "supported.", f"{where}[{i}]")
         if not isinstance(part.get("text"), str):
             raise ApiError(400, f"{where}[{i}].text must be text.", f"{where}[{i}].text")
+        unknown = next((name[:100] for name, value in part.items()
+                        if value and name not in ("type", "text") and name not in _HARMLESS_IN_PARTS), None)
+        if unknown is not None:
+            raise ApiError(400, f"There is no field {unknown!r} of a text part.", f"{where}[{i}].{unknown}")
         parts.append({"type": "text", "text": part["text"]})
     return parts
 

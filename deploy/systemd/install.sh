@@ -88,10 +88,17 @@ sources() {
         -name __pycache__ -prune -o -type f -print | LC_ALL=C sort
 }
 
+# Without a GPU the smaller torch will do, where pip finds it.
+torch() {
+    if [ -z "$cpu" ] && command -v nvidia-smi >/dev/null; then printf 'cuda\n'; else printf 'cpu\n'; fi
+}
+
+# A newer Python, or a GPU whose driver came later, makes another environment.
 digest() {
     {
         (cd "$locks" && sha256sum ./*.txt)
-        printf '%s %s\n' "$python" "$cpu"
+        printf '%s %s\n' "$python" "$(torch)"
+        "$python" -c 'import sys; print(sys.base_prefix, sys.version_info[:2])'
         if [ -n "$wheel" ]; then
             sha256sum <"$wheel"
         else
@@ -129,8 +136,7 @@ build() {
     run mkdir -p -- "$opt/releases"
     run "$python" -m venv "$release"
     locked "$locks/base.txt"
-    # Without a GPU the smaller torch will do, where pip finds it.
-    if { [ -z "$cpu" ] && command -v nvidia-smi >/dev/null; } || ! locked "$locks/torch-cpu.txt" 2>/dev/null; then
+    if [ "$(torch)" = cuda ] || ! locked "$locks/torch-cpu.txt" 2>/dev/null; then
         locked "$locks/torch.txt"
         locked "$locks/cuda.txt"
     fi

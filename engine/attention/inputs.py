@@ -28,7 +28,7 @@ class AttentionInputs:
     max_query_len: int
     max_context_len: int  # upper bound of context_lens
     first_whole: int  # from this sequence on, all are prompts of which nothing was computed before; seqs if unknown
-    # [seqs] int32, the last token of each sequence, where the model's last layer need go on with no other; None: all.
+    # [seqs] int32, the last token of each sequence: the model's last layer goes on with no other. None: with all.
     last_tokens: torch.Tensor | None = None
     # Where decoding sequences begin with the same blocks (None: nowhere, or not worth it): [decodes] int32, how many
     # tokens each has in common with the others (0 = none); and [decodes] int32, which sequences these are, then -1.
@@ -42,7 +42,7 @@ class AttentionInputs:
     def of_last_tokens(self) -> AttentionInputs:
         """Of each sequence the last query alone, once all K and V of the step are written.
 
-        What only rotating, writing and longer queries need is left as it is.
+        positions, slots and query_starts still speak of all tokens and must not be read.
         """
         num_seqs = self.context_lens.shape[0]
         return replace(self, num_decodes=num_seqs, max_query_len=1, first_whole=num_seqs, last_tokens=None, shared=None,

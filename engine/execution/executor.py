@@ -1,11 +1,13 @@
 """Where a plan meets its ranks: one in this process, or several that are processes of their own.
 
-Called by the core; the only thing it learns from a rank is its capacity, once, at boot.
+Called by the core, which learns from a rank its capacity, once, and then each step's result.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
+
+import torch
 
 from engine.config import EngineConfig
 from engine.execution.capacity import settle_blocks
@@ -37,6 +39,10 @@ class Executor(Protocol):
     def launch(self, plan: StepPlan) -> Launched:
         """Queue a step behind those before it."""
 
+    def check(self) -> None:
+        """Raises RankError where a rank that is a process of its own has ended: with no step to wait for, nobody else
+        would notice."""
+
     def close(self) -> None:
         """Let go of the devices; nothing may be asked any more."""
 
@@ -62,5 +68,11 @@ class InProcessExecutor:
     def launch(self, plan: StepPlan) -> Pending:
         return self._runner.launch(plan)
 
-    def close(self) -> None:
+    def check(self) -> None:
         pass
+
+    def close(self) -> None:
+        on_gpu = self._runner.device.type == "cuda"
+        del self._runner
+        if on_gpu:
+            torch.cuda.empty_cache()

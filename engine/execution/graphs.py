@@ -144,9 +144,15 @@ class StepGraphs:
         shared = bool(plan.shared_places)
         if num_prefills > MAX_PREFILLS or (shared and num_prefills):
             return None
+        size = self._smallest(num_decodes, num_tokens, shared=shared)
+        if size is None and shared:  # none was captured: to read for each what they share costs less than no graph
+            size = self._smallest(num_decodes, num_tokens, shared=False)
+        return size
+
+    def _smallest(self, num_decodes: int, num_prefill_tokens: int, *, shared: bool) -> Size | None:
         return next((size for size in self._sizes
-                     if size.num_decodes >= num_decodes and size.num_prefill_tokens >= num_tokens
-                     and size.shared == shared and bool(size.num_prefill_tokens) == bool(num_tokens)), None)
+                     if size.num_decodes >= num_decodes and size.num_prefill_tokens >= num_prefill_tokens
+                     and size.shared == shared and bool(size.num_prefill_tokens) == bool(num_prefill_tokens)), None)
 
     def pack(self, plan: StepPlan, size: Size) -> np.ndarray:
         """The vector that a replay reads; an empty plan makes one of nothing but padding."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 
@@ -14,6 +13,7 @@ import msgspec
 from engine.errors import RankError
 from engine.execution.hardware import Hardware, of_this_machine
 from engine.execution.rank import RankSpec
+from engine.module_command import module_command
 
 STOP_S = 5.0
 # What ranks of one machine say to each other leaves by no wire.
@@ -42,7 +42,7 @@ class LocalRanks:
             end, held = os.pipe()  # `held` is closed with the rank
             self._ends.append(end)
             process = subprocess.Popen(
-                [sys.executable, "-m", "engine.execution.rank", str(self._lifeline_end)], stdin=subprocess.PIPE,
+                [*module_command("engine.execution.rank"), str(self._lifeline_end)], stdin=subprocess.PIPE,
                 pass_fds=[self._lifeline_end, held], env=_LOOPBACK | os.environ)
             os.close(held)
             self._processes.append(process)

@@ -101,7 +101,7 @@ class ModelRunner:
         forbidden = self._forbidden(plan) if special else None
         self._send(plan, size, forbidden, upload, sampler=special or size is None)
         self._change_tables(plan, upload)
-        self.num_shared_steps += bool(plan.shared_places)
+        self.num_shared_steps += bool(plan.shared_places) and (size is None or size.shared)
         if self.graphs is not None and size is not None:
             self.num_graph_steps += 1
             step = self.graphs.run(size, upload["graph"])

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import structlog
@@ -53,7 +53,8 @@ class Link:
     """This rank's end of border 2. One per thread."""
 
     def __init__(self, spec: RankSpec, thread: str = "") -> None:
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._context = zmq.Context()  # its own, so that closing waits for no other thread's link
+        self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, f"{spec.rank}{thread}".encode())
         self._socket.setsockopt(zmq.LINGER, LAST_WORDS_MS)
         self._socket.setsockopt(zmq.SNDHWM, 0)
@@ -68,8 +69,9 @@ class Link:
         return self._decode(self._socket.recv())
 
     def close(self) -> None:
-        """What was sent is on its way out."""
+        """Returns once what was sent has left, or nobody took it for LAST_WORDS_MS."""
         self._socket.close()
+        self._context.term()
 
 
 def run(spec: RankSpec) -> int:
@@ -85,7 +87,6 @@ def run(spec: RankSpec) -> int:
         failed = Failed("broken", [traceback.format_exc()])
     link.send(failed)
     link.close()
-    zmq.Context.instance().term()
     return 1
 
 
@@ -133,12 +134,15 @@ def _report(spec: RankSpec, runner: Any, launched: queue.SimpleQueue[Any]) -> No
     except Exception:
         link.send(Failed("broken", [traceback.format_exc()]))
         link.close()
-        # The main thread may hang on the device for ever, and the interpreter would wait for it.
-        threading.Event().wait(LAST_WORDS_MS / 1000)
-        os._exit(1)
+        _leave(1)
 
 
-def main() -> int:
+def _leave(code: int) -> NoReturn:
+    """End this process, though a thread of it may hang on the device for ever: the interpreter would wait for that."""
+    os._exit(code)
+
+
+def main() -> NoReturn:
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=RankSpec)
     configure_logging(spec.log_level)
     structlog.contextvars.bind_contextvars(rank=spec.rank)
@@ -146,8 +150,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the core decides
     share_cores()
     die_with_parent(int(sys.argv[1]), signalled=False)
-    return run(spec)
+    _leave(run(spec))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -23,6 +23,9 @@ def plans(config: EngineConfig) -> list[StepPlan]:
         # One decode, and the rest of a prompt of which the beginning is there; a block's copy.
         StepPlan(0, rows=[0, 1], starts=[long, chunk], num_tokens=[1, long - chunk], samples=[True, True],
                  num_decodes=1, new_rows=[_new_row(1, long, _EVERYTHING)], copy_sources=[0], copy_targets=[0]),
+        # Decodes of so short a context that it is not taken in parts, in the last layer and in those before.
+        StepPlan(0, rows=[0, 1], starts=[1, 0], num_tokens=[1, 2], samples=[True, True], num_decodes=1,
+                 new_rows=[_new_row(1, 2, Sampling())]),
     ] if config.max_num_seqs > 1 and long > chunk else [worst_plan(config)]
 
 

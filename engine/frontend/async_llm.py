@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from engine.frontend.engine_group import EngineGroup
 from engine.frontend.engine_process import EngineProcess
 from engine.frontend.generation import Generation, SampleUpdate
 from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
-from engine.frontend.prompts import Prompt, to_token_ids
+from engine.frontend.prompts import Prompt, off_the_loop, to_token_ids
 from engine.frontend.request import Request
 from engine.frontend.submission import check_length, check_prompt, numbers, samples
 from engine.frontend.tokenizer import Tokenizer, load_tokenizer
@@ -91,7 +92,7 @@ class AsyncLLMEngine:
         self._process: EngineProcess | None = None
         self._group: EngineGroup | None = None
         self._started = asyncio.Lock()
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, Stream | None] = {}  # by request_id; None until the engine accepted it
 
     @classmethod
     def from_engine_args(cls, args: EngineArgs) -> AsyncLLMEngine:
@@ -170,7 +171,8 @@ class AsyncLLMEngine:
         info = group.require_info()
         check_length(prompt, params, self.tokenizer, info.max_model_len)
         if _is_long(prompt):
-            text, prompt_token_ids = await asyncio.to_thread(to_token_ids, prompt, self.tokenizer, add_special_tokens)
+            text, prompt_token_ids = await off_the_loop(to_token_ids, prompt, self.tokenizer, add_special_tokens,
+                                                        info.max_model_len, params.max_tokens or 1)
         else:
             text, prompt_token_ids = to_token_ids(prompt, self.tokenizer, add_special_tokens)
         check_prompt(prompt_token_ids, info.vocab_size)
@@ -188,23 +190,26 @@ class AsyncLLMEngine:
         """The outputs of one request as they come, shaped by sampling_params.output_kind."""
         if lora_request is not None:
             raise InvalidRequestError("lora_request is not supported by this version.", "lora_request")
+        request_id = request_id or uuid.uuid4().hex
         if request_id in self._streams:
             raise InvalidRequestError(f"request_id {request_id!r} is already running.", "request_id")
-        await self._ensure_started()
-        params = sampling_params or SamplingParams()
-        metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
-        stream = await self.submit(prompt, params, request_id, priority=priority, clamp=True)
-        self._streams[request_id] = stream
-        builder = OutputBuilder(request_id, stream.prompt, stream.prompt_token_ids, params, self.tokenizer, metrics)
+        self._streams[request_id] = None
         try:
-            async for update in stream:
-                metrics.count(len(update.token_ids))
-                output = builder.push(update)
-                if output is not None:
-                    yield output
+            await self._ensure_started()
+            params = sampling_params or SamplingParams()
+            metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
+            stream = await self.submit(prompt, params, request_id, priority=priority, clamp=True)
+            self._streams[request_id] = stream
+            builder = OutputBuilder(request_id, stream.prompt, stream.prompt_token_ids, params, self.tokenizer, metrics)
+            async with contextlib.aclosing(stream):
+                async for update in stream:
+                    metrics.scheduled_ts = stream.started_at  # perf_counter, which Linux reads off the same clock
+                    metrics.count(len(update.token_ids))
+                    output = builder.push(update)
+                    if output is not None:
+                        yield output
         finally:
-            self._streams.pop(request_id, None)
-            await stream.aclose()
+            del self._streams[request_id]
 
     async def abort(self, request_id: str) -> None:
         """End a request of `generate`; its generator ends without a further output."""

@@ -78,6 +78,8 @@ class EngineClient:
         self._socket.connect(address)
         self._tasks = [asyncio.create_task(job(), name=f"engine-client-{job.__name__.strip('_')}")
                        for job in (self._receive, self._beat, self._watch)]
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
 
     @property
     def loading(self) -> tuple[str, float]:
@@ -118,11 +120,11 @@ class EngineClient:
             self._by_sample[sample.id] = (request, index)
         request.unread_tokens = len(request.prompt_token_ids)
         self.load.own += request.unread_tokens + SAMPLE_TOKENS * len(request.samples)
-        if self.state == "ready":
-            self._send_submit(request)
         try:
+            if self.state == "ready":
+                self._send_submit(request)
             await request.accepted.wait()
-        except asyncio.CancelledError:
+        except BaseException:
             self.abort(request)
             raise
         if request.error is not None:
@@ -173,6 +175,12 @@ class EngineClient:
         self._socket.disable_monitor()
         self._socket.close()
         self._context.destroy(linger=200)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """They never end by themselves. Without one of them nobody would hear of the engine any more."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("engine client broke", task=task.get_name(), exc_info=error)
+            self.fail_all(EngineDeadError(f"The connection to the engine broke: {error!r}."))
 
     # Sending
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import random
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tqdm import tqdm
 
 from engine.config import EngineArgs
-from engine.errors import ConfigError, InvalidRequestError
+from engine.errors import ConfigError, EngineDeadError, InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
 from engine.frontend.generation import Generation
 from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
@@ -92,12 +94,15 @@ class LLM:
         priorities = list(priority) if priority is not None else [0] * len(listed)
         if len(priorities) != len(listed):
             raise InvalidRequestError(f"priority has {len(priorities)} entries for {len(listed)} prompts.", "priority")
+        if not self._core.is_sound:
+            raise EngineDeadError("A step of an earlier call ended in its middle; this LLM is of no use any more. "
+                                  "Close it and build another.")
         run = _Run(self._core, self._tokenizer)
-        with _undisturbed():
+        with _undisturbed(), _Interrupts() as interrupts:
             for prompt, own, rank in zip(listed, params, priorities):
                 text, ids = to_token_ids(prompt, self._tokenizer)
                 run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63))
-            return run.finish(use_tqdm)
+            return run.finish(use_tqdm, interrupts)
 
     def chat(self, messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
              sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, use_tqdm: bool = True,
@@ -179,21 +184,21 @@ class _Run:
         self._metrics.append(metrics)
         self._outputs.append(None)
 
-    def finish(self, use_tqdm: bool) -> list[RequestOutput]:
+    def finish(self, use_tqdm: bool, interrupts: _Interrupts) -> list[RequestOutput]:
         core = self._core
-        for submit in self._submits:
-            answer = core.submit(_OWNER, submit)
-            if isinstance(answer, Rejected):
-                core.abort_owner(_OWNER)
-                raise InvalidRequestError(answer.message, answer.param or None)
         try:
+            for submit in self._submits:
+                answer = core.submit(_OWNER, submit)
+                if isinstance(answer, Rejected):
+                    raise InvalidRequestError(answer.message, answer.param or None)
             with tqdm(total=len(self._submits), desc="Generating", unit="request", disable=not use_tqdm,
                       dynamic_ncols=True) as bar:
                 while core.has_work:
+                    interrupts.heed()
                     for _, delta in core.step():
                         bar.update(self._take(delta))
         except BaseException:
-            core.abort_owner(_OWNER)  # Ctrl-C: the engine is ready for the next call
+            core.abort_owner(_OWNER)  # Ctrl-C between two steps: the engine is ready for the next call
             raise
         assert all(output is not None for output in self._outputs)
         return [output for output in self._outputs if output is not None]
@@ -218,9 +223,43 @@ class _Run:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """What is here stays for as long: looking through it for garbage would halt steps for 0.1 s each time."""
+    """What is here stays for as long: looking through it for garbage would halt steps for 0.1 s each time.
+
+    Afterwards nothing is frozen, also not what somebody else froze before.
+    """
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
+
+
+class _Interrupts:
+    """Holds a Ctrl-C back until somebody heeds it: in the middle of a step it would break the engine. A second one, of
+    somebody who waits for a step that does not end, is not held back."""
+
+    def __init__(self) -> None:
+        self._pressed = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Interrupts:
+        # Handlers are the main thread's; one that is not Python's own has its own ideas.
+        if (threading.current_thread() is threading.main_thread()
+                and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+            self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        self.heed()
+
+    def heed(self) -> None:
+        if self._pressed:
+            self._pressed = False
+            raise KeyboardInterrupt
+
+    def _press(self, *_: object) -> None:
+        if self._pressed:
+            raise KeyboardInterrupt
+        self._pressed = True

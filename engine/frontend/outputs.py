@@ -46,11 +46,14 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestStateStats:
-    """When things happened to a request; wall clock for the arrival, monotonic seconds for the rest."""
+    """When things happened to a request; wall clock for the arrival, monotonic seconds for the rest.
+
+    `scheduled_ts` is when word came that a step took it up; None from `LLM`, which does not ask.
+    """
 
     arrival_time: float = 0.0
     queued_ts: float = 0.0
-    scheduled_ts: float = 0.0
+    scheduled_ts: float | None = None
     first_token_ts: float = 0.0
     last_token_ts: float = 0.0
     first_token_latency: float = 0.0

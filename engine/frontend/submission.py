@@ -51,9 +51,10 @@ def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_
     logprobs = -1 if params.logprobs is None else params.logprobs
     if logprobs == -1 and params.logprobs == -1:
         logprobs = vocab_size
-    if max_logprobs >= 0 and logprobs > max_logprobs:
-        raise InvalidRequestError(f"Requested sample logprobs of {logprobs}, which is greater than max allowed: "
-                                  f"{max_logprobs}", "logprobs")
+    most = vocab_size if max_logprobs < 0 else min(max_logprobs, vocab_size)
+    if logprobs > most:
+        raise InvalidRequestError(f"Requested sample logprobs of {logprobs}, which is greater than max allowed: {most}",
+                                  "logprobs")
     for token in params.stop_token_ids or []:
         if not 0 <= token < 2**31:
             raise InvalidRequestError(f"stop_token_ids holds {token}, which is no token id.", "stop_token_ids")
@@ -65,7 +66,7 @@ def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_
     return Sampling(
         temperature=0.0 if greedy else params.temperature,
         top_p=1.0 if greedy else params.top_p,
-        top_k=0 if greedy else params.top_k,
+        top_k=0 if greedy or params.top_k >= vocab_size else params.top_k,
         min_p=0.0 if greedy else params.min_p,
         repetition_penalty=params.repetition_penalty,
         presence_penalty=params.presence_penalty,

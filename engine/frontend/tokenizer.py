@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,10 @@ from engine.weights.gguf_metadata import read_metadata
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+# Encoding takes up to 500 bytes of memory for a character, so a text is counted by pieces before it is encoded whole. A
+# cut makes tokens that the whole text lacks: some few, and far fewer than are taken off for it.
+_PIECE_CHARS = 64 * 2**10
+_TOKENS_OF_A_CUT = 1024
 _PREFIX_DECODERS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 
 
@@ -47,6 +50,7 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._style, self.strips_leading_space = _decoder_style(rust)
         self._bytes: dict[int, bytes] = {}
+        self._longest_token = self._find_longest_token()
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids; with the special tokens (such as BOS) that the checkpoint's tokenizer puts around a text, or not.
@@ -74,8 +78,21 @@ class Tokenizer:
         longest = self._longest_token
         return 0 if longest is None else -(-len(text) // longest)
 
-    @cached_property
-    def _longest_token(self) -> int | None:
+    def counted_tokens(self, text: str, enough: int) -> int:
+        """What `text` does not come below, counted from its beginning until there are `enough`; 0 for a short text.
+
+        Takes the memory of one piece, however long the text is. Raises what `encode` raises.
+        """
+        counted = 0
+        if len(text) > _PIECE_CHARS:
+            for start in range(0, len(text), _PIECE_CHARS):
+                piece = self.encode(text[start:start + _PIECE_CHARS], add_special_tokens=False)
+                counted += max(0, len(piece) - _TOKENS_OF_A_CUT)
+                if counted >= enough:
+                    break
+        return counted
+
+    def _find_longest_token(self) -> int | None:
         """How many characters of a text a token can stand for; None where that is not known."""
         added = self._rust.get_added_tokens_decoder().values()
         if self._style != "bytes" or any(token.lstrip or token.rstrip for token in added):

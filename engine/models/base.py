@@ -45,6 +45,8 @@ class CausalLM:
             hidden = stage.receive(token_ids.shape[0], self.hidden_size, self.dtype, token_ids.device)
         hidden = self.decode(hidden, inputs, kv_caches)
         if stage.is_last:
+            wanted = token_ids if inputs.last_tokens is None else inputs.last_tokens
+            assert hidden.shape[0] == wanted.shape[0], "the last layer goes on with the last tokens alone"
             return hidden
         stage.send(hidden)
         return None

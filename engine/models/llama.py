@@ -94,10 +94,11 @@ class DecoderLayer:
 
     def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs,
                  kv_cache: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds `update` and this layer's attention to `residual` in place; returns the MLP's update, not yet added.
+        """update, residual: [tokens, hidden] -> the MLP's update, not yet added, and the residual.
 
-        Updates are a rank's part of a sum, which the adding completes. The residual is returned too: of a model's last
-        layer, only that of the inputs' last tokens. Nobody asks for the others; of a long prompt, one layer less.
+        Adds `update`, then attention, to the residual: in place, except that a model's last layer goes on with a copy
+        of the rows of `inputs.last_tokens`, and both results are [seqs, hidden]. Nobody asks for the others; of a
+        long prompt, one layer less. Updates are a rank's part of a sum, which the adding completes.
         """
         x = self.input_norm(residual) if update is None else self.input_norm.add(update, residual)
         last_tokens = inputs.last_tokens if self._is_last else None

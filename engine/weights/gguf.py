@@ -44,26 +44,24 @@ class GgufCheckpoint(Checkpoint):
     def read(self, name: str, out: torch.Tensor, rows: slice, columns: slice) -> None:
         tensor = self._tensors[self._name(name)]
         kind, row_length, row_bytes = self._layout(tensor)
-        num_rows = math.prod(tensor.shape) // row_length
-        # A vector is one row, of which a part may be wanted.
-        vector = len(tensor.shape) == 1
-        first, last, _ = (0, 1, 1) if vector else rows.indices(num_rows)
-        wanted = rows if vector else columns
         heads = self._permuted_heads(name)
-        # A permuted tensor is put right a head at a time: (head, half, pair) here, (head, pair, half) in the file.
-        unit = num_rows // heads if heads else 1
+        unit = tensor.shape[0] // heads if heads else 1
+        if len(tensor.shape) == 1:
+            # Stored as one row, whose blocks may span heads: decoded whole, it is so many rows of one element.
+            with self._file.span(tensor.offset, tensor.offset + row_bytes, tensor.name) as data:
+                values = torch.from_numpy(_floats(data.reshape(1, row_bytes), kind)).view(-1, 1)
+                out.copy_(_in_order(values, unit).view(-1)[rows])
+            return
+        first, last, _ = rows.indices(math.prod(tensor.shape) // row_length)
         assert first % unit == last % unit == 0, "a shard of q or k is whole heads"
         step = max(1, _CHUNK_ELEMENTS // (row_length * unit)) * unit
-        target = out.unsqueeze(0) if vector else out
 
         def decode(start: int) -> None:
             stop = min(start + step, last)
             begin = tensor.offset + start * row_bytes
             with self._file.span(begin, begin + (stop - start) * row_bytes, tensor.name) as data:
                 values = torch.from_numpy(_floats(data.reshape(stop - start, row_bytes), kind))
-                if unit > 1:
-                    values = values.view(-1, unit // 2, 2, row_length).transpose(1, 2).reshape(-1, row_length)
-                target[start - first:stop - first].copy_(values[:, wanted])
+                out[start - first:stop - first].copy_(_in_order(values, unit)[:, columns])
 
         list(self._threads.map(decode, range(first, last, step)))
 
@@ -114,6 +112,13 @@ class GgufCheckpoint(Checkpoint):
 
 def _arch_id(name: str) -> gguf.MODEL_ARCH:
     return next(arch for arch, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
+
+
+def _in_order(rows: torch.Tensor, unit: int) -> torch.Tensor:
+    """Heads of `unit` rows put right: (head, half, pair) here, (head, pair, half) in the file. 1: nothing to do."""
+    if unit == 1:
+        return rows
+    return rows.view(-1, unit // 2, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
 
 def _floats(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:

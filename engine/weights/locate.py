@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import DEFAULT_MODEL, EngineArgs
-from engine.errors import ConfigError
+from engine.errors import ConfigError, FetchError
 from engine.model_config import ModelConfig
 from engine.weights import gguf_config, hf_config
 
@@ -28,6 +28,7 @@ def resolve_model(args: EngineArgs) -> ModelConfig:
 
     Raises:
         ConfigError: it cannot be found, fetched or run; the message says which and what to do.
+        FetchError: it could not be fetched now.
     """
     path = _locate(args)
     if path.is_file():
@@ -92,9 +93,23 @@ def _fetch(name: str, revision: str | None) -> str:
     except ImportError as error:
         raise ConfigError(f"--model: fetching {name}: {error}; install that package or give a directory") from error
     except Exception as error:  # the clients raise their own, their HTTP library's and OSError
-        raise ConfigError(f"--model: {name} is no local path and could not be fetched; check the name, --revision, the "
-                          f"network and the access token, or give a directory ({type(error).__name__}: {error})"
-                          ) from error
+        kind = ConfigError if _is_final(error) else FetchError
+        raise kind(f"--model: {name} is no local path and could not be fetched; check the name, --revision, the "
+                   f"network and the access token, or give a directory ({type(error).__name__}: {error})") from error
+
+
+def _is_final(error: BaseException | None) -> bool:
+    """Whether the same fetch would fail again: no such name or revision, no access, or the network not to be used."""
+    if isinstance(error, (ValueError, PermissionError)):
+        return True
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return 400 <= status < 500 and status not in (408, 429)
+        if type(error).__name__ in ("OfflineModeIsEnabled", "NotExistError"):  # Hugging Face's, ModelScope's
+            return True
+        error = error.__cause__
+    return False
 
 
 def _refuse_format_mismatch(args: EngineArgs, found: str, path: Path) -> None:

@@ -60,4 +60,4 @@ async def guarded(make_app: Callable[..., Starlette]) -> AsyncIterator[httpx.Asy
 
 
 def _client(app: Starlette) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")

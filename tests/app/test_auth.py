@@ -39,7 +39,7 @@ async def talking_to(app: Starlette, port: int = 8000) -> AsyncIterator[Callable
     """A function that sends a request as the named key."""
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), \
-            httpx.AsyncClient(transport=transport, base_url=f"http://test:{port}") as client:
+            httpx.AsyncClient(transport=transport, base_url=f"http://localhost:{port}") as client:
         async def send(name: str | None, path: str, method: str = "GET", **options: Any) -> httpx.Response:
             headers = {} if name is None else {"authorization": f"Bearer {SECRETS[name]}"}
             return await client.request(method, path, headers=headers, **options)
@@ -72,7 +72,8 @@ async def test_without_a_key_every_path_is_401_in_openais_shape(keyed: MakeApp) 
 
 async def test_a_key_may_have_any_letters(make_app: MakeApp) -> None:
     app = make_app(key_digests=[digest_of("schlüssel-schlüssel")])
-    async with talking_to(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with talking_to(app), httpx.AsyncClient(transport=httpx.ASGITransport(app),
+                                                  base_url="http://localhost") as client:
         for header, status in (("Bearer schlüssel-schlüssel".encode(), 200), (b"Bearer schl\xfcssel-schl\xfcssel", 401),
                                (b"Bearer \xff", 401)):
             assert (await client.get("/version", headers={b"authorization": header})).status_code == status
@@ -175,7 +176,7 @@ async def test_a_unix_socket_is_not_the_admin_port(keyed: MakeApp) -> None:
         await app(scope | {"server": ("/run/quire.sock", None), "client": None}, receive, send)
 
     async with app.router.lifespan_context(app), \
-            httpx.AsyncClient(transport=httpx.ASGITransport(on_a_socket), base_url="http://test:9000") as client:
+            httpx.AsyncClient(transport=httpx.ASGITransport(on_a_socket), base_url="http://localhost:9000") as client:
         headers = {"authorization": f"Bearer {SECRETS['admin']}"}
         assert (await client.get("/metrics", headers=headers)).status_code == 404
         assert (await client.get("/v1/models", headers=headers)).status_code == 200
@@ -244,6 +245,17 @@ async def test_every_use_of_admin_is_in_the_audit_log_with_its_outcome(keyed: Ma
     assert lines[4]["request_id"] == last.headers["x-request-id"]
     assert lines[4]["client"] == "127.0.0.1"
     assert not any(secret in audit.read_text() for secret in SECRETS.values())
+
+
+async def test_with_an_admin_port_strangers_on_the_other_write_no_audit(keyed: MakeApp, tmp_path: Path) -> None:
+    audit = tmp_path / "audit"
+    async with talking_to(keyed(admin_port=9000, audit_log=str(audit)), 8000) as send:
+        for name in (None, "limited", "admin"):
+            assert (await send(name, "/admin/status")).status_code == (401 if name is None else 404)
+    assert not audit.exists()
+    async with talking_to(keyed(admin_port=9000, audit_log=str(audit)), 9000) as send:
+        assert (await send(None, "/admin/status")).status_code == 401
+    assert len(audit.read_text().splitlines()) == 1
 
 
 async def test_nothing_is_administered_without_audit(keyed: MakeApp, tmp_path: Path) -> None:

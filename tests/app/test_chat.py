@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError
+from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, context_length_error
 from tests.app.fake_engine import FakeEngine
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
@@ -157,7 +158,13 @@ async def test_a_templates_refusal_is_the_clients_to_read(client: httpx.AsyncCli
     ({"n": True}, "n"),
     ({"n": 10**30}, "n"),
     ({"max_tokens": 0}, "max_tokens"),
-    ({"max_completion_tokens": 0}, "max_tokens"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"max_completion_tokens": 0, "max_tokens": 5}, "max_completion_tokens"),
+    ({"length_penalty": 2}, "length_penalty"),
+    ({"length_penalty": True}, "length_penalty"),
+    ({"early_stopping": 0}, "early_stopping"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "language": "en"}]}]},
+     "messages[0].content[0].language"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"stop": [1]}, "stop[0]"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -177,6 +184,33 @@ async def test_neutral_values_of_unsupported_fields_are_harmless(client: httpx.A
     reply = await post(client, tools=None, tool_choice="none", response_format={"type": "text"}, logit_bias={},
                        parallel_tool_calls=True, service_tier="auto", n=1, functions=[])
     assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize("body", [{"length_penalty": 1}, {"length_penalty": 1.0}, {"best_of": 1.0}])
+async def test_a_neutral_number_is_one_in_either_form(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    reply = await post(client, **body)
+    assert reply.status_code == 200, reply.text
+
+
+async def test_fields_of_a_text_part_that_say_nothing_are_harmless(client: httpx.AsyncClient) -> None:
+    part = {"type": "text", "text": "x", "annotations": [], "cache_control": {"type": "ephemeral"}, "language": None}
+    reply = await post(client, messages=[{"role": "user", "content": [part]}])
+    assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize("sent", ["max_tokens", "max_completion_tokens"])
+async def test_a_refusal_names_the_field_that_the_client_sent(client: httpx.AsyncClient, fake: FakeEngine,
+                                                              sent: str) -> None:
+    other = ({"max_tokens", "max_completion_tokens"} - {sent}).pop()
+    fake.refuse = context_length_error(100, 5, 200)
+    too_long = (await post(client, **{sent: 200})).json()["error"]
+    less_than_least = (await post(client, **{sent: 2, "min_tokens": 3})).json()["error"]
+    assert too_long["param"] == sent
+    assert less_than_least["param"] == "min_tokens"
+    for error in (too_long, less_than_least):
+        words = re.findall(r"\w+", error["message"])
+        assert sent in words
+        assert other not in words
 
 
 async def test_an_unknown_model_is_404_and_an_alias_is_not(client: httpx.AsyncClient) -> None:

@@ -56,7 +56,7 @@ async def stuck(make_app: Callable[..., Starlette], fake: FakeEngine) -> AsyncIt
     fake.gate.clear()
     app = make_app(ttft_timeout=30.0, sse_ping_interval=0.0)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client
         assert len(app.state.service.in_flight) == 0
 
@@ -82,7 +82,7 @@ async def test_the_servers_own_deadline_names_its_flag(make_app: Callable[..., S
     fake.gate.clear()
     app = make_app(ttft_timeout=0.05)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         reply = await client.post("/v1/completions", json={"prompt": ["a", "b"]}, headers={"x-ttft-timeout": "9"})
     assert reply.status_code == 504
     assert "(--ttft-timeout)" in reply.json()["error"]["message"]
@@ -93,7 +93,7 @@ async def test_midway_it_is_an_error_event_and_the_end(make_app: Callable[..., S
     fake.gate.clear()
     app = make_app(sse_ping_interval=0.02)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         with capture_logs() as logs:
             reply = await client.post("/v1/chat/completions", json=CHAT | {"stream": True},
                                       headers={"x-request-timeout": "0.2"})

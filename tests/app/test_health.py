@@ -128,3 +128,14 @@ def test_the_log_level_of_loggers_in_use_follows_the_file(tmp_path: Path, log_li
     levels.follow()
     log.debug("still")
     assert log_lines() == ["heard", "heard too", "and this", "log level unchanged", "still"]
+
+
+@pytest.mark.parametrize("content", ["[]", "1", "null", '"debug"', "{}", '{"log_level": "loud"}', '{"log_level": []}',
+                                     "[" * 100_000, b"\xff"])
+def test_a_level_file_of_whatever_content_changes_nothing(content: str | bytes, tmp_path: Path, log_lines) -> None:  # type: ignore[no-untyped-def]
+    logs.configure_logging("info")
+    path = tmp_path / "reload"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    LevelFile(str(path)).follow()
+    assert logs.level() == "info"
+    assert log_lines() == ["log level unchanged"]

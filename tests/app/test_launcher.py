@@ -1,24 +1,28 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 
-from app import engine_child
+from app import engine_child, sd_notify
 from app.engine_slot import EngineSlot
 from app.launcher import Launcher, _changed
 from app.listen import listen, url_of
+from app.reload import request_reload
 from app.run_dir import RunDirectory
 from app.sd_notify import Systemd
-from app.settings import ServeSettings
+from app.settings import ServeSettings, for_workers
 from engine.config import EngineArgs
 from engine.errors import ConfigError
 from engine.heartbeat import OVERDUE_S
@@ -28,7 +32,7 @@ from tests.e2e.server import until
 def test_a_taken_port_is_a_configuration_error_at_once() -> None:
     with listen(ServeSettings(port=0)) as first:
         port = first.getsockname()[1]
-        assert url_of(first) == f"http://127.0.0.1:{port}"
+        assert url_of(first, "http") == f"http://127.0.0.1:{port}"
         with pytest.raises(ConfigError, match="--port: cannot listen"):
             listen(ServeSettings(port=port))
 
@@ -192,6 +196,63 @@ def test_too_few_gpus_for_the_engines_are_a_configuration_error_at_once() -> Non
                           env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--data-parallel-size: 2 engines of 1 GPU(s) each need 2 GPUs" in done.stderr
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Launcher:
+    """Its run directory takes no file."""
+    launcher = Launcher(ServeSettings(shutdown_timeout=1))
+    launcher._shared = for_workers(ServeSettings(), str(tmp_path / "gone"), 0)
+    return launcher
+
+
+def test_a_full_run_directory_refuses_a_reload_and_nothing_else(launcher: Launcher) -> None:
+    with structlog.testing.capture_logs() as events:
+        launcher._reload()
+    assert [event["event"] for event in events] == ["reload refused, everything stays"]
+    assert launcher._exit_code is None
+
+
+def test_a_full_run_directory_does_not_keep_a_server_from_draining(launcher: Launcher) -> None:
+    launcher._asked_to_stop("SIGTERM")
+    assert launcher._close_port in launcher._due and launcher._end_drain in launcher._due
+    assert launcher._exit_code is None
+
+
+def test_a_reload_that_cannot_be_asked_for_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "reload").mkdir()  # which no file can replace
+    with pytest.raises(OSError):
+        request_reload(str(tmp_path / "reload"), "info")
+    assert os.listdir(tmp_path) == ["reload"]
+
+
+def test_systemd_hears_of_a_fetch_while_it_lasts(systemd: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sd_notify, "REPEAT_S", 0.1)
+    heard: list[str] = []
+
+    def hear() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            heard.append(systemd.recv(200).decode())
+        return len(heard) >= 4
+
+    with sd_notify.starting("fetching"):
+        until(hear)
+    assert heard == ["STATUS=fetching", *["EXTEND_TIMEOUT_USEC=120000000"] * 3]
+    assert not [thread for thread in threading.enumerate() if thread.name == "systemd"]
+
+
+def test_a_hub_that_cannot_be_reached_is_worth_another_try(systemd: socket.socket, tmp_path: Path) -> None:
+    """systemd does not restart after exit code 2."""
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    done = subprocess.run([sys.executable, "-m", "app", "serve", "--port", "0", "--model", "some/one"],
+                          env=environment | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path)},
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "could not be fetched" in done.stderr
+    assert systemd.recv(200).startswith(b"STATUS=")
+    assert systemd.recv(200).startswith(b"EXTEND_TIMEOUT_USEC=")
 
 
 WORKER_IMPORTS = """

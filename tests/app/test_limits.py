@@ -32,7 +32,7 @@ async def strict(make_app: Callable[..., Starlette]) -> AsyncIterator[httpx.Asyn
     app = make_app(max_n=3, max_stop_sequences=2, max_prompts=4, max_body_bytes=10**6,
                    engine=EngineArgs(model="/models/m", max_queued_requests=8, max_logprobs=5))
     async with app.router.lifespan_context(app), httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client
 
 

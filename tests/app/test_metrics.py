@@ -202,6 +202,6 @@ async def test_scraping_does_not_hold_up_the_loop(make_app: Callable[..., Starle
     monkeypatch.setattr(m.Metrics, "expose", slow)
     app = make_app()
     async with app.router.lifespan_context(app), httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         await scrape(client)
     assert seen[0] is not threading.main_thread()

@@ -175,6 +175,104 @@ def test_nothing_is_answered_after_the_last_request(strict: Wire, request_: byte
     assert "/smuggled" not in strict.app.seen
 
 
+UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAA")
+UPGRADING = [posted("/up", *UPGRADE, "Content-Length: 5") + b"hello",
+             posted("/up", *UPGRADE, "Transfer-Encoding: chunked") + b"2\r\nhe\r\n3\r\nllo\r\n0\r\nX: y\r\n\r\n",
+             posted("/up", *UPGRADE, "Content-Length: 5", "Connection: keep-alive") + b"hello",
+             posted("/up", "Content-Length: 5", "Connection: upgrade", "Upgrade: websocket") + b"hello"]
+
+
+def in_pieces(raw: bytes, size: int) -> list[bytes]:
+    return [raw[i:i + size] for i in range(0, len(raw), size)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize("request_", UPGRADING, ids=["length", "chunks", "keep-alive", "websocket"])
+def test_a_request_that_asks_for_an_upgrade_keeps_its_body_and_is_the_last(strict: Wire, request_: bytes,
+                                                                           size: int) -> None:
+    with connect(strict.address) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in in_pieces(request_, size):
+            client.sendall(piece)
+            time.sleep(0.001)
+        answer = receive(client)
+    assert answer.statuses == [200], answer.raw[:300]
+    assert json.loads(answer.replies[0].body)["bytes"] == 5
+    assert answer.replies[0].headers["connection"] == "close"
+    assert answer.closed
+    assert strict.app.seen == ["/up"]
+
+
+@pytest.mark.parametrize("tail", [SMUGGLED, posted("/smuggled", "Content-Length: 5") + b"hello", b"\0\xff" * 50_000,
+                                  b"\r\n" * 50_000],
+                         ids=["GET", "POST", "garbage", "empty lines"])
+@pytest.mark.parametrize("request_", UPGRADING, ids=["length", "chunks", "keep-alive", "websocket"])
+def test_what_follows_an_upgrade_is_dropped(request_: bytes, tail: bytes) -> None:
+    """In the same packet, and in later ones while the reply is being made."""
+    with wire(header_timeout=10.0) as server, connect(server.address) as client:
+        client.sendall(request_.replace(b" /up ", b" /stream ") + tail)
+        time.sleep(0.2)
+        client.sendall(tail)
+        time.sleep(0.2)
+        server.app.go.set()
+        answer = receive(client)
+    assert answer.statuses[:1] in ([200], [])  # a reset may take the reply away
+    assert len(answer.replies) < 2
+    assert answer.closed
+    assert server.app.seen == ["/stream"]
+    assert not server.refused
+
+
+def test_an_upgrade_behind_another_request_keeps_its_body(strict: Wire) -> None:
+    answer = strict.send(GET + UPGRADING[0] + SMUGGLED)
+    assert [json.loads(reply.body)["bytes"] for reply in answer.replies] == [0, 5]
+    assert answer.closed
+    assert strict.app.seen == ["/x", "/up"]
+
+
+def test_the_body_of_an_upgrade_may_be_large(strict: Wire) -> None:
+    size = 3 << 20
+    answer = strict.send(posted("/slow", *UPGRADE, f"Content-Length: {size}"), b"a" * size)
+    assert json.loads(answer.replies[0].body)["bytes"] == size
+
+
+def test_the_body_of_an_upgrade_cannot_be_dragged_out() -> None:
+    with wire() as server, connect(server.address) as client:
+        client.sendall(posted("/x", *UPGRADE, "Content-Length: 1000"))
+        assert _drip(client, b"a").startswith(b"HTTP/1.1 408 ")
+    assert server.refused == ["body_timeout"]
+
+
+def test_a_long_answer_to_an_upgrade_is_not_cut_by_the_deadlines_of_senders() -> None:
+    with wire() as server, connect(server.address) as client:
+        for piece in in_pieces(UPGRADING[0].replace(b" /up ", b" /stream ") + SMUGGLED, 50):
+            client.sendall(piece)
+            time.sleep(0.05)
+        time.sleep(1.5)
+        server.app.go.set()
+        assert receive(client).replies[0].body == b"onetwo"
+    assert not server.refused
+
+
+def test_trailers_do_not_upgrade(strict: Wire) -> None:
+    chunks = b"5\r\nhello\r\n0\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    answer = strict.send(posted("/x", "Transfer-Encoding: chunked") + chunks + GET)
+    assert [json.loads(reply.body)["bytes"] for reply in answer.replies] == [5, 0]
+
+
+@pytest.mark.parametrize("connection", [(), ("Connection: keep-alive",)])
+def test_a_reply_of_unknown_length_to_http_1_0_ends_with_the_connection(connection: tuple[str, ...]) -> None:
+    with wire() as server:
+        server.app.go.set()
+        answer = server.send(posted("/stream", "Content-Length: 2", *connection).replace(b"/1.1", b"/1.0") + b"{}")
+        known = server.send(b"GET /x HTTP/1.0\r\n\r\n")
+    assert answer.statuses == [200]
+    assert "transfer-encoding" not in answer.replies[0].headers
+    assert answer.raw.partition(b"\r\n\r\n")[2] == b"onetwo"
+    assert answer.closed
+    assert int(known.replies[0].headers["content-length"]) == len(known.replies[0].body) > 0
+
+
 def test_pipelined_requests_are_answered_in_order(strict: Wire) -> None:
     body = b"hello"
     answer = strict.send(GET + posted("/y", "Content-Length: 5") + body + posted("/z", "Transfer-Encoding: chunked")

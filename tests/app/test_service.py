@@ -76,6 +76,14 @@ async def test_errors_of_the_framework_have_openais_shape(client: httpx.AsyncCli
         assert reply.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("path", ["/v1/completions/", "/tokenize/", "/healthz/"])
+async def test_a_slash_too_many_is_404_and_no_redirection(client: httpx.AsyncClient, path: str) -> None:
+    reply = await client.post(path, json=CHAT)
+    assert reply.status_code == 404
+    assert f"There is no {path} here." in reply.json()["error"]["message"]
+    assert "location" not in reply.headers
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"\xff", b'{"a":"\\ud800"}', b"[" * 4000,
                                   b'{"messages": NaN}'])
 async def test_what_is_no_json_object_is_400(client: httpx.AsyncClient, body: bytes) -> None:

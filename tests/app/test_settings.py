@@ -95,6 +95,25 @@ def test_a_service_variable_of_kubernetes_is_not_a_port(monkeypatch: pytest.Monk
     assert load_settings("serve", []).settings.port == 8000
 
 
+def test_variables_of_kubernetes_and_of_others_raise_no_doubts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"QUIRE_SERVICE_HOST": "10.0.0.1", "QUIRE_SERVICE_PORT_HTTP": "8000",
+                        "QUIRE_PORT_8000_TCP_ADDR": "10.0.0.1", "QUIRE_PORT": "tcp://10.0.0.1:8000",
+                        "QUIRE_ADMIN_PORT": "tcp://10.0.0.1:9000", "QUIRE_GPUS": "2", "QUIRE_ENGINE": "1",
+                        "QUIRE_MODEL": "smollm2-135m-instruct"}.items():
+        monkeypatch.setenv(name, value)
+    loaded = load_settings("serve", [])
+    assert loaded.settings.admin_port is None
+    assert loaded.warnings == []
+
+
+def test_a_mistyped_variable_is_a_warning_with_the_nearest_name(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("QUIRE_MAX_MODEL_LENGTH", "1")
+    assert main(["check"]) == 0
+    assert ("warning: there is no setting 'QUIRE_MAX_MODEL_LENGTH'; did you mean 'QUIRE_MAX_MODEL_LEN'?"
+            in capsys.readouterr().err)
+
+
 def test_toml_is_read_where_python_can(tmp_path: Path) -> None:
     pytest.importorskip("tomllib")
     config = tmp_path / "quire.toml"

@@ -26,6 +26,7 @@ from tests.e2e.server import KEY, Server, free_port, serving, until
 
 pytestmark = pytest.mark.skipif(not has_nginx(), reason="nginx is not installed (apt-get install nginx)")
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+REFUSED = threading.Event()  # /refuse was answered, without its body
 HELD, RELEASED = threading.Semaphore(0), threading.Event()  # requests for /hold that came, and that they may go
 
 
@@ -35,6 +36,12 @@ class Upstream(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
+        if self.path == "/refuse":
+            self._answer(401, {})
+            REFUSED.set()
+            self.rfile.read1()
+            self.close_connection = True
+            return
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         if self.path == "/events":
             RELEASED.clear()
@@ -142,6 +149,16 @@ def test_a_request_arrives_whole_and_with_the_clients_own_address(http: httpx.Cl
     assert "/" not in reply.headers["server"], "no version"
 
 
+def test_a_body_that_is_still_coming_fills_no_disk_and_the_server_refuses_it_early(http: httpx.Client) -> None:
+    def slowly() -> Iterator[bytes]:
+        yield b"x" * (4 << 20)
+        assert REFUSED.wait(10), "the server has heard nothing of the request"
+        yield b"x"
+
+    REFUSED.clear()
+    assert http.post("/refuse", content=slowly()).status_code == 401
+
+
 def test_connections_to_the_server_are_kept(http: httpx.Client) -> None:
     assert len({http.get("/v1/models").json()["port"] for _ in range(6)}) < 6
 
@@ -218,6 +235,13 @@ def test_a_server_that_is_away_is_told_as_openai_would(tmp_path: Path) -> None:
             assert reply.headers["retry-after"]
         until(lambda: len(nginx.log()) == 3)
         assert {line["upstream_status"] for line in nginx.log()} == {"502"}
+
+
+def test_what_nginx_itself_cannot_do_has_one_status_in_head_and_body(upstream: str, tmp_path: Path) -> None:
+    with shipped_nginx(upstream, tmp_path, {"    location / {\n": "    location / {\n        return 500;\n"}) as nginx:
+        reply = httpx.get(nginx.url + "/v1/a", verify=nginx.trust)
+    assert reply.status_code == 503
+    error_of(reply)
 
 
 def test_a_server_that_does_not_answer_in_time_is_told_as_openai_would(upstream: str, tmp_path: Path) -> None:
@@ -303,6 +327,9 @@ def test_the_real_server_behind_it(real: tuple[Nginx, Server]) -> None:
     big = nginx.directory / "big"
     big.write_bytes(b"x" * (17 << 20))
     assert json.loads(curl(nginx, "/v1/completions", *key, "--data-binary", f"@{big}"))["error"]["code"] == 413
+
+    big.write_bytes(b"x" * (15 << 20))  # larger than what the server reads before it refuses
+    assert json.loads(curl(nginx, "/v1/completions", "--data-binary", f"@{big}"))["error"]["code"] == "invalid_api_key"
 
     # A stream over HTTP/2, each event as it is made.
     stream = subprocess.Popen(["curl", "--http2", "-sSN", "--max-time", "60", "--cacert", str(nginx.authority), *key,

@@ -279,6 +279,35 @@ def test_account_and_folders_are_made_from_the_installed_files(tmp_path: Path) -
     assert load_key_file(str(root / "etc/quire/keys.yaml")) == []
 
 
+def planned(tmp_path: Path, python: Path, path: str, *options: str) -> str:
+    """The environment that would be installed."""
+    command = [SYSTEMD / "install.sh", "--root", tmp_path / "root", "--dry-run", "--python", python, *options]
+    done = subprocess.run(command, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"^Setting up .*/(\S+)$", done.stdout, re.MULTILINE)[0]
+
+
+def test_another_python_or_a_gpu_makes_another_environment(tmp_path: Path) -> None:
+    """Run again after either came, it repairs what is there."""
+    path, with_gpu = str(os.environ["PATH"]), tmp_path / "gpu"
+    python = tmp_path / "python3"  # the same name, whichever version it is
+    python.symlink_to(os.path.realpath(sys.executable))
+    with_gpu.mkdir()
+    (with_gpu / "nvidia-smi").symlink_to("/bin/true")
+    without = planned(tmp_path, python, path, "--cpu")
+    assert planned(tmp_path, python, path, "--cpu") == without
+    gpu = planned(tmp_path, python, f"{with_gpu}:{path}")
+    assert gpu != without
+    assert planned(tmp_path, python, f"{with_gpu}:{path}", "--cpu") == without
+    if shutil.which("nvidia-smi") is None:
+        assert planned(tmp_path, python, path) == without
+    python.unlink()
+    python.write_text("#!/bin/sh\n"
+                      f'case $2 in *base_prefix,*) echo /usr 3.99 ;; *) exec {sys.executable} "$@" ;; esac\n')
+    python.chmod(0o755)
+    assert planned(tmp_path, python, path, "--cpu") != without
+
+
 @pytest.mark.slow
 def test_each_version_gets_an_environment_once_and_the_last_two_stay(tmp_path: Path) -> None:
     """Real environments, of a real wheel; what it needs is left out, since tests fetch nothing."""

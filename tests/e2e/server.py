@@ -73,7 +73,7 @@ class Server:
         """Of the engine, gunicorn's master and its workers."""
         children = _children(self.process.pid)
         engine = [pid for pid in children if "engine" in _command(pid)]
-        master = [pid for pid in children if "gunicorn" in _command(pid)]
+        master = [pid for pid in children if "app.http_master" in _command(pid)]
         return {"engine": engine, "master": master, "workers": [w for m in master for w in _children(m)]}
 
 

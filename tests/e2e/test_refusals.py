@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -149,6 +151,12 @@ def test_a_queue_timeout_is_503_and_leaves_the_queue(small: Server) -> None:
         until(lambda: small.metric("vllm:num_requests_waiting") == 0)
 
 
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized_whole(small: Server) -> None:
+    reply = post(small, SHORT | {"prompt": "1 " * 40_000})
+    assert reply.status_code == 400
+    assert "at least 64512 input tokens" in reply.json()["error"]["message"]  # of the 65536 that its first piece has
+
+
 def test_deadlines_end_requests_in_the_engine_too(small: Server, sdk: Callable[..., openai.OpenAI]) -> None:
     with occupied(small):
         reply = post(small, SHORT, x_ttft_timeout="0.5")
@@ -179,6 +187,16 @@ def test_the_sdk_does_not_see_comments(small: Server, sdk: Callable[..., openai.
         reply = post(small, SHORT | {"stream": True})
     assert reply.text.startswith(": ping\n\n: ping\n\n")
     assert reply.text.endswith("data: [DONE]\n\n")
+
+
+def test_the_terminal_clients_do_not_see_comments(small: Server) -> None:
+    for command in ("chat", "complete"):
+        with occupied(small, seconds=2.0):
+            told = subprocess.run(
+                [sys.executable, "-m", "app", command, "--url", small.url + "/v1", "--api-key", KEY, "--max-tokens",
+                 "5", "--temperature", "0", "Tell me a story"], capture_output=True, text=True, timeout=60)
+        assert (told.returncode, told.stderr) == (0, "")
+        assert told.stdout.strip()
 
 
 def test_a_failure_midway_is_the_sdks_error(small: Server, sdk: Callable[..., openai.OpenAI]) -> None:

@@ -25,8 +25,9 @@ needs_slowhttptest = pytest.mark.skipif(shutil.which("slowhttptest") is None,
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Server]:
-    with serving("--host", "127.0.0.1", "--header-timeout", str(HEADER_TIMEOUT_S), "--max-body-bytes", "1M",
-                 "--body-timeout", str(BODY_TIMEOUT_S), "--forwarded-allow-ips", "127.0.0.0/8", key=None) as server:
+    with serving("--host", "127.0.0.1", "--allow-public-without-key", "--header-timeout", str(HEADER_TIMEOUT_S),
+                 "--max-body-bytes", "1M", "--body-timeout", str(BODY_TIMEOUT_S),
+                 "--forwarded-allow-ips", "127.0.0.0/8", key=None) as server:
         yield server
 
 

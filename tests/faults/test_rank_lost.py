@@ -53,6 +53,20 @@ def test_a_killed_rank_ends_its_engine_and_requests_go_on(server: Server, lost: 
 
 
 @pytest.mark.slow
+def test_a_rank_killed_while_its_engine_is_idle_is_replaced_before_a_request_needs_it(server: Server) -> None:
+    num_broken, num_ready = len(server.events("engine broke")), len(server.events("ready"))
+    before = [*server.pids()["engine"], *ranks_of(server)]
+    os.kill(ranks_of(server)[1], signal.SIGKILL)
+    until(lambda: server.get("/readyz").status_code == 503, 5)
+    until(lambda: not any(alive(pid) for pid in before), 15)
+    broken = server.events("engine broke")[num_broken:]
+    assert ["rank 1 (" in event["reason"] and "SIGKILL" in event["reason"] for event in broken] == [True]
+    until(lambda: len(server.events("ready")) == num_ready + 1, 60)
+    stream = Stream(server, NUM_TOKENS)
+    assert stream.result() and stream.finish == "length"
+
+
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_found_out_by_the_heartbeat(server: Server) -> None:
     num_hung = len(server.events("engine hangs"))
     lose(server, 1, signal.SIGSTOP)

@@ -150,3 +150,9 @@ def test_flat_rows_are_searched_to_their_end(kernels, top_p):
         assert bool(kept[drawn.long()].all())
     thresholds = reference._thresholds(logits, torch.zeros(2).int(), torch.full((2,), top_p), torch.zeros(2))
     assert abs(int((logits[0] >= thresholds[0]).sum()) - int(from_sort[0].sum())) <= 1
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 3, "top_p": 0.5}])
+def test_an_infinite_logit_is_drawn_and_ends_every_search(kernels, filters):
+    logits = torch.tensor([[1.0, torch.inf, 2.0, -torch.inf, 0.0]])
+    assert draw(kernels, logits, **filters).tolist() == [1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import multiprocessing
 import os
@@ -162,6 +163,23 @@ def test_a_rewritten_file_keeps_its_mode_owner_and_link(tmp_path: Path) -> None:
     assert real.read_text() == "[]\n"
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
     assert sorted(os.listdir(tmp_path)) == ["link", "real"]
+
+
+def test_a_sandbox_that_lets_nobody_change_owners_is_no_obstacle(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """The systemd unit's SystemCallFilter=~@privileged."""
+    def refused(*args: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refused)
+    path = tmp_path / "keys.json"
+    for _ in range(2):
+        write_key_file(str(path), [])
+    assert path.read_text() == "[]\n"
+    if os.getuid() == 0:
+        os.chown(path, 12345, 54321)
+        with pytest.raises(PermissionError):
+            write_key_file(str(path), [])
 
 
 def _add(path: str, name: str) -> None:

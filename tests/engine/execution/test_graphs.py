@@ -113,3 +113,5 @@ def test_the_smallest_size_with_room_is_chosen(model: CausalLM) -> None:
     assert size(0, [2] * (MAX_PREFILLS + 1)) is None
     assert size(1, [5000]) is None
     assert size(20, [30], shared=True) is None, "no mixed graph knows of a shared beginning"
+    graphs._sizes = [each for each in graphs._sizes if not each.shared]
+    assert size(3, [], shared=True) == Size(4), "none was captured for what is shared: it is read for each"

@@ -84,12 +84,29 @@ def test_every_quantised_type_is_read(kind: gguf.GGMLQuantizationType, tmp_path:
     assert torch.equal(last_heads, q[32:, 3:50])
 
 
-@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("qwen2", True)])
-def test_logits_equal_those_of_the_model_it_was_made_from(family: str, tied: bool, tmp_path: Path) -> None:
-    reference = tiny.write(tmp_path / "hf", family, tie_word_embeddings=tied)
+@pytest.mark.parametrize(("family", "config"), [
+    ("llama", {}),
+    ("llama", {"tie_word_embeddings": True}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("qwen2", {"tie_word_embeddings": True}),
+], ids=["llama", "llama-tied", "llama-biases", "qwen2-tied"])
+def test_logits_equal_those_of_the_model_it_was_made_from(family: str, config: dict[str, Any], tmp_path: Path) -> None:
+    reference = tiny.write(tmp_path / "hf", family, **config)
     write_model(tmp_path / "m.gguf", reference, family)
     got = PagedRun(load(tmp_path / "m.gguf"), 1, 64).step({0: PROMPT})[0]
     torch.testing.assert_close(got, tiny.logits(reference, PROMPT), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_a_shard_of_a_permuted_bias_is_that_of_the_whole(kind: str, tmp_path: Path) -> None:
+    whole = np.arange(128, dtype=np.float32)
+    type_id = gguf.GGMLQuantizationType[kind]
+    writer = header(tmp_path / "m.gguf")
+    writer.add_tensor("blk.0.attn_q.bias", gguf.quantize(permuted(whole, 4), type_id), raw_dtype=type_id)
+    finish(writer)
+    view = View(GgufCheckpoint(tmp_path / "m.gguf"), torch.device("cpu"), torch.float32)
+    shard = view.take("model.layers.0.self_attn.q_proj.bias", (128,), rows=slice(32, 96))
+    torch.testing.assert_close(shard, torch.from_numpy(whole[32:96]), atol=0.5, rtol=0)
 
 
 def test_llama3_rope_scaling_comes_as_a_tensor(tmp_path: Path) -> None:

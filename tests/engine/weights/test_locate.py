@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,41 @@ def test_load_format_must_fit_the_files(tmp_path: Path) -> None:
 def test_an_unreachable_hub_is_reported_with_what_to_check() -> None:
     with pytest.raises(ConfigError, match="no local path and could not be fetched; check the name"):
         resolve_model(EngineArgs(model="nobody/nothing"))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers /api/models/some/404/... with 404, and so on."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.split("/")[4]))
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_what_may_pass_is_told_from_what_stays_wrong() -> None:
+    code = ("import sys; from engine.config import EngineArgs; from engine.errors import ConfigError\n"
+            "from engine.weights.locate import resolve_model\n"
+            "for status in sys.argv[1:]:\n"
+            "    try: resolve_model(EngineArgs(model=f'some/{status}'))\n"
+            "    except ConfigError as error: print(status, type(error).__name__)\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, args=(0.05,), daemon=True).start()
+        environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        environment["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
+
+        def kinds(*statuses: str, **more: str) -> list[str]:
+            done = subprocess.run([sys.executable, "-c", code, *statuses], check=True, capture_output=True, text=True,
+                                  env=environment | more)
+            return [line.split()[-1] for line in done.stdout.splitlines()]
+
+        assert kinds("401", "403", "404") == ["ConfigError"] * 3
+        assert kinds("500", "503") == ["FetchError"] * 2
+        assert kinds("503", HF_HUB_OFFLINE="1") == ["ConfigError"]
+        hub.shutdown()
+    assert kinds("404") == ["FetchError"], "nobody listens"
 
 
 def test_a_hub_model_is_taken_from_the_hubs_cache(tmp_path: Path) -> None:

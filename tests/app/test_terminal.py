@@ -1,0 +1,62 @@
+"""The terminal clients against a server that is none of ours, or not there: what they say is at fault."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from app.cli import main
+from tests.app.conftest import KEY
+
+EVENT = b'data: {"choices":[{"text":"Once"}]}\n\n'
+
+
+@contextmanager
+def answering(body: bytes) -> Iterator[str]:
+    """The address of a server that answers the first request with `body`."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + body)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        thread.join(5)
+
+
+def test_only_events_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    other_ends = b": ping\n\nevent: x\nid: 1\n" + EVENT
+    with answering(b": ping\n\n" + EVENT + other_ends.replace(b"\n", b"\r\n") + b"data: [DONE]\n\n") as url:
+        assert main(["complete", "--url", url, "--api-key", KEY, "Tell me"]) == 0
+    assert capsys.readouterr() == ("OnceOnce\n", "")
+
+
+def test_an_event_that_cannot_be_read_is_not_blamed_on_the_url(capsys: pytest.CaptureFixture[str]) -> None:
+    with answering(b"data: nonsense\n\n") as url:
+        assert main(["complete", "--url", url, "Tell me"]) == 1
+    told = capsys.readouterr().err
+    assert "--url" not in told
+    assert f"{url} sent an event that cannot be read" in told
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://a..b/v1", "http://127.0.0.1/caf\u00e9", "http://[::1/v1"])
+def test_a_url_that_is_none_is_named(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    assert main(["complete", "--url", url, "Tell me"]) == 1
+    assert capsys.readouterr().err.startswith("quire: --url: ")
+
+
+def test_a_key_that_no_header_can_hold_is_named_and_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["complete", "--api-key", KEY + "\n", "Tell me"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("quire: --api-key: ")
+    assert KEY not in told

@@ -1,0 +1,96 @@
+"""What /tokenize and /detokenize cost is bounded, whatever they are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from app.endpoints.tokenize import TOKENS_ALWAYS_TAKEN
+from engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from tests.app.fake_engine import FakeEngine
+from tests.conftest import smollm2_file
+from tests.engine.frontend.conftest import model_at
+
+TOKENIZER = load_tokenizer(model_at(smollm2_file()))
+
+
+class Watched(Tokenizer):
+    """SmolLM2's, which notes what it is given, and how many texts at once."""
+
+    def __init__(self) -> None:
+        self.__dict__.update(TOKENIZER.__dict__)
+        self.num_chars = 0
+        self.longest = 0
+        self.most_at_once = 0
+        self._at_once: set[int] = set()
+
+    def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
+        self._at_once.add(threading.get_ident())
+        self.most_at_once = max(self.most_at_once, len(self._at_once))
+        self.num_chars += sum(map(len, texts))
+        self.longest = max(self.longest, *map(len, texts))
+        time.sleep(0.02)
+        try:
+            return super().encode_batch(texts, add_special_tokens)
+        finally:
+            self._at_once.discard(threading.get_ident())
+
+
+@pytest.fixture
+def watched(fake: FakeEngine) -> Watched:
+    fake.tokenizer = watched = Watched()  # type: ignore[assignment]
+    return watched
+
+
+@pytest.fixture
+async def client(make_app: Callable[..., Starlette], watched: Watched) -> AsyncIterator[httpx.AsyncClient]:
+    app = make_app(max_body_bytes=16 * 2**20)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        yield client
+
+
+@pytest.mark.parametrize("body", [{"prompt": "1 " * 7_000_000}, {"prompt": " " * 7_000_000}, {"prompt": "1 " * 100_000},
+                                  {"messages": [{"role": "user", "content": "1 " * 100_000}]}])
+async def test_a_text_beyond_the_limit_is_refused_before_it_is_tokenized_whole(
+        client: httpx.AsyncClient, watched: Watched, body: dict[str, Any]) -> None:
+    reply = await client.post("/tokenize", json=body)
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert str(TOKENS_ALWAYS_TAKEN) in error["message"]
+    assert error["param"] in body or error["param"] == "prompt"
+    assert watched.longest <= 2**16
+    assert watched.num_chars <= 2**18
+
+
+async def test_what_is_taken_has_the_tokens_it_always_had(client: httpx.AsyncClient) -> None:
+    text = "The quick brown fox jumps over 13 lazy dogs.\n" * 4000
+    reply = (await client.post("/tokenize", json={"prompt": text, "return_token_strs": True})).json()
+    assert reply["tokens"] == TOKENIZER.encode(text)
+    assert reply["count"] == len(reply["tokens"]) > 40_000
+    assert "".join(reply["token_strs"]) == text
+    assert (await client.post("/detokenize", json={"tokens": reply["tokens"]})).json() == {"prompt": text}
+
+
+async def test_no_more_than_two_texts_are_tokenized_at_a_time(client: httpx.AsyncClient, watched: Watched) -> None:
+    replies = await asyncio.gather(*[client.post("/tokenize", json={"prompt": "word " * 10_000}) for _ in range(6)])
+    assert [reply.status_code for reply in replies] == [200] * 6
+    assert watched.most_at_once <= 2
+
+
+@pytest.mark.parametrize("num_ids", [TOKENS_ALWAYS_TAKEN + 1, 7_000_000])
+async def test_ids_beyond_the_limit_are_refused_untouched(client: httpx.AsyncClient, num_ids: int) -> None:
+    raw = b'{"tokens":[' + b"1," * (num_ids - 1) + b"1]}"
+    began = time.process_time()
+    reply = await client.post("/detokenize", content=raw, headers={"content-type": "application/json"})
+    assert reply.status_code in (400, 413)
+    assert str(TOKENS_ALWAYS_TAKEN) in reply.json()["error"]["message"]
+    assert reply.json()["error"]["param"] == "tokens"
+    assert time.process_time() - began < 0.1

@@ -1,0 +1,82 @@
+"""AsyncLLMEngine before an engine that is played by a socket, so that a test decides when each answer comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineArgs
+from engine.errors import InvalidRequestError
+from engine.frontend.async_llm import AsyncLLMEngine
+from engine.frontend.outputs import RequestOutput
+from engine.messages import Delta, Deltas, Started
+from engine.sampling_params import SamplingParams
+from tests.engine.frontend.test_engine_group import Engine, until
+
+FIRST = 1  # the first request's sample id
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
+    played = Engine(tmp_path, 0)
+    yield played
+    await played.end()
+
+
+@pytest.fixture
+async def llm(engine: Engine) -> AsyncIterator[AsyncLLMEngine]:
+    front = await AsyncLLMEngine.connect([engine.address], EngineArgs(skip_tokenizer_init=True))
+    yield front
+    await front.close()
+
+
+async def outputs(llm: AsyncLLMEngine, request_id: str, token: int = 5) -> list[RequestOutput]:
+    params = SamplingParams(max_tokens=1, detokenize=False)
+    return [output async for output in llm.generate({"prompt_token_ids": [token]}, params, request_id)]
+
+
+async def test_of_two_requests_with_one_id_at_once_the_second_is_refused(llm: AsyncLLMEngine, engine: Engine) -> None:
+    first = asyncio.create_task(outputs(llm, "twice"))
+    second = asyncio.create_task(outputs(llm, "twice"))
+    await asyncio.sleep(0)  # both wait for the engine, or would
+    await engine.serve()
+    await until(lambda: engine.submitted)
+    await engine.say(Deltas([Delta(FIRST, [7], "length"), Delta(FIRST + 1, [7], "length")]))
+    with pytest.raises(InvalidRequestError, match="request_id 'twice' is already running"):
+        await asyncio.wait_for(second, 10)
+    assert [output.finished for output in await asyncio.wait_for(first, 10)] == [True]
+    assert engine.submitted == ["twice"]
+
+
+async def test_an_id_is_free_again_after_a_refusal_a_cancellation_and_an_end(llm: AsyncLLMEngine,
+                                                                            engine: Engine) -> None:
+    early = asyncio.create_task(outputs(llm, "again"))
+    await asyncio.sleep(0)
+    early.cancel()
+    await asyncio.gather(early, return_exceptions=True)
+    await engine.serve()
+    with pytest.raises(InvalidRequestError, match="this model's ids are"):
+        await outputs(llm, "again", token=1000)
+    for id in (FIRST, FIRST + 1):
+        task = asyncio.create_task(outputs(llm, "again"))
+        await until(lambda id=id: len(engine.submitted) == id)  # type: ignore[misc]
+        await engine.say(Deltas([Delta(id, [7], "length")]))
+        assert len(await asyncio.wait_for(task, 10)) == 1
+
+
+async def test_the_metrics_say_when_a_step_took_the_request_up(llm: AsyncLLMEngine, engine: Engine) -> None:
+    await engine.serve()
+    task = asyncio.create_task(outputs(llm, "r"))
+    await until(lambda: engine.submitted)
+    await asyncio.sleep(0.1)
+    await engine.say(Started([FIRST]))
+    await asyncio.sleep(0.1)
+    await engine.say(Deltas([Delta(FIRST, [7], "length")]))
+    (output,) = await asyncio.wait_for(task, 10)
+    assert output.metrics is not None
+    assert output.metrics.scheduled_ts is not None
+    assert output.metrics.scheduled_ts - output.metrics.queued_ts > 0.09
+    assert output.metrics.first_token_ts - output.metrics.scheduled_ts > 0.09
