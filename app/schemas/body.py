@@ -38,6 +38,9 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "repetition_detection": (), "kv_transfer_params": (), "ec_transfer_params": (), "vllm_xargs": ({},),
 }
 
+# Each list or object takes a hundred bytes of memory where two of the body may say so. Texts may hold brackets too.
+MOST_BRACKETS = 2**20
+
 _AT = re.compile(r" - at `\$(?:\.)?(?P<path>[^`]*)`$")
 
 
@@ -51,6 +54,9 @@ async def read_body(request: Request, schema: type[T]) -> T:
 
 def parse_body(raw: bytes, schema: type[T]) -> T:
     """`raw` as a `schema`; null counts as "not given". Raises ApiError (400)."""
+    if raw.count(b"[") + raw.count(b"{") > MOST_BRACKETS:
+        raise ApiError(400, f"The request body holds more than {MOST_BRACKETS} opening brackets, and so perhaps as "
+                       "many lists and objects. Please send fewer prompts or messages at once.")
     try:
         fields = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 
 from app.endpoints.tokenize import DetokenizeRequest, TokenizeRequest
 from app.errors import ApiError
-from app.schemas.body import parse_body
+from app.schemas.body import MOST_BRACKETS, parse_body
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import CompletionRequest
 from app.settings import ServeSettings
@@ -96,6 +96,13 @@ def read(raw: bytes, schema: Any) -> None:
     elif isinstance(body, CompletionRequest):
         body.check(limits, len(body.prompts(limits.max_prompts, 8192)))
         body.sampling_params({}, body.max_tokens, body.logprobs)
+
+
+def test_a_body_of_lists_is_not_unfolded() -> None:
+    with pytest.raises(ApiError, match="more than 1048576 opening brackets"):
+        parse_body(b'{"prompt":[' + b"[]," * MOST_BRACKETS + b"[]]}", CompletionRequest)
+    text = "[" * (MOST_BRACKETS - 1)
+    assert parse_body(json.dumps({"prompt": text}).encode(), CompletionRequest).prompt == text
 
 
 FIELDS = [*sorted({name for schema in SCHEMAS for name in schema.__struct_fields__}), "unknown", "\x00", "user",
