@@ -17,7 +17,7 @@ from app.settings import OPTIONS, Loaded, Option, ServeSettings, describe, flag,
 from engine import __version__
 from engine.errors import ConfigError, FetchError
 
-EXIT_CONFIG, EXIT_LOAD = 2, 3
+EXIT_CONFIG, EXIT_LOAD, EXIT_BROKEN_PIPE = 2, 3, 141
 _SHORT_KEY = f"an API key has fewer than {SHORTEST_KEY} characters and may be found by trying"
 _SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp", "data_parallel_size": "-dp",
           "api_server_count": "-asc"}
@@ -45,7 +45,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:  # whoever reads our output has enough; nor must the interpreter's end write to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _run(argv: list[str]) -> int:
     if argv[:1] == ["bench"]:
         # Late: it brings the engine, and torch with it.
         from loadtest.__main__ import main as bench

@@ -52,7 +52,7 @@ class ServeSettings:
     allow_public_without_key: bool = field(default=False, metadata={"help": (
         "Listen on an address that others can reach although there is no API key.")})
     served_model_name: list[str] | None = field(default=None, metadata={"help": (
-        "Names that clients may use for the model; the first is shown in replies. Unset: the model as given.")})
+        "Names that clients may use for the model; one who names none gets the first. Unset: the model as given.")})
     response_role: str = field(default="assistant", metadata={"help": "Role of chat replies."})
     api_server_count: int | None = field(default=None, metadata={"help": (
         "HTTP worker processes. Unset: one for each 8 cores, 1 to 4.")})

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-EXIT_FAILED = 1
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 _DATA = b"data: "
 _DONE = b"data: [DONE]"
 
@@ -27,13 +27,13 @@ def chat(options: argparse.Namespace) -> int:
         messages.append({"role": "system", "content": options.system_prompt})
 
     def ask(text: str) -> Iterator[str]:
-        messages.append({"role": "user", "content": text})
+        asked = {"role": "user", "content": text}
         reply = ""
-        for event in _stream(options, "/chat/completions", {"messages": messages}):
+        for event in _stream(options, "/chat/completions", {"messages": [*messages, asked]}):
             piece = event["choices"][0]["delta"].get("content") or "" if event["choices"] else ""
             reply += piece
             yield piece
-        messages.append({"role": "assistant", "content": reply})
+        messages.extend([asked, {"role": "assistant", "content": reply}])  # a turn that failed is as if never asked
 
     return _converse(options, ask)
 
@@ -53,9 +53,18 @@ def _converse(options: argparse.Namespace, ask: Any) -> int:
             return 0
         prompt = "> " if sys.stdin.isatty() else ""
         while True:
-            _print_reply(ask(input(prompt)))
-    except (EOFError, KeyboardInterrupt):
+            text = input(prompt)
+            try:
+                _print_reply(ask(text))
+            except _ServerError as error:
+                if not prompt:
+                    raise
+                print(f"quire: {error}", file=sys.stderr)
+    except EOFError:
         return 0
+    except KeyboardInterrupt:
+        print()
+        return 0 if options.text is None else EXIT_INTERRUPTED
     except _ServerError as error:
         print(f"quire: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -75,12 +84,15 @@ def _stream(options: argparse.Namespace, path: str, body: dict[str, Any]) -> Ite
     try:
         with urllib.request.urlopen(request) as reply:
             for line in reply:
-                if not line.startswith(_DATA) or line.strip() == _DONE:
-                    continue  # comments and empty lines too
+                if line.strip() == _DONE:
+                    return
+                if not line.startswith(_DATA):
+                    continue  # comments and empty lines
                 event = msgspec.json.decode(line[len(_DATA):])
                 if "error" in event:
                     raise _ServerError(event["error"]["message"])
                 yield event
+        raise _ServerError("the reply was cut off: the server or the connection ended before it did")
     except urllib.error.HTTPError as error:
         raise _ServerError(_message_of(error)) from None
     except (OSError, http.client.HTTPException) as error:

@@ -50,8 +50,8 @@ class Admission:
     def overdue(self, ids: list[int], timeout_s: float, num_waiting: int) -> Rejected:
         """The refusal of a request whose time in the queue is over."""
         return Rejected(
-            ids, "overloaded", f"No step took the request up within {timeout_s:.3g} s, its limit for waiting in the "
-            "queue (--queue-timeout, or less by x-queue-timeout). Try again later.",
+            ids, "overloaded", f"No step took the request up within {round(timeout_s, 1):g} s, its limit for waiting "
+            "in the queue (--queue-timeout, or less by x-queue-timeout). Try again later.",
             retry_after_s=self._departed_requests.time_for(num_waiting + 1, self.now()), reason="queue_timeout")
 
     def departed(self, num_requests: int, num_tokens: int) -> None:

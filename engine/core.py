@@ -99,6 +99,7 @@ class EngineCore:
 
     def close(self) -> None:
         """Let go of the devices. Nothing may be asked of it afterwards."""
+        self.is_sound = False
         self._executor.close()
 
     def submit(self, owner: Owner, message: Submit) -> Accepted | Rejected:

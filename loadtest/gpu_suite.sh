@@ -9,6 +9,7 @@ out=${OUT:-gpu-results}
 mkdir -p "$out"
 python=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "torch sees no NVIDIA GPU"; exit 1; }
 failed=0
 step() { # NAME COMMAND...
     local name=$1 began=$SECONDS

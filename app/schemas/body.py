@@ -49,6 +49,9 @@ async def read_body(request: Request, schema: type[T]) -> T:
     # A page in a browser may send any other type to any address without asking first: this is what stops it.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "The content-type must be application/json.")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise ApiError(415, f"The content-encoding {encoding[:50]!r} is not supported; send the body as it is.")
     return parse_body(await request.body(), schema)
 
 

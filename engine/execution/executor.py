@@ -72,7 +72,7 @@ class InProcessExecutor:
         pass
 
     def close(self) -> None:
-        on_gpu = self._runner.device.type == "cuda"
-        del self._runner
-        if on_gpu:
+        runner = self.__dict__.pop("_runner", None)  # None: closed before
+        if runner is not None and runner.device.type == "cuda":
+            del runner
             torch.cuda.empty_cache()

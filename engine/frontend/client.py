@@ -168,6 +168,8 @@ class EngineClient:
             request.fail(error)
 
     async def close(self) -> None:
+        if self._socket.closed:
+            return
         self.state = "down"  # a stream that is dropped later has nobody to tell
         for task in self._tasks:
             task.cancel()

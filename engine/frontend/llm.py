@@ -95,8 +95,8 @@ class LLM:
         if len(priorities) != len(listed):
             raise InvalidRequestError(f"priority has {len(priorities)} entries for {len(listed)} prompts.", "priority")
         if not self._core.is_sound:
-            raise EngineDeadError("A step of an earlier call ended in its middle; this LLM is of no use any more. "
-                                  "Close it and build another.")
+            raise EngineDeadError("This LLM was closed, or a step of an earlier call ended in its middle; close it and "
+                                  "build another.")
         run = _Run(self._core, self._tokenizer)
         with _undisturbed(), _Interrupts() as interrupts:
             for prompt, own, rank in zip(listed, params, priorities):
@@ -133,6 +133,9 @@ class LLM:
             given = self.get_default_sampling_params()
         if isinstance(given, SamplingParams):
             return [given] * len(prompts)
+        if not isinstance(given, Sequence) or not all(isinstance(one, SamplingParams) for one in given):
+            raise InvalidRequestError(f"sampling_params must be SamplingParams or a list of them; got "
+                                      f"{type(given).__name__}.", "sampling_params")
         if len(given) != len(prompts):
             raise InvalidRequestError(f"There are {len(prompts)} prompts and {len(given)} sampling_params.",
                                       "sampling_params")
@@ -144,11 +147,15 @@ class LLM:
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Raises InvalidRequestError for what is neither a prompt nor some."""
     if isinstance(prompts, (str, dict)):
         return [prompts]
-    if prompts and all(isinstance(p, int) for p in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    try:
+        listed = list(prompts)
+    except TypeError:
+        raise InvalidRequestError(f"prompts must be a prompt or a list of them; got {type(prompts).__name__}.",
+                                  "prompts") from None
+    return [listed] if listed and all(isinstance(p, int) for p in listed) else listed
 
 
 class _Run:

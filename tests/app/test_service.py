@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,13 @@ async def test_what_is_no_json_object_is_400(client: httpx.AsyncClient, body: by
     reply = await client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert reply.status_code == 400
     assert reply.json()["error"]["message"]
+
+
+async def test_a_packed_body_is_refused_by_its_encoding(client: httpx.AsyncClient) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    reply = await client.post("/v1/chat/completions", content=gzip.compress(b"{}"), headers=headers)
+    assert reply.status_code == 415
+    assert "content-encoding 'gzip' is not supported" in reply.json()["error"]["message"]
 
 
 async def test_only_json_is_taken(client: httpx.AsyncClient) -> None:

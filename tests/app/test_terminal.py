@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -21,7 +23,7 @@ def answering(body: bytes) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         def answer() -> None:
             connection, _ = listener.accept()
-            with connection:
+            with connection, suppress(ConnectionError):  # the client may have enough
                 connection.recv(65536)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + body)
                 connection.shutdown(socket.SHUT_WR)
@@ -39,6 +41,21 @@ def test_only_events_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     with answering(b": ping\n\n" + EVENT + other_ends.replace(b"\n", b"\r\n") + b"data: [DONE]\n\n") as url:
         assert main(["complete", "--url", url, "--api-key", KEY, "Tell me"]) == 0
     assert capsys.readouterr() == ("OnceOnce\n", "")
+
+
+def test_a_reply_that_was_cut_off_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    with answering(EVENT) as url:
+        assert main(["complete", "--url", url, "Tell me"]) == 1
+    printed, told = capsys.readouterr()
+    assert printed == "Once"
+    assert told.startswith("quire: the reply was cut off")
+
+
+def test_who_reads_no_further_gets_no_traceback() -> None:
+    with answering(EVENT * 100_000 + b"data: [DONE]\n\n") as url:
+        command = f"set -o pipefail; {sys.executable} -m app complete --url {url} 'Tell me' | head -c 4"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "Once", "")
 
 
 def test_an_event_that_cannot_be_read_is_not_blamed_on_the_url(capsys: pytest.CaptureFixture[str]) -> None:

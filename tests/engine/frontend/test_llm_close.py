@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine import LLM, SamplingParams
+from engine.errors import EngineDeadError
 from tests.engine.models import tiny
 
 
@@ -29,3 +30,12 @@ def test_nothing_is_left(closed: bool, tmp_path: Path) -> None:
         assert [thing() for thing in left] == [None] * 3
     finally:
         gc.enable()
+
+
+def test_a_closed_one_says_so_and_may_be_closed_again(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "llama")
+    llm = LLM(model=str(tmp_path), skip_tokenizer_init=True, device="cpu")
+    llm.close()
+    llm.close()
+    with pytest.raises(EngineDeadError, match="was closed"):
+        llm.generate([[1, 2, 3]], SamplingParams(max_tokens=3, detokenize=False))
