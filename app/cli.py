@@ -195,6 +195,7 @@ def _serve(loaded: Loaded, short_keys: list[str], argv: list[str]) -> int:
     from app.launcher import Launcher
     from app.telemetry.audit import AuditError, AuditLog
     from engine.frontend.chat_template import load_chat_template
+    from engine.frontend.tokenizer_files import tokenizer_path
     from engine.logs import configure_logging
     from engine.weights.locate import resolve_model
 
@@ -210,6 +211,8 @@ def _serve(loaded: Loaded, short_keys: list[str], argv: list[str]) -> int:
         audit.check()
         with sd_notify.starting("finding or fetching the model"):
             model = resolve_model(settings.engine)  # one that is not there is known, or fetched, before anything starts
+        if not settings.engine.skip_tokenizer_init:
+            tokenizer_path(model, settings.engine.tokenizer)
         if settings.engine.chat_template is not None:
             load_chat_template(model, settings.engine.chat_template, None)  # refused now, not at the first chat
         audit.write("server start", "begun", version=__version__, model=settings.engine.model)

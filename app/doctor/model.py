@@ -13,6 +13,8 @@ from app.doctor.finding import Finding, fail, gib, ok, warn
 from app.doctor.gpu import Gpu
 from engine.config import DTYPES, EngineArgs
 from engine.errors import ConfigError, WeightError
+from engine.frontend.chat_template import load_chat_template
+from engine.frontend.tokenizer import load_tokenizer
 from engine.model_config import ModelConfig
 from engine.weights.gguf_metadata import read_header
 from engine.weights.locate import resolve_model
@@ -38,6 +40,12 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
     if dtype == "auto":
         dtype = model.dtype if on_gpu else "float32"
     found = [ok("model", f"{model.architecture} at {model.path}")]
+    try:
+        tokenizer = None if args.skip_tokenizer_init else load_tokenizer(model, args.tokenizer)
+        if args.chat_template is not None:
+            load_chat_template(model, args.chat_template, tokenizer)
+    except ConfigError as error:
+        found += [fail("tokenizer", problem, "see the flag that it names") for problem in error.problems]
     try:
         weights = 0 if args.load_format == "dummy" else weight_bytes(model, dtype)
     except (WeightError, OSError) as error:

@@ -151,7 +151,7 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, (str, dict)):
         return [prompts]
     try:
-        listed = list(prompts)
+        listed: list[Any] = list(prompts)
     except TypeError:
         raise InvalidRequestError(f"prompts must be a prompt or a list of them; got {type(prompts).__name__}.",
                                   "prompts") from None

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from engine.errors import ConfigError, InvalidRequestError
 from engine.frontend import gguf_tokenizer
+from engine.frontend.tokenizer_files import tokenizer_path
 from engine.model_config import ModelConfig
 from engine.weights.gguf_metadata import read_metadata
 
@@ -154,15 +155,8 @@ def load_tokenizer(model: ModelConfig, tokenizer: str | None = None) -> Tokenize
     Raises:
         ConfigError: there is none, or it is of a kind that is not supported; the message says what to do.
     """
-    path = Path(tokenizer or model.path)
-    if path.suffix == ".gguf":
-        return _from_gguf(path)
-    if path.name == "tokenizer.json":
-        path = path.parent
-    if not path.is_dir():
-        raise ConfigError(f"--tokenizer: {path} is not a directory, a tokenizer.json or a .gguf file. Download the "
-                          "model's tokenizer files and pass their directory.")
-    return _from_directory(path, model)
+    path = tokenizer_path(model, tokenizer)
+    return _from_gguf(path) if path.suffix == ".gguf" else _from_directory(path, model)
 
 
 def _from_gguf(path: Path) -> Tokenizer:

@@ -102,11 +102,26 @@ def test_several_engines_need_several_gpus_and_memory_on_each() -> None:
     assert (one.verdict, two.verdict) == (OK, FAIL)
 
 
+@pytest.mark.parametrize(("flag", "value", "said"), [
+    ("--tokenizer", "/none", "--tokenizer: /none is not a directory"),
+    ("--tokenizer", "/", "--tokenizer: / holds no tokenizer files"),
+    ("--chat-template", "{{ foo", "The chat template is not valid Jinja")])
+def test_what_serve_would_refuse_is_found(flag: str, value: str, said: str) -> None:
+    code, found = doctor(flag, value)
+    assert code == 1
+    assert [finding["says"] for finding in found["tokenizer"] if said in finding["says"]]
+    served = subprocess.run([sys.executable, "-m", "app", "serve", "--port", "0", flag, value], capture_output=True,
+                            text=True, timeout=60, check=False)
+    assert served.returncode == 2
+    assert said in served.stderr
+    assert "Traceback" not in served.stderr
+
+
 def test_a_model_whose_weights_are_missing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({
         "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 64, "vocab_size": 128,
         "num_hidden_layers": 1, "num_attention_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}))
-    args = EngineArgs(model=str(tmp_path))
+    args = EngineArgs(model=str(tmp_path), skip_tokenizer_init=True)
     assert [f.verdict for f in check_model(args, [])] == [OK, FAIL]
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     assert [f.verdict for f in check_model(args, [])] == [OK, OK]
