@@ -181,8 +181,9 @@ class EngineServer:
         for identity in [identity for identity, worker in self._workers.items() if worker.gone(now)]:
             worker = self._workers.pop(identity)
             worker.forget()
-            log.warning("worker is gone", aborted_samples=core.abort_owner(identity),
-                        silent_s=round(now - worker.heard, 1))
+            aborted = core.abort_owner(identity)
+            tell = log.warning if aborted else log.info  # none: it ended in peace, as at every stop
+            tell("worker is gone", aborted_samples=aborted, silent_s=round(now - worker.heard, 1))
         self._broadcast(core.status())
 
     def _broadcast(self, message: Up) -> None:

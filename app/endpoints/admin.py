@@ -5,12 +5,13 @@ Who may come here is the middleware's matter. Changes are requests to all worker
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.errors import ApiError
 from app.keys.key import Key
 from app.middleware.auth import no_audit
 from app.reload import request_reload, requested
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from engine.frontend.client import EngineClient
 
 
+LEVELS = ("debug", "info", "warning", "error")
+
+
 class LogLevel(msgspec.Struct, frozen=True):
-    level: Literal["debug", "info", "warning", "error"]
+    level: str
 
 
 async def status(request: Request) -> Response:
@@ -61,6 +65,8 @@ async def reload(request: Request) -> Response:
 async def log_level(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, LogLevel)
+    if body.level not in LEVELS:
+        raise ApiError(400, f"level must be one of {', '.join(LEVELS)}; got {body.level[:50]!r}.", "level")
     _audited(request, "log-level", level=body.level)
     request_reload(service.settings.reload_file, body.level)
     return _json(202, {"status": "requested", "log_level": body.level})
