@@ -22,16 +22,16 @@ class PagedAttention:
         self._cos_sin = cos_sin
 
     def __call__(self, qkv: torch.Tensor, inputs: AttentionInputs, kv_cache: tuple[torch.Tensor, torch.Tensor],
-                 last_tokens: torch.Tensor | None = None) -> torch.Tensor:
+                 *, only_last: bool) -> torch.Tensor:
         """[tokens, (heads + 2 kv_heads) * head_dim] -> [tokens, heads * head_dim]. Overwrites qkv.
 
-        With last_tokens, those of the inputs, only theirs: [seqs, heads * head_dim].
+        `only_last`: of the inputs' last tokens alone, [seqs, heads * head_dim].
         """
         k_cache, v_cache = kv_cache
         heads = qkv.view(qkv.shape[0], -1, self.head_dim)
         q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        if last_tokens is None:
+        if not only_last:
             return ops.paged_attention(q, k_cache, v_cache, inputs, self.scale, (k, v, self._cos_sin)).flatten(1)
         ops.rotary_and_cache(q, k, v, self._cos_sin, inputs.positions, inputs.slots, k_cache, v_cache)
-        q = q.index_select(0, last_tokens)
+        q = q.index_select(0, inputs.last_tokens)
         return ops.paged_attention(q, k_cache, v_cache, inputs.of_last_tokens(), self.scale).flatten(1)

@@ -32,9 +32,9 @@ class SelfAttention:
         self._attention = PagedAttention(heads.stop - heads.start, kv_heads.stop - kv_heads.start, dim, cos_sin)
 
     def __call__(self, x: torch.Tensor, inputs: AttentionInputs, kv_cache: tuple[torch.Tensor, torch.Tensor],
-                 last_tokens: torch.Tensor | None) -> torch.Tensor:
-        """[tokens, hidden] -> [tokens, hidden], this rank's part of the sum; of last_tokens alone, if given."""
-        return self._out(self._attention(self._qkv(x), inputs, kv_cache, last_tokens))
+                 *, only_last: bool) -> torch.Tensor:
+        """[tokens, hidden] -> [tokens, hidden], this rank's part of the sum; with `only_last` [seqs, hidden]."""
+        return self._out(self._attention(self._qkv(x), inputs, kv_cache, only_last=only_last))
 
 
 def _scaled(heads: slice, head_dim: int) -> slice:

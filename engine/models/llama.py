@@ -102,7 +102,7 @@ class DecoderLayer:
         """
         x = self.input_norm(residual) if update is None else self.input_norm.add(update, residual)
         last_tokens = inputs.last_tokens if self._is_last else None
-        x = self.attention(x, inputs, kv_cache, last_tokens)
+        x = self.attention(x, inputs, kv_cache, only_last=last_tokens is not None)
         if last_tokens is not None:
             residual = residual.index_select(0, last_tokens)
         return self.mlp(self.mlp_norm.add(x, residual)), residual
