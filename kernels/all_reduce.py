@@ -1,17 +1,18 @@
-"""The sum over the ranks of one host, for steps of few tokens: every rank reads all ranks' rows in their memory.
+"""The sum over the ranks of one host: every rank stores its rows in the memory of all others, and sums what it got.
 
     out[row] = sum over ranks of x_rank[row]                       (float32, in the order of the ranks: alike on each)
     residual[row] += out[row];  out[row] = rms_norm(residual[row])  (where a norm follows)
 
-A library's all-reduce takes several hops or channels to set up; here a program a row makes its row known to the peers,
-waits until all of theirs is there, and adds up. Two ways:
+A library's all-reduce takes several hops or channels to set up; here a program makes its rows known to the peers, waits
+until theirs are there, and adds up. Two ways:
   packets, for few rows: each 4 bytes travel to every peer in one store with the epoch of the call, so that who sees
-    them knows that they are there. Twice the bytes, one hop.
-  flags, for more: the row is stored where peers read it, and a flag says so.
-A row's place alternates between two slots, and who comes to the same slot again has seen the call between, which each
-peer made only after it had read. The epoch that this rests on is counted on the device, for each row, so that a CUDA
-graph may replay the call; it wraps. Peers must make the same calls in the same order, with as many rows. Called by
-`engine.execution.peers`.
+    them knows that they are there. Twice the bytes, one hop. A program for each row.
+  flags, for more: a program stores a stretch of its rows in the peers' memory, and a flag says so. It stores the next
+    stretch before it sums the one before, and says so after, so that rows travel meanwhile.
+An epoch's rows lie in one of several slots, and who comes to the same slot again has seen an epoch of each peer that
+the peer reached only after it had summed what lay there. The epochs that this rests on are counted on the device, so
+that a CUDA graph may replay the call; they wrap. Peers must make the same calls in the same order, with as many rows.
+Called by `engine.execution.peers`.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ import triton.language as tl
 
 from kernels import launch, pdl
 
+FLAG_SLOTS = tl.constexpr(4)  # three would do; a power of two outlives the wrapping of epochs
+
 
 @dataclass(frozen=True, slots=True)
 class Peers:
@@ -29,12 +32,12 @@ class Peers:
 
     rank: int
     size: int
-    rows: torch.Tensor  # [ranks] int64: addresses of [2 slots, max_rows, max_columns] of `dtype`
-    flags: torch.Tensor  # [ranks] int64: addresses of [ranks, max_rows] int32, zero at first
+    rows: torch.Tensor  # [ranks] int64: addresses of [FLAG_SLOTS, ranks, programs, launch.SUM_AHEAD, max_columns]
+    flags: torch.Tensor  # [ranks] int64: addresses of [ranks, programs] int32, zero at first
     packets: torch.Tensor  # [ranks] int64: addresses of [2 slots, ranks, packet_rows, words of a row] int64, zero
-    epochs: torch.Tensor  # [2, max_rows] int32, zero at first: calls by flags, by packets, that each row took part in
-    max_rows: int
-    packet_rows: int  # calls of more rows go by flags
+    stretches: torch.Tensor  # [programs] int32, zero at first: how many each program has summed by flags
+    calls: torch.Tensor  # [packet_rows] int32, zero at first: those by packets that each row took part in
+    max_rows: int  # of a call
     max_columns: int
     dtype: torch.dtype
 
@@ -46,7 +49,7 @@ class Peers:
     def take_packets(self, x: torch.Tensor) -> bool:
         """Of what they take: whether its rows are few, and of whole words."""
         per_word = words_of(1, x.dtype)[1]
-        return x.shape[0] <= self.packet_rows and x.shape[1] % per_word == 0 and x.stride(0) % per_word == 0
+        return x.shape[0] <= len(self.calls) and x.shape[1] % per_word == 0 and x.stride(0) % per_word == 0
 
 
 def words_of(columns: int, dtype: torch.dtype) -> tuple[int, int]:
@@ -78,12 +81,14 @@ def _call(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, out: to
               **launch.early(x.device)}
     if peers.take_packets(x):
         max_words, per_word = words_of(peers.max_columns, x.dtype)
-        _by_packets[(num_rows,)](x, residual, weight, out, peers.packets, peers.epochs[1], size, x.stride(0),
-                                 residual.stride(0), eps, peers.rank, peers.packet_rows, max_words, PER_WORD=per_word,
+        _by_packets[(num_rows,)](x, residual, weight, out, peers.packets, peers.calls, size, x.stride(0),
+                                 residual.stride(0), eps, peers.rank, len(peers.calls), max_words, PER_WORD=per_word,
                                  **common)
     else:
-        _by_flags[(num_rows,)](x, residual, weight, out, peers.rows, peers.flags, peers.epochs[0], size, x.stride(0),
-                               residual.stride(0), eps, peers.rank, peers.max_rows, peers.max_columns, **common)
+        max_programs = len(peers.stretches)
+        _by_flags[(min(num_rows, max_programs),)](
+            x, residual, weight, out, peers.rows, peers.flags, peers.stretches, num_rows, size, x.stride(0),
+            residual.stride(0), eps, peers.rank, max_programs, peers.max_columns, AHEAD=launch.SUM_AHEAD, **common)
 
 
 @triton.jit
@@ -105,49 +110,92 @@ def _finish(total, kept, factor, places, columns, inside, out, row, size, eps, r
     tl.store(out + row * size + columns, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _by_flags(x, residual, weight, out, rows_of, flags_of, epochs, size, x_stride, residual_stride, eps, rank, max_rows,
-              max_columns, NUM_RANKS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+@triton.jit(do_not_specialize=["num_rows"])
+def _by_flags(x, residual, weight, out, rows_of, flags_of, stretches, num_rows, size, x_stride, residual_stride, eps,
+              rank, max_programs, max_columns, NUM_RANKS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
+              AHEAD: tl.constexpr, EARLY: tl.constexpr):
+    """A program's rows are each num_programs-th; AHEAD of them are a stretch."""
     pdl.begin(EARLY)
-    row = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0).to(tl.int64)  # its rows may lie far apart
     columns = tl.arange(0, BLOCK)
     inside = columns < size
-    epoch = tl.load(epochs + row) + 1
-    place = ((epoch & 1) * max_rows + row) * max_columns + columns
-    mine = _at(rows_of + rank, x)
-    tl.store(mine + place, tl.load(x + row * x_stride + columns, mask=inside, other=0.0), mask=inside)
-    tl.debug_barrier()  # the whole row is stored before one thread says so
-    for peer in tl.static_range(NUM_RANKS):
-        flag = _at(flags_of + peer, epochs) + rank * max_rows + row
-        tl.atomic_xchg(flag, epoch, sem="release", scope="sys")
-    places = residual + row * residual_stride + columns
-    # While peers take their time.
-    kept = tl.load(places, mask=inside & NORM, other=0.0).to(tl.float32)
     factor = tl.load(weight + columns, mask=inside & NORM, other=0.0).to(tl.float32)
-    for peer in tl.static_range(NUM_RANKS):
-        flag = _at(flags_of + rank, epochs) + peer * max_rows + row
-        while tl.atomic_add(flag, 0, sem="acquire", scope="sys") - epoch < 0:  # it may be one call ahead
-            pass
-    tl.debug_barrier()
-    total = tl.zeros([BLOCK], tl.float32)
-    for peer in tl.static_range(NUM_RANKS):
-        theirs = _at(rows_of + peer, x)
-        total += tl.load(theirs + place, mask=inside, other=0.0).to(tl.float32)
-    _finish(total, kept, factor, places, columns, inside, out, row, size, eps, residual, NORM)
-    tl.store(epochs + row, epoch)
+    epoch = tl.load(stretches + program)
+    _put(x, rows_of, program, epoch + 1, num_rows, x_stride, rank, max_programs, max_columns, columns, inside,
+         NUM_RANKS, AHEAD)
+    _say(flags_of, stretches, epoch + 1, rank, max_programs, NUM_RANKS)
+    mine = _at(rows_of + rank, x)
+    for start in range(program, num_rows, AHEAD * tl.num_programs(0)):
+        following = start + AHEAD * tl.num_programs(0)
+        if following < num_rows:
+            _put(x, rows_of, following, epoch + 2, num_rows, x_stride, rank, max_programs, max_columns, columns, inside,
+                 NUM_RANKS, AHEAD)
+        epoch += 1
+        for peer in tl.static_range(NUM_RANKS):
+            if peer != rank:
+                flag = _at(flags_of + rank, stretches) + peer * max_programs + program
+                while tl.atomic_add(flag, 0, sem="acquire", scope="sys") - epoch < 0:  # it may be ahead
+                    pass
+        tl.debug_barrier()
+        first = _place(epoch, 0, program, NUM_RANKS, max_programs, AHEAD) * max_columns
+        for row in range(start, tl.minimum(following, num_rows), tl.num_programs(0)):
+            places = residual + row * residual_stride + columns
+            kept = tl.load(places, mask=inside & NORM, other=0.0).to(tl.float32)
+            total = tl.zeros([BLOCK], tl.float32)
+            for peer in tl.static_range(NUM_RANKS):
+                if peer == rank:
+                    total += tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+                else:
+                    theirs = mine + first + peer * (max_programs * AHEAD * max_columns)
+                    total += tl.load(theirs + columns, mask=inside, other=0.0).to(tl.float32)
+            _finish(total, kept, factor, places, columns, inside, out, row, size, eps, residual, NORM)
+            first += max_columns
+        if following < num_rows:
+            _say(flags_of, stretches, epoch + 1, rank, max_programs, NUM_RANKS)
+    tl.store(stretches + program, epoch)
 
 
 @triton.jit
-def _by_packets(x, residual, weight, out, packets_of, epochs, size, x_stride, residual_stride, eps, rank, max_rows,
+def _put(x, rows_of, start, epoch, num_rows, x_stride, rank, max_programs, max_columns, columns, inside,
+         NUM_RANKS: tl.constexpr, AHEAD: tl.constexpr):
+    """Store the stretch from row `start` on in the peers' memory."""
+    program = tl.program_id(0).to(tl.int64)
+    place = _place(epoch, rank, program, NUM_RANKS, max_programs, AHEAD) * max_columns
+    for row in range(start, tl.minimum(start + AHEAD * tl.num_programs(0), num_rows), tl.num_programs(0)):
+        value = tl.load(x + row * x_stride + columns, mask=inside, other=0.0)
+        for peer in tl.static_range(NUM_RANKS):
+            if peer != rank:
+                tl.store(_at(rows_of + peer, x) + place + columns, value, mask=inside)
+        place += max_columns
+
+
+@triton.jit
+def _say(flags_of, stretches, epoch, rank, max_programs, NUM_RANKS: tl.constexpr):
+    """That this program's stretch is there."""
+    tl.debug_barrier()  # all of it is stored before one thread says so
+    for peer in tl.static_range(NUM_RANKS):
+        if peer != rank:
+            flag = _at(flags_of + peer, stretches) + rank * max_programs + tl.program_id(0)
+            tl.atomic_xchg(flag, epoch, sem="release", scope="sys")
+
+
+@triton.jit
+def _place(epoch, rank, program, NUM_RANKS: tl.constexpr, max_programs, AHEAD: tl.constexpr):
+    """The first row of a rank's stretch for this program, in the memory of any peer."""
+    return (((epoch & (FLAG_SLOTS - 1)) * NUM_RANKS + rank) * max_programs + program) * AHEAD
+
+
+@triton.jit
+def _by_packets(x, residual, weight, out, packets_of, calls, size, x_stride, residual_stride, eps, rank, max_rows,
                 max_words, PER_WORD: tl.constexpr, NUM_RANKS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
                 EARLY: tl.constexpr):
     pdl.begin(EARLY)
     row = tl.program_id(0).to(tl.int64)
     words = tl.arange(0, BLOCK // PER_WORD)
     real = words < size // PER_WORD
-    epoch = tl.load(epochs + row) + 1
+    epoch = tl.load(calls + row) + 1
     first = (epoch & 1) * NUM_RANKS  # of the slot's ranks
-    source = (x + row * x_stride).to(epochs.dtype)  # as words
+    source = (x + row * x_stride).to(calls.dtype)  # as words
     word = tl.load(source + words, mask=real, other=0)
     packet = (epoch.to(tl.int64) << 32) | (word.to(tl.int64) & 0xFFFFFFFF)
     for peer in tl.static_range(NUM_RANKS):
@@ -173,4 +221,4 @@ def _by_packets(x, residual, weight, out, packets_of, epochs, size, x_stride, re
             low += (packet & 0xFFFFFFFF).to(tl.int32).to(x.dtype.element_ty, bitcast=True).to(tl.float32)
     total = tl.interleave(low, high) if PER_WORD == 2 else low
     _finish(total, kept, factor, places, columns, inside, out, row, size, eps, residual, NORM)
-    tl.store(epochs + row, epoch)
+    tl.store(calls + row, epoch)

@@ -97,6 +97,9 @@ BALANCED_MIN_TILES = 2  # of a program's share
 # So many decode programs rotate for themselves, which saves a kernel; more of them lose more by it.
 FUSED_ROTARY_PROGRAMS = 1024
 
+SUM_PROGRAMS = 132  # of a sum over ranks, at most: alike on each rank, whatever its GPU
+SUM_AHEAD = 4  # rows of such a program's stretch
+
 ACTIVATION_BLOCK = 1024
 COPY_BLOCK = 4096
 PENALTY_BLOCK = 1024

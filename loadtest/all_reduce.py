@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 256, 512, 768, 1024, 2048, 8192, 16384)
 CALLS = 50  # in a graph
 REPLAYS = 10
 
@@ -52,7 +52,8 @@ def measure(rank: int, size: int, hidden_size: int, meeting: str) -> int:
     peers = limits.connect(store, "bench", rank, size, hidden_size, torch.bfloat16, device)
     assert peers is not None, "no peers: the log says why"
     group = dist.new_group(list(range(size)))
-    ways = {"packets": NcclCollectives(group, peers), "flags": NcclCollectives(group, replace(peers, packet_rows=0)),
+    by_flags = replace(peers, calls=peers.calls[:0])
+    ways = {"packets": NcclCollectives(group, peers), "flags": NcclCollectives(group, by_flags),
             "nccl": NcclCollectives(group, None)}
     weight = torch.ones(hidden_size, dtype=torch.bfloat16, device=device)
     if rank == 0:
@@ -65,7 +66,7 @@ def measure(rank: int, size: int, hidden_size: int, meeting: str) -> int:
         mine, residual = parts[rank] * 1e-3, torch.zeros_like(parts[rank])
         line = f"{num_rows:5}"
         for name, way in ways.items():
-            if name == "packets" and num_rows > peers.packet_rows:
+            if name == "packets" and num_rows > len(peers.calls):
                 line += " " * 17
                 continue
             wrong = (way.all_reduce(parts[rank].clone()).float() - right).abs().max() / right.abs().max()

@@ -13,13 +13,14 @@ import structlog
 import torch
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from kernels.all_reduce import Peers, all_reduce, words_of
+from kernels import launch
+from kernels.all_reduce import FLAG_SLOTS, Peers, all_reduce, words_of
 
 log = structlog.get_logger("engine")
 
-# Ranks, at most: bytes of a rank's rows that go by packets, and in all; with more, NCCL is faster. From
+# Ranks, at most: bytes of a rank's rows that go by packets, and in all; with more, flags and NCCL are faster. From
 # `python -m loadtest.all_reduce` on H200, which looks beyond them; of 8 ranks guessed.
-LIMITS = {2: (1280 << 10, 20 << 20), 4: (320 << 10, 320 << 10), 8: (80 << 10, 80 << 10)}
+LIMITS = {2: (160 << 10, 1 << 40), 4: (320 << 10, 320 << 10), 8: (80 << 10, 80 << 10)}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # two containers of a host have one
 
 
@@ -31,8 +32,10 @@ def connect(store: Store, name: str, rank: int, size: int, hidden_size: int, dty
         return None
     meeting = PrefixStore(f"peers/{name}", store)
     packet_rows, max_rows = (max(1, limit // (hidden_size * dtype.itemsize)) for limit in limits)
-    rows = torch.zeros(2 * max_rows * hidden_size * dtype.itemsize, dtype=torch.uint8, device=device)
-    flags = torch.zeros(4 * size * max_rows, dtype=torch.uint8, device=device)
+    programs = min(launch.SUM_PROGRAMS, max_rows)
+    num_rows = FLAG_SLOTS.value * size * programs * launch.SUM_AHEAD
+    rows = torch.zeros(num_rows * hidden_size * dtype.itemsize, dtype=torch.uint8, device=device)
+    flags = torch.zeros(4 * size * programs, dtype=torch.uint8, device=device)
     num_packets = 2 * size * packet_rows * words_of(hidden_size, dtype)[0]
     packets = torch.zeros(8 * num_packets, dtype=torch.uint8, device=device)
     torch.cuda.synchronize(device)
@@ -46,11 +49,12 @@ def connect(store: Store, name: str, rank: int, size: int, hidden_size: int, dty
     if found := _problems(meeting, "mapped", rank, size, problem):
         log.info("sums go through NCCL alone", reason=found)
         return None
-    epochs = torch.zeros((2, max_rows), dtype=torch.int32, device=device)
-    peers = Peers(rank, size, _addresses(rows_of), _addresses(flags_of), _addresses(packets_of), epochs, max_rows,
-                  packet_rows, hidden_size, dtype)
+    stretches, calls = (torch.zeros(count, dtype=torch.int32, device=device) for count in (programs, packet_rows))
+    peers = Peers(rank, size, _addresses(rows_of), _addresses(flags_of), _addresses(packets_of), stretches, calls,
+                  max_rows, hidden_size, dtype)
     _kept.append((rows_of, flags_of, packets_of))
-    wrong = "" if all(_sums_right(peers, num_rows, device) for num_rows in (1, max_rows)) else "a test sum was wrong"
+    several = min(max_rows, 2 * programs * launch.SUM_AHEAD)  # stretches
+    wrong = "" if all(_sums_right(peers, num_rows, device) for num_rows in (1, several)) else "a test sum was wrong"
     if found := _problems(meeting, "tested", rank, size, wrong):
         log.warning("sums go through NCCL alone", reason=found)
         return None

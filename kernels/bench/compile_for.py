@@ -138,7 +138,8 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     for ranks in (2, 8):
         x, addresses = empty(4, 5120), empty(ranks, of=torch.int64)
         for packet_rows in (0, 4):
-            peers = all_reduce.Peers(0, ranks, addresses, addresses, addresses, ints(2, 4), 4, packet_rows, 5120, dtype)
+            peers = all_reduce.Peers(0, ranks, addresses, addresses, addresses, ints(4), ints(packet_rows), 4, 5120,
+                                     dtype)
             yield "all_reduce", functools.partial(all_reduce.all_reduce, x, peers)
             yield "and norm", functools.partial(all_reduce.all_reduce_add_rms_norm, x, x, x[0], 1e-5, peers)
 
