@@ -32,7 +32,7 @@ class Peers:
 
     rank: int
     size: int
-    rows: torch.Tensor  # [ranks] int64: addresses of [FLAG_SLOTS, ranks, programs, launch.SUM_AHEAD, max_columns]
+    rows: torch.Tensor  # [ranks] int64: addresses of [FLAG_SLOTS, ranks, programs, rows of a stretch, max_columns]
     flags: torch.Tensor  # [ranks] int64: addresses of [ranks, programs] int32, zero at first
     packets: torch.Tensor  # [ranks] int64: addresses of [2 slots, ranks, packet_rows, words of a row] int64, zero
     stretches: torch.Tensor  # [programs] int32, zero at first: how many each program has summed by flags
@@ -58,6 +58,10 @@ def words_of(columns: int, dtype: torch.dtype) -> tuple[int, int]:
     return -(-columns // per_word), per_word
 
 
+def rows_of_stretch(max_columns: int) -> int:
+    return max(1, launch.SUM_BLOCK // triton.next_power_of_2(max_columns))
+
+
 def all_reduce(x: torch.Tensor, peers: Peers) -> torch.Tensor:
     """[rows, columns] -> the same. `peers` must `take` it."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -77,18 +81,18 @@ def _call(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, out: to
           *, norm: bool) -> None:
     num_rows, size = x.shape
     block = triton.next_power_of_2(size)
-    common = {"NUM_RANKS": peers.size, "NORM": norm, "BLOCK": block, "num_warps": launch.warps_for(block),
-              **launch.early(x.device)}
+    common = {"NUM_RANKS": peers.size, "NORM": norm, "BLOCK": block, **launch.early(x.device)}
     if peers.take_packets(x):
         max_words, per_word = words_of(peers.max_columns, x.dtype)
         _by_packets[(num_rows,)](x, residual, weight, out, peers.packets, peers.calls, size, x.stride(0),
                                  residual.stride(0), eps, peers.rank, len(peers.calls), max_words, PER_WORD=per_word,
-                                 **common)
+                                 num_warps=launch.warps_for(block), **common)
     else:
-        max_programs = len(peers.stretches)
+        max_programs, rows = len(peers.stretches), rows_of_stretch(peers.max_columns)
         _by_flags[(min(num_rows, max_programs),)](
             x, residual, weight, out, peers.rows, peers.flags, peers.stretches, num_rows, size, x.stride(0),
-            residual.stride(0), eps, peers.rank, max_programs, peers.max_columns, AHEAD=launch.SUM_AHEAD, **common)
+            residual.stride(0), eps, peers.rank, max_programs, peers.max_columns, ROWS=rows,
+            num_warps=launch.warps_for(rows * block), **common)
 
 
 @triton.jit
@@ -98,38 +102,38 @@ def _at(address, like):
 
 
 @triton.jit
-def _finish(total, kept, factor, places, columns, inside, out, row, size, eps, residual, NORM: tl.constexpr):
-    """Store the row's sum, or its norm with the residual that it is added to."""
+def _finish(total, kept, factor, places, columns, real, out, row, size, eps, residual, NORM: tl.constexpr,
+            AXIS: tl.constexpr):
+    """Store rows' sums, or their norms with the residual that they are added to. AXIS: that of the columns."""
     if NORM:
         rounded = (total + kept).to(residual.dtype.element_ty)
-        tl.store(places, rounded, mask=inside)
+        tl.store(places, rounded, mask=real)
         value = rounded.to(tl.float32)
-        scale = tl.rsqrt(tl.sum(value * value, axis=0) / size + eps)
+        scale = tl.rsqrt(tl.sum(value * value, axis=AXIS, keep_dims=True) / size + eps)
         normed = (value * scale).to(out.dtype.element_ty).to(tl.float32)
         total = normed * factor
-    tl.store(out + row * size + columns, total.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * size + columns, total.to(out.dtype.element_ty), mask=real)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _by_flags(x, residual, weight, out, rows_of, flags_of, stretches, num_rows, size, x_stride, residual_stride, eps,
               rank, max_programs, max_columns, NUM_RANKS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
-              AHEAD: tl.constexpr, EARLY: tl.constexpr):
-    """A program's rows are each num_programs-th; AHEAD of them are a stretch."""
+              ROWS: tl.constexpr, EARLY: tl.constexpr):
+    """A program's rows are each num_programs-th; ROWS of them are a stretch."""
     pdl.begin(EARLY)
     program = tl.program_id(0).to(tl.int64)  # its rows may lie far apart
-    columns = tl.arange(0, BLOCK)
+    columns = tl.arange(0, BLOCK)[None, :]
     inside = columns < size
     factor = tl.load(weight + columns, mask=inside & NORM, other=0.0).to(tl.float32)
     epoch = tl.load(stretches + program)
     _put(x, rows_of, program, epoch + 1, num_rows, x_stride, rank, max_programs, max_columns, columns, inside,
-         NUM_RANKS, AHEAD)
+         NUM_RANKS, ROWS)
     _say(flags_of, stretches, epoch + 1, rank, max_programs, NUM_RANKS)
-    mine = _at(rows_of + rank, x)
-    for start in range(program, num_rows, AHEAD * tl.num_programs(0)):
-        following = start + AHEAD * tl.num_programs(0)
+    for start in range(program, num_rows, ROWS * tl.num_programs(0)):
+        following = start + ROWS * tl.num_programs(0)
         if following < num_rows:
             _put(x, rows_of, following, epoch + 2, num_rows, x_stride, rank, max_programs, max_columns, columns, inside,
-                 NUM_RANKS, AHEAD)
+                 NUM_RANKS, ROWS)
         epoch += 1
         for peer in tl.static_range(NUM_RANKS):
             if peer != rank:
@@ -137,19 +141,18 @@ def _by_flags(x, residual, weight, out, rows_of, flags_of, stretches, num_rows, 
                 while tl.atomic_add(flag, 0, sem="acquire", scope="sys") - epoch < 0:  # it may be ahead
                     pass
         tl.debug_barrier()
-        first = _place(epoch, 0, program, NUM_RANKS, max_programs, AHEAD) * max_columns
-        for row in range(start, tl.minimum(following, num_rows), tl.num_programs(0)):
-            places = residual + row * residual_stride + columns
-            kept = tl.load(places, mask=inside & NORM, other=0.0).to(tl.float32)
-            total = tl.zeros([BLOCK], tl.float32)
-            for peer in tl.static_range(NUM_RANKS):
-                if peer == rank:
-                    total += tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
-                else:
-                    theirs = mine + first + peer * (max_programs * AHEAD * max_columns)
-                    total += tl.load(theirs + columns, mask=inside, other=0.0).to(tl.float32)
-            _finish(total, kept, factor, places, columns, inside, out, row, size, eps, residual, NORM)
-            first += max_columns
+        row = start + tl.arange(0, ROWS)[:, None] * tl.num_programs(0)
+        real = inside & (row < num_rows)
+        places = residual + row * residual_stride + columns
+        kept = tl.load(places, mask=real & NORM, other=0.0).to(tl.float32)
+        total = tl.zeros([ROWS, BLOCK], tl.float32)
+        for peer in tl.static_range(NUM_RANKS):
+            if peer == rank:
+                total += tl.load(x + row * x_stride + columns, mask=real, other=0.0).to(tl.float32)
+            else:
+                place = _place(epoch, peer, program, NUM_RANKS, max_programs, ROWS) * max_columns + columns
+                total += tl.load(_at(rows_of + rank, x) + place, mask=real, other=0.0).to(tl.float32)
+        _finish(total, kept, factor, places, columns, real, out, row, size, eps, residual, NORM, 1)
         if following < num_rows:
             _say(flags_of, stretches, epoch + 1, rank, max_programs, NUM_RANKS)
     tl.store(stretches + program, epoch)
@@ -157,16 +160,15 @@ def _by_flags(x, residual, weight, out, rows_of, flags_of, stretches, num_rows, 
 
 @triton.jit
 def _put(x, rows_of, start, epoch, num_rows, x_stride, rank, max_programs, max_columns, columns, inside,
-         NUM_RANKS: tl.constexpr, AHEAD: tl.constexpr):
+         NUM_RANKS: tl.constexpr, ROWS: tl.constexpr):
     """Store the stretch from row `start` on in the peers' memory."""
-    program = tl.program_id(0).to(tl.int64)
-    place = _place(epoch, rank, program, NUM_RANKS, max_programs, AHEAD) * max_columns
-    for row in range(start, tl.minimum(start + AHEAD * tl.num_programs(0), num_rows), tl.num_programs(0)):
-        value = tl.load(x + row * x_stride + columns, mask=inside, other=0.0)
-        for peer in tl.static_range(NUM_RANKS):
-            if peer != rank:
-                tl.store(_at(rows_of + peer, x) + place + columns, value, mask=inside)
-        place += max_columns
+    row = start + tl.arange(0, ROWS)[:, None] * tl.num_programs(0)
+    real = inside & (row < num_rows)
+    value = tl.load(x + row * x_stride + columns, mask=real, other=0.0)
+    place = _place(epoch, rank, tl.program_id(0).to(tl.int64), NUM_RANKS, max_programs, ROWS) * max_columns + columns
+    for peer in tl.static_range(NUM_RANKS):
+        if peer != rank:
+            tl.store(_at(rows_of + peer, x) + place, value, mask=real)
 
 
 @triton.jit
@@ -180,9 +182,10 @@ def _say(flags_of, stretches, epoch, rank, max_programs, NUM_RANKS: tl.constexpr
 
 
 @triton.jit
-def _place(epoch, rank, program, NUM_RANKS: tl.constexpr, max_programs, AHEAD: tl.constexpr):
-    """The first row of a rank's stretch for this program, in the memory of any peer."""
-    return (((epoch & (FLAG_SLOTS - 1)) * NUM_RANKS + rank) * max_programs + program) * AHEAD
+def _place(epoch, rank, program, NUM_RANKS: tl.constexpr, max_programs, ROWS: tl.constexpr):
+    """Of a rank's stretch for this program: the rows in the memory of any peer."""
+    first = (((epoch & (FLAG_SLOTS - 1)) * NUM_RANKS + rank) * max_programs + program) * ROWS
+    return first + tl.arange(0, ROWS)[:, None]
 
 
 @triton.jit
@@ -220,5 +223,5 @@ def _by_packets(x, residual, weight, out, packets_of, calls, size, x_stride, res
         else:
             low += (packet & 0xFFFFFFFF).to(tl.int32).to(x.dtype.element_ty, bitcast=True).to(tl.float32)
     total = tl.interleave(low, high) if PER_WORD == 2 else low
-    _finish(total, kept, factor, places, columns, inside, out, row, size, eps, residual, NORM)
+    _finish(total, kept, factor, places, columns, inside, out, row, size, eps, residual, NORM, 0)
     tl.store(calls + row, epoch)

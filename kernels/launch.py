@@ -98,7 +98,7 @@ BALANCED_MIN_TILES = 2  # of a program's share
 FUSED_ROTARY_PROGRAMS = 1024
 
 SUM_PROGRAMS = 132  # of a sum over ranks, at most: alike on each rank, whatever its GPU
-SUM_AHEAD = 4  # rows of such a program's stretch
+SUM_BLOCK = 16384  # elements of such a program's stretch
 
 ACTIVATION_BLOCK = 1024
 COPY_BLOCK = 4096

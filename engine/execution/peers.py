@@ -14,13 +14,13 @@ import torch
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from kernels import launch
-from kernels.all_reduce import FLAG_SLOTS, Peers, all_reduce, words_of
+from kernels.all_reduce import FLAG_SLOTS, Peers, all_reduce, rows_of_stretch, words_of
 
 log = structlog.get_logger("engine")
 
 # Ranks, at most: bytes of a rank's rows that go by packets, and in all; with more, flags and NCCL are faster. From
 # `python -m loadtest.all_reduce` on H200, which looks beyond them; of 8 ranks guessed.
-LIMITS = {2: (160 << 10, 1 << 40), 4: (320 << 10, 320 << 10), 8: (80 << 10, 80 << 10)}
+LIMITS = {2: (512 << 10, 1 << 40), 4: (320 << 10, 320 << 10), 8: (80 << 10, 80 << 10)}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # two containers of a host have one
 
 
@@ -33,7 +33,7 @@ def connect(store: Store, name: str, rank: int, size: int, hidden_size: int, dty
     meeting = PrefixStore(f"peers/{name}", store)
     packet_rows, max_rows = (max(1, limit // (hidden_size * dtype.itemsize)) for limit in limits)
     programs = min(launch.SUM_PROGRAMS, max_rows)
-    num_rows = FLAG_SLOTS.value * size * programs * launch.SUM_AHEAD
+    num_rows = FLAG_SLOTS.value * size * programs * rows_of_stretch(hidden_size)
     rows = torch.zeros(num_rows * hidden_size * dtype.itemsize, dtype=torch.uint8, device=device)
     flags = torch.zeros(4 * size * programs, dtype=torch.uint8, device=device)
     num_packets = 2 * size * packet_rows * words_of(hidden_size, dtype)[0]
@@ -53,7 +53,7 @@ def connect(store: Store, name: str, rank: int, size: int, hidden_size: int, dty
     peers = Peers(rank, size, _addresses(rows_of), _addresses(flags_of), _addresses(packets_of), stretches, calls,
                   max_rows, hidden_size, dtype)
     _kept.append((rows_of, flags_of, packets_of))
-    several = min(max_rows, 2 * programs * launch.SUM_AHEAD)  # stretches
+    several = min(max_rows, 2 * programs * rows_of_stretch(hidden_size))  # stretches
     wrong = "" if all(_sums_right(peers, num_rows, device) for num_rows in (1, several)) else "a test sum was wrong"
     if found := _problems(meeting, "tested", rank, size, wrong):
         log.warning("sums go through NCCL alone", reason=found)

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 rank, size, path, programs, packet_rows, max_columns = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], *map(
     int, sys.argv[4:7])
 dtype, tolerance = getattr(torch, sys.argv[7]), float(sys.argv[8])
-launch.SUM_AHEAD = 2
+launch.SUM_BLOCK = 128  # 2 rows
 row_bytes, flag_bytes = kernel.FLAG_SLOTS.value * size * programs * 2 * max_columns * 4, size * programs * 4
 packet_bytes = 2 * size * packet_rows * max_columns * 8
 with open(path, "r+b") as file:
