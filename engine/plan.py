@@ -9,6 +9,9 @@ prompt token. Nothing here depends on token values: a plan for step N+1 is made 
 
 from __future__ import annotations
 
+from itertools import compress
+from operator import add
+
 import msgspec
 
 from engine.messages import Sampling
@@ -34,7 +37,7 @@ class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     rows: list[int] = []  # those with num_tokens == 1 come first (see num_decodes)
     starts: list[int] = []  # position of the first token computed
     num_tokens: list[int] = []  # how many are computed, >= 1
-    samples: list[bool] = []  # whether a next token is sampled, at position start + num_tokens
+    samples: list[bool] = []  # whether a next token is sampled
     num_decodes: int = 0  # the first so many rows compute one token each
     new_rows: list[NewRow] = []
     # Block table entries that changed: table[block_rows[i], block_columns[i]] = block_ids[i].
@@ -45,11 +48,33 @@ class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     # saves reading them once a row.
     shared_places: list[int] = []
     num_shared_tokens: int = 0
-    # Of a pipeline, whose first stage does not sample: what the decoding rows compute, token ids parallel to `rows`.
+    # Of a pipeline, whose first stage does not sample: the token ids that the first num_decodes rows compute.
     decode_ids: list[int] = []
-    # Copy-on-write: whole KV blocks copied in every layer before anything else of this step.
+    # Copy-on-write, in every layer: whole blocks that end within a prompt, for samples of it that write on from there.
     copy_sources: list[int] = []
     copy_targets: list[int] = []
+
+    @property
+    def only_decodes(self) -> bool:
+        return self.num_decodes == len(self.rows)
+
+    @property
+    def max_query_len(self) -> int:
+        return 1 if self.only_decodes else max(self.num_tokens)
+
+    @property
+    def ends(self) -> list[int]:
+        """Position after the last token computed."""
+        return list(map(add, self.starts, self.num_tokens))
+
+    @property
+    def sampling_rows(self) -> list[int]:
+        return list(compress(self.rows, self.samples))
+
+    @property
+    def sampled_positions(self) -> list[int]:
+        """Where the tokens that `sampling_rows` get will stand."""
+        return list(compress(self.ends, self.samples))
 
 
 class StepResult(msgspec.Struct, array_like=True):

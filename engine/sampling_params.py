@@ -6,11 +6,12 @@ Refuses to know tokenizers and models: limits that need them are checked by `eng
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from operator import attrgetter, is_not
 from typing import Any
 
+from engine.arguments import finite, flag, integer, is_integer, listed, number, shown, unsupported
 from engine.errors import InvalidRequestError
 
 MAX_N = 16384  # the service has limits of its own, which are lower
@@ -25,12 +26,17 @@ class RequestOutputKind(Enum):
     FINAL_ONLY = 2
 
 
+def _unsupported(default: Any = None, *others: Any) -> Any:
+    """A field that this version does not implement: it takes the values that ask for nothing."""
+    return field(default=default, repr=False, metadata={"neutral": (default, *others)})
+
+
 @dataclass(slots=True, kw_only=True)
 class SamplingParams:
     """Sampling of one request; the fields, defaults and ranges are vLLM's.
 
     Raises:
-        InvalidRequestError: a value is out of range; `param` names the field.
+        InvalidRequestError: a value is of the wrong type, out of range or not supported; `param` names the field.
     """
 
     n: int = 1
@@ -54,14 +60,40 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
+    prompt_logprobs: None = _unsupported()
+    prompt_logprob_token_ids: None = _unsupported()
+    prompt_logprob_start: None = _unsupported()
+    logprob_token_ids: None = _unsupported()
+    flat_logprobs: bool = _unsupported(False)
+    stream_interval: None = _unsupported(None, 1)
+    skip_clone: bool = _unsupported(False, True)  # how vLLM copies the object
+    structured_outputs: None = _unsupported()
+    logit_bias: None = _unsupported(None, {})
+    allowed_token_ids: None = _unsupported()
+    bad_words: None = _unsupported(None, [])
+    extra_args: None = _unsupported(None, {})
+    skip_reading_prefix_cache: None = _unsupported(None, False)
+    thinking_token_budget: None = _unsupported(None, -1)
+    repetition_detection: None = _unsupported()
+    routed_experts_prompt_start: int = _unsupported(0)
+    trace_decode_token_ids: None = _unsupported()
+    # Of older versions.
+    best_of: None = _unsupported(None, 1)
+    use_beam_search: bool = _unsupported(False)
+    length_penalty: float = _unsupported(1.0, 1)
+    early_stopping: bool = _unsupported(False)
+    guided_decoding: None = _unsupported()
+    logits_processors: None = _unsupported(None, [])
+    truncate_prompt_tokens: None = _unsupported()
+
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            self.stop = [self.stop]
-        self.stop = list(self.stop or [])
-        self.stop_token_ids = list(dict.fromkeys(self.stop_token_ids or []))
+        texts = [self.stop] if isinstance(self.stop, str) else self.stop
+        self.stop = listed("stop", texts, "a string or a list of strings")
+        self.stop_token_ids = listed("stop_token_ids", self.stop_token_ids, "a list of integers")
+        self._check()
+        self.stop_token_ids = list(dict.fromkeys(self.stop_token_ids))
         if self.seed == -1:
             self.seed = None
-        self._check()
         if 0 < self.temperature < GREEDY_BELOW:
             self.temperature = 0.0
         elif 0 < self.temperature < MIN_TEMPERATURE:
@@ -74,73 +106,62 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
     def _check(self) -> None:
-        _integer("n", self.n, 1, MAX_N)
-        _number("presence_penalty", self.presence_penalty, -2, 2)
-        _number("frequency_penalty", self.frequency_penalty, -2, 2)
-        _number("temperature", self.temperature, 0, 2)
-        _number("min_p", self.min_p, 0, 1)
-        if not _is_number(self.repetition_penalty):
-            raise InvalidRequestError(f"repetition_penalty must be a finite number, got {self.repetition_penalty!r}.",
-                                      "repetition_penalty")
+        integer("n", self.n, 1, MAX_N)
+        number("presence_penalty", self.presence_penalty, -2, 2)
+        number("frequency_penalty", self.frequency_penalty, -2, 2)
+        number("temperature", self.temperature, 0, 2)
+        number("top_p", self.top_p, 0, 1, low_excluded=True)
+        number("min_p", self.min_p, 0, 1)
+        finite("repetition_penalty", self.repetition_penalty)
         if self.repetition_penalty <= 0:
             raise InvalidRequestError(f"repetition_penalty must be greater than zero, got {self.repetition_penalty}.",
                                       "repetition_penalty")
-        _number("repetition_penalty", self.repetition_penalty, 1 / MAX_REPETITION, MAX_REPETITION)
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise InvalidRequestError(f"top_p must be in (0, 1], got {self.top_p!r}.", "top_p")
-        if not _is_integer(self.top_k) or self.top_k < -1:
-            raise InvalidRequestError(f"top_k must be 0 (disable), or at least 1, got {self.top_k!r}.", "top_k")
-        _integer("top_k", self.top_k, -1, 2**31 - 1)
+        number("repetition_penalty", self.repetition_penalty, 1 / MAX_REPETITION, MAX_REPETITION)
+        if is_integer(self.top_k) and self.top_k < -1:
+            raise InvalidRequestError(f"top_k must be 0 (disable), or at least 1, got {self.top_k}.", "top_k")
+        integer("top_k", self.top_k, -1, 2**31 - 1)
         if self.n > 1 and self.greedy:
             raise InvalidRequestError(f"n must be 1 when using greedy sampling, got {self.n}.", "n")
         if self.seed is not None:
-            _integer("seed", self.seed, -(2**63), 2**63 - 1)
+            integer("seed", self.seed, -(2**63), 2**63 - 1)
         self._check_lengths()
         self._check_stops()
+        for name in _FLAGS:
+            flag(name, getattr(self, name))
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise InvalidRequestError(f"output_kind must be a RequestOutputKind, got {shown(self.output_kind)}.",
+                                      "output_kind")
+        if any(map(is_not, _unsupported_values(self), _UNSUPPORTED_DEFAULTS)):
+            for name, neutral in _UNSUPPORTED.items():
+                unsupported(name, getattr(self, name), *neutral)
 
     def _check_lengths(self) -> None:
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        _integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
+            integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens must be less than or equal to max_tokens={self.max_tokens}, got {self.min_tokens}.",
                 "min_tokens")
         if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, -1, 2**31 - 1)
+            integer("logprobs", self.logprobs, -1, 2**31 - 1)
 
     def _check_stops(self) -> None:
-        assert isinstance(self.stop, list)
-        for text in self.stop:
+        for text in self.stop or []:
             if not isinstance(text, str):
-                raise InvalidRequestError(f"stop must contain only strings, got {text!r}.", "stop")
+                raise InvalidRequestError(f"stop must contain only strings, got {shown(text)}.", "stop")
             if not text:
                 raise InvalidRequestError("stop cannot contain an empty string.", "stop")
         if self.stop and not self.detokenize:
             raise InvalidRequestError("stop strings need detokenize=True.", "stop")
         for token in self.stop_token_ids or []:
-            if not _is_integer(token):
-                raise InvalidRequestError(f"stop_token_ids must contain only integers, got {token!r}.",
+            if not is_integer(token):
+                raise InvalidRequestError(f"stop_token_ids must contain only integers, got {shown(token)}.",
                                           "stop_token_ids")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(name: str, value: Any, low: float, high: float) -> None:
-    if not _is_number(value) or not low <= value <= high:
-        raise InvalidRequestError(f"{name} must be in [{low}, {high}], got {value!r}.", name)
-
-
-def _integer(name: str, value: Any, low: int, high: int) -> None:
-    if not _is_integer(value):
-        raise InvalidRequestError(f"{name} must be an integer, got {value!r}.", name)
-    if value < low:
-        raise InvalidRequestError(f"{name} must be at least {low}, got {value}.", name)
-    if value > high:
-        raise InvalidRequestError(f"{name} must be at most {high}, got {value}.", name)
+_FLAGS = ("ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens",
+          "include_stop_str_in_output")
+_UNSUPPORTED = {f.name: f.metadata["neutral"] for f in fields(SamplingParams) if "neutral" in f.metadata}
+_UNSUPPORTED_DEFAULTS = [neutral[0] for neutral in _UNSUPPORTED.values()]
+_unsupported_values = attrgetter(*_UNSUPPORTED)

@@ -28,7 +28,7 @@ def pack(plan: StepPlan, upload: Upload) -> None:
     upload.add("context_lens", starts + lengths)
     upload.add("token_rows", token_rows)
     upload.add("positions", positions)
-    if max(plan.num_tokens) > 1:
+    if not plan.only_decodes:
         upload.add("last_tokens", query_starts[1:] - 1)
     if not all(plan.samples):
         upload.add("sample_places", np.flatnonzero(plan.samples).astype(np.int32))
@@ -42,9 +42,8 @@ def pack(plan: StepPlan, upload: Upload) -> None:
 
 def pack_samples(plan: StepPlan, upload: Upload) -> None:
     """What the sampler needs of the rows that sample."""
-    samples = np.array(plan.samples, bool)
-    upload.add("sample_rows", np.array(plan.rows, np.int32)[samples])
-    upload.add("sample_positions", np.array([s + n for s, n in zip(plan.starts, plan.num_tokens)], np.int32)[samples])
+    upload.add("sample_rows", np.array(plan.sampling_rows, np.int32))
+    upload.add("sample_positions", np.array(plan.sampled_positions, np.int32))
 
 
 def token_positions(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +57,7 @@ def token_positions(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -
 def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int, *,
            host_lists: bool) -> tuple[torch.Tensor, AttentionInputs]:
     """Token ids [tokens] int32, and what attention needs to know."""
-    ends = [s + n for s, n in zip(plan.starts, plan.num_tokens)]
+    ends = plan.ends
     max_context_len = max(ends)
     max_blocks = -(-max_context_len // block_size)
     step = ops.gather_step(upload["rows"], upload["token_rows"], upload["positions"], table.tokens,
@@ -70,10 +69,10 @@ def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int,
         context_lens=upload["context_lens"],
         block_tables=step.block_tables,
         num_decodes=plan.num_decodes,
-        max_query_len=max(plan.num_tokens),
+        max_query_len=plan.max_query_len,
         max_context_len=max_context_len,
         first_whole=max((place + 1 for place, start in enumerate(plan.starts) if start), default=0),
-        last_tokens=upload["last_tokens"] if max(plan.num_tokens) > 1 else None,
+        last_tokens=None if plan.only_decodes else upload["last_tokens"],
         shared=(upload["shared"][0], upload["shared"][1]) if plan.shared_places else None,
         host_query_lens=plan.num_tokens if host_lists else None,
         host_context_lens=ends if host_lists else None,

@@ -119,7 +119,7 @@ class ModelRunner:
             inputs.forbidden = (upload["forbidden"][0], upload["forbidden"][1])
         sampled = sample(logits, inputs)
         self.table.tokens[inputs.row_ids, inputs.positions] = sampled.token_ids
-        return Pending.of(sampled, [self.table.host[row].logprobs for row in _sampling_rows(plan)])
+        return Pending.of(sampled, [self.table.host[row].logprobs for row in plan.sampling_rows])
 
     def _send(self, plan: StepPlan, size: Size | None, forbidden: np.ndarray | None, upload: Upload, *,
               sampler: bool) -> None:
@@ -158,7 +158,7 @@ class ModelRunner:
 
     def _sampling_inputs(self, plan: StepPlan, upload: Upload) -> SamplingInputs:
         rows, table = upload["sample_rows"], self.table
-        host = [table.host[row] for row in _sampling_rows(plan)]
+        host = [table.host[row] for row in plan.sampling_rows]
         floats = table.floats[:, rows]
         return SamplingInputs(
             tokens=table.tokens,
@@ -181,20 +181,16 @@ class ModelRunner:
     def _forbidden(self, plan: StepPlan) -> np.ndarray | None:
         """[2, entries] of (place among the samples, token id): stop tokens of rows that still owe min_tokens."""
         entries = []
-        place = 0
-        for row, start, count, samples in zip(plan.rows, plan.starts, plan.num_tokens, plan.samples):
-            if not samples:
-                continue
+        for place, (row, position) in enumerate(zip(plan.sampling_rows, plan.sampled_positions)):
             host = self.table.host[row]
-            if host.min_tokens and start + count - host.num_prompt_tokens < host.min_tokens:
+            if position - host.num_prompt_tokens < host.min_tokens:
                 entries += [(place, token) for token in host.stop_token_ids]
-            place += 1
         return np.array(entries, np.int32).T.copy() if entries else None
 
 
 def _samples_first(plan: StepPlan) -> bool:
     """Whether a graph's first results are those of the plan's rows, one each."""
-    return plan.num_decodes == len(plan.rows) and all(plan.samples)
+    return plan.only_decodes and all(plan.samples)
 
 
 def _sampled_only(results: torch.Tensor, plan: StepPlan, upload: Upload) -> torch.Tensor:
@@ -202,7 +198,3 @@ def _sampled_only(results: torch.Tensor, plan: StepPlan, upload: Upload) -> torc
     if _samples_first(plan):
         return results[:plan.num_decodes]
     return results.index_select(0, upload["sample_places"])
-
-
-def _sampling_rows(plan: StepPlan) -> list[int]:
-    return [row for row, samples in zip(plan.rows, plan.samples) if samples]

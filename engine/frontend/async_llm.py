@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
+from engine.arguments import integer, shown, unsupported
 from engine.config import EngineArgs
 from engine.errors import EngineDeadError, InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
@@ -186,17 +187,33 @@ class AsyncLLMEngine:
         return Stream(client, request, text)
 
     async def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str = "", *,
-                       lora_request: Any = None, priority: int = 0) -> AsyncGenerator[RequestOutput, None]:
-        """The outputs of one request as they come, shaped by sampling_params.output_kind."""
-        if lora_request is not None:
-            raise InvalidRequestError("lora_request is not supported by this version.", "lora_request")
+                       prompt_text: str | None = None, lora_request: Any = None,
+                       tokenization_kwargs: dict[str, Any] | None = None, trace_headers: Any = None, priority: int = 0,
+                       data_parallel_rank: int | None = None) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of one request as they come, shaped by sampling_params.output_kind.
+
+        Raises:
+            InvalidRequestError, OverloadedError, EngineDeadError: as `submit`.
+        """
+        unsupported("prompt_text", prompt_text)
+        unsupported("lora_request", lora_request)
+        unsupported("tokenization_kwargs", tokenization_kwargs, {})
+        unsupported("trace_headers", trace_headers, {})
+        unsupported("data_parallel_rank", data_parallel_rank)
+        params = SamplingParams() if sampling_params is None else sampling_params
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequestError(f"sampling_params must be SamplingParams, got {shown(params)}.",
+                                      "sampling_params")
         request_id = request_id or uuid.uuid4().hex
+        # Of another type, the engine could not read them, and would never answer.
+        integer("priority", priority, -(2**31), 2**31 - 1)
+        if not isinstance(request_id, str):
+            raise InvalidRequestError(f"request_id must be text, got {shown(request_id)}.", "request_id")
         if request_id in self._streams:
             raise InvalidRequestError(f"request_id {request_id!r} is already running.", "request_id")
         self._streams[request_id] = None
         try:
             await self._ensure_started()
-            params = sampling_params or SamplingParams()
             metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
             stream = await self.submit(prompt, params, request_id, priority=priority, clamp=True)
             self._streams[request_id] = stream

@@ -10,18 +10,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from engine.arguments import integer, listed, shown, unsupported
 from engine.config import EngineArgs
 from engine.errors import ConfigError, EngineDeadError, InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
 from engine.frontend.generation import Generation
 from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
-from engine.frontend.prompts import Prompt, to_token_ids
+from engine.frontend.prompts import Prompt, to_conversations, to_token_ids
 from engine.frontend.submission import check_prompt, numbers, samples
 from engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from engine.frontend.unsupported import asked_for
 from engine.messages import Delta, Rejected, Submit
 from engine.openmp import share_cores
 from engine.sampling_params import RequestOutputKind, SamplingParams
@@ -38,14 +40,15 @@ class LLM:
 
     Args:
         model: directory, .gguf file, hub id, or the embedded model's name.
-        kwargs: any field of `EngineArgs`.
+        kwargs: any field of `EngineArgs`; None leaves it as it is. Other arguments of vLLM's only where they ask for
+            nothing.
 
     Raises:
         ConfigError: unknown arguments, or values that do not fit; all of them are named.
     """
 
     def __init__(self, model: str = EngineArgs.model, *, tokenizer: str | None = None, **kwargs: Any) -> None:
-        self.args = EngineArgs.of({"model": model, "tokenizer": tokenizer, **kwargs})
+        self.args = EngineArgs.of({"model": model, "tokenizer": tokenizer, **asked_for(kwargs)})
         if self.args.data_parallel_size > 1:
             raise ConfigError(f"--data-parallel-size: {self.args.data_parallel_size} engines are more than the one "
                               "that LLM runs; use quire serve or AsyncLLMEngine, or several processes of one LLM each")
@@ -79,7 +82,8 @@ class LLM:
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] |
                  None = None, *, use_tqdm: bool = True, lora_request: Any = None,
-                 priority: Sequence[int] | None = None) -> list[RequestOutput]:
+                 priority: Sequence[int] | None = None, tokenization_kwargs: dict[str, Any] | None = None,
+                 mm_processor_kwargs: dict[str, Any] | None = None) -> list[RequestOutput]:
         """Continue every prompt; outputs are in the order of the prompts.
 
         A prompt is text, a list of token ids, or a dict with "prompt" or "prompt_token_ids".
@@ -87,41 +91,54 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt or its parameters cannot be served; nothing was run.
         """
-        if lora_request is not None:
-            raise InvalidRequestError("lora_request is not supported by this version.", "lora_request")
-        listed = _as_list(prompts)
-        params = self._params_for(listed, sampling_params)
-        priorities = list(priority) if priority is not None else [0] * len(listed)
-        if len(priorities) != len(listed):
-            raise InvalidRequestError(f"priority has {len(priorities)} entries for {len(listed)} prompts.", "priority")
+        unsupported("lora_request", lora_request)
+        unsupported("tokenization_kwargs", tokenization_kwargs, {})
+        unsupported("mm_processor_kwargs", mm_processor_kwargs, {})
+        wanted = _as_list(prompts)
+        params = self._params_for(wanted, sampling_params)
+        priorities = _priorities(priority, len(wanted))
         if not self._core.is_sound:
             raise EngineDeadError("This LLM was closed, or a step of an earlier call ended in its middle; close it and "
                                   "build another.")
         run = _Run(self._core, self._tokenizer)
         with _undisturbed(), _Interrupts() as interrupts:
-            for prompt, own, rank in zip(listed, params, priorities):
+            for prompt, own, rank in zip(wanted, params, priorities):
                 text, ids = to_token_ids(prompt, self._tokenizer)
                 run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63))
             return run.finish(use_tqdm, interrupts)
 
     def chat(self, messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
-             sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, use_tqdm: bool = True,
-             chat_template: str | None = None, add_generation_prompt: bool = True,
-             chat_template_kwargs: dict[str, Any] | None = None) -> list[RequestOutput]:
-        """Answer one conversation, or a list of them."""
-        one = bool(messages) and isinstance(messages[0], dict)
-        conversations = cast(list[list[dict[str, Any]]], [messages] if one else messages)
+             sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, use_tqdm: bool = True,
+             lora_request: Any = None, chat_template: str | None = None, chat_template_content_format: str = "auto",
+             add_generation_prompt: bool = True, continue_final_message: bool = False,
+             tools: list[dict[str, Any]] | None = None, chat_template_kwargs: dict[str, Any] | None = None, *,
+             tokenization_kwargs: dict[str, Any] | None = None,
+             mm_processor_kwargs: dict[str, Any] | None = None) -> list[RequestOutput]:
+        """Answer one conversation, or a list of them.
+
+        Raises:
+            ConfigError: `chat_template` is neither a file nor a template.
+            InvalidRequestError: the messages or an argument cannot be served; nothing was run.
+        """
+        unsupported("chat_template_content_format", chat_template_content_format, "auto")
+        unsupported("continue_final_message", continue_final_message, False)
+        unsupported("tools", tools, [])
+        conversations = to_conversations(messages)
+        variables = _template_variables(chat_template_kwargs)
         template = self._chat_template(chat_template)
         tokenizer = self.get_tokenizer()
         prompts: list[Prompt] = []
         for conversation in conversations:
-            text = template.render(conversation, add_generation_prompt=add_generation_prompt,
-                                   **(chat_template_kwargs or {}))
+            text = template.render(conversation, add_generation_prompt=add_generation_prompt, **variables)
             prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)})
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request,
+                             tokenization_kwargs=tokenization_kwargs, mm_processor_kwargs=mm_processor_kwargs)
 
     def _chat_template(self, override: str | None) -> ChatTemplate:
         if override is not None:
+            if not isinstance(override, str):
+                raise InvalidRequestError(f"chat_template must be a file or a template, got {shown(override)}.",
+                                          "chat_template")
             return load_chat_template(self.model_config, override, self._tokenizer)
         if self._template is None:
             self._template = load_chat_template(self.model_config, self.args.chat_template, self._tokenizer)
@@ -148,14 +165,39 @@ class LLM:
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Raises InvalidRequestError for what is neither a prompt nor some."""
-    if isinstance(prompts, (str, dict)):
-        return [prompts]
+    if isinstance(prompts, (str, bytes, dict)):
+        return [prompts]  # bytes are no prompt, but nor are they a list of numbers
     try:
-        listed: list[Any] = list(prompts)
+        members: list[Any] = list(prompts)
     except TypeError:
         raise InvalidRequestError(f"prompts must be a prompt or a list of them; got {type(prompts).__name__}.",
                                   "prompts") from None
-    return [listed] if listed and all(isinstance(p, int) for p in listed) else listed
+    return [members] if members and all(isinstance(p, int) for p in members) else members
+
+
+def _priorities(given: Sequence[int] | None, num_prompts: int) -> list[int]:
+    if given is None:
+        return [0] * num_prompts
+    priorities = listed("priority", given, "a list of integers, one for each prompt")
+    if len(priorities) != num_prompts:
+        raise InvalidRequestError(f"priority has {len(priorities)} entries for {num_prompts} prompts.", "priority")
+    for priority in priorities:
+        integer("priority", priority, -(2**31), 2**31 - 1)
+    return priorities
+
+
+def _template_variables(given: Any) -> dict[str, Any]:
+    """`chat_template_kwargs`, which may set neither what `chat` has arguments for nor what is no name."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise InvalidRequestError(f"chat_template_kwargs must be a dict of names and values, got {shown(given)}.",
+                                  "chat_template_kwargs")
+    taken = given.keys() & {"messages", "tools", "add_generation_prompt"}
+    if taken:
+        raise InvalidRequestError(f"chat_template_kwargs may not set {', '.join(sorted(taken))}.",
+                                  "chat_template_kwargs")
+    return given
 
 
 class _Run:

@@ -1,13 +1,15 @@
-"""The forms a prompt may have, and the token ids they come to; how long a text may be, and where long ones are encoded.
+"""The forms that a prompt or a conversation may have, and the token ids that a prompt comes to; how long a text may be,
+and where long ones are encoded.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
+from engine.arguments import shown
 from engine.errors import InvalidRequestError, context_length_error
 from engine.frontend.tokenizer import Tokenizer
 
@@ -53,14 +55,17 @@ def to_token_ids(prompt: Prompt, tokenizer: Tokenizer | None, add_special_tokens
         InvalidRequestError: the prompt has none of the known forms, or is text and there is no tokenizer, or too long.
     """
     if isinstance(prompt, dict):
-        unknown = set(prompt) - {"prompt", "prompt_token_ids"}
+        unknown = [key for key, value in prompt.items()
+                   if key not in ("prompt", "prompt_token_ids") and value is not None]
         if unknown:
-            raise InvalidRequestError(f"prompt holds {sorted(unknown)}, which this version does not take; it takes "
+            raise InvalidRequestError(f"prompt holds {shown(unknown)}, which this version does not take; it takes "
                                       "'prompt' (text) or 'prompt_token_ids'.", "prompt")
+        text: Any = prompt.get("prompt")
         ids = prompt.get("prompt_token_ids")
         if ids is not None:
-            return prompt.get("prompt"), _checked_ids(ids)
-        text: Any = prompt.get("prompt")
+            if text is not None and not isinstance(text, str):
+                raise InvalidRequestError(f"The prompt of token ids must be text, got {shown(text)}.", "prompt")
+            return text, _checked_ids(ids)
     elif isinstance(prompt, list):
         return None, _checked_ids(prompt)
     else:
@@ -79,7 +84,38 @@ def to_token_ids(prompt: Prompt, tokenizer: Tokenizer | None, add_special_tokens
     return text, tokenizer.encode(text, add_special_tokens)
 
 
-def _checked_ids(ids: list[int]) -> list[int]:
-    if not set(map(type, ids)) <= {int}:
-        raise InvalidRequestError("prompt_token_ids must hold only integers.", "prompt_token_ids")
+def _checked_ids(ids: Any) -> list[int]:
+    if isinstance(ids, str) or not isinstance(ids, Sequence) or not set(map(type, ids)) <= {int}:
+        raise InvalidRequestError(f"prompt_token_ids must be a list that holds only integers, got {shown(ids)}.",
+                                  "prompt_token_ids")
     return list(ids)
+
+
+def to_conversations(messages: Any) -> list[list[dict[str, Any]]]:
+    """One conversation, or a list of them, as a list of conversations that a chat template can be given.
+
+    Raises:
+        InvalidRequestError: it is neither; the message says where.
+    """
+    if not isinstance(messages, (list, tuple)):
+        raise InvalidRequestError("messages must be a list of messages such as {'role': 'user', 'content': 'Hi'}, or a "
+                                  f"list of such lists; got {shown(messages)}.", "messages")
+    if all(isinstance(part, (list, tuple)) for part in messages):
+        return [_conversation(part, f"messages[{i}]") for i, part in enumerate(messages)]
+    return [_conversation(messages, "messages")]
+
+
+def _conversation(messages: Sequence[Any], where: str) -> list[dict[str, Any]]:
+    if not messages:
+        raise InvalidRequestError(f"{where} must hold at least one message.", "messages")
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise InvalidRequestError(f"{where}[{i}] must be a dict with 'role' and 'content', got {shown(message)}.",
+                                      "messages")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str):
+            raise InvalidRequestError(f"{where}[{i}]['role'] must be text, got {shown(role)}.", "messages")
+        if not isinstance(content, (str, list)) and not (content is None and message.get("tool_calls")):
+            raise InvalidRequestError(f"{where}[{i}]['content'] must be text or a list of text parts, got "
+                                      f"{shown(content)}.", "messages")
+    return list(messages)

@@ -1,8 +1,9 @@
 """KV blocks for sequences: the block pool and the prefix index, kept in agreement.
 
-A sequence is its list of block ids, which its `Request` owns. Shared blocks are always full and never written again:
-whoever shares a prefix writes from the first block after it on, so no block is ever copied because of a later write.
-Refuses to know order, budgets and rows (`scheduler`, its only caller).
+A sequence is its list of block ids, which its `Request` owns. Shared blocks are full and never written again: whoever
+shares a prefix writes from the first block after it on. So the prefix cache needs no copy-on-write; only samples of one
+prompt do, for its last block where that is partly full (`scheduler`, the only caller).
+Refuses to know order, budgets and rows.
 """
 
 from __future__ import annotations

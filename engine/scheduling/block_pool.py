@@ -1,6 +1,6 @@
 """Who holds which KV block: reference counts, and the free blocks in the order in which they will be taken.
 
-Refuses to know what is in a block (`prefix_index`) and what a request is (`request`). Called by `allocator` alone.
+Refuses to know what is in a block (`prefix_index`) and what a request is (`request`). Only `allocator` changes it.
 """
 
 from __future__ import annotations

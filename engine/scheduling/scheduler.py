@@ -21,10 +21,11 @@ from engine.config import SchedulerConfig
 from engine.errors import InvalidRequestError, context_length_error
 from engine.plan import StepPlan, StepResult
 from engine.scheduling.allocator import BlockAllocator
+from engine.scheduling.draft import Draft
 from engine.scheduling.prefix_index import extend_hashes
 from engine.scheduling.queue import WaitingQueue
 from engine.scheduling.request import Request, RequestStatus
-from engine.scheduling.sharing import NOTHING_SHARED, SharedBeginning, largest_shared_beginning
+from engine.scheduling.sharing import NOTHING_SHARED, largest_shared_beginning
 
 Logprobs = tuple[float, int, list[int], list[float]]  # as in StepResult
 
@@ -44,72 +45,13 @@ class TokenEvent(NamedTuple):
     logprobs: Logprobs | None
 
 
-class _Draft:
-    """A plan being written. Rows with one token are kept apart from longer ones, which follow them in the plan."""
+class _Reuse(NamedTuple):
+    """What a waiting request need not compute: its first `num_tokens` tokens, whose K and V lie in blocks already."""
 
-    __slots__ = ("budget", "leaders", "long", "names_decode_ids", "plan", "sampled", "under_pressure")
-
-    def __init__(self, step: int, budget: int, *, names_decode_ids: bool) -> None:
-        self.plan = StepPlan(step)
-        self.budget = budget
-        self.names_decode_ids = names_decode_ids
-        self.sampled: list[Request] = []  # parallel to the plan's rows that sample
-        self.long: list[tuple[Request, int, int, bool]] = []
-        self.leaders: list[Request] = []  # whose prompt this step completes
-        self.under_pressure = False  # a running request got no block, or took another's
-
-    def compute(self, request: Request) -> None:
-        """Gives the request as many of its missing tokens as the budget allows."""
-        start = request.num_computed
-        num_tokens = min(request.num_total - start, self.budget)
-        assert 0 < num_tokens <= request.num_slots - start, request
-        request.num_computed = start + num_tokens
-        samples = request.num_computed == request.num_total
-        if samples:
-            request.num_total += 1
-        self.budget -= num_tokens
-        if num_tokens == 1:
-            self._append(request, start, 1, samples)
-            if self.names_decode_ids:
-                self.plan.decode_ids.append(request.token_ids[start])
-        else:
-            self.long.append((request, start, num_tokens, samples))
-        if request.prompt_step < 0 and request.num_computed >= request.num_prompt_tokens:
-            request.prompt_step = self.plan.step
-            if request.followers:
-                self.leaders.append(request)
-
-    @property
-    def num_decodes(self) -> int:
-        """So far."""
-        return len(self.plan.rows)
-
-    def set_blocks(self, request: Request, first_column: int) -> None:
-        plan = self.plan
-        blocks = request.blocks[first_column:]
-        plan.block_rows += [request.row] * len(blocks)
-        plan.block_columns += range(first_column, first_column + len(blocks))
-        plan.block_ids += blocks
-
-    def finish(self, shared: SharedBeginning) -> StepPlan:
-        plan = self.plan
-        plan.num_decodes = len(plan.rows)
-        if shared.num_tokens:
-            members = [place for place, row in enumerate(plan.rows) if row in shared.rows]
-            if shared.is_worth_it(len(members)):
-                plan.shared_places, plan.num_shared_tokens = members, shared.num_tokens
-        for item in self.long:
-            self._append(*item)
-        return plan
-
-    def _append(self, request: Request, start: int, num_tokens: int, samples: bool) -> None:
-        plan = self.plan
-        plan.rows.append(request.row)
-        plan.starts.append(start)
-        plan.num_tokens.append(num_tokens)
-        plan.samples.append(samples)
-        if samples:
-            self.sampled.append(request)
+    num_tokens: int
+    shared: list[int]  # the full blocks among these
+    copied: int = -1  # the partly full one after them, of which it gets a copy to write on in; -1: there is none
+    leader: Request | None = None  # whose blocks they are; None: the prefix cache's
 
 
 class Scheduler:
@@ -219,7 +161,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """The next step; None if nothing can be computed before the next `add` or `commit`."""
-        draft = _Draft(self.num_steps, self.config.max_num_batched_tokens,
+        draft = Draft(self.num_steps, self.config.max_num_batched_tokens,
                        names_decode_ids=self.config.num_microbatches > 1)
         self._schedule_running(draft)
         if not draft.under_pressure:
@@ -278,7 +220,7 @@ class Scheduler:
 
     # -- planning
 
-    def _schedule_running(self, draft: _Draft) -> None:
+    def _schedule_running(self, draft: Draft) -> None:
         """One token for each that misses one, then the rest of the budget for longer ones: a prefill stalls nobody.
 
         Only the first kind can need a block, as `_admit` took those for all tokens known. Of a pipeline's microbatches
@@ -307,7 +249,7 @@ class Scheduler:
             draft.compute(request)
             self._register(request)
 
-    def _grow(self, request: Request, place: int, draft: _Draft) -> bool:
+    def _grow(self, request: Request, place: int, draft: Draft) -> bool:
         """One block more for the running request at `place`, at the cost of those behind it; False if it must wait.
 
         Those behind it are not in the plan yet. It is not preempted itself for want of a block: it keeps what it has
@@ -332,7 +274,7 @@ class Scheduler:
         self.num_preemptions += 1
         self._waiting.push(request)
 
-    def _admit_waiting(self, draft: _Draft) -> None:
+    def _admit_waiting(self, draft: Draft) -> None:
         """In order, up to the first that does not fit: passing it over could starve it."""
         waiting = self._waiting
         while draft.budget and self._free_rows and waiting:
@@ -341,55 +283,42 @@ class Scheduler:
                 return
             waiting.pop()
 
-    def _admit(self, request: Request, draft: _Draft) -> bool:
+    def _admit(self, request: Request, draft: Draft) -> bool:
         """Starts a waiting request, with blocks for all tokens known, or leaves it as it was.
 
         All of them, though this step may compute only some: with fewer, long prompts would get halfway in and then
         preempt each other.
         """
-        leader = request.leader
-        copy_source = -1
-        if leader is not None and 0 <= leader.prompt_step < draft.plan.step:
-            # Everything it shares is computed by an earlier step, so that the last, partial block can be copied too.
-            num_reused = min(request.num_prompt_tokens, request.num_total - 1)
-            num_full, partial = divmod(num_reused, self.config.block_size)
-            shared = leader.blocks[:num_full]
-            if partial:
-                copy_source = leader.blocks[num_full]
-        else:
-            leader = None
-            shared = self._match_prefix(request)
-            num_full = len(shared)
-            num_reused = num_full * self.config.block_size
+        reuse = self._reusable(request, draft.plan.step)
         reserve = self.config.num_blocks // _RESERVE_DIVISOR if self._running else 0
-        blocks = self._allocator.allocate(request.num_total, shared, keep_free=reserve)
+        blocks = self._allocator.allocate(request.num_total, reuse.shared, keep_free=reserve)
         if blocks is None:
             return False
         if not request.started:
             self._started.append(request)
-            self._count_prompt(request, leader, num_reused)
-        request.leader = None
-        request.status = RequestStatus.RUNNING
-        request.row = self._free_rows.pop()
-        request.blocks = blocks
-        request.num_slots = len(blocks) * self.config.block_size
-        request.num_computed = num_reused
-        if copy_source >= 0:
-            draft.plan.copy_sources.append(copy_source)
-            draft.plan.copy_targets.append(blocks[num_full])
-        if leader is not None and leader.block_hashes:
-            request.block_hashes = leader.block_hashes[:num_full]
-        request.num_registered = num_full
-        insort(self._running, request, key=_ORDER)
-        self._running_changed = True
-        draft.plan.new_rows.append(request.new_row())
-        draft.set_blocks(request, 0)
+            self._count_prompt(request, reuse)
+        self._start(request, blocks, reuse)
+        draft.enter(request)
+        if reuse.copied >= 0:
+            draft.copy(reuse.copied, blocks[len(reuse.shared)])
         draft.compute(request)
         self._register(request)
         return True
 
+    def _reusable(self, request: Request, step: int) -> _Reuse:
+        """Of the leader, once its prompt is computed, else of the prefix cache; never all of a request's tokens, as the
+        last must be computed to sample."""
+        block_size, leader = self.config.block_size, request.leader
+        if leader is None or not 0 <= leader.prompt_step < step:
+            shared = self._match_prefix(request)
+            return _Reuse(len(shared) * block_size, shared)
+        # Everything it shares is computed by an earlier step, so that the last, partial block can be copied too.
+        num_tokens = min(request.num_prompt_tokens, request.num_total - 1)
+        num_full, partial = divmod(num_tokens, block_size)
+        return _Reuse(num_tokens, leader.blocks[:num_full], leader.blocks[num_full] if partial else -1, leader)
+
     def _match_prefix(self, request: Request) -> list[int]:
-        """Blocks of the prefix cache; never all of a request's tokens, as the last must be computed to sample."""
+        """The blocks of the prefix cache that the request begins with."""
         index = self._allocator.index
         if index is None:
             return []
@@ -397,16 +326,30 @@ class Scheduler:
         extend_hashes(request.block_hashes, request.token_ids, num_full, self.config.block_size, request.cache_salt)
         return index.match(request.block_hashes[:num_full])
 
-    def _count_prompt(self, request: Request, leader: Request | None, num_reused: int) -> None:
+    def _count_prompt(self, request: Request, reuse: _Reuse) -> None:
         """Counts a prompt the first time a sample of it runs; a sample that shares its leader's blocks adds nothing."""
-        if leader is not None:
-            request.num_cached_tokens = leader.num_cached_tokens
+        if reuse.leader is not None:
+            request.num_cached_tokens = reuse.leader.num_cached_tokens
             return
         num_prompt = request.num_prompt_tokens
-        request.num_cached_tokens = min(num_reused, num_prompt)
+        request.num_cached_tokens = min(reuse.num_tokens, num_prompt)
         self.num_prompt_tokens += num_prompt
         if self._allocator.index is not None:
             self._allocator.index.count(num_prompt, request.num_cached_tokens)
+
+    def _start(self, request: Request, blocks: list[int], reuse: _Reuse) -> None:
+        """Gives a request what it holds while it runs; `_give_back` takes it away again."""
+        request.status = RequestStatus.RUNNING
+        request.row = self._free_rows.pop()
+        request.blocks = blocks
+        request.num_slots = len(blocks) * self.config.block_size
+        request.num_computed = reuse.num_tokens
+        request.num_registered = len(reuse.shared)
+        if reuse.leader is not None and reuse.leader.block_hashes:
+            request.block_hashes = reuse.leader.block_hashes[:len(reuse.shared)]
+        request.leader = None
+        insort(self._running, request, key=_ORDER)
+        self._running_changed = True
 
     def _register(self, request: Request) -> None:
         """Makes known the blocks that are full of known tokens, once planned: every later reader comes after.

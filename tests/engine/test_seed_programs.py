@@ -106,6 +106,17 @@ def test_chat_renders_what_generate_takes_rendered(llm, smollm2_path):
     assert "Paris" in chatted[0].outputs[0].text
 
 
+def test_chat_takes_the_defaults_of_such_programs_by_place_and_by_name(llm):
+    messages = [{"role": "user", "content": "Hi"}]
+    greedy = SamplingParams(temperature=0, max_tokens=4)
+    expected = llm.chat(messages, greedy)[0].outputs[0].token_ids
+    by_place = llm.chat([messages, messages], greedy, False, None, None, "auto", True, False, None, None)
+    by_name = llm.chat(messages, greedy, use_tqdm=False, lora_request=None, tools=[], continue_final_message=False,
+                       chat_template_kwargs={}, mm_processor_kwargs=None)
+    assert [output.outputs[0].token_ids for output in (*by_place, *by_name)] == [expected] * 3
+    assert llm.chat([], greedy) == []
+
+
 def test_a_model_split_over_devices_answers_alike():
     """The seed's four GPUs, here three CPU ranks: the packaged model has three KV heads."""
     greedy = SamplingParams(temperature=0, max_tokens=8)

@@ -45,6 +45,7 @@ def test_gathered_inputs_equal_a_loop_over_the_plan(drawn):
     upload = Upload()
     table.pack(plan, upload)
     batch.pack(plan, upload)
+    batch.pack_samples(plan, upload)
     upload.send(CPU)
     table.apply(plan, upload)
     token_ids, inputs = batch.gather(plan, upload, table, BLOCK, host_lists=True)
@@ -66,6 +67,10 @@ def test_gathered_inputs_equal_a_loop_over_the_plan(drawn):
         assert [plan.samples[place] for place in upload["sample_places"].tolist()] == [True] * sum(plan.samples)
     assert inputs.context_lens.tolist() == inputs.host_context_lens
     assert inputs.max_context_len == max(inputs.host_context_lens)
+    assert inputs.max_query_len == max(plan.num_tokens)
+    sampled = [(row, start + count) for row, start, count, samples
+               in zip(plan.rows, plan.starts, plan.num_tokens, plan.samples) if samples]
+    assert list(zip(upload["sample_rows"].tolist(), upload["sample_positions"].tolist())) == sampled
     for row in tokens:
         assert table.seeds[row] == row * 10**12
         assert table.top_k[row] == row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,3 +81,17 @@ async def test_the_metrics_say_when_a_step_took_the_request_up(llm: AsyncLLMEngi
     assert output.metrics.scheduled_ts is not None
     assert output.metrics.scheduled_ts - output.metrics.queued_ts > 0.09
     assert output.metrics.first_token_ts - output.metrics.scheduled_ts > 0.09
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("sampling_params", {"max_tokens": 1}), ("priority", "high"), ("priority", 1.5), ("priority", 2**70),
+    ("request_id", 5), ("lora_request", 5), ("trace_headers", {"traceparent": "00"}),
+])
+async def test_what_the_engine_could_not_read_is_refused_here(llm: AsyncLLMEngine, engine: Engine, name: str,
+                                                              value: Any) -> None:
+    await engine.serve()
+    arguments = {"sampling_params": SamplingParams(max_tokens=1, detokenize=False), "request_id": "r", name: value}
+    with pytest.raises(InvalidRequestError) as caught:
+        await asyncio.wait_for(anext(llm.generate([5], **arguments)), 10)
+    assert caught.value.param == name
+    assert not engine.submitted

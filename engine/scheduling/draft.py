@@ -1,0 +1,85 @@
+"""A step's plan while it is being written. Refuses to decide what goes into it (`scheduler`, its only caller)."""
+
+from __future__ import annotations
+
+from engine.plan import StepPlan
+from engine.scheduling.request import Request
+from engine.scheduling.sharing import SharedBeginning
+
+
+class Draft:
+    """Rows with one token are written at once; longer ones are kept apart, and follow them when it is finished."""
+
+    __slots__ = ("budget", "leaders", "long", "names_decode_ids", "plan", "sampled", "under_pressure")
+
+    def __init__(self, step: int, budget: int, *, names_decode_ids: bool) -> None:
+        self.plan = StepPlan(step)
+        self.budget = budget
+        self.names_decode_ids = names_decode_ids
+        self.sampled: list[Request] = []  # parallel to the plan's rows that sample
+        self.long: list[tuple[Request, int, int, bool]] = []
+        self.leaders: list[Request] = []  # whose prompt this step completes
+        self.under_pressure = False  # a running request got no block, or took another's
+
+    def compute(self, request: Request) -> None:
+        """Gives the request as many of its missing tokens as the budget allows."""
+        start = request.num_computed
+        num_tokens = min(request.num_total - start, self.budget)
+        assert 0 < num_tokens <= request.num_slots - start, request
+        request.num_computed = start + num_tokens
+        samples = request.num_computed == request.num_total
+        if samples:
+            request.num_total += 1
+        self.budget -= num_tokens
+        if num_tokens == 1:
+            self._append(request, start, 1, samples)
+            if self.names_decode_ids:
+                self.plan.decode_ids.append(request.token_ids[start])
+        else:
+            self.long.append((request, start, num_tokens, samples))
+        if request.prompt_step < 0 and request.num_computed >= request.num_prompt_tokens:
+            request.prompt_step = self.plan.step
+            if request.followers:
+                self.leaders.append(request)
+
+    @property
+    def num_decodes(self) -> int:
+        """So far."""
+        return len(self.plan.rows)
+
+    def enter(self, request: Request) -> None:
+        """Puts a request that got its row and blocks into the ranks' tables."""
+        self.plan.new_rows.append(request.new_row())
+        self.set_blocks(request, 0)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies a block, as it is after the steps before this one."""
+        self.plan.copy_sources.append(source)
+        self.plan.copy_targets.append(target)
+
+    def set_blocks(self, request: Request, first_column: int) -> None:
+        plan = self.plan
+        blocks = request.blocks[first_column:]
+        plan.block_rows += [request.row] * len(blocks)
+        plan.block_columns += range(first_column, first_column + len(blocks))
+        plan.block_ids += blocks
+
+    def finish(self, shared: SharedBeginning) -> StepPlan:
+        plan = self.plan
+        plan.num_decodes = len(plan.rows)
+        if shared.num_tokens:
+            members = [place for place, row in enumerate(plan.rows) if row in shared.rows]
+            if shared.is_worth_it(len(members)):
+                plan.shared_places, plan.num_shared_tokens = members, shared.num_tokens
+        for item in self.long:
+            self._append(*item)
+        return plan
+
+    def _append(self, request: Request, start: int, num_tokens: int, samples: bool) -> None:
+        plan = self.plan
+        plan.rows.append(request.row)
+        plan.starts.append(start)
+        plan.num_tokens.append(num_tokens)
+        plan.samples.append(samples)
+        if samples:
+            self.sampled.append(request)

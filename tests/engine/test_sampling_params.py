@@ -1,0 +1,112 @@
+"""SamplingParams take what vLLM's take, and refuse the rest: which field, what was given, what is wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine import SamplingParams
+from engine.errors import InvalidRequestError
+
+NO_NUMBERS = ["hot", None, [1], {"a": 1}, b"x", object, True, 1j]
+NEVER_NONE = ("n", "top_k", "min_tokens")
+OR_NONE = ("seed", "max_tokens", "logprobs")
+FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+FLAGS = ("ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens",
+         "include_stop_str_in_output")
+
+# vLLM's own defaults of what Quire does not implement, today's and those of versions that programs were written for.
+DEFAULTS: dict[str, Any] = {
+    "prompt_logprobs": None, "prompt_logprob_token_ids": None, "prompt_logprob_start": None, "logprob_token_ids": None,
+    "flat_logprobs": False, "stream_interval": None, "skip_clone": False, "structured_outputs": None,
+    "logit_bias": None, "allowed_token_ids": None, "bad_words": None, "extra_args": None,
+    "skip_reading_prefix_cache": None, "thinking_token_budget": None, "repetition_detection": None,
+    "routed_experts_prompt_start": 0, "trace_decode_token_ids": None, "best_of": None, "use_beam_search": False,
+    "length_penalty": 1.0, "early_stopping": False, "guided_decoding": None, "logits_processors": None,
+    "truncate_prompt_tokens": None,
+}
+SAME_AS_DEFAULT = [("best_of", 1), ("bad_words", []), ("logit_bias", {}), ("logits_processors", []), ("extra_args", {}),
+                   ("length_penalty", 1), ("stream_interval", 1), ("thinking_token_budget", -1)]
+ASKING = [("prompt_logprobs", 0), ("logit_bias", {5: 1.0}), ("best_of", 2), ("bad_words", ["x"]),
+          ("bad_words", np.array(["a", "b"])), ("allowed_token_ids", [1]), ("allowed_token_ids", np.array([1, 2])),
+          ("extra_args", {"a": 1}),
+          ("structured_outputs", {"json": "{}"}), ("guided_decoding", {"json": "{}"}), ("flat_logprobs", True),
+          ("logits_processors", [print]), ("truncate_prompt_tokens", 5), ("use_beam_search", True),
+          ("length_penalty", 0.5), ("best_of", True)]
+
+
+def refused(name: str, value: Any) -> str:
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(**{name: value})
+    assert caught.value.param == name
+    assert caught.value.message.startswith(name)
+    return caught.value.message
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+@pytest.mark.parametrize("name", [*FLOATS, *NEVER_NONE, *OR_NONE])
+def test_what_is_no_number_is_refused_as_that(name: str, value: Any) -> None:
+    if name in OR_NONE and value is None:
+        SamplingParams(**{name: None})
+    else:
+        wanted = "a number" if name in FLOATS else "an integer"
+        assert refused(name, value) == f"{name} must be {wanted}, got {value!r}."
+
+
+@pytest.mark.parametrize("value", [5, 0, True, 1.5, b"x", object, {"a": 1}])
+def test_stops_are_texts(value: Any) -> None:
+    assert refused("stop", value) == f"stop must be a string or a list of strings, got {value!r}."
+    assert refused("stop", [value]) == f"stop must contain only strings, got {value!r}."
+
+
+@pytest.mark.parametrize("value", [5, 0, "hot", 1.5, b"x", {1: 2}])
+def test_stop_token_ids_are_a_list(value: Any) -> None:
+    assert refused("stop_token_ids", value) == f"stop_token_ids must be a list of integers, got {value!r}."
+
+
+@pytest.mark.parametrize("value", ["hot", [1], 1.5, None, True])
+def test_stop_token_ids_hold_integers(value: Any) -> None:
+    assert refused("stop_token_ids", [1, value]) == f"stop_token_ids must contain only integers, got {value!r}."
+
+
+def test_stops_come_in_any_collection() -> None:
+    params = SamplingParams(stop=("a", "b"), stop_token_ids=(id for id in (3, 3, 4)))  # type: ignore[arg-type]
+    assert (params.stop, params.stop_token_ids) == (["a", "b"], [3, 4])
+    assert SamplingParams(stop="a").stop == ["a"]
+    assert SamplingParams(stop=None, stop_token_ids=None).stop == []
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_is_true_or_false(name: str) -> None:
+    for value in (True, False, 1, 0):
+        SamplingParams(**{name: value})
+    for given in ("false", None, 2, [True], 1.0):
+        assert refused(name, given) == f"{name} must be True or False, got {given!r}."
+
+
+@pytest.mark.parametrize("value", ["DELTA", 1, None])
+def test_an_output_kind_is_one_of_them(value: Any) -> None:
+    assert "RequestOutputKind" in refused("output_kind", value)
+
+
+def test_a_long_value_is_quoted_in_part() -> None:
+    assert len(refused("stop", {"x" * 10_000: 1})) < 200
+
+
+def test_programs_that_pass_defaults_run() -> None:
+    assert SamplingParams(temperature=0.5, **DEFAULTS) == SamplingParams(temperature=0.5)
+    assert {name: getattr(SamplingParams(), name) for name in DEFAULTS} == DEFAULTS
+    for name, value in SAME_AS_DEFAULT:
+        SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), ASKING)
+def test_what_is_not_implemented_is_refused_by_name(name: str, value: Any) -> None:
+    assert refused(name, value).startswith(f"{name} is not supported by this version; leave it out")
+
+
+def test_a_name_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(TypeError, match="best_off"):
+        SamplingParams(best_off=None)  # type: ignore[call-arg]
