@@ -30,7 +30,7 @@ class EngineChild:
 
     def __init__(self, arguments: list[str], environment: dict[str, str], lifeline: int,
                  stall_timeout_s: float, facts: Mapping[str, int]) -> None:
-        """`facts` go into every log line."""
+        """`facts` go into every log line. Raises OSError where the system gives no process."""
         self._log = log.bind(**facts)
         self._stall_timeout_s = stall_timeout_s
         self._pipe, beats = os.pipe()
@@ -39,6 +39,9 @@ class EngineChild:
             self._process = subprocess.Popen(
                 [*module_command("engine"), *arguments, "--lifeline", str(lifeline), "--beat-fd", str(beats)],
                 env=environment, pass_fds=[lifeline, beats], stdin=subprocess.DEVNULL, start_new_session=True)
+        except OSError:
+            os.close(self._pipe)
+            raise
         finally:
             os.close(beats)
         self.serving_since: float | None = None

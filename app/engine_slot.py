@@ -37,6 +37,7 @@ class EngineSlot:
         return self.child is not None and self.child.serving_since is not None
 
     def start(self, environment: dict[str, str], lifeline: int) -> None:
+        """Raises OSError where the system gives no process; the slot stays empty."""
         self.child = EngineChild([*self._arguments, *(["--after-kill"] if self._last_was_killed else [])],
                                  environment | self._own_environment, lifeline, self._settings.engine_stall_timeout,
                                  self.facts)
@@ -59,6 +60,10 @@ class EngineSlot:
             log.warning("engine ended", status=code, cause="watchdog" if ended.hung else "crash", restart_in_s=delay_s,
                         **self.facts)
         return delay_s
+
+    def failed_start_delay_s(self) -> float | None:
+        """As `restart_delay_s`, after a `start` that raised OSError."""
+        return self._policy.failed(time.monotonic())
 
     @property
     def policy_facts(self) -> dict[str, object]:

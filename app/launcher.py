@@ -31,6 +31,7 @@ from app.sd_notify import Systemd
 from app.settings import ServeSettings, WorkerSettings, flag, for_workers
 from app.telemetry.audit import AuditError, AuditLog
 from engine.errors import ConfigError
+from engine.exit_codes import EXIT_BROKEN, EXIT_CONFIG, EXIT_LOAD
 from engine.frontend.shares import environments
 from engine.heartbeat import OVERDUE_S
 from engine.logs import LevelFile, replace_broken_stderr
@@ -38,7 +39,7 @@ from engine.module_command import module_command
 
 log = structlog.get_logger("quire")
 
-EXIT_OK, EXIT_CONFIG, EXIT_LOAD, EXIT_BROKEN, EXIT_HUNG = 0, 2, 3, 70, 71
+EXIT_OK, EXIT_HUNG = 0, 71
 PROBE_S = 0.2
 STOP_ENGINE_S = 5.0
 STOP_ENGINE_NOW_S = 0.5
@@ -92,11 +93,11 @@ class Launcher:
             self._slots = [
                 EngineSlot(self._settings, address, self._shared.reload_file, environment, place)
                 for place, (address, environment) in enumerate(zip(self._shared.engine_addresses, own_environments))]
-            for slot in self._slots:
-                self._start_engine(slot)
-            self._start_http()
-            self._watchdog()
             try:
+                for slot in self._slots:
+                    self._start_engine(slot)
+                self._start_http()
+                self._watchdog()
                 while self._exit_code is None:
                     self._tick()
             finally:
@@ -126,7 +127,15 @@ class Launcher:
         with contextlib.suppress(OSError), open(self._shared.engine_starts_file, "ab") as starts:
             starts.write(b"+")  # only for the metric of restarts, which is not worth an engine
         replace_broken_stderr()
-        slot.start(self._environment(), self._lifeline)
+        try:
+            slot.start(self._environment(), self._lifeline)
+        except OSError as error:  # short of memory, as after an engine that died of it
+            log.error("engine cannot be started", reason=str(error), **slot.facts)
+            if self._was_ready:
+                self._start_again(slot, slot.failed_start_delay_s(), EXIT_BROKEN)
+            else:
+                self._give_up(EXIT_LOAD, "the engine could not start", **slot.facts)
+            return
         self._in(0, self._look_whether_ready)
 
     def _start_http(self) -> None:
@@ -182,7 +191,8 @@ class Launcher:
         if not readiness.ready or not all(slot.serves for slot in self._slots):
             self._in(PROBE_S, self._look_whether_ready)
             return
-        Path(self._shared.opened_file).touch()
+        with contextlib.suppress(OSError):  # a full disk; a worker that comes later waits for all engines again
+            Path(self._shared.opened_file).touch()
         self._announce.ready(self._url, again=self._was_ready)
         self._systemd.ready()
         self._ready = self._was_ready = True
@@ -221,10 +231,13 @@ class Launcher:
             self._give_up(EXIT_CONFIG if code == EXIT_CONFIG else EXIT_LOAD, "the engine could not start", status=code,
                           **slot.facts)
             return
-        delay_s = slot.restart_delay_s(engine, code)
+        self._start_again(slot, slot.restart_delay_s(engine, code), EXIT_HUNG if engine.hung else EXIT_BROKEN,
+                          status=code)
+
+    def _start_again(self, slot: EngineSlot, delay_s: float | None, exit_code: int, **facts: object) -> None:
+        """After `delay_s`; None: it failed too often, and the server ends with `exit_code`."""
         if delay_s is None:
-            self._give_up(EXIT_HUNG if engine.hung else EXIT_BROKEN, "the engine ended too often", status=code,
-                          **slot.policy_facts)
+            self._give_up(exit_code, "the engine ended too often", **facts, **slot.policy_facts)
             return
         self._systemd.status("engine restarts")
         self._in(delay_s, partial(self._start_engine, slot))

@@ -1,5 +1,5 @@
 """The life of one HTTP worker: connects to the engines, watches the files that may change under it, leaves when its
-requests are done.
+requests are done. Owns what runs beside the requests, and ends the worker when a part of that breaks.
 """
 
 from __future__ import annotations
@@ -43,11 +43,14 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
 
         def reload() -> None:
             levels.follow()
-            loop.run_in_executor(None, service.keys.reload)  # parsing a long file takes a while
+            # In a thread: parsing a long file takes a while.
+            loop.run_in_executor(None, service.keys.reload).add_done_callback(_keys_read)
 
         loop = asyncio.get_running_loop()
-        tasks = [asyncio.create_task(job) for job in (
-            _watch_drain(service, Path(settings.drain_file)), _watch_files(service, reload), service.metrics.tick())]
+        jobs = [_watch_drain(service, Path(settings.drain_file)), _watch_files(service, reload), service.metrics.tick()]
+        if service.tls is not None:
+            jobs.append(service.tls.follow(settings.reload_file))
+        tasks = [asyncio.create_task(job) for job in jobs]
         for task in tasks:
             task.add_done_callback(_task_ended)
         yield
@@ -66,10 +69,16 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
 
 def _task_ended(task: asyncio.Task[None]) -> None:
     """One that broke ends the worker, which lets its requests finish, and gunicorn starts another: nobody would drain
-    this one, or tell it of new keys."""
+    this one, or tell it of new keys and certificates."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("worker's background task broke; the worker ends", exc_info=error)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _keys_read(future: asyncio.Future[bool]) -> None:
+    """A worker that takes this one's place would fail over the same file, so this one goes on with the keys it has."""
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.error("keys not read, those before stay", exc_info=error)
 
 
 async def _watch_files(service: Service, reload: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from app.settings import ServeSettings
-from app.watch import watch
+from app.watch import stamp, watch
 from engine.errors import ConfigError
 
 log = structlog.get_logger(__name__)
@@ -57,9 +57,11 @@ class Tls:
         self._settings = settings
         self.context = _LiveContext(ssl.PROTOCOL_TLS_SERVER)
         self.healthy = True
+        self._files = [path for path in (settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_ca_certs) if path]
+        self._seen = [stamp(path) for path in self._files]  # before they are read: none that comes later is missed
         try:
             loaded = _load(settings)
-        except ConfigError as error:
+        except Exception as error:
             if _at_start is None:
                 raise
             loaded = _at_start
@@ -74,24 +76,23 @@ class Tls:
 
     async def follow(self, reload_file: str) -> None:
         """Reload whenever a file changes or `reload_file` is written; runs until cancelled."""
-        s = self._settings
-        await watch([path for path in (s.ssl_certfile, s.ssl_keyfile, s.ssl_ca_certs, reload_file) if path],
-                    self.reload)
+        await watch([*self._files, reload_file], self.reload, [*self._seen, stamp(reload_file)])
 
     def reload(self) -> None:
         """Read the files again. Connections keep what they began with; new ones get the new certificate."""
         try:
             loaded = _load(self._settings)
             loaded.require_valid(time.time())
-        except ConfigError as error:
+        except Exception as error:  # whatever somebody puts there, the next change is to be seen
             self._not_taken(error)
             return
         self.context.current, self.not_after, self.healthy = loaded.context, loaded.not_after, True
         log.info("certificate loaded", not_after=_iso(loaded.not_after))
 
-    def _not_taken(self, error: ConfigError) -> None:
+    def _not_taken(self, error: Exception) -> None:
         self.healthy = False
-        log.error("certificate not loaded, the one before stays in use", problems=error.problems)
+        why = {"problems": error.problems} if isinstance(error, ConfigError) else {"exc_info": error}
+        log.error("certificate not loaded, the one before stays in use", **why)
 
     def names_allowed(self, names: Iterable[str]) -> bool:
         """Whether a client whose verified certificate bears `names` may come in."""
@@ -184,7 +185,11 @@ def _read(flag: str, path: str, problems: list[str]) -> str:
 def _check_key(path: str, content: str, problems: list[str]) -> None:
     if not content:
         return
-    mode = os.stat(path).st_mode & 0o777
+    try:
+        mode = os.stat(path).st_mode & 0o777
+    except OSError as error:  # it went since it was read
+        problems.append(f"--ssl-keyfile: {path} cannot be read: {error.strerror}")
+        return
     if mode & 0o077 & ~KEY_MODE:
         problems.append(f"--ssl-keyfile: {path} is open to others (mode {mode:04o}); chmod it to {KEY_MODE:04o} or "
                         "less")
@@ -208,6 +213,8 @@ def _context(settings: ServeSettings, problems: list[str]) -> ssl.SSLContext:
             context.load_verify_locations(settings.ssl_ca_certs)
         except ssl.SSLError:
             problems.append(f"--ssl-ca-certs: {settings.ssl_ca_certs} holds no certificate in PEM form")
+        except OSError as error:  # it went since it was read
+            problems.append(f"--ssl-ca-certs: {settings.ssl_ca_certs} cannot be read: {error.strerror}")
     context.verify_mode = ssl.VerifyMode(settings.ssl_cert_reqs)
     return context
 

@@ -13,6 +13,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from gunicorn.arbiter import Arbiter
 from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker
@@ -23,6 +24,8 @@ from engine.lifeline import die_with_parent
 
 if TYPE_CHECKING:
     from app.service import Service  # at run time only workers load it, not the master, which loads this module
+
+log = structlog.get_logger(__name__)
 
 BEAT_S = 1.0
 # gunicorn kills GRACE_S after the last stream's time is up; uvicorn cancels what is left half way there.
@@ -54,20 +57,20 @@ class HttpWorker(UvicornWorker):  # type: ignore[misc]
             service.settings.serve, tls, service.metrics.connection_refused))
         server = _Server(self.config, service)
         self._install_sigquit_handler()
-        jobs = [asyncio.create_task(self._beat())]
-        if tls is not None:
-            jobs.append(asyncio.create_task(tls.follow(service.settings.reload_file)))
+        beat = asyncio.create_task(self._beat())
         try:
             await server.serve(sockets=self.sockets)
         finally:
-            for job in jobs:
-                job.cancel()
+            beat.cancel()
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     async def _beat(self) -> None:
         while True:
-            self.notify()
+            try:
+                self.notify()
+            except Exception:  # a disk that fails may mend before gunicorn takes this worker for hung
+                log.exception("heartbeat failed")
             await asyncio.sleep(BEAT_S)
 
 

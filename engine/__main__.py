@@ -1,6 +1,6 @@
 """`python -m engine --address ipc://... --args JSON`: the engine process, as the launcher and AsyncLLMEngine start it.
 
-Exit codes: 0 stopped on request, 2 configuration refused, 3 model not loaded, 70 the engine broke.
+Exit codes: 0 stopped on request, else as in `engine.exit_codes`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import msgspec
 import structlog
 
 from engine.config import EngineArgs
-from engine.errors import ConfigError, RankError, WeightError
+from engine.errors import ConfigError, PassingError, RankError, WeightError
+from engine.exit_codes import EXIT_BROKEN, EXIT_CONFIG, EXIT_LOAD
 from engine.heartbeat import Heartbeat
 from engine.lifeline import die_with_parent
-from engine.logs import LevelFile, configure_logging
+from engine.logs import LEVELS, LevelFile, configure_logging
 from engine.openmp import share_cores
 from engine.server import EngineServer
-
-EXIT_CONFIG, EXIT_LOAD, EXIT_BROKEN = 2, 3, 70
 
 log = structlog.get_logger("engine")
 
@@ -58,7 +57,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--args", default="{}", help="EngineArgs as JSON")
     parser.add_argument("--lifeline", type=int, default=None, help="file descriptor whose end of file means: stop")
     parser.add_argument("--beat-fd", type=int, default=None, help="file descriptor to write signs of life to")
-    parser.add_argument("--log-level", default="info", help="debug, info, warning or error")
+    parser.add_argument("--log-level", default="info", help=", ".join(LEVELS))
     parser.add_argument("--reload-file", default="", help="file that a new log level would be written to")
     parser.add_argument("--after-kill", action="store_true", help="the engine before this one was killed from outside")
     return parser.parse_args()
@@ -76,11 +75,14 @@ def serve(server: EngineServer, args: EngineArgs, heartbeat: Heartbeat) -> int:
     with reporter(loading) as progress:
         try:
             core = EngineCore(args, progress)
+        except (PassingError, WeightError, RankError, OSError) as error:
+            log.error("model not loaded", model=args.model, reason=str(error))
+            return EXIT_LOAD
         except ConfigError as error:
             log.error("configuration refused", problems=error.problems)
             return EXIT_CONFIG
-        except (WeightError, RankError, OSError) as error:
-            log.error("model not loaded", model=args.model, reason=str(error))
+        except Exception:  # of the device, such as out of memory
+            log.exception("model not loaded", model=args.model)
             return EXIT_LOAD
     info = core.info
     log.info("engine ready", device=info.device, dtype=info.dtype, max_model_len=info.max_model_len,

@@ -56,8 +56,13 @@ class EngineCore:
         args.checked()
         model = resolve_model(args)
         ranks = placement(args, progress)
-        self.config = config = settle(args, model, of_this_machine() if ranks is None else ranks.hardware(),
-                                      offline=offline)
+        try:
+            self.config = config = settle(args, model, of_this_machine() if ranks is None else ranks.hardware(),
+                                          offline=offline)
+        except BaseException:
+            if ranks is not None:
+                ranks.stop()
+            raise
         self._executor: Executor = (InProcessExecutor(config, progress) if ranks is None
                                     else RankGroup(config, ranks, progress))
         return_freed_memory()

@@ -27,15 +27,30 @@ class InvalidRequestError(QuireError, ValueError):
         self.param = param
 
 
+class ContextLengthError(InvalidRequestError):
+    """Prompt and output together are longer than a request may be."""
+
+    def __init__(self, max_model_len: int, num_prompt: int, max_tokens: int, *, at_least: bool = False,
+                 reason: str = "", remedy: str = "") -> None:
+        """`at_least`: the prompt was not tokenized, it has no fewer tokens than that. `reason` says why the limit is
+        not the model's own, `remedy` what whoever runs the server can do."""
+        self._numbers = max_model_len, num_prompt, max_tokens
+        self._at_least = at_least
+        least = "at least " if at_least else ""
+        super().__init__(
+            f"This model's maximum context length is {max_model_len} tokens{reason}. However, you requested "
+            f"{max_tokens} output tokens and your prompt contains {least}{num_prompt} input tokens, for a total of "
+            f"{least}{num_prompt + max_tokens} tokens. Please reduce the length of the prompt or max_tokens{remedy}.",
+            "prompt" if num_prompt >= max_model_len else "max_tokens")
+
+    def explained(self, reason: str, remedy: str) -> ContextLengthError:
+        """The same with what is known only to those who know the settings."""
+        return ContextLengthError(*self._numbers, at_least=self._at_least, reason=reason, remedy=remedy)
+
+
 def context_length_error(max_model_len: int, num_prompt: int, max_tokens: int, *,
                          at_least: bool = False) -> InvalidRequestError:
-    """`at_least`: the prompt was not tokenized, it has no fewer tokens than that."""
-    least = "at least " if at_least else ""
-    return InvalidRequestError(
-        f"This model's maximum context length is {max_model_len} tokens. However, you requested {max_tokens} output "
-        f"tokens and your prompt contains {least}{num_prompt} input tokens, for a total of {least}"
-        f"{num_prompt + max_tokens} tokens. Please reduce the length of the prompt or max_tokens.",
-        "prompt" if num_prompt >= max_model_len else "max_tokens")
+    return ContextLengthError(max_model_len, num_prompt, max_tokens, at_least=at_least)
 
 
 class OverloadedError(QuireError):
@@ -64,8 +79,16 @@ class ConfigError(QuireError, ValueError):
         super().__init__("\n".join(self.problems))
 
 
-class FetchError(ConfigError):
-    """A model could not be fetched, for a reason that may pass: the network, or a hub that is not well."""
+class PassingError(ConfigError):
+    """The configuration cannot be run now, for a reason that may pass."""
+
+
+class FetchError(PassingError):
+    """A model could not be fetched: the network, or a hub that is not well."""
+
+
+class MemoryShortageError(PassingError):
+    """There is less memory now than was asked for."""
 
 
 class WeightError(QuireError):

@@ -19,8 +19,9 @@ import structlog
 from engine.redaction import redact
 
 ENGINE_NUMBER = "QUIRE_ENGINE"  # environment variable: which of several engines this process belongs to, if any
-_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-_threshold = _LEVELS["info"]
+LEVELS = ("debug", "info", "warning", "error")  # that may be asked for
+_SEVERITIES = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_threshold = _SEVERITIES["info"]
 
 
 class _Stderr(io.TextIOBase):
@@ -73,20 +74,20 @@ def configure_logging(level: str = "info") -> None:
 
 
 def set_level(level: str) -> None:
-    """debug, info, warning or error, from now on, for all loggers of this process."""
+    """One of LEVELS, from now on, for all loggers of this process."""
     global _threshold
-    _threshold = _LEVELS[level]
+    _threshold = _SEVERITIES[level]
 
 
 def level() -> str:
     """What `set_level` was last told."""
-    return next(name for name, value in _LEVELS.items() if value == _threshold)
+    return next(name for name, value in _SEVERITIES.items() if value == _threshold)
 
 
 def _drop_below_threshold(
     logger: object, method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    if _LEVELS.get(method, _threshold) < _threshold:
+    if _SEVERITIES.get(method, _threshold) < _threshold:
         raise structlog.DropEvent
     return event
 

@@ -40,7 +40,7 @@ async def chat_completions(request: Request) -> Response:
         params = body.sampling_params(service.model_defaults, max_tokens, logprobs)
     record.asked = Asked("chat", model, body.stream, params, f"chatcmpl-{record.request_id}")
     prompt = await _render(service, body)
-    with _named_as_sent(body):
+    with _named_as_sent(body), service.naming_limits():
         await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
                               add_special_tokens=bool(body.add_special_tokens))  # templates bring their own
     reply = _Replies(service, exchange, body, params, model, f"chatcmpl-{record.request_id}")
@@ -70,9 +70,14 @@ async def _render(service: Service, body: ChatRequest) -> str:
         return template.render(conversation, add_generation_prompt=body.add_generation_prompt,
                                **body.chat_template_kwargs)
 
-    if sum(len(message["content"]) for message in conversation) > _LONG_CONVERSATION_CHARS:
+    if sum(_num_characters(message["content"]) for message in conversation) > _LONG_CONVERSATION_CHARS:
         return await asyncio.to_thread(render)
     return render()
+
+
+def _num_characters(content: str | list[dict[str, str]]) -> int:
+    """At least 1 for each part: rendering takes its time for parts too."""
+    return len(content) if isinstance(content, str) else sum(1 + len(part["text"]) for part in content)
 
 
 class _Replies:

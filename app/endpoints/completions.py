@@ -24,7 +24,9 @@ from app.service import Service, record_of, service_of
 from app.sse import DONE
 from app.telemetry.record import Asked
 from engine.frontend.generation import SampleUpdate
+from engine.frontend.prompts import off_the_loop
 
+_LONG_PROMPT_BYTES = 64 * 2**10  # in JSON; beyond it, decoding leaves the event loop
 _encode = msgspec.json.encode
 
 
@@ -33,15 +35,19 @@ async def completions(request: Request) -> Response:
     exchange = Exchange(request)
     body = await read_body(request, CompletionRequest)
     model = check_model(request, body.model)
-    prompts = body.prompts(service.settings.serve.max_prompts, exchange.max_model_len)
+    with service.naming_limits():
+        limits = service.settings.serve.max_prompts, exchange.max_model_len
+        is_long = len(body.prompt) > _LONG_PROMPT_BYTES
+        prompts = await off_the_loop(body.prompts, *limits) if is_long else body.prompts(*limits)
     body.check(service.settings.serve, len(prompts))
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = body.sampling_params(service.model_defaults, max_tokens, body.logprobs)
     record.asked = Asked("text_completion", model, body.stream, params, f"cmpl-{record.request_id}")
     try:
-        for prompt in prompts:
-            await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
-                                  add_special_tokens=body.add_special_tokens is not False)
+        with service.naming_limits():
+            for prompt in prompts:
+                await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
+                                      add_special_tokens=body.add_special_tokens is not False)
     except BaseException:  # one was refused, or the client left: the accepted ones must not run on
         await exchange.close()
         raise

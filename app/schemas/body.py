@@ -1,12 +1,14 @@
 """From the bytes of a request body to a typed request, or to a 400 that names the field at fault.
 
-Nothing is ignored in silence: a field does what it says, is known to be harmless, or is refused by name.
-Called by the endpoints.
+Nothing is ignored in silence: a field does what it says, is known to be harmless, or is refused by name. Nothing is
+built that nobody will look at: one call that decodes holds up the event loop from whichever thread. Called by the
+endpoints.
 """
 
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -41,7 +43,14 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 # Each list or object takes a hundred bytes of memory where two of the body may say so. Texts may hold brackets too.
 MOST_BRACKETS = 2**20
 
-_AT = re.compile(r" - at `\$(?:\.)?(?P<path>[^`]*)`$")
+# In JSON, for each field but those that hold what the model is to read or write on.
+MOST_FIELD_BYTES = 2**20
+_LONG_FIELDS = frozenset({"prompt", "messages", "tokens"})
+_MOST_NEUTRAL_BYTES = 200  # no value that asks for nothing is longer
+
+_NULL = msgspec.Raw(b"null")
+_ANYTHING: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+_AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 
 
 async def read_body(request: Request, schema: type[T]) -> T:
@@ -61,40 +70,60 @@ def parse_body(raw: bytes, schema: type[T]) -> T:
         raise ApiError(400, f"The request body holds more than {MOST_BRACKETS} opening brackets, and so perhaps as "
                        "many lists and objects. Please send fewer prompts or messages at once.")
     try:
-        fields = msgspec.json.decode(raw)
+        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        raise ApiError(400, "The request body must be a JSON object.") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"The request body is not JSON that can be read: {error}.") from None
-    if not isinstance(fields, dict):
-        raise ApiError(400, "The request body must be a JSON object.")
-    wanted = {}
+        raise _unreadable(error) from None
+    decoders = _decoders(schema)
+    values = {}
     for name, value in fields.items():
-        if value is None or name in HARMLESS:
+        if name in HARMLESS or value == _NULL:
             continue
-        if name in schema.__struct_fields__:
-            wanted[name] = value
-        else:
+        if name not in decoders:
             _refuse_unless_neutral(name, value)
+            continue
+        if len(value) > MOST_FIELD_BYTES and name not in _LONG_FIELDS:
+            raise ApiError(400, f"{name} is {len(value)} bytes long, and may have at most {MOST_FIELD_BYTES}.", name)
+        decoder = decoders[name]
+        values[name] = value if decoder is None else decode_field(name, decoder, value)
+    for field in msgspec.structs.fields(schema):
+        if field.required and field.name not in values:
+            raise ApiError(400, f"The field {field.name} is missing.", field.name)
+    return schema(**values)
+
+
+@cache
+def _decoders(schema: type[msgspec.Struct]) -> dict[str, msgspec.json.Decoder[Any] | None]:
+    """By field; None for one whose JSON the schema reads itself."""
+    return {field.name: None if field.type is msgspec.Raw else msgspec.json.Decoder(field.type)
+            for field in msgspec.structs.fields(schema)}
+
+
+def decode_field(name: str, decoder: msgspec.json.Decoder[T], value: msgspec.Raw | bytes) -> T:
+    """Raises ApiError (400) that names the field, or the place in it."""
     try:
-        return msgspec.convert(wanted, schema)
+        return decoder.decode(value)
     except msgspec.ValidationError as error:
-        raise _as_api_error(error) from None
+        text = str(error)
+        found = _AT.search(text)
+        where = name + (found["path"] if found else "")
+        raise ApiError(400, f"{where}: {text[:found.start()] if found else text}.", where) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _unreadable(error) from None
 
 
-def _refuse_unless_neutral(name: str, value: Any) -> None:
+def _unreadable(error: Exception) -> ApiError:
+    return ApiError(400, f"The request body is not JSON that can be read: {error}.")
+
+
+def _refuse_unless_neutral(name: str, raw: msgspec.Raw) -> None:
     neutral = UNSUPPORTED.get(name)
     if neutral is None:
         raise ApiError(400, f"There is no request field {name[:100]!r}.", name[:100])
+    value = decode_field(name, _ANYTHING, raw) if len(raw) <= _MOST_NEUTRAL_BYTES else object()
     # 1 and 1.0 are one number to JSON; true is none.
     if not any(value == allowed and isinstance(value, bool) is isinstance(allowed, bool) for allowed in neutral):
         allowed_values = " or ".join(msgspec.json.encode(allowed).decode() for allowed in neutral)
         raise ApiError(400, f"{name} is not supported by this version" +
                        (f"; leave it out, or send {allowed_values}." if neutral else "; leave it out."), name)
-
-
-def _as_api_error(error: msgspec.ValidationError) -> ApiError:
-    text = str(error)
-    found = _AT.search(text)
-    if found and found["path"] and not found["path"].startswith("["):
-        return ApiError(400, f"{found['path']}: {text[:found.start()]}.", found["path"])
-    missing = re.search(r"missing required field `(\w+)`", text)
-    return ApiError(400, f"{text}.", missing[1] if missing else None)

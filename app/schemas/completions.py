@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
 
 import msgspec
 
 from app.errors import ApiError
+from app.schemas.body import decode_field
 from app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs
 from app.schemas.usage import Usage
 from app.settings import ServeSettings
 from engine.errors import context_length_error
 
 DEFAULT_MAX_TOKENS = 16
+_TOKEN_IDS = re.compile(rb"\[\s*-?\d")  # how a list of them begins
+_PROMPT = msgspec.json.Decoder(str | list[msgspec.Raw])
+_PART = msgspec.json.Decoder(str | list[int])
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    prompt: str | list[Any]
+    prompt: msgspec.Raw  # text, a list of texts, token ids, or a list of lists of them: see `prompts`
     echo: bool = False
     logprobs: int | None = None
 
@@ -28,24 +32,42 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
             raise ApiError(400, "echo together with logprobs is not supported by this version.", "echo")
 
     def prompts(self, max_prompts: int, max_model_len: int) -> list[str | list[int]]:
-        """One or more prompts, each text or token ids. Raises ApiError, InvalidRequestError."""
-        prompt = self.prompt
+        """One or more prompts, each text or token ids. Raises ApiError, InvalidRequestError.
+
+        Counts before it decodes: a body may hold millions of ids. As many as can be served take 0.1 s all the same,
+        prompt by prompt, so a long body is for a thread.
+        """
+        raw = bytes(self.prompt)
+        if _TOKEN_IDS.match(raw):
+            return [self._part(raw, "prompt", max_model_len)]
+        if raw.startswith(b"["):
+            check_at_most("prompt", _fewest_parts(raw), max_prompts, "--max-prompts", "prompts")
+        prompt = decode_field("prompt", _PROMPT, raw)
         if isinstance(prompt, str):
             return [prompt]
         if not prompt:
             raise ApiError(400, "prompt must not be an empty list.", "prompt")
-        # Lengths first: a body may hold millions of them.
-        if type(prompt[0]) is int and len(prompt) >= max_model_len:
-            raise context_length_error(max_model_len, len(prompt), self.max_tokens or 1)
-        if type(prompt[0]) is not int:
-            check_at_most("prompt", len(prompt), max_prompts, "--max-prompts", "prompts")
-        if all(type(part) is int for part in prompt):
-            return [prompt]
-        for i, part in enumerate(prompt):
-            if not isinstance(part, str) and not (isinstance(part, list) and all(type(id) is int for id in part)):
-                raise ApiError(400, f"prompt[{i}] is neither text nor a list of token ids; prompt takes text, a list "
-                               "of texts, token ids, or a list of token id lists.", "prompt")
-        return prompt
+        check_at_most("prompt", len(prompt), max_prompts, "--max-prompts", "prompts")
+        return [self._part(bytes(part), f"prompt[{i}]", max_model_len) for i, part in enumerate(prompt)]
+
+    def _part(self, raw: bytes, where: str, max_model_len: int) -> str | list[int]:
+        if _TOKEN_IDS.match(raw):
+            num_tokens = raw.count(b",") + 1
+            if num_tokens >= max_model_len:
+                max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+                raise context_length_error(max_model_len, num_tokens, max_tokens)
+        try:
+            return decode_field(where, _PART, raw)
+        except ApiError as error:
+            raise ApiError(400, f"{error.message} prompt takes text, a list of texts, token ids, or a list of token id "
+                           "lists.", "prompt") from None
+
+
+def _fewest_parts(raw: bytes) -> int:
+    """How many texts or lists a list holds at least. Only texts with backslashes before quotes, and lists among texts,
+    make it more."""
+    num_quotes = raw.count(b'"')
+    return (num_quotes - raw.count(b'\\"')) // 2 if num_quotes else raw.count(b"[") - 1
 
 
 class CompletionLogprobs(msgspec.Struct):

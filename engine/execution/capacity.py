@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import torch
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError
+from engine.config import EngineArgs, EngineConfig
+from engine.errors import ConfigError, MemoryShortageError
 from engine.execution import warm_up
 from engine.execution.model_runner import ModelRunner, Progress
+from engine.host_memory import free_and_total
 
 CPU_KV_BYTES = 240 << 20
 
 
 def settle_blocks(runner: ModelRunner, config: EngineConfig, progress: Progress) -> int:
-    """Raises ConfigError where there is no room for one."""
+    """Raises ConfigError where there is no room for one, MemoryShortageError where there is less than was asked for."""
     args = config.args
     if args.num_gpu_blocks_override is not None:
         return args.num_gpu_blocks_override
     if args.kv_cache_memory_bytes is not None:
         available, flag = args.kv_cache_memory_bytes, "--kv-cache-memory-bytes"
+        _require_room(args, available, runner.device)
     elif runner.device.type == "cpu":
         available, flag = CPU_KV_BYTES, "--kv-cache-memory-bytes"
     else:
@@ -30,6 +32,27 @@ def settle_blocks(runner: ModelRunner, config: EngineConfig, progress: Progress)
         raise ConfigError(f"{flag}: it leaves {max(available, 0) / 2**20:.1f} MiB for the KV cache, and one block "
                           f"takes {runner.block_bytes / 2**20:.1f} MiB; raise it, or use a smaller model or dtype")
     return int(num_blocks)
+
+
+def _require_room(args: EngineArgs, wanted: int, device: torch.device) -> None:
+    """A CPU's pages are taken when they are first written: without this, it would be found out under load."""
+    num_ranks = 1
+    if device.type == "cpu":
+        free, total = free_and_total()
+        of, more = "of memory are free", "free memory, or raise the container's limit"
+        # The ranks of an engine load at the same time. On a cluster nobody here knows which are on one machine, and of
+        # several engines those that serve have taken theirs.
+        if args.distributed_executor_backend != "ray":
+            num_ranks = args.num_ranks
+    else:
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        of, more = "of the GPU are free", "free the GPU (nvidia-smi tells who has it)"
+    if num_ranks * wanted > free:
+        times = f"{num_ranks} times " if num_ranks > 1 else ""
+        error = MemoryShortageError if num_ranks * wanted < total else ConfigError
+        raise error(f"--kv-cache-memory-bytes: {times}{wanted / 2**20:.0f} MiB were asked for, and beside the weights "
+                    f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB {of}; ask for less, {more}")
 
 
 def _free_device_bytes(runner: ModelRunner, config: EngineConfig) -> int:

@@ -11,6 +11,7 @@ from engine.config import DTYPES, EngineArgs, EngineConfig
 from engine.errors import ConfigError
 from engine.execution.hardware import Hardware
 from engine.model_config import ModelConfig
+from engine.parallel import Parallel, Stage
 
 BFLOAT16_CAPABILITY = (8, 0)
 LARGE_GPU_BYTES = 70 * 10**9
@@ -22,6 +23,7 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
     Raises:
         ConfigError: a value does not fit the model or the device.
     """
+    _require_divisible(args, model)
     device = _device(args, hardware)
     cpu = device == "cpu"
     return EngineConfig(
@@ -34,6 +36,14 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
         max_num_batched_tokens=args.max_num_batched_tokens or (512 if cpu else _gpu_tokens(hardware, offline)),
         num_steps_ahead=_num_steps_ahead(args, device),
     )
+
+
+def _require_divisible(args: EngineArgs, model: ModelConfig) -> None:
+    """The layers find it too, but on ranks that took half a minute to start."""
+    parallel = Parallel(size=args.tensor_parallel_size)
+    parallel.share_kv_heads(model.num_kv_heads)
+    parallel.share(model.num_heads, "the number of attention heads")
+    Stage(count=args.pipeline_parallel_size).share(model.num_layers)
 
 
 def _device(args: EngineArgs, hardware: Hardware) -> str:

@@ -41,10 +41,12 @@ class LocalRanks:
         for spec in specs:
             end, held = os.pipe()  # `held` is closed with the rank
             self._ends.append(end)
-            process = subprocess.Popen(
-                [*module_command("engine.execution.rank"), str(self._lifeline_end)], stdin=subprocess.PIPE,
-                pass_fds=[self._lifeline_end, held], env=_LOOPBACK | os.environ)
-            os.close(held)
+            try:
+                process = subprocess.Popen(
+                    [*module_command("engine.execution.rank"), str(self._lifeline_end)], stdin=subprocess.PIPE,
+                    pass_fds=[self._lifeline_end, held], env=_LOOPBACK | os.environ)
+            finally:
+                os.close(held)
             self._processes.append(process)
             assert process.stdin is not None
             with process.stdin:

@@ -21,7 +21,7 @@ import structlog
 import zmq
 
 from engine.config import EngineConfig
-from engine.errors import ConfigError, WeightError
+from engine.errors import ConfigError, PassingError, WeightError
 from engine.lifeline import die_with_parent
 from engine.logs import configure_logging
 from engine.openmp import share_cores
@@ -79,10 +79,10 @@ def run(spec: RankSpec) -> int:
     link = Link(spec)
     try:
         _serve(spec, link)
+    except (PassingError, WeightError, OSError) as error:
+        failed = Failed("load", [str(error)])
     except ConfigError as error:
         failed = Failed("config", error.problems)
-    except (WeightError, OSError) as error:
-        failed = Failed("load", [str(error)])
     except Exception:
         failed = Failed("broken", [traceback.format_exc()])
     link.send(failed)

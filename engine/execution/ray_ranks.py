@@ -61,11 +61,27 @@ class RayRanks:
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own there
         self.host = ray.util.get_node_ip_address()
         self.address = f"tcp://{self.host}:*"
+        self._group: Any = None
+        self._actors: list[Any] = []
+        self._nodes: list[str] = []
+        self._running: list[Any] = []
+        self._ends: list[int] = []
+        self._held: dict[Any, int] = {}  # by what runs: closed when it is over
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+        atexit.register(self.stop)  # before Ray's own, under which the watcher would crash
+        try:
+            self._take_nodes(args, progress)
+        except BaseException:  # whoever builds this may live on, and the cluster is not his alone
+            self.stop()
+            raise
+
+    def _take_nodes(self, args: EngineArgs, progress: Progress) -> None:
         kind = "CPU" if args.device == "cpu" else "GPU"
         self._group = ray.util.placement_group([{kind: 1}] * args.num_ranks, strategy="PACK")
         self._wait_for_room(f"{args.num_ranks} {kind}s", progress)
         actor_class: Any = ray.remote(_Actor)
-        actors = [actor_class.options(
+        actors = self._actors = [actor_class.options(
             num_cpus=int(kind == "CPU"), num_gpus=int(kind == "GPU"), max_restarts=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
         ).remote() for bundle in range(args.num_ranks)]
@@ -75,10 +91,6 @@ class RayRanks:
         order = sorted(range(args.num_ranks), key=lambda i: (nodes[i][0] != mine, nodes[i][0], i))
         self._actors = [actors[i] for i in order]
         self._nodes = [nodes[i][1] for i in order]
-        self._running: list[Any] = []
-        self._stopping = threading.Event()
-        self._watcher: threading.Thread | None = None
-        atexit.register(self.stop)  # before Ray's own, under which the watcher would crash
 
     def hardware(self) -> Hardware:
         found: Hardware = ray.get(self._actors[0].hardware.remote())
@@ -89,11 +101,12 @@ class RayRanks:
 
     def start(self, specs: list[RankSpec]) -> list[int]:
         self._running = [actor.run.remote(msgspec.msgpack.encode(spec)) for actor, spec in zip(self._actors, specs)]
-        pipes = [os.pipe() for _ in specs]
-        self._watcher = threading.Thread(target=self._watch, args=([held for _, held in pipes],), name="ray-watch",
-                                         daemon=True)
+        for running in self._running:
+            end, self._held[running] = os.pipe()
+            self._ends.append(end)
+        self._watcher = threading.Thread(target=self._watch, name="ray-watch", daemon=True)
         self._watcher.start()
-        return [end for end, _ in pipes]
+        return self._ends
 
     def end_of(self, rank: int) -> RankError:
         where = f"rank {rank} on {self._nodes[rank]}"
@@ -109,19 +122,26 @@ class RayRanks:
         if self._stopping.is_set():
             return
         self._stopping.set()
+        atexit.unregister(self.stop)
         if self._watcher is not None:
             self._watcher.join()
+        for descriptor in (*self._ends, *self._held.values()):
+            os.close(descriptor)
         for actor in self._actors:
             ray.kill(actor)
-        ray.util.remove_placement_group(self._group)
+        if self._group is not None:
+            ray.util.remove_placement_group(self._group)
         ray.shutdown()
 
-    def _watch(self, held: list[int]) -> None:
-        """Closes a rank's pipe end when it is over."""
-        ends = dict(zip(self._running, held))
-        while ends and not self._stopping.is_set():
-            for over in ray.wait(list(ends), num_returns=1, timeout=POLL_S)[0]:
-                os.close(ends.pop(over))
+    def _watch(self) -> None:
+        """Closes a rank's pipe end when it is over; those of all when Ray tells no more."""
+        try:
+            while self._held and not self._stopping.is_set():
+                for over in ray.wait(list(self._held), num_returns=1, timeout=POLL_S)[0]:
+                    os.close(self._held.pop(over))
+        finally:
+            while self._held:
+                os.close(self._held.popitem()[1])
 
     def _wait_for_room(self, wanted: str, progress: Progress) -> None:
         ready = self._group.ready()

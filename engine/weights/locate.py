@@ -30,7 +30,10 @@ def resolve_model(args: EngineArgs) -> ModelConfig:
         ConfigError: it cannot be found, fetched or run; the message says which and what to do.
         FetchError: it could not be fetched now.
     """
-    path = _locate(args)
+    try:
+        path = _locate(args)
+    except OSError as error:  # no permission, a name that is too long, a network disk that is away
+        raise ConfigError(f"--model: {args.model} cannot be looked for: {error.strerror or error}") from error
     if path.is_file():
         _refuse_format_mismatch(args, "gguf", path)
         config = gguf_config.read(path)

@@ -93,7 +93,7 @@ class FakeEngine:
         self.others: list[FakeEngine] = []  # behind the same front
         self.tokenizer: FakeTokenizer | None = FakeTokenizer()
         self.chat_template = FakeTemplate()
-        self.model_config = SimpleNamespace(generation_defaults={})
+        self.model_config = SimpleNamespace(generation_defaults={}, max_position_embeddings=INFO.max_model_len)
         self.gate = asyncio.Event()
         self.gate.set()
         self.away = False  # submissions are neither accepted nor refused

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
 import os
 import ssl
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from app import tls
 from app.settings import ServeSettings
 from app.tls import Tls, check_tls, keep_for_workers, names_of, validity
+from app.watch import watch
 from engine.errors import ConfigError
 
 AUTHORITY = trustme.CA()
@@ -141,6 +148,72 @@ def test_a_worker_that_begins_while_the_files_are_broken_has_the_first_certifica
     files.put(AUTHORITY.issue_cert("localhost"))
     late.reload()
     assert late.healthy
+
+
+@contextlib.asynccontextmanager
+async def followed(live: Tls, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    monkeypatch.setattr(tls, "watch", partial(watch, poll_s=0.01))
+    following = asyncio.create_task(live.follow("/none"))
+    try:
+        yield
+        assert not following.done()
+    finally:
+        following.cancel()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("did not happen")
+
+
+async def test_files_that_nobody_foresaw_are_logged_and_followed_all_the_same(
+        files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = Tls(files.settings())
+    before, load_cert_chain = live.context.current, ssl.SSLContext.load_cert_chain
+
+    def breaks(*_: object) -> None:
+        raise MemoryError("nobody foresaw it")
+
+    with capture_logs() as logs:
+        async with followed(live, monkeypatch):
+            monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", breaks)
+            files.put(AUTHORITY.issue_cert("localhost", not_after=NOW + DAY))
+            await until(lambda: not live.healthy)
+            assert live.context.current is before
+            monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load_cert_chain)
+            files.put(AUTHORITY.issue_cert("localhost", not_after=NOW + 2 * DAY))
+            await until(lambda: live.healthy)
+    assert live.not_after == int((NOW + 2 * DAY).timestamp())
+    assert any(isinstance(entry.get("exc_info"), MemoryError) for entry in logs)
+
+
+async def test_a_certificate_renewed_while_a_worker_starts_is_taken(files: Files,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    live = Tls(files.settings())
+    files.put(AUTHORITY.issue_cert("localhost", not_after=NOW + DAY))
+    async with followed(live, monkeypatch):
+        await until(lambda: live.not_after == int((NOW + DAY).timestamp()))
+
+
+@pytest.mark.parametrize("gone", ["key", "ca"])
+def test_a_file_that_goes_while_it_is_read_is_named(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    gone: str) -> None:
+    path = files.key if gone == "key" else tmp_path / "ca.pem"
+    AUTHORITY.cert_pem.write_to_path(os.fspath(tmp_path / "ca.pem"))
+    read_text = Path.read_text
+
+    def read_then_lose(self: Path, *arguments: Any) -> str:
+        text = read_text(self, *arguments)
+        if self == path:
+            self.unlink()
+        return text
+
+    monkeypatch.setattr(Path, "read_text", read_then_lose)
+    assert f"{path} cannot be read: No such file" in files.problem(ssl_cert_reqs=2,
+                                                                   ssl_ca_certs=str(tmp_path / "ca.pem"))
 
 
 @given(st.datetimes(datetime.datetime(1971, 1, 1), datetime.datetime(2199, 1, 1)), st.integers(1, 10**9))

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from starlette.applications import Starlette
 
 from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, context_length_error
 from tests.app.fake_engine import FakeEngine
@@ -254,3 +257,23 @@ async def test_an_error_of_the_engine_is_no_finish(client: httpx.AsyncClient, fa
     fake.finish_reason = "error"
     assert (await post(client)).status_code == 500
     assert events(await post(client, stream=True))[-2]["error"]["code"] == 500
+
+
+@pytest.mark.parametrize(("content", "off_the_loop"), [
+    ("x" * 5000, True), ([{"type": "text", "text": "x" * 5000}], True), ([{"type": "text", "text": "x"}], False)])
+async def test_a_long_conversation_is_rendered_off_the_loop(
+        make_app: Callable[..., Starlette], fake: FakeEngine, content: Any, off_the_loop: bool,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    render = fake.chat_template.render
+
+    def noting(*args: Any, **kwargs: Any) -> str:
+        threads.append(threading.current_thread())
+        return render(*args, **kwargs)
+
+    monkeypatch.setattr(fake.chat_template, "render", noting)
+    app = make_app(max_body_bytes=10**5)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        await client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]})
+    assert [thread is not threading.main_thread() for thread in threads] == [off_the_loop]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from app.sd_notify import Systemd
 from app.settings import ServeSettings, for_workers
 from engine.config import EngineArgs
 from engine.errors import ConfigError
+from engine.exit_codes import EXIT_BROKEN, EXIT_LOAD
 from engine.heartbeat import OVERDUE_S
 from tests.e2e.server import until
 
@@ -188,6 +190,39 @@ def test_an_engine_learns_how_the_one_in_its_own_place_ended(slots: list[EngineS
         until(lambda proc=proc: b"--address" in (proc / "cmdline").read_bytes())
         assert (b"--after-kill" in (proc / "cmdline").read_bytes()) is killed
         assert f"OWN={slot.facts['engine']}".encode() in (proc / "environ").read_bytes().split(b"\0")
+
+
+def no_process(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+def test_a_process_that_cannot_be_had_leaves_no_pipe_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_child.subprocess, "Popen", no_process)
+    slot = EngineSlot(ServeSettings(), "ipc:///0", "", {}, 0)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        slot.start({}, 0)
+    assert os.listdir("/proc/self/fd") == before
+    assert slot.child is None
+
+
+def test_a_server_that_cannot_have_a_process_now_tries_again_and_gives_up_in_the_end(
+        launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_child.subprocess, "Popen", no_process)
+    monkeypatch.setattr(launcher, "_environment", dict)
+    launcher._lifeline = 0
+    launcher._slots = [EngineSlot(ServeSettings(max_engine_restarts=2), "ipc:///0", "", {}, 0)]
+    launcher._was_ready = True
+    for _ in range(2):
+        launcher._start_engine(launcher._slots[0])
+        [again] = launcher._due
+        assert launcher._exit_code is None
+        del launcher._due[again]
+    launcher._start_engine(launcher._slots[0])
+    assert (launcher._exit_code, launcher._due) == (EXIT_BROKEN, {})
+    launcher._exit_code, launcher._was_ready = None, False
+    launcher._start_engine(launcher._slots[0])
+    assert launcher._exit_code == EXIT_LOAD
 
 
 def test_too_few_gpus_for_the_engines_are_a_configuration_error_at_once() -> None:

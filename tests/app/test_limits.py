@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +23,7 @@ from app.schemas.chat import ChatRequest
 from app.schemas.completions import CompletionRequest
 from app.settings import ServeSettings
 from engine.config import EngineArgs
-from engine.errors import InvalidRequestError
+from engine.errors import InvalidRequestError, context_length_error
 from tests.app.fake_engine import INFO, FakeEngine
 
 MESSAGE = {"role": "user", "content": "x"}
@@ -85,6 +88,34 @@ async def test_the_most_is_allowed(strict: httpx.AsyncClient, path: str, body: d
     assert reply.status_code == 200, reply.text
 
 
+@pytest.mark.parametrize(("limits", "device", "said"), [
+    ({}, "cpu", ["100 tokens here, which is what the KV cache holds (the model itself takes 8192). However",
+                 "with more cache (--kv-cache-memory-bytes)."]),
+    ({}, "cuda", ["KV cache holds", "with more cache (--gpu-memory-utilization)."]),
+    ({"kv_cache_memory_bytes": 1}, "cuda", ["KV cache holds", "with more cache (--kv-cache-memory-bytes)."]),
+    ({"num_gpu_blocks_override": 1}, "cpu", ["KV cache holds", "with more cache (--num-gpu-blocks-override)."]),
+    ({"max_model_len": 100}, "cpu", ["100 tokens here, as --max-model-len says (the model itself takes 8192). However",
+                                     "start the server with a longer --max-model-len."]),
+])
+async def test_what_is_too_long_is_told_what_sets_the_limit(
+        make_app: Callable[..., Starlette], fake: FakeEngine, limits: dict[str, int], device: str,
+        said: list[str]) -> None:
+    app = make_app(engine=EngineArgs(model="/models/m", **limits))  # type: ignore[arg-type]
+    fake.info = msgspec.structs.replace(INFO, device=device)
+    fake.refuse = context_length_error(100, 95, 16)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        for own in (8192, 100):
+            fake.model_config.max_position_embeddings = own
+            for path, body in (("completions", {"prompt": [7] * 200}), ("completions", {"prompt": [[7] * 200, "a"]}),
+                               ("completions", {"prompt": "x"}), ("chat/completions", {"messages": [MESSAGE]})):
+                reply = await client.post(f"/v1/{path}", json=body)
+                assert reply.status_code == 400
+                message = reply.json()["error"]["message"]
+                assert message.startswith("This model's maximum context length is 100 tokens")
+                assert all(part in message for part in said) is (own > 100), message
+
+
 def read(raw: bytes, schema: Any) -> None:
     """All that an endpoint does with a body before a prompt is rendered or tokenized."""
     limits = ServeSettings()
@@ -102,7 +133,54 @@ def test_a_body_of_lists_is_not_unfolded() -> None:
     with pytest.raises(ApiError, match="more than 1048576 opening brackets"):
         parse_body(b'{"prompt":[' + b"[]," * MOST_BRACKETS + b"[]]}", CompletionRequest)
     text = "[" * (MOST_BRACKETS - 1)
-    assert parse_body(json.dumps({"prompt": text}).encode(), CompletionRequest).prompt == text
+    assert parse_body(json.dumps({"prompt": text}).encode(), CompletionRequest).prompts(1, 8192) == [text]
+
+
+MILLION = b"[" + b"7," * 999_999 + b"7]"
+CHAT = b'{"messages":[{"role":"user","content":"x"}],'
+
+
+@pytest.mark.parametrize(("raw", "schema", "said"), [
+    (b'{"prompt":' + MILLION + b"}", CompletionRequest, "contains 1000000 input tokens"),
+    (b'{"prompt":["a",' + MILLION + b"]}", CompletionRequest, "contains 1000000 input tokens"),
+    (b'{"prompt":[' + b'"a",' * 999_999 + b'"a"]}', CompletionRequest, "at most 1024 prompts .* got 1000000"),
+    (b'{"prompt":[' + b"[]," * 999_999 + b"[]]}", CompletionRequest, "at most 1024 prompts .* got 1000000"),
+    (CHAT + b'"stop_token_ids":' + MILLION + b"}", ChatRequest, "stop_token_ids is 2000001 bytes long"),
+    (CHAT + b'"chat_template_kwargs":{"a":' + MILLION + b"}}", ChatRequest, "chat_template_kwargs is 2000007 bytes"),
+    (CHAT + b'"tools":' + MILLION + b"}", ChatRequest, "tools is not supported"),
+    (CHAT + b'"never":' + MILLION + b"}", ChatRequest, "no request field 'never'"),
+    (CHAT + b'"metadata":' + MILLION + b"}", ChatRequest, ""),
+], ids=range(9))
+def test_what_is_refused_or_passed_over_is_never_built(raw: bytes, schema: Any, said: str) -> None:
+    """Millions of numbers hold up the loop for as long as it takes to make them, and cost 8 bytes each at least."""
+    tracemalloc.start()
+    try:
+        if said:
+            with pytest.raises((ApiError, InvalidRequestError), match=said):
+                read(raw, schema)
+        else:
+            read(raw, schema)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(raw) + 2**16  # copies of the bytes
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_long_list_of_prompts_is_decoded_off_the_loop(
+        make_app: Callable[..., Starlette], monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    prompts = CompletionRequest.prompts
+
+    def noting(self: CompletionRequest, *limits: int) -> Any:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return prompts(self, *limits)
+
+    monkeypatch.setattr(CompletionRequest, "prompts", noting)
+    app = make_app(max_body_bytes=10**6)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        for prompt in ([[7] * 50] * 1000, [7] * 50):
+            assert (await client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 1})).status_code == 200
+    assert threads == ["tokenize", "MainThread"]
 
 
 FIELDS = [*sorted({name for schema in SCHEMAS for name in schema.__struct_fields__}), "unknown", "\x00", "user",

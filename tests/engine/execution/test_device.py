@@ -13,7 +13,7 @@ from engine.model_config import ModelConfig
 
 def model(dtype: str = "bfloat16") -> ModelConfig:
     return ModelConfig(path="somewhere", file_format="hf", architecture="LlamaForCausalLM", dtype=dtype, vocab_size=100,
-                       hidden_size=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=32,
+                       hidden_size=64, num_layers=6, num_heads=2, num_kv_heads=1, head_dim=32,
                        max_position_embeddings=1000)
 
 
@@ -57,6 +57,15 @@ def test_a_gpu_that_is_not_there_is_refused():
 def test_more_ranks_than_gpus_are_refused():
     with pytest.raises(ConfigError, match="tensor-parallel-size times --pipeline-parallel-size is 4, and torch sees 1"):
         settle(EngineArgs(tensor_parallel_size=2, pipeline_parallel_size=2), model(), OLD_GPU)
+
+
+@pytest.mark.parametrize(("sizes", "what"), [
+    ({"tensor_parallel_size": 4}, r"the number of attention heads \(2\) does not divide by 4"),
+    ({"pipeline_parallel_size": 4}, r"the number of layers \(6\) does not divide by 4"),
+])
+def test_what_does_not_divide_is_refused_before_ranks_start(sizes: dict[str, int], what: str):
+    with pytest.raises(ConfigError, match=what):
+        settle(EngineArgs(**sizes), model(), NO_GPU)
 
 
 def test_a_pipeline_has_as_many_steps_in_flight_as_stages():

@@ -100,6 +100,11 @@ def test_places_without_a_model_are_refused(tmp_path: Path) -> None:
             resolve_model(EngineArgs(model=name))
 
 
+def test_a_path_that_the_system_refuses_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"--model: /xxx+ cannot be looked for: File name too long"):
+        resolve_model(EngineArgs(model="/" + "x" * 300))
+
+
 def test_load_format_must_fit_the_files(tmp_path: Path) -> None:
     args = checkpoint(tmp_path)
     args.load_format = "gguf"
