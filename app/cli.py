@@ -13,24 +13,36 @@ from typing import Any, NoReturn
 from app.keys import cli as keys
 from app.keys.key import SHORTEST_KEY, digest_of, plain_key
 from app.keys.key_file import load_key_file
-from app.settings import OPTIONS, Loaded, Option, ServeSettings, describe, flag, load, unknown
+from app.settings import OPTIONS, Loaded, Option, ServeSettings, describe, flag, load, parse, unknown
 from engine import __version__
-from engine.errors import ConfigError, FetchError
+from engine.errors import ConfigError, PassingError
+from engine.exit_codes import EXIT_CONFIG, EXIT_LOAD
 
-EXIT_CONFIG, EXIT_LOAD, EXIT_BROKEN_PIPE = 2, 3, 141
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 _SHORT_KEY = f"an API key has fewer than {SHORTEST_KEY} characters and may be found by trying"
 _SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp", "data_parallel_size": "-dp",
           "api_server_count": "-asc"}
-_SERVE_EPILOG = """\
+_SWITCHES = {flag(name): flag(name) for name, option in OPTIONS.items() if option.type is bool}
+_SWITCHES |= {"--no-" + name.removeprefix("--"): name for name in _SWITCHES}
+_SOURCES = """\
 Every flag is also an environment variable (--max-model-len is QUIRE_MAX_MODEL_LEN) and a line of the file given with
 --config (YAML, or TOML where it ends in .toml). A flag wins over the environment, that over the file, that over the
-default. Whole numbers may be written as 128k (128000) or 128K (131072). `quire check` takes the same flags and shows
-what would be used.
+default. Whole numbers may be written as 128k (128000) or 128K (131072)."""
+_PURPOSES = {
+    "serve": "Serve a model over HTTP.",
+    "check": "Show the settings that `quire serve` with these flags would use, and where each came from.",
+    "doctor": "Look at this machine as `quire serve` with these flags would find it.",
+}
+_ENDINGS = {
+    "serve": """`quire check` takes the same flags and shows what would be used.
 
 SIGTERM drains, a second one stops now; SIGHUP reads keys, certificates and log level again.
 
 Exit codes: 0 stopped on request, 2 wrong settings, 3 the model could not be loaded, 70 the engine or the HTTP service
-broke for good, 71 the engine hung again and again."""
+broke for good, 71 the engine hung again and again.""",
+    "check": "Exit codes: 0 usable, 2 wrong settings.",
+    "doctor": "Exit codes: 0 it would serve, 1 it would not.",
+}
 
 
 class _UsageError(Exception):
@@ -47,6 +59,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # whoever reads our output has enough; nor must the interpreter's end write to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
@@ -62,7 +76,8 @@ def _run(argv: list[str]) -> int:
         return _doctor(argv[1:])
     if argv[:1] in (["serve"], ["check"]):
         return _serve_or_check(argv[0], argv[1:])
-    parser = argparse.ArgumentParser(prog="quire", description="A server for open-weight language models.")
+    parser = argparse.ArgumentParser(prog="quire", description="A server for open-weight language models.",
+                                     epilog="To begin: quire serve; then, in another terminal, quire chat.")
     parser.add_argument("--version", action="version", version=f"quire {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("serve", help="serve a model over HTTP (quire serve --help)", add_help=False)
@@ -71,7 +86,9 @@ def _run(argv: list[str]) -> int:
     commands.add_parser("doctor", help="look at this machine as serve would find it, and say what to do",
                         add_help=False)
     keys.add_commands(commands.add_parser("keys", help="make, list and revoke the keys of --api-key-file"))
-    _add_client(commands.add_parser("chat", help="talk to a running server"))
+    chat = commands.add_parser("chat", help="talk to a running server")
+    chat.add_argument("--system-prompt", help="what the model is told first")
+    _add_client(chat)
     _add_client(commands.add_parser("complete", help="let a running server go on with a text"))
     commands.add_parser("bench", help="measure (quire bench --help)", add_help=False)
     commands.add_parser("version", help="print the version")
@@ -135,10 +152,14 @@ def load_settings(command: str, argv: list[str]) -> Loaded:
     problems: list[str] = []
     flags: dict[str, Any] = {}
     try:
-        namespace, rest = parser.parse_known_args(argv)
+        namespace, rest = parser.parse_known_args(_without_truths(argv, problems))
         flags = vars(namespace)
-        problems += [f"{given.partition('=')[0]}: {unknown(given.partition('=')[0], map(flag, OPTIONS))}"
-                     if given.startswith("-") else f"{given}: not expected here" for given in rest]
+        for before, given in zip(["", *rest], rest):
+            if given.startswith("-"):
+                name = given.partition("=")[0]
+                problems.append(f"{name}: {unknown(name, map(flag, OPTIONS))}")
+            elif not before.startswith("-"):  # else it is the value of what is not known
+                problems.append(f"{given}: not expected here")
     except _UsageError as error:
         problems.append(str(error))
     positional = flags.pop("model_tag", None)
@@ -147,15 +168,35 @@ def load_settings(command: str, argv: list[str]) -> Loaded:
     return load(flags, os.environ, problems)
 
 
+def _without_truths(argv: list[str], problems: list[str]) -> list[str]:
+    """`argv` without `false` and the like after a switch, which argparse would take for the model; a problem each."""
+    left = []
+    for before, given in zip(["", *argv], argv):
+        name, _, value = (before, "", given) if _is_truth(given) else given.partition("=")
+        if name in _SWITCHES and value:
+            on = _SWITCHES[name]
+            problems.append(f"{name}: takes no value; write {on} or --no-{on[2:]}, without {value!r}")
+        else:
+            left.append(given)
+    return left
+
+
+def _is_truth(text: str) -> bool:
+    try:
+        parse(text, bool)
+    except ValueError:
+        return False
+    return True
+
+
 def _serve_parser(command: str) -> _Parser:
-    what = {"serve": "Serve a model over HTTP.", "check": "Show the settings that `quire serve` would use.",
-            "doctor": "Look at this machine as `quire serve` with these flags would find it. Exit code 1: it would "
-                      "not serve. --json: for programs."}[command]
-    parser = _Parser(prog=f"quire {command}", usage=f"quire {command} [MODEL] [--flag VALUE ...]", description=what,
-                     epilog=_SERVE_EPILOG, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(prog=f"quire {command}", usage=f"quire {command} [MODEL] [--flag VALUE ...]",
+                     description=_PURPOSES[command], epilog=f"{_SOURCES}\n\n{_ENDINGS[command]}", allow_abbrev=False,
+                     argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_tag", nargs="?", metavar="MODEL", help=OPTIONS["model"].help)
     parser.add_argument("--config", metavar="FILE", help="Settings file, YAML or TOML; also QUIRE_CONFIG.")
+    if command == "doctor":
+        parser.add_argument("--json", action="store_true", help="The findings for programs.")  # _doctor takes it out
     groups = {True: parser.add_argument_group("model and engine"), False: parser.add_argument_group("service")}
     for option in OPTIONS.values():
         _add_option(groups[option.of_engine], option)
@@ -164,8 +205,7 @@ def _serve_parser(command: str) -> _Parser:
 
 def _add_option(group: Any, option: Option) -> None:
     names = [flag(option.name)] + ([_SHORT[option.name]] if option.name in _SHORT else [])
-    default = "" if option.default is None else f" [{option.default}]"
-    settings: dict[str, Any] = {"dest": option.name, "help": (option.help + default).replace("%", "%%")}
+    settings: dict[str, Any] = {"dest": option.name, "help": (option.help + _default(option)).replace("%", "%%")}
     if option.type is bool:
         settings["action"] = argparse.BooleanOptionalAction
     else:
@@ -173,6 +213,13 @@ def _add_option(group: Any, option: Option) -> None:
         if option.type == list[str]:
             settings["nargs"] = "+"
     group.add_argument(*names, **settings)
+
+
+def _default(option: Option) -> str:
+    if option.default is None or option.default is False or option.default == "":
+        return ""
+    shown = "on" if option.default is True else f"{option.default:g}" if option.type is float else option.default
+    return f" [{shown}]"
 
 
 def _show(loaded: Loaded, short_keys: list[str]) -> int:
@@ -220,7 +267,7 @@ def _serve(loaded: Loaded, short_keys: list[str], argv: list[str]) -> int:
     except (ConfigError, AuditError) as error:
         for problem in str(error).splitlines():
             print(f"quire serve: {problem}", file=sys.stderr)
-        return EXIT_LOAD if isinstance(error, FetchError) else EXIT_CONFIG
+        return EXIT_LOAD if isinstance(error, PassingError) else EXIT_CONFIG
     try:
         audit.write("server stop", "done", exit_code=code)
     except AuditError as error:
@@ -236,6 +283,5 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="the server's base address [%(default)s]")
     parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY", ""), help="the key; also VLLM_API_KEY")
     parser.add_argument("--model", default=None, help="the model's name; the server's first if unset")
-    parser.add_argument("--system-prompt", default=None, help="chat only: what the model is told first")
     parser.add_argument("--max-tokens", type=int, default=None, help="most tokens of a reply")
     parser.add_argument("--temperature", type=float, default=None, help="sampling temperature")

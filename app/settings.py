@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
+from app import strict_yaml
 from app.keys.sources import key_sources
 from app.variables import is_kubernetes_port, mistyped
 from engine.config import EngineArgs
 from engine.errors import ConfigError
 from engine.frontend.shares import addresses
+from engine.logs import LEVELS
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_HTTP_WORKERS = 64
 UNIX_PEERS = "unix"  # as a proxy: whoever comes through a Unix socket
 _CREDENTIALS = re.compile(r"(?<=//)[^/]*@|\?.*")  # of an address
@@ -159,8 +159,8 @@ class ServeSettings:
                          "or --api-key-file, or say --allow-public-without-key")
         if self.api_server_count is not None and not 1 <= self.api_server_count <= MAX_HTTP_WORKERS:
             found.append(f"--api-server-count: {self.api_server_count} is not in 1..{MAX_HTTP_WORKERS}")
-        if self.log_level not in LOG_LEVELS:
-            found.append(f"--log-level: {self.log_level!r} is not one of {', '.join(LOG_LEVELS)}")
+        if self.log_level not in LEVELS:
+            found.append(f"--log-level: {self.log_level!r} is not one of {', '.join(LEVELS)}")
         if self.served_model_name is not None and not all(self.served_model_name):
             found.append("--served-model-name: a name is empty")
         for name in ("shutdown_timeout", "drain_delay"):
@@ -331,19 +331,23 @@ def _from_file(path: str | None, problems: list[str]) -> typing.Iterator[tuple[s
         return
     try:
         text = Path(path).read_text(encoding="utf-8")
-        content = _parse_toml(text) if path.endswith(".toml") else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        problems.append(f"--config: {path} cannot be read: {error}")
+        content = _parse_toml(text) if path.endswith(".toml") else strict_yaml.load(text)
+    except (OSError, ValueError) as error:
+        problems.append(f"--config: {path} cannot be read: {getattr(error, 'strerror', error)}")
         return
     if not isinstance(content or {}, dict):
         problems.append(f"--config: {path} must hold one setting a line, as `name: value`")
         return
+    spellings: dict[str, str] = {}
     for key, value in (content or {}).items():
         name = str(key).replace("-", "_")
         if name not in OPTIONS:
             problems.append(f"{path}: {unknown(str(key), OPTIONS)}")
+        elif name in spellings:
+            problems.append(f"{path}: {key} is {spellings[name]}, which is there too; keep one of them")
         elif value is not None:
             yield name, value, f"{path}: {key}"
+        spellings[name] = str(key)
 
 
 def _parse_toml(text: str) -> Any:
@@ -355,8 +359,11 @@ def _parse_toml(text: str) -> Any:
 
 
 def unknown(name: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"there is no setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+    """Says so of `name`, and which of `known` is near; that they begin with -- or QUIRE_ makes none of them near."""
+    prefix = next((each for each in ("--", "QUIRE_") if name.startswith(each)), "")
+    bare = [each.removeprefix(prefix) for each in known]
+    close = difflib.get_close_matches(name.removeprefix(prefix), bare, n=1)
+    return f"there is no setting {name!r}" + (f"; did you mean {prefix + close[0]!r}?" if close else "")
 
 
 def parse(raw: Any, wanted: Any) -> Any:

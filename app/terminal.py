@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
+import ssl
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -15,10 +17,33 @@ import msgspec
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 _DATA = b"data: "
 _DONE = b"data: [DONE]"
+_Ask = Callable[[str], Iterator[str]]
 
 
 class _ServerError(Exception):
     pass
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str | None = None
+    delta: _Delta = msgspec.field(default_factory=_Delta)
+
+
+class _Error(msgspec.Struct):
+    message: str
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] = []
+    error: _Error | None = None
+
+
+class _Refusal(msgspec.Struct):
+    error: _Error
 
 
 def chat(options: argparse.Namespace) -> int:
@@ -30,7 +55,7 @@ def chat(options: argparse.Namespace) -> int:
         asked = {"role": "user", "content": text}
         reply = ""
         for event in _stream(options, "/chat/completions", {"messages": [*messages, asked]}):
-            piece = event["choices"][0]["delta"].get("content") or "" if event["choices"] else ""
+            piece = "".join(choice.delta.content or "" for choice in event.choices)
             reply += piece
             yield piece
         messages.extend([asked, {"role": "assistant", "content": reply}])  # a turn that failed is as if never asked
@@ -41,33 +66,45 @@ def chat(options: argparse.Namespace) -> int:
 def complete(options: argparse.Namespace) -> int:
     def ask(text: str) -> Iterator[str]:
         for event in _stream(options, "/completions", {"prompt": text}):
-            yield event["choices"][0]["text"] if event["choices"] else ""
+            yield "".join(choice.text or "" for choice in event.choices)
 
     return _converse(options, ask)
 
 
-def _converse(options: argparse.Namespace, ask: Any) -> int:
+def _converse(options: argparse.Namespace, ask: _Ask) -> int:
     try:
         if options.text is not None:
             _print_reply(ask(options.text))
-            return 0
-        prompt = "> " if sys.stdin.isatty() else ""
-        while True:
-            text = input(prompt)
-            try:
-                _print_reply(ask(text))
-            except _ServerError as error:
-                if not prompt:
-                    raise
-                print(f"quire: {error}", file=sys.stderr)
-    except EOFError:
-        return 0
+        elif sys.stdin.isatty():
+            _talk(ask)
+        else:
+            for line in sys.stdin:
+                _print_reply(ask(line.removesuffix("\n")))
     except KeyboardInterrupt:
         print()
-        return 0 if options.text is None else EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     except _ServerError as error:
         print(f"quire: {error}", file=sys.stderr)
         return EXIT_FAILED
+    return 0
+
+
+def _talk(ask: _Ask) -> None:
+    """With somebody at a terminal, who may go on after a failure."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # gives input() the arrow keys
+    print("Ctrl-C stops a reply, Ctrl-D ends.", file=sys.stderr)
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            text = input("> ")
+            try:
+                if text.strip():
+                    _print_reply(ask(text))
+            except KeyboardInterrupt:
+                print()
+            except _ServerError as error:
+                print(f"quire: {error}", file=sys.stderr)
+    print()
 
 
 def _print_reply(pieces: Iterator[str]) -> None:
@@ -76,11 +113,15 @@ def _print_reply(pieces: Iterator[str]) -> None:
     print()
 
 
-def _stream(options: argparse.Namespace, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _stream(options: argparse.Namespace, path: str, body: dict[str, Any]) -> Iterator[_Event]:
     for name in ("model", "max_tokens", "temperature"):
         if getattr(options, name) is not None:
             body[name] = getattr(options, name)
-    request = _request(options, path, msgspec.json.encode(body | {"stream": True}))
+    try:
+        data = msgspec.json.encode(body | {"stream": True})
+    except UnicodeEncodeError:
+        raise _ServerError("what was typed is not UTF-8") from None
+    request = _request(options, path, data)
     try:
         with urllib.request.urlopen(request) as reply:
             for line in reply:
@@ -88,20 +129,22 @@ def _stream(options: argparse.Namespace, path: str, body: dict[str, Any]) -> Ite
                     return
                 if not line.startswith(_DATA):
                     continue  # comments and empty lines
-                event = msgspec.json.decode(line[len(_DATA):])
-                if "error" in event:
-                    raise _ServerError(event["error"]["message"])
+                event = msgspec.json.decode(line[len(_DATA):], type=_Event)
+                if event.error is not None:
+                    raise _ServerError(event.error.message)
                 yield event
         raise _ServerError("the reply was cut off: the server or the connection ended before it did")
     except urllib.error.HTTPError as error:
-        raise _ServerError(_message_of(error)) from None
+        raise _ServerError(_message_of(error) + _hint(error.code, options)) from None
     except (OSError, http.client.HTTPException) as error:
-        raise _ServerError(f"{options.url} does not answer: {getattr(error, 'reason', error)}") from None
+        raise _ServerError(f"{options.url} does not answer: {_why(getattr(error, 'reason', error))}") from None
     except msgspec.DecodeError as error:
         raise _ServerError(f"{options.url} sent an event that cannot be read: {error}") from None
 
 
 def _request(options: argparse.Namespace, path: str, data: bytes) -> urllib.request.Request:
+    if not options.url.startswith(("http://", "https://")):
+        raise _ServerError(f"--url: {options.url} does not begin with http:// or https://")
     try:
         request = urllib.request.Request(options.url.rstrip("/") + path, data, {"content-type": "application/json"})
         (request.host or "").encode("idna")
@@ -117,6 +160,25 @@ def _request(options: argparse.Namespace, path: str, data: bytes) -> urllib.requ
 
 def _message_of(error: urllib.error.HTTPError) -> str:
     try:
-        return str(msgspec.json.decode(error.read())["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
+        return msgspec.json.decode(error.read(), type=_Refusal).error.message
+    except msgspec.DecodeError:
         return f"the server answered {error.code}"
+
+
+def _hint(status: int, options: argparse.Namespace) -> str:
+    """What to do about it, where that is known."""
+    url = options.url.rstrip("/")
+    if status == 401:
+        return " -> " + ("the key of --api-key or VLLM_API_KEY is another" if options.api_key
+                         else "give it with --api-key, or as VLLM_API_KEY")
+    if status == 404 and not url.endswith("/v1"):
+        return f" -> --url is the base address, which mostly ends in /v1: {url}/v1"
+    return ""
+
+
+def _why(reason: object) -> str:
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {reason.verify_message} -> SSL_CERT_FILE may name its authority's"
+    if isinstance(reason, ssl.SSLError):
+        return f"{reason} -> does it speak HTTPS, as --url says?"
+    return str(getattr(reason, "strerror", None) or reason)

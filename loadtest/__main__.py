@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from engine.errors import QuireError
+
 MEASUREMENTS = {
     "throughput": ("loadtest.throughput", "offline: how fast the engine works off a workload, beside recorded peers"),
     "serve": ("loadtest.serve_client", "HTTP: a workload against a running OpenAI-compatible server"),
@@ -16,17 +18,24 @@ MEASUREMENTS = {
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] not in MEASUREMENTS:
-        print("usage: quire bench NAME [--help | flags]\n", file=sys.stderr)
+        is_help = argv[:1] in (["--help"], ["-h"])
+        out = sys.stdout if is_help else sys.stderr
+        print("usage: quire bench NAME [--help | flags]\n", file=out)
         for name, (_, purpose) in MEASUREMENTS.items():
-            print(f"  {name:14}{purpose}", file=sys.stderr)
-        return 0 if argv[:1] in (["--help"], ["-h"]) else 2
+            print(f"  {name:14}{purpose}", file=out)
+        return 0 if is_help else 2
     try:
         module = importlib.import_module(MEASUREMENTS[argv[0]][0])  # each brings libraries that the others do without
     except ModuleNotFoundError as error:
         print(f"quire bench {argv[0]}: the package {error.name} is not installed; run: pip install 'quire[bench]', or "
               "make install-dev in a checkout", file=sys.stderr)
         return 2
-    return int(module.main(argv[1:]))
+    try:
+        return int(module.main(argv[1:]))
+    except QuireError as error:
+        for problem in str(error).splitlines():
+            print(f"quire bench {argv[0]}: {problem}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import ssl
 import subprocess
 import sys
@@ -212,6 +213,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=32, help="output tokens of each [%(default)s]")
     parser.add_argument("--tls", action="store_true", help="HTTPS on the server with everything on (needs openssl)")
     args, flags = parser.parse_known_args(argv)
+    if args.tls and shutil.which("openssl") is None:
+        parser.error("--tls: the program openssl is missing")
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         keys = directory / "keys.yaml"

@@ -14,6 +14,8 @@ import json
 import multiprocessing
 import os
 import random
+import signal
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +26,8 @@ from loadtest import workloads
 
 START_AFTER_S = 3.0  # client processes need this long to be up, so that all begin together
 TIMEOUT_S = 1800.0
+_ADVICE = {"401": "give the key with --api-key, or as VLLM_API_KEY",
+           "404": "--model is a name that the server gives at /v1/models, --url its address without a path"}
 
 
 @dataclass(slots=True)
@@ -44,7 +48,7 @@ async def send(session: aiohttp.ClientSession, args: argparse.Namespace, ids: li
     try:
         async with session.post(f"{args.url}/v1/completions", json=body) as response:
             if response.status != 200:
-                return Sent(error=f"{response.status} {(await response.text())[:200]}")
+                return Sent(error=f"{response.status} {_message_in(await response.text())[:200]}")
             async for line in response.content:
                 if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
                     continue
@@ -55,13 +59,25 @@ async def send(session: aiohttp.ClientSession, args: argparse.Namespace, ids: li
                 usage = chunk.get("usage") or usage
                 if chunk["choices"]:
                     times.append(now)
+    except aiohttp.ClientConnectorError as error:
+        refused = isinstance(error.os_error, ConnectionRefusedError)  # asyncio's word for that is a tuple
+        return Sent(error=f"{args.url} does not answer: {'Connection refused' if refused else error.strerror or error}")
     except (aiohttp.ClientError, asyncio.TimeoutError) as error:
         return Sent(error=repr(error)[:200])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # raised here, it would end the whole process
+        return Sent(error=f"an event that cannot be read: {error!r}"[:200])
     if usage is None or not times:
         return Sent(error="the stream ended early: no token or no usage came")
     num_tokens = usage["completion_tokens"]
     return Sent(ttft=times[0] - begin, num_tokens=num_tokens, gaps=[b - a for a, b in itertools.pairwise(times)],
                 tpot=(times[-1] - times[0]) / (num_tokens - 1) if num_tokens > 1 else None)
+
+
+def _message_in(reply: str) -> str:
+    try:
+        return str(json.loads(reply)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return reply
 
 
 Work = list[tuple[list[int], int, float]]  # prompt ids, output length, seconds after the start
@@ -80,6 +96,7 @@ def _client(args: argparse.Namespace, work: Work, start: float, results: Any) ->
                                          read_bufsize=1 << 20) as session:
             return list(await asyncio.gather(*(at(session, *request) for request in work)))
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's, which ends us too
     results.put(asyncio.run(run()))
 
 
@@ -113,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     work: Work = list(zip(ids, output_lens, offsets_s))
     context = multiprocessing.get_context("spawn")
     queue, start = context.Queue(), time.time() + START_AFTER_S
-    clients = [context.Process(target=_client, args=(args, share, start, queue))
+    clients = [context.Process(target=_client, args=(args, share, start, queue), daemon=True)
                for share in (work[i::args.clients] for i in range(args.clients)) if share]
     for client in clients:
         client.start()
@@ -125,16 +142,38 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
+    args = _parse(argv)
+    result = run(args)
+    print(json.dumps(result), flush=True)
+    if not result["failed"]:
+        return 0
+    advice = _ADVICE.get(result["first_error"][:4].strip(), "")
+    print(f"quire bench serve: {result['failed']} of {result['requests']} requests failed; the first: "
+          f"{result['first_error']}{advice and f' -> {advice}'}", file=sys.stderr)
+    return 1
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="quire bench serve", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address [%(default)s]")
     parser.add_argument("--model", required=True, help="the served model's name")
-    parser.add_argument("--workload", default="sharegpt", choices=list(workloads.load()))
-    parser.add_argument("--vocab", type=int, default=32000, help="vocabulary size of the model")
-    parser.add_argument("--num-requests", type=int, help="only the first N requests")
-    parser.add_argument("--rate", type=float, default=0.0, help="Poisson arrivals a second; 0 = all at once")
-    parser.add_argument("--clients", type=int, default=4, help="client processes")
-    parser.add_argument("--key", default=os.environ.get("VLLM_API_KEY", ""), help="API key; $VLLM_API_KEY if unset")
-    result = run(parser.parse_args(argv))
-    print(json.dumps(result), flush=True)
-    return 1 if result["failed"] else 0
+    parser.add_argument("--workload", default="sharegpt", choices=list(workloads.load()), help="[%(default)s]")
+    parser.add_argument("--vocab", type=int, default=32000, metavar="N",
+                        help="vocabulary size of the model [%(default)s]")
+    parser.add_argument("--num-requests", type=int, metavar="N", help="only the first N requests")
+    parser.add_argument("--rate", type=float, default=0.0, metavar="X",
+                        help="Poisson arrivals a second; 0: all at once [0]")
+    parser.add_argument("--clients", type=int, default=4, metavar="N", help="client processes [%(default)s]")
+    parser.add_argument("--api-key", "--key", dest="key", default=os.environ.get("VLLM_API_KEY", ""),
+                        help="the key; also VLLM_API_KEY")
+    args = parser.parse_args(argv)
+    for name, value in (("--num-requests", args.num_requests), ("--clients", args.clients)):
+        if value is not None and value < 1:
+            parser.error(f"{name}: {value} is less than 1")
+    if not 0 <= args.rate < float("inf"):
+        parser.error(f"--rate: {args.rate} is not 0 or a number of requests a second")
+    if not args.url.startswith(("http://", "https://")):
+        parser.error(f"--url: {args.url} does not begin with http:// or https://")
+    args.url = args.url.rstrip("/").removesuffix("/v1")  # with which other clients are given it
+    return args

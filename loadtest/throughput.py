@@ -7,6 +7,7 @@ Figures per workload: s (all of it), out_tok_s, total_tok_s, and for `single` tt
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import statistics
@@ -15,8 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.settings import OPTIONS, flag
+from app.settings import OPTIONS, flag, parse
 from engine import LLM, SamplingParams
+from engine.errors import ConfigError
 from loadtest import workloads
 
 NUM_TTFT_PROBES = 5
@@ -30,11 +32,15 @@ ENGINE_FLAGS = [option for option in OPTIONS.values() if option.of_engine and op
 def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.num_requests is not None and args.num_requests < 1:
+        parser.error(f"--num-requests: {args.num_requests} is less than 1")
     names = list(workloads.load()) if args.workload == "all" else args.workload.split(",")
     unknown = sorted(set(names) - set(workloads.load()))
     if unknown:
         parser.error(f"--workload: no {', '.join(unknown)}; there are {', '.join(workloads.load())} and all")
     peers = _peers(args.compare, args.peer_shape or Path(args.model).name) if args.compare else {}
+    if args.json:
+        _check_writable(args.json)  # what is wrong with it is told now, not after the work
 
     given = {option.name: getattr(args, option.name) for option in ENGINE_FLAGS}
     flags = {name: value for name, value in given.items() if value is not None}
@@ -53,8 +59,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _check_writable(file: str) -> None:
+    try:
+        with open(file, "a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--json: {file} cannot be written: {error.strerror}") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quire bench throughput", description=__doc__,
+                                     usage="quire bench throughput --model MODEL [--flag VALUE ...]",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model directory; loadtest/models holds the shapes of our log")
     parser.add_argument("--workload", default="all", help="names joined by commas, or all")
@@ -68,8 +83,16 @@ def _parser() -> argparse.ArgumentParser:
         if option.type is bool:
             group.add_argument(flag(option.name), action=argparse.BooleanOptionalAction)
         else:
-            group.add_argument(flag(option.name), type=option.type)
+            group.add_argument(flag(option.name), type=functools.partial(_parsed, option.type),
+                               metavar={int: "N", float: "X"}.get(option.type, "TEXT"))
     return parser
+
+
+def _parsed(wanted: Any, text: str) -> Any:
+    try:
+        return parse(text, wanted)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _params(max_tokens: int) -> SamplingParams:
@@ -79,7 +102,7 @@ def _params(max_tokens: int) -> SamplingParams:
 def _random_prompt(seed: int, length: int, vocab_size: int) -> list[int]:
     """Never a workload's own prompt: a cached prefix would be measured instead."""
     rng = random.Random(f"probe {seed}")
-    return [rng.randrange(workloads.LOWEST_ID, min(vocab_size, workloads.HIGHEST_ID)) for _ in range(length)]
+    return [rng.randrange(workloads.LOWEST_ID, workloads.top_id(vocab_size)) for _ in range(length)]
 
 
 def _warm_up(llm: LLM) -> None:
@@ -120,11 +143,16 @@ def _ttft_s(llm: LLM, prompt_len: int) -> float:
 
 def _peers(file: str, shape: str) -> dict[str, dict[str, Any]]:
     """{engine: its figures for this model shape}."""
-    recorded = json.loads(Path(file).read_text())
-    found = {engine: shapes[shape] for engine, shapes in recorded.items()
+    try:
+        recorded = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--compare: {file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--compare: {file} is not JSON: {error}") from None
+    found = {engine: shapes[shape] for engine, shapes in (recorded.items() if isinstance(recorded, dict) else ())
              if isinstance(shapes, dict) and isinstance(shapes.get(shape), dict) and "startup_s" in shapes[shape]}
     if not found:
-        raise SystemExit(f"--compare: {file} has nothing on {shape!r}; name one of its shapes with --peer-shape")
+        raise ConfigError(f"--compare: {file} has nothing on {shape!r}; name one of its shapes with --peer-shape")
     return found
 
 
@@ -136,7 +164,7 @@ def _line(name: str, result: dict[str, float], peers: dict[str, dict[str, Any]])
         if isinstance(theirs, dict):
             parts.append(f"{'':10}{engine}: " + "  ".join(
                 f"{figure} {theirs[figure]:g} ({_times_faster(figure, result[figure], theirs[figure]):.2f}x)"
-                for figure in FIGURES if figure in theirs and figure in result))
+                for figure in FIGURES if isinstance(theirs.get(figure), (int, float)) and figure in result))
     return "\n".join(parts)
 
 

@@ -13,6 +13,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from engine.errors import ConfigError
+
 FILE = Path(__file__).with_name("workloads.json")
 MODELS = Path(__file__).with_name("models")
 # Token ids are drawn from here, clear of special tokens at either end.
@@ -29,13 +31,20 @@ def prompts(name: str, vocab_size: int, num_requests: int | None = None) -> tupl
     """Prompt token ids and output lengths of workload `name`, in request order."""
     workload = load()[name]
     rng = random.Random(workload["seed"])
-    top = min(vocab_size, HIGHEST_ID)
+    top = top_id(vocab_size)
     prefix = [rng.randrange(LOWEST_ID, top) for _ in range(workload.get("shared_prefix", 0))]
     ids, output_lens = [], []
     for prompt_len, output_len in workload["requests"][:num_requests]:
         ids.append(prefix + [rng.randrange(LOWEST_ID, top) for _ in range(prompt_len - len(prefix))])
         output_lens.append(output_len)
     return ids, output_lens
+
+
+def top_id(vocab_size: int) -> int:
+    """One more than the last token id to draw. Raises ConfigError where there is none."""
+    if vocab_size <= LOWEST_ID:
+        raise ConfigError(f"a vocabulary of {vocab_size} tokens is too small: ids from {LOWEST_ID} on are drawn")
+    return min(vocab_size, HIGHEST_ID)
 
 
 def _lognormal(rng: random.Random, mean: float, sigma: float) -> int:

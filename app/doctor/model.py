@@ -15,6 +15,7 @@ from engine.config import DTYPES, EngineArgs
 from engine.errors import ConfigError, WeightError
 from engine.frontend.chat_template import load_chat_template
 from engine.frontend.tokenizer import load_tokenizer
+from engine.host_memory import available_bytes
 from engine.model_config import ModelConfig
 from engine.weights.gguf_metadata import read_header
 from engine.weights.locate import resolve_model
@@ -81,19 +82,25 @@ def check_gpu_memory(args: EngineArgs, model: ModelConfig, weights: int, token_b
     left = args.kv_cache_memory_bytes or usable - weights
     says = f"weights {gib(weights)} in {of}, which leaves {gib(max(0, left))} for KV cache"
     if weights >= usable or left > gpu.free_bytes - weights:
-        return fail("GPU memory", says, f"free the GPU (nvidia-smi tells who has it), or take {_LESS}")
+        return fail("GPU memory", says, f"free the GPU (nvidia-smi tells who has it), or take {_less(args)}")
     return _check_context("GPU memory", says, left // token_bytes, args.max_model_len,
                           min(model.max_position_embeddings, SHORT_CONTEXT))
 
 
 def check_host_memory(args: EngineArgs, weights: int, token_bytes: int, available: int) -> Finding:
-    cache, num_engines = args.kv_cache_memory_bytes or CPU_KV_BYTES, args.data_parallel_size
+    num_ranks = 1 if args.distributed_executor_backend == "ray" else args.num_ranks  # on this machine, for all we know
+    cache, num_engines = num_ranks * (args.kv_cache_memory_bytes or CPU_KV_BYTES), args.data_parallel_size
     says = f"weights {gib(weights)} and {gib(cache)} of KV cache in {gib(available)} of free memory"
     if num_engines > 1:
         says = f"{num_engines} times {says}"
     if num_engines * (weights + cache) > available:
-        return fail("memory", says, f"free memory or raise the container's limit, or take {_LESS}")
+        return fail("memory", says, f"free memory or raise the container's limit, or take {_less(args)}")
     return _check_context("memory", says, cache // token_bytes, args.max_model_len, 1)
+
+
+def _less(args: EngineArgs) -> str:
+    return _LESS if args.kv_cache_memory_bytes is None else (
+        "fewer --kv-cache-memory-bytes, a smaller model, or --dtype half")
 
 
 def _check_context(check: str, says: str, tokens: int, wanted: int | None, enough: int) -> Finding:
@@ -104,17 +111,3 @@ def _check_context(check: str, says: str, tokens: int, wanted: int | None, enoug
     if tokens < enough:
         return warn(check, says, f"there is room for few requests; take {_LESS}")
     return ok(check, says)
-
-
-def available_bytes(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") -> int:
-    """What may still be taken: of the machine's memory, and of the container's, where that is less."""
-    lines = dict(line.split(":", 1) for line in Path(meminfo).read_text().splitlines() if ":" in line)
-    available = int(lines["MemAvailable"].split()[0]) * 1024
-    for limit, usage in (("memory.max", "memory.current"),
-                         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        try:
-            left = int(Path(cgroup, limit).read_text()) - int(Path(cgroup, usage).read_text())
-        except (OSError, ValueError):  # another version of cgroups, or "max"
-            continue
-        available = min(available, max(0, left))
-    return available

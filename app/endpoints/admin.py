@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import ApiError
-from app.keys.key import Key
+from app.keys.key import NEVER, Key
 from app.middleware.auth import no_audit
 from app.reload import request_reload, requested
 from app.schemas.body import read_body
@@ -20,13 +20,11 @@ from app.service import Service, key_of, record_of, service_of
 from app.settings import shown
 from app.telemetry.audit import AuditError
 from engine import __version__
+from engine.logs import LEVELS
 
 if TYPE_CHECKING:
     from engine.frontend.async_llm import AsyncLLMEngine
     from engine.frontend.client import EngineClient
-
-
-LEVELS = ("debug", "info", "warning", "error")
 
 
 class LogLevel(msgspec.Struct, frozen=True):
@@ -89,7 +87,7 @@ def _log_level(service: Service) -> str:
 
 def _described(key: Key) -> dict[str, Any]:
     fields = {name: getattr(key, name) for name in key.__struct_fields__ if name != "sha256"}
-    return fields | {"expired": key.expired}
+    return fields | {"created": None if key.created == NEVER else key.created, "expired": key.expired}
 
 
 def _described_engine(engine: AsyncLLMEngine | EngineClient) -> dict[str, Any]:

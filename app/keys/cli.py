@@ -55,8 +55,11 @@ def main(options: argparse.Namespace) -> int:
         return 0
     except ConfigError as error:
         problems = error.problems
-    except (AuditError, OSError) as error:
+    except AuditError as error:
         problems = [str(error)]
+    except OSError as error:
+        where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        problems = [f"{options.file}: cannot be written: {where}{error.strerror}"]
     for problem in problems:
         print(f"quire keys: {problem}", file=sys.stderr)
     return 2

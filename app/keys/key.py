@@ -56,13 +56,13 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return asked if self.priority is None else max(asked, self.priority)
 
 
-ANYONE = Key(name="", sha256="", created=datetime.fromtimestamp(0, timezone.utc), priority=None)  # no keys are set
+NEVER = datetime.fromtimestamp(0, timezone.utc)  # when the keys were made of which nobody says when
+ANYONE = Key(name="", sha256="", created=NEVER, priority=None)  # no keys are set
 
 
 def plain_key(digest: str) -> Key:
     """The operator's own, from the environment or a flag: without limits, with every right."""
-    return Key(name=f"key-{digest[:8]}", sha256=digest, created=datetime.fromtimestamp(0, timezone.utc),
-               priority=None, admin=True)
+    return Key(name=f"key-{digest[:8]}", sha256=digest, created=NEVER, priority=None, admin=True)
 
 
 def digest_of(secret: str) -> str:

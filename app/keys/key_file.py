@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from app import strict_yaml
 from app.keys.key import Key
 from engine.errors import ConfigError
 
@@ -46,8 +47,7 @@ def parse_keys(content: bytes, path: str) -> list[Key]:
     """`path` says whose content it is, and by its ending which form it has. Raises as load_key_file."""
     try:
         entries = _decode(content.decode(), path)
-    # PyYAML lets IndexError, KeyError, AttributeError and more out of nonsense such as `!!int ''`.
-    except Exception as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not {_form(path)}: {_where(error)}") from None
     if not isinstance(entries, list):
         raise ConfigError(f"{path}: must hold a list of keys; [] is one without any")
@@ -142,27 +142,14 @@ def _read(path: str) -> bytes:
 def _decode(text: str, path: str) -> Any:
     if path.endswith(".json"):
         return json.loads(text, object_pairs_hook=_without_twins)
-    # The loader in Python on purpose: the one in C dies, and the process with it, of a deeply nested file.
-    return yaml.load(text, _Loader)
-
-
-class _TwiceError(ValueError):
-    pass
+    return strict_yaml.load(text)
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, times in Counter(name for name, _ in pairs).items():
         if times > 1:
-            raise _TwiceError(f"the field {name[:40]} is there {times} times in one key")
+            raise ValueError(f"the field {name[:40]} is there {times} times in one key")
     return dict(pairs)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe part, which of two equal fields in one entry would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        _without_twins([(str(name.value), None) for name, _ in node.value])
-        return super().construct_mapping(node, deep)
 
 
 def _form(path: str) -> str:
@@ -171,11 +158,9 @@ def _form(path: str) -> str:
 
 def _where(error: Exception) -> str:
     """What is wrong, and on which line, without the line itself."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
     if isinstance(error, json.JSONDecodeError):
         return f"line {error.lineno}: {error.msg}"
-    return str(error) if isinstance(error, _TwiceError) else type(error).__name__
+    return str(error) if type(error) is ValueError else type(error).__name__
 
 
 # From an entry to a key

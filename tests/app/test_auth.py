@@ -203,7 +203,10 @@ async def test_status_and_keys_tell_no_secret(keyed: MakeApp) -> None:
     assert listed["limited"]["requests_per_minute"] == 60
     assert listed["expired"]["expired"] is True
     assert listed["other-model"]["models"] == ["alias", "not-served"]
-    assert listed["key-" + digest_of(SECRETS["plain"])[:8]]["admin"] is True
+    plain = listed["key-" + digest_of(SECRETS["plain"])[:8]]
+    assert plain["admin"] is True
+    assert plain["created"] is None
+    assert datetime.fromisoformat(listed["limited"]["created"].replace("Z", "+00:00")) == NOW
 
 
 async def test_reload_and_log_level_ask_all_workers_through_the_reload_file(keyed: MakeApp, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from app.doctor.files import check_certificate, check_writable
 from app.doctor.finding import FAIL, GIB, OK, WARN, Finding
 from app.doctor.gpu import Gpu, check_compiler, check_gpus, gpus_needed, parse, visible
 from app.doctor.host import EARLIEST, check_clock, check_files, check_shared_memory
-from app.doctor.model import available_bytes, check_gpu_memory, check_host_memory, check_model, weight_bytes
+from app.doctor.model import check_gpu_memory, check_host_memory, check_model, weight_bytes
 from app.doctor.ports import check_ports
 from app.doctor.report import table
 from app.doctor.versions import check_python, check_versions
@@ -100,6 +100,8 @@ def test_several_engines_need_several_gpus_and_memory_on_each() -> None:
     assert [f.verdict for f in check_model(EngineArgs(data_parallel_size=2), GPUS)][1:] == [OK, OK]
     one, two = (check_host_memory(EngineArgs(data_parallel_size=n), 2 * GIB, 1024, 3 * GIB) for n in (1, 2))
     assert (one.verdict, two.verdict) == (OK, FAIL)
+    half = EngineArgs(tensor_parallel_size=2, kv_cache_memory_bytes=GIB)  # each rank has its own
+    assert [check_host_memory(half, GIB, 1024, n * GIB).verdict for n in (2, 3)] == [FAIL, OK]
 
 
 @pytest.mark.parametrize(("flag", "value", "said"), [
@@ -226,12 +228,12 @@ def test_a_gpu_that_others_filled_is_no_room() -> None:
     assert "taken by others" in full.says
 
 
-def test_a_containers_memory_is_all_there_is(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("400\n")
-    assert available_bytes(cgroup=str(tmp_path)) == 600
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_bytes(cgroup=str(tmp_path)) > GIB // 10
+def test_a_cache_larger_than_the_memory_fails_and_its_flag_is_named() -> None:
+    args = EngineArgs(kv_cache_memory_bytes=400 * GIB)
+    for finding in (check_host_memory(args, GIB, 1024, 20 * GIB),
+                    check_gpu_memory(args, resolve_model(args), GIB, 1024, GPUS[0])):
+        assert finding.verdict == FAIL
+        assert "--kv-cache-memory-bytes" in finding.advice
 
 
 def test_weights_are_counted_as_they_are_held() -> None:

@@ -123,12 +123,59 @@ def test_toml_is_read_where_python_can(tmp_path: Path) -> None:
     assert settings.model_names == ["a"]
 
 
-@pytest.mark.parametrize("content", ["- a\n", "a: [", "port: {a: 1}\n", "port: true\n"])
+@pytest.mark.parametrize("content", ["- a\n", "a: [", "port: {a: 1}\n", "port: true\n", "port: !!int ''\n",
+                                     "[" * 20000])
 def test_a_file_that_makes_no_sense_is_a_problem_not_a_crash(tmp_path: Path, content: str) -> None:
     config = tmp_path / "quire.yaml"
     config.write_text(content)
     assert problems_of(["--config", str(config)])
     assert problems_of(["--config", str(tmp_path / "absent.yaml")])
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("port: 1\nseed: 2\nport: 3\n", "line 3: port is there already, on line 1"),
+    ("max_model_len: 100\nmax-model-len: 200\n", "max-model-len is max_model_len, which is there too"),
+])
+def test_a_setting_that_stands_twice_in_the_file_is_refused_by_name(tmp_path: Path, content: str, said: str) -> None:
+    config = tmp_path / "quire.yaml"
+    config.write_text(content)
+    (problem,) = problems_of(["--config", str(config)])
+    assert said in problem
+
+
+@pytest.mark.parametrize("argv", [
+    ["--enable-prefix-caching", "false"], ["--enable-prefix-caching=false"], ["--no-enable-prefix-caching", "True"],
+    ["some/model", "--enable-prefix-caching", "0"]])
+def test_a_value_after_a_switch_is_not_taken_for_the_model(argv: list[str]) -> None:
+    (problem,) = problems_of(argv)
+    assert "takes no value; write --enable-prefix-caching or --no-enable-prefix-caching" in problem
+
+
+def test_a_model_may_follow_a_switch_and_a_value_may_be_called_true() -> None:
+    settings = load_settings("serve", ["--enforce-eager", "some/model", "--served-model-name", "true"]).settings
+    assert settings.engine.enforce_eager
+    assert settings.engine.model == "some/model"
+    assert settings.model_names == ["true"]
+
+
+def test_an_unknown_flag_is_one_problem_its_value_included() -> None:
+    assert problems_of(["some/model", "--nonsense", "4"]) == ["--nonsense: there is no setting '--nonsense'"]
+    assert problems_of(["--prot", "1"]) == ["--prot: there is no setting '--prot'; did you mean '--port'?"]
+
+
+@pytest.mark.parametrize(("command", "codes"), [("serve", "71 the engine hung"), ("check", "0 usable"),
+                                                ("doctor", "1 it would not")])
+def test_help_tells_the_defaults_and_the_commands_own_exit_codes(command: str, codes: str,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    told = capsys.readouterr().out
+    assert codes in told.partition("Exit codes:")[2]
+    assert told.count("Exit codes:") == 1
+    assert ("--json" in told) == (command == "doctor")
+    assert "[on]" in told
+    assert "[0]" in told
+    assert "[]" not in told
 
 
 def test_check_shows_no_key(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,7 +13,7 @@ from loadtest import serve_client
 
 
 class Server(BaseHTTPRequestHandler):
-    """Streams as many chunks as tokens were asked for; refuses what the path /refuse is asked."""
+    """Streams as many chunks as tokens were asked for; refuses what the paths /refuse and /keyed are asked."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -21,15 +22,23 @@ class Server(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"overloaded")
             return
+        if self.path.startswith("/keyed"):
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b'{"error": {"message": "who are you?"}}')
+            return
         self.send_response(200)
         self.end_headers()
+        if self.path.startswith("/strange"):
+            self._frame([])
+            return
         for _ in range(body["max_tokens"]):
             self._frame({"choices": [{"text": "x"}]})
         if not self.path.startswith("/cut"):
             self._frame({"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})
             self.wfile.write(b"data: [DONE]\n\n")
 
-    def _frame(self, chunk: dict) -> None:
+    def _frame(self, chunk: object) -> None:
         self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
 
     def log_message(self, *_: object) -> None:
@@ -46,25 +55,55 @@ def url():
     server.server_close()
 
 
-def run(capsys, url: str) -> tuple[int, dict]:
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch):
+    monkeypatch.setattr(serve_client, "START_AFTER_S", 0.0)  # that clients begin together matters to figures alone
+
+
+def run(capsys, url: str) -> tuple[int, dict, str]:
     code = serve_client.main(["--url", url, "--model", "m", "--workload", "sharegpt", "--num-requests", "3",
                               "--clients", "2"])
-    return code, json.loads(capsys.readouterr().out)
+    printed, told = capsys.readouterr()
+    return code, json.loads(printed), told
 
 
 def test_every_token_is_counted_and_no_request_fails(capsys, url):
-    code, result = run(capsys, url)
-    assert (code, result["requests"], result["failed"]) == (0, 3, 0)
+    code, result, told = run(capsys, url)
+    assert (code, result["requests"], result["failed"], told) == (0, 3, 0, "")
     _, output_lens = serve_client.workloads.prompts("sharegpt", 32000, 3)
     assert result["out_tokens"] == sum(output_lens)
     assert result["ttft_ms"]["p50"] > 0 and result["itl_ms"]["p99"] is not None
 
 
-@pytest.mark.parametrize(("path", "reason"), [("/refuse", "503 overloaded"), ("/cut", "ended early")])
-def test_a_failed_request_is_reported_and_fails_the_run(capsys, url, path, reason):
-    code, result = run(capsys, url + path)
+@pytest.mark.parametrize(("path", "reason", "advice"), [
+    ("/refuse", "503 overloaded", ""), ("/cut", "ended early", ""), ("/strange", "an event that cannot be read", ""),
+    ("/keyed", "401 who are you?", " -> give the key with --api-key, or as VLLM_API_KEY")])
+def test_a_failed_request_is_reported_and_fails_the_run(capsys, url, path, reason, advice):
+    code, result, told = run(capsys, url + path)
     assert (code, result["failed"]) == (1, 3)
     assert reason in result["first_error"]
+    assert told == f"quire bench serve: 3 of 3 requests failed; the first: {result['first_error']}{advice}\n"
+
+
+def test_a_server_that_is_not_there_is_said_to_be_so(capsys):
+    with socket.socket() as deaf:  # bound, and nobody listens
+        deaf.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        code, _, told = run(capsys, url)
+    assert code == 1
+    assert told == f"quire bench serve: 3 of 3 requests failed; the first: {url} does not answer: Connection refused\n"
+
+
+def test_the_address_may_be_given_as_to_other_clients():
+    for url in ("http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"):
+        assert serve_client._parse(["--model", "m", "--url", url]).url == "http://h:1"
+
+
+@pytest.mark.parametrize("flags", [["--url", "h:1"], ["--num-requests", "0"], ["--clients", "0"], ["--rate", "-1"]])
+def test_flags_that_make_no_sense_are_refused_by_name(capsys, flags):
+    with pytest.raises(SystemExit):
+        serve_client.main(["--model", "m", *flags])
+    assert f"error: {flags[0]}: {flags[1]}" in capsys.readouterr().err
 
 
 def test_quantiles_are_the_middle_and_the_worst_hundredth():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import ConfigError
 from loadtest import throughput
 from loadtest.__main__ import main
 
@@ -40,8 +41,34 @@ def test_recorded_peers_have_every_shape_that_is_kept():
         assert "single" in throughput._peers(str(PEERS), shape)["vllm-0.25.1"]
 
 
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--compare", "/nowhere/peers.json"], "--compare: /nowhere/peers.json cannot be read: No such file"),
+    (["--compare", "{tmp}/bad"], "--compare: {tmp}/bad is not JSON: "),
+    (["--compare", "{tmp}/list"], "--compare: {tmp}/list has nothing on 'm'"),
+    (["--json", "/nowhere/report.json"], "--json: /nowhere/report.json cannot be written: No such file"),
+    (["--model", "/nowhere"], "--model: /nowhere does not exist"),
+    (["--dtype", "int3"], "--dtype: 'int3' is not one of"),
+])
+def test_what_cannot_be_used_is_one_line_that_names_it(tmp_path, capsys, flags, said):
+    (tmp_path / "bad").write_text("{")
+    (tmp_path / "list").write_text("[]")
+    assert main(["throughput", "--model", "m", *(flag.format(tmp=tmp_path) for flag in flags)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("quire bench throughput: " + said.format(tmp=tmp_path))
+    assert told.count("\n") == 1
+
+
+def test_numbers_are_written_as_for_serve_and_there_is_something_to_measure(capsys):
+    assert throughput._parser().parse_args(["--model", "m", "--max-model-len", "2k"]).max_model_len == 2000
+    for flag, value, said in (("--max-model-len", "many", "'many' is not a whole number"),
+                              ("--num-requests", "0", "0 is less than 1")):
+        with pytest.raises(SystemExit):
+            throughput.main(["--model", "m", flag, value])
+        assert f"{flag}: {said}" in capsys.readouterr().err
+
+
 def test_an_unknown_shape_or_workload_is_refused_by_name(capsys):
-    with pytest.raises(SystemExit, match="nothing on 'gpt-2'"):
+    with pytest.raises(ConfigError, match="nothing on 'gpt-2'"):
         throughput._peers(str(PEERS), "gpt-2")
     with pytest.raises(SystemExit):
         throughput.main(["--model", "m", "--workload", "single,nonsense"])
@@ -51,3 +78,5 @@ def test_an_unknown_shape_or_workload_is_refused_by_name(capsys):
 def test_an_unknown_measurement_lists_the_known_ones(capsys):
     assert main(["nonsense"]) == 2
     assert "throughput" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "throughput" in capsys.readouterr().out

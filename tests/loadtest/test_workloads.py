@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from engine.errors import ConfigError
 from loadtest import workloads
 
 NAMES = ("sharegpt", "prefill", "decode", "single", "prefix")
@@ -18,6 +19,11 @@ def test_prompts_have_the_recorded_lengths_and_stay_in_the_vocabulary(name):
     ids, output_lens = workloads.prompts(name, vocab_size=4000)
     assert [[len(i), o] for i, o in zip(ids, output_lens)] == workloads.load()[name]["requests"]
     assert all(workloads.LOWEST_ID <= token < 4000 for prompt in ids for token in prompt)
+
+
+def test_a_vocabulary_without_ids_to_draw_is_refused():
+    with pytest.raises(ConfigError, match="a vocabulary of 1000 tokens is too small"):
+        workloads.prompts("single", vocab_size=1000)
 
 
 def test_prompts_are_the_same_every_time_and_a_shorter_run_is_a_prefix_of_a_longer_one():

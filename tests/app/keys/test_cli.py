@@ -72,7 +72,9 @@ def test_a_revoked_key_is_gone_and_the_others_stay(file: str, capsys: Run) -> No
     (["create", "x", "--expires", "2020-01-01T00:00:00Z"], "over already"),
     (["create", "x", "--expires", "2099-01-01T00:00:00"], "--expires: "),
     (["create", "x", "--requests-per-minute", "-1"], "requests_per_minute: "),
-    (["create", "x", "--file", "/nowhere/at/all"], "/nowhere"), (["list", "--file", "/nowhere/at/all"], "/nowhere"),
+    (["create", "x", "--file", "/nowhere/at/all"], "/nowhere/at/all: cannot be written: /nowhere/at: No such file"),
+    (["revoke", "x", "--file", "/nowhere/at/all"], "/nowhere/at/all: cannot be written: /nowhere/at: No such file"),
+    (["list", "--file", "/nowhere/at/all"], "/nowhere/at/all: cannot be read: No such file"),
     (["create", "x", "--audit-log", "/nowhere/at/all"], "/nowhere/at/all: "),
 ])
 def test_what_cannot_be_done_is_said_and_changes_nothing(file: str, capsys: Run, argv: list[str], said: str) -> None:

@@ -112,7 +112,9 @@ def test_nonsense_is_a_problem_not_a_crash(content: bytes) -> None:
     assert problems_of(content)
 
 
-def test_twice_the_same_field_is_refused_in_json_too() -> None:
+def test_twice_the_same_field_is_refused_with_its_line_and_in_json_too() -> None:
+    (problem,) = problems_of(b"- name: a\n  name: b\n")
+    assert problem == "keys.yaml: is not YAML: line 2: name is there already, on line 1"
     text = json.dumps([ENTRY])
     assert len(parse_keys(text.encode(), "k.json")) == 1
     assert "requests_per_minute is there 2 times" in problems_of(
