@@ -24,16 +24,15 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         """Raises ConfigError where there can be none."""
         try:
+            self.path = os.path.abspath(self._wanted) if self._wanted else tempfile.mkdtemp(prefix="quire-")
+            if len(self.path) > MAX_PATH:
+                raise ConfigError(f"--run-dir: {self.path} is longer than {MAX_PATH} characters, too long for a "
+                                  "socket")
             if self._wanted:
-                self.path = os.path.abspath(self._wanted)
                 os.makedirs(self.path, mode=0o700, exist_ok=True)
-            else:
-                self.path = tempfile.mkdtemp(prefix="quire-")
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise ConfigError(f"--run-dir: {self._wanted}: {error.strerror}") from None
-        if len(self.path) > MAX_PATH:
-            raise ConfigError(f"--run-dir: {self.path} is longer than {MAX_PATH} characters, too long for a socket")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.config import AsyncEngineArgs, EngineArgs
-    from engine.frontend.async_llm import AsyncLLMEngine
+    from engine.config import EngineArgs
+    from engine.frontend.async_llm import AsyncEngineArgs, AsyncLLMEngine
     from engine.frontend.llm import LLM
     from engine.frontend.outputs import CompletionOutput, RequestOutput
     from engine.sampling_params import RequestOutputKind, SamplingParams
@@ -21,7 +21,7 @@ _PUBLIC = {
     "LLM": "engine.frontend.llm",
     "AsyncLLMEngine": "engine.frontend.async_llm",
     "EngineArgs": "engine.config",
-    "AsyncEngineArgs": "engine.config",
+    "AsyncEngineArgs": "engine.frontend.async_llm",
     "SamplingParams": "engine.sampling_params",
     "RequestOutputKind": "engine.sampling_params",
     "RequestOutput": "engine.frontend.outputs",

@@ -122,11 +122,6 @@ class EngineArgs:
             raise ConfigError(str(error)) from error
 
 
-@dataclass(kw_only=True)
-class AsyncEngineArgs(EngineArgs):
-    """vLLM's name for the arguments of an engine in a process of its own."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """What the scheduler must know; no model, no device."""

@@ -27,6 +27,7 @@ from engine.frontend.prompts import Prompt, off_the_loop, to_token_ids
 from engine.frontend.request import Request
 from engine.frontend.submission import check_length, check_prompt, numbers, samples
 from engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from engine.frontend.unsupported import asked_for
 from engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState
 from engine.model_config import ModelConfig
 from engine.sampling_params import SamplingParams
@@ -75,6 +76,18 @@ class Stream:
 
     def __del__(self) -> None:
         self._client.abort(self._request)
+
+
+class AsyncEngineArgs(EngineArgs):
+    """vLLM's name for the arguments of an engine in a process of its own; others of vLLM's only where they ask for
+    nothing.
+
+    Raises:
+        ConfigError: arguments of vLLM's that this version does not implement; all of these are named.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**asked_for(arguments))
 
 
 class AsyncLLMEngine:

@@ -1,5 +1,5 @@
 """vLLM's arguments of an engine that this version does not implement. Programs pass their defaults all the same: each
-is taken at the values that ask for nothing, and refused by name at any other. Called by `llm`.
+is taken at the values that ask for nothing, and refused by name at any other. Called by `llm` and `async_llm`.
 """
 
 from __future__ import annotations

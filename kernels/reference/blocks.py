@@ -1,4 +1,4 @@
-"""Whole KV blocks copied inside one layer's cache: copy-on-write of shared blocks."""
+"""Whole KV blocks copied inside one layer's cache: copy-on-write of a prompt's last block."""
 
 from __future__ import annotations
 

@@ -69,6 +69,13 @@ def test_a_run_directory_forgets_the_server_before(tmp_path: Path) -> None:
         assert not os.listdir(f"{run_dir.path}/metrics")
 
 
+def test_a_run_directory_too_long_for_a_socket_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 90)
+    with pytest.raises(ConfigError, match="longer than 80 characters"), RunDirectory(str(path)):
+        pass
+    assert not path.exists()
+
+
 def test_a_private_run_directory_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
     with RunDirectory(None) as run_dir:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from engine.config import EngineArgs
-from engine.errors import InvalidRequestError
-from engine.frontend.async_llm import AsyncLLMEngine
+from engine.errors import ConfigError, InvalidRequestError
+from engine.frontend.async_llm import AsyncEngineArgs, AsyncLLMEngine
 from engine.frontend.outputs import RequestOutput
 from engine.messages import Delta, Deltas, Started
 from engine.sampling_params import SamplingParams
@@ -95,3 +95,11 @@ async def test_what_the_engine_could_not_read_is_refused_here(llm: AsyncLLMEngin
         await asyncio.wait_for(anext(llm.generate([5], **arguments)), 10)
     assert caught.value.param == name
     assert not engine.submitted
+
+
+def test_arguments_of_vllms_engine_are_taken_where_they_ask_for_nothing():
+    assert AsyncEngineArgs(max_model_len=512, quantization=None, disable_log_stats=True).max_model_len == 512
+    with pytest.raises(ConfigError, match="quantization: 'awq' is not supported"):
+        AsyncEngineArgs(quantization="awq")
+    with pytest.raises(TypeError, match="max_model_length"):
+        AsyncEngineArgs(max_model_length=512)
