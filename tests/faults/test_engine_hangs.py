@@ -42,6 +42,7 @@ def test_a_stopped_engine_is_replaced_and_streams_go_on(server: Server) -> None:
     until(lambda: len(server.events("ready")) == 2, 60)
 
 
+@pytest.mark.slow
 def test_a_pause_of_the_whole_machine_is_nobodys_fault(server: Server) -> None:
     pids = [server.process.pid, engine_of(server)]
     for pid in pids:
@@ -80,6 +81,7 @@ def test_an_engine_that_ends_too_often_is_given_up_with_70(server: Server) -> No
     assert last_error(server)["exit_code"] == 70
 
 
+@pytest.mark.slow
 def test_one_that_hangs_too_often_is_given_up_with_71() -> None:
     with serving("--engine-stall-timeout", "1", "--max-engine-restarts", "0") as server:
         os.kill(engine_of(server), signal.SIGSTOP)

@@ -44,6 +44,7 @@ async def test_streams_go_on_after_sigkill(tmp_path: Path) -> None:
             second.wait()
 
 
+@pytest.mark.slow
 async def test_a_deadly_request_is_given_up_at_its_second_strike_and_no_other_is(tmp_path: Path) -> None:
     """Two clients, as two HTTP workers: each has requests that strike, or are struck, together with the deadly one."""
     address = f"ipc://{tmp_path}/engine.sock"
@@ -65,6 +66,7 @@ async def test_a_deadly_request_is_given_up_at_its_second_strike_and_no_other_is
             await engine.close()
 
 
+@pytest.mark.slow
 async def test_streams_go_on_after_a_step_that_ran_out_of_memory(tmp_path: Path,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"ipc://{tmp_path}/engine.sock"

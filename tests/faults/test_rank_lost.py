@@ -44,7 +44,7 @@ def lose(server: Server, lost: int, number: signal.Signals) -> None:
     until(lambda: len(server.events("ready")) == num_ready + 1, 60)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_ends_its_engine_and_requests_go_on(server: Server, lost: int) -> None:
     num_broken = len(server.events("engine broke"))
     lose(server, lost, signal.SIGKILL)
