@@ -49,6 +49,7 @@ def connections_of(pid: int) -> int:
     return sum(f"socket:[{fields[9]}]" in inodes for fields in established if fields[3] == "01")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_only_its_own_streams_end_and_their_blocks_are_freed() -> None:
     with serving("-asc", "2") as server:
