@@ -18,6 +18,7 @@ DTYPES = {"auto": "auto", "half": "float16", "float16": "float16", "bfloat16": "
 BACKENDS = ("mp", "ray")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 DEFAULT_MODEL = "smollm2-135m-instruct"
+CPU_KV_BYTES = 240 << 20  # of KV cache, on a CPU, where nobody says
 
 
 def _argument(default: Any, help: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.doctor.finding import Finding, fail, gib, ok, warn
 from app.doctor.gpu import Gpu
-from engine.config import DTYPES, EngineArgs
+from engine.config import CPU_KV_BYTES, DTYPES, EngineArgs
 from engine.errors import ConfigError, WeightError
 from engine.frontend.chat_template import load_chat_template
 from engine.frontend.tokenizer import load_tokenizer
@@ -22,7 +22,6 @@ from engine.weights.locate import resolve_model
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-CPU_KV_BYTES = 240 * 2**20  # what the engine takes on a CPU where nobody says
 SHORT_CONTEXT = 4096  # tokens; a cache that holds fewer serves no long prompt and few requests at once
 _LESS = "a smaller model, --dtype half, or a shorter --max-model-len"
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import torch
 
-from engine.config import EngineArgs, EngineConfig
+from engine.config import CPU_KV_BYTES, EngineArgs, EngineConfig
 from engine.errors import ConfigError, MemoryShortageError
 from engine.execution import warm_up
 from engine.execution.model_runner import ModelRunner, Progress
 from engine.host_memory import free_and_total
-
-CPU_KV_BYTES = 240 << 20
 
 
 def settle_blocks(runner: ModelRunner, config: EngineConfig, progress: Progress) -> int:
