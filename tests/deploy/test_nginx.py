@@ -39,7 +39,9 @@ class Upstream(BaseHTTPRequestHandler):
         if self.path == "/refuse":
             self._answer(401, {})
             REFUSED.set()
-            self.rfile.read1()
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.rfile.read1():  # as Quire: whoever closes before all is read may take the answer back
+                pass
             self.close_connection = True
             return
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
