@@ -38,13 +38,15 @@ class ReferenceModel:
         self.model.lm_head.weight = self.model.model.embed_tokens.weight  # some versions leave the tied head random
         self.model.eval()
 
-    def greedy(self, prompt_token_ids: list[int], num_tokens: int) -> list[int]:
+    def greedy(self, prompt_token_ids: list[int], continuation: list[int]) -> list[int]:
+        """What greedy decoding chooses after the prompt and after each token of `continuation` but the last.
+
+        Equal to `continuation` exactly if that is the greedy continuation; one forward pass instead of one a token.
+        """
         torch = self._torch
         with torch.inference_mode():
-            ids = torch.tensor([prompt_token_ids])
-            out = self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=2,
-                                      max_new_tokens=num_tokens, min_new_tokens=num_tokens, eos_token_id=None)
-        return out[0, len(prompt_token_ids):].tolist()
+            logits = self.model(torch.tensor([prompt_token_ids + continuation[:-1]])).logits[0]
+        return logits[len(prompt_token_ids) - 1:].argmax(-1).tolist()
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,7 @@ def test_a_worker_to_come_will_know_that_all_engines_were_ready(pair: Server) ->
     assert Path(address[1], "opened").exists()
 
 
+@pytest.mark.slow
 def test_the_loss_of_an_engine_pauses_its_requests_and_no_others(server: Server, pair: Server) -> None:
     undisturbed = texts(server, range(100, 101), 150)
     struck = Stream(pair, 100, 150)

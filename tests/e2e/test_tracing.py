@@ -150,6 +150,7 @@ def test_without_an_endpoint_workers_do_not_load_opentelemetry(server: Server) -
     assert "traceparent" not in ask(server).headers
 
 
+@pytest.mark.slow
 def test_a_dead_collector_is_said_once_and_never_delays_the_end() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

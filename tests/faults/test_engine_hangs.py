@@ -27,6 +27,7 @@ def engine_of(server: Server) -> int:
     return server.pids()["engine"][0]
 
 
+@pytest.mark.slow
 def test_a_stopped_engine_is_replaced_and_streams_go_on(server: Server) -> None:
     undisturbed = Stream(server, 60).result()
     streams = [Stream(server, 60) for _ in range(3)]
