@@ -1,13 +1,16 @@
 """Checks of one argument each: InvalidRequestError names it, what was given and what is wanted.
 
 Refuses to know which arguments there are. Called by `sampling_params` and by the front end, whose callers may pass
-anything: unlike a request over HTTP, a call from Python comes with no types.
+anything: unlike a request over HTTP, a call from Python comes with no types. NumPy's numbers are taken and come out as
+Python's own, which is all that crosses to other processes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from operator import index
 from typing import Any
 
 from engine.errors import InvalidRequestError
@@ -21,30 +24,36 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
-def finite(name: str, value: Any) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise InvalidRequestError(f"{name} must be a number, got {shown(value)}.", name)
+def finite(name: str, value: Any) -> float:
+    if type(value) not in (int, float):
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise InvalidRequestError(f"{name} must be a number, got {shown(value)}.", name)
+        value = index(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidRequestError(f"{name} must be a finite number, got {value}.", name)
+    return value
 
 
-def number(name: str, value: Any, low: float, high: float, *, low_excluded: bool = False) -> None:
-    finite(name, value)
+def number(name: str, value: Any, low: float, high: float, *, low_excluded: bool = False) -> float:
+    value = finite(name, value)
     if not low <= value <= high or (low_excluded and value == low):
         raise InvalidRequestError(f"{name} must be in {'(' if low_excluded else '['}{low}, {high}], got {value}.", name)
+    return value
 
 
 def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
-def integer(name: str, value: Any, low: int, high: int) -> None:
+def integer(name: str, value: Any, low: int, high: int) -> int:
     if not is_integer(value):
         raise InvalidRequestError(f"{name} must be an integer, got {shown(value)}.", name)
+    value = index(value)
     if value < low:
         raise InvalidRequestError(f"{name} must be at least {low}, got {value}.", name)
     if value > high:
         raise InvalidRequestError(f"{name} must be at most {high}, got {value}.", name)
+    return value
 
 
 def flag(name: str, value: Any) -> None:

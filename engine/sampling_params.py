@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from operator import attrgetter, is_not
+from operator import attrgetter, index, is_not
 from typing import Any
 
 from engine.arguments import finite, flag, integer, is_integer, listed, number, shown, unsupported
@@ -91,7 +91,7 @@ class SamplingParams:
         self.stop = listed("stop", texts, "a string or a list of strings")
         self.stop_token_ids = listed("stop_token_ids", self.stop_token_ids, "a list of integers")
         self._check()
-        self.stop_token_ids = list(dict.fromkeys(self.stop_token_ids))
+        self.stop_token_ids = list(dict.fromkeys(map(index, self.stop_token_ids)))
         if self.seed == -1:
             self.seed = None
         if 0 < self.temperature < GREEDY_BELOW:
@@ -106,24 +106,24 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
     def _check(self) -> None:
-        integer("n", self.n, 1, MAX_N)
-        number("presence_penalty", self.presence_penalty, -2, 2)
-        number("frequency_penalty", self.frequency_penalty, -2, 2)
-        number("temperature", self.temperature, 0, 2)
-        number("top_p", self.top_p, 0, 1, low_excluded=True)
-        number("min_p", self.min_p, 0, 1)
-        finite("repetition_penalty", self.repetition_penalty)
+        self.n = integer("n", self.n, 1, MAX_N)
+        self.presence_penalty = number("presence_penalty", self.presence_penalty, -2, 2)
+        self.frequency_penalty = number("frequency_penalty", self.frequency_penalty, -2, 2)
+        self.temperature = number("temperature", self.temperature, 0, 2)
+        self.top_p = number("top_p", self.top_p, 0, 1, low_excluded=True)
+        self.min_p = number("min_p", self.min_p, 0, 1)
+        self.repetition_penalty = finite("repetition_penalty", self.repetition_penalty)
         if self.repetition_penalty <= 0:
             raise InvalidRequestError(f"repetition_penalty must be greater than zero, got {self.repetition_penalty}.",
                                       "repetition_penalty")
         number("repetition_penalty", self.repetition_penalty, 1 / MAX_REPETITION, MAX_REPETITION)
         if is_integer(self.top_k) and self.top_k < -1:
             raise InvalidRequestError(f"top_k must be 0 (disable), or at least 1, got {self.top_k}.", "top_k")
-        integer("top_k", self.top_k, -1, 2**31 - 1)
+        self.top_k = integer("top_k", self.top_k, -1, 2**31 - 1)
         if self.n > 1 and self.greedy:
             raise InvalidRequestError(f"n must be 1 when using greedy sampling, got {self.n}.", "n")
         if self.seed is not None:
-            integer("seed", self.seed, -(2**63), 2**63 - 1)
+            self.seed = integer("seed", self.seed, -(2**63), 2**63 - 1)
         self._check_lengths()
         self._check_stops()
         for name in _FLAGS:
@@ -137,14 +137,14 @@ class SamplingParams:
 
     def _check_lengths(self) -> None:
         if self.max_tokens is not None:
-            integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
+            self.max_tokens = integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        self.min_tokens = integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens must be less than or equal to max_tokens={self.max_tokens}, got {self.min_tokens}.",
                 "min_tokens")
         if self.logprobs is not None:
-            integer("logprobs", self.logprobs, -1, 2**31 - 1)
+            self.logprobs = integer("logprobs", self.logprobs, -1, 2**31 - 1)
 
     def _check_stops(self) -> None:
         for text in self.stop or []:

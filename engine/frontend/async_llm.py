@@ -219,7 +219,7 @@ class AsyncLLMEngine:
                                       "sampling_params")
         request_id = request_id or uuid.uuid4().hex
         # Of another type, the engine could not read them, and would never answer.
-        integer("priority", priority, -(2**31), 2**31 - 1)
+        priority = integer("priority", priority, -(2**31), 2**31 - 1)
         if not isinstance(request_id, str):
             raise InvalidRequestError(f"request_id must be text, got {shown(request_id)}.", "request_id")
         if request_id in self._streams:

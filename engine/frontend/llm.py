@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from engine.arguments import integer, listed, shown, unsupported
+from engine.arguments import integer, is_integer, listed, shown, unsupported
 from engine.config import EngineArgs
 from engine.errors import ConfigError, EngineDeadError, InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
@@ -172,7 +172,7 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     except TypeError:
         raise InvalidRequestError(f"prompts must be a prompt or a list of them; got {type(prompts).__name__}.",
                                   "prompts") from None
-    return [members] if members and all(isinstance(p, int) for p in members) else members
+    return [members] if members and all(map(is_integer, members)) else members
 
 
 def _priorities(given: Sequence[int] | None, num_prompts: int) -> list[int]:
@@ -181,9 +181,7 @@ def _priorities(given: Sequence[int] | None, num_prompts: int) -> list[int]:
     priorities = listed("priority", given, "a list of integers, one for each prompt")
     if len(priorities) != num_prompts:
         raise InvalidRequestError(f"priority has {len(priorities)} entries for {num_prompts} prompts.", "priority")
-    for priority in priorities:
-        integer("priority", priority, -(2**31), 2**31 - 1)
-    return priorities
+    return [integer("priority", priority, -(2**31), 2**31 - 1) for priority in priorities]
 
 
 def _template_variables(given: Any) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import index
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
-from engine.arguments import shown
+from engine.arguments import is_integer, shown
 from engine.errors import InvalidRequestError, context_length_error
 from engine.frontend.tokenizer import Tokenizer
 
@@ -85,10 +86,13 @@ def to_token_ids(prompt: Prompt, tokenizer: Tokenizer | None, add_special_tokens
 
 
 def _checked_ids(ids: Any) -> list[int]:
-    if isinstance(ids, str) or not isinstance(ids, Sequence) or not set(map(type, ids)) <= {int}:
-        raise InvalidRequestError(f"prompt_token_ids must be a list that holds only integers, got {shown(ids)}.",
-                                  "prompt_token_ids")
-    return list(ids)
+    if isinstance(ids, Sequence) and not isinstance(ids, (str, bytes)):
+        if set(map(type, ids)) <= {int}:
+            return list(ids)
+        if all(map(is_integer, ids)):
+            return [index(id) for id in ids]
+    raise InvalidRequestError(f"prompt_token_ids must be a list that holds only integers, got {shown(ids)}.",
+                              "prompt_token_ids")
 
 
 def to_conversations(messages: Any) -> list[list[dict[str, Any]]]:

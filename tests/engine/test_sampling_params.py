@@ -55,6 +55,19 @@ def test_what_is_no_number_is_refused_as_that(name: str, value: Any) -> None:
         assert refused(name, value) == f"{name} must be {wanted}, got {value!r}."
 
 
+def test_numbers_of_numpy_become_pythons_which_other_processes_can_read() -> None:
+    given = {"temperature": np.linspace(0, 1, 3)[1], "top_p": np.float32(0.5), "min_p": np.int64(0),
+             "repetition_penalty": np.float16(2), "n": np.int32(2), "top_k": np.uint8(5), "seed": np.int64(-1),
+             "max_tokens": np.int64(7), "min_tokens": np.int16(3), "logprobs": np.int64(0)}
+    params = SamplingParams(**given, stop_token_ids=np.array([4, 4, 2]))  # type: ignore[arg-type]
+    assert [type(getattr(params, name)) for name in given if name != "seed"] == [float, float, int, float] + [int] * 5
+    assert all(getattr(params, name) == value for name, value in given.items() if name != "seed")
+    assert params.seed is None and params.stop_token_ids == [4, 2] and type(params.stop_token_ids[0]) is int
+    for value in (np.nan, np.float32("inf")):
+        assert refused("temperature", value) == f"temperature must be a finite number, got {value}."
+    assert refused("n", np.float64(2)) == "n must be an integer, got np.float64(2.0)."
+
+
 @pytest.mark.parametrize("value", [5, 0, True, 1.5, b"x", object, {"a": 1}])
 def test_stops_are_texts(value: Any) -> None:
     assert refused("stop", value) == f"stop must be a string or a list of strings, got {value!r}."

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine import LLM, SamplingParams
@@ -34,6 +35,13 @@ def test_prompts_may_come_one_by_one(llm: LLM) -> None:
         assert [output.prompt_token_ids for output in outputs] == prompts
     assert [output.prompt_token_ids for output in llm.generate([7, 8], PARAMS, use_tqdm=False)] == [[7, 8]]
     assert llm.generate([], PARAMS, use_tqdm=False) == []
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons(llm: LLM) -> None:
+    ids: Any = list(np.array([3, 4]))
+    for prompts in (ids, [ids], {"prompt_token_ids": ids}):
+        output, = llm.generate(prompts, PARAMS, use_tqdm=False, priority=list(np.array([1])))
+        assert output.prompt_token_ids == [3, 4] and {type(id) for id in output.prompt_token_ids} == {int}
 
 
 @pytest.mark.parametrize("prompts", [5, None, 1.5])
