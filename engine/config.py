@@ -75,6 +75,17 @@ class EngineArgs:
         """Devices that one engine takes."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
+    def model_len(self, model: ModelConfig) -> int:
+        """Longest prompt plus output, before the KV cache has its say. Raises ConfigError where the model is made for
+        less than what is asked.
+        """
+        if self.max_model_len is None:
+            return model.max_position_embeddings
+        if self.max_model_len > model.max_position_embeddings:
+            raise ConfigError(f"--max-model-len: {self.max_model_len} is more than the {model.max_position_embeddings} "
+                              f"positions that {model.path} was made for")
+        return self.max_model_len
+
     def problems(self) -> list[str]:
         """Everything wrong with these values that can be seen without the model, a line each."""
         found = []

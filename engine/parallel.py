@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from engine.errors import ConfigError
+from engine import division
 from kernels import ops
 
 
@@ -56,11 +56,7 @@ class Stage:
 
     def share(self, num_layers: int) -> range:
         """The layers of this stage. Raises ConfigError where they do not divide."""
-        if num_layers % self.count:
-            raise ConfigError(f"--pipeline-parallel-size: the number of layers ({num_layers}) does not divide by "
-                              f"{self.count}")
-        part = num_layers // self.count
-        return range(self.index * part, (self.index + 1) * part)
+        return division.layers_of_stage(num_layers, self.index, self.count)
 
     def send(self, hidden: torch.Tensor) -> None:
         assert self.neighbours is not None
@@ -85,10 +81,7 @@ class Parallel:
 
     def share(self, count: int, what: str) -> slice:
         """This rank's part of `count` things. Raises ConfigError where they do not divide."""
-        if count % self.size:
-            raise ConfigError(f"--tensor-parallel-size: {what} ({count}) does not divide by {self.size}")
-        part = count // self.size
-        return slice(self.rank * part, (self.rank + 1) * part)
+        return division.share(count, what, self.rank, self.size)
 
     def share_uneven(self, count: int) -> slice:
         """As `share`; where they do not divide, the last rank has fewer than the others."""
@@ -97,13 +90,7 @@ class Parallel:
 
     def share_kv_heads(self, count: int) -> slice:
         """As `share`; with fewer KV heads than ranks, neighbouring ranks hold the same head."""
-        if count >= self.size:
-            return self.share(count, "the number of KV heads")
-        if self.size % count:
-            raise ConfigError(f"--tensor-parallel-size: {self.size} is not a multiple of the number of KV heads "
-                              f"({count})")
-        head = self.rank * count // self.size
-        return slice(head, head + 1)
+        return division.share_of_kv_heads(count, self.rank, self.size)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over ranks; `x` is given away."""

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 from app.doctor.finding import Finding, fail, gib, ok, warn
 from app.doctor.gpu import Gpu
 from engine.config import CPU_KV_BYTES, DTYPES, EngineArgs
+from engine.division import require_divisible
 from engine.errors import ConfigError, WeightError
 from engine.frontend.chat_template import load_chat_template
 from engine.frontend.tokenizer import load_tokenizer
@@ -35,11 +37,16 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
             return [warn("model", f"{args.model} is not on this disk; the first start would fetch it",
                          "fetch it now where that would take too long, or give a directory")]
         return [fail("model", problem, "see the flag that it names") for problem in error.problems]
+    found = [ok("model", f"{model.architecture} at {model.path}")]
+    for check in (args.model_len, partial(require_divisible, args)):
+        try:
+            check(model)
+        except ConfigError as error:
+            found += [fail("model", problem, "see the flag that it names") for problem in error.problems]
     on_gpu = bool(gpus) and args.device != "cpu"
     dtype = DTYPES[args.dtype]
     if dtype == "auto":
         dtype = model.dtype if on_gpu else "float32"
-    found = [ok("model", f"{model.architecture} at {model.path}")]
     try:
         tokenizer = None if args.skip_tokenizer_init else load_tokenizer(model, args.tokenizer)
         if args.chat_template is not None:

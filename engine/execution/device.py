@@ -8,10 +8,10 @@ import os
 import torch
 
 from engine.config import DTYPES, EngineArgs, EngineConfig
+from engine.division import require_divisible
 from engine.errors import ConfigError
 from engine.execution.hardware import Hardware
 from engine.model_config import ModelConfig
-from engine.parallel import Parallel, Stage
 
 BFLOAT16_CAPABILITY = (8, 0)
 LARGE_GPU_BYTES = 70 * 10**9
@@ -23,7 +23,7 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
     Raises:
         ConfigError: a value does not fit the model or the device.
     """
-    _require_divisible(args, model)
+    require_divisible(args, model)
     device = _device(args, hardware)
     cpu = device == "cpu"
     return EngineConfig(
@@ -31,19 +31,11 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
         model=model,
         device=device,
         dtype=_dtype(args, model, device, hardware),
-        max_model_len=_max_model_len(args, model),
+        max_model_len=args.model_len(model),
         max_num_seqs=args.max_num_seqs or (64 if cpu else _most_gpu_rows(hardware)),
         max_num_batched_tokens=args.max_num_batched_tokens or (512 if cpu else _gpu_tokens(hardware, offline)),
         num_steps_ahead=_num_steps_ahead(args, device),
     )
-
-
-def _require_divisible(args: EngineArgs, model: ModelConfig) -> None:
-    """The layers find it too, but on ranks that took half a minute to start."""
-    parallel = Parallel(size=args.tensor_parallel_size)
-    parallel.share_kv_heads(model.num_kv_heads)
-    parallel.share(model.num_heads, "the number of attention heads")
-    Stage(count=args.pipeline_parallel_size).share(model.num_layers)
 
 
 def _device(args: EngineArgs, hardware: Hardware) -> str:
@@ -92,15 +84,6 @@ def _num_steps_ahead(args: EngineArgs, device: str) -> int:
 
 def _dotted(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"
-
-
-def _max_model_len(args: EngineArgs, model: ModelConfig) -> int:
-    if args.max_model_len is None:
-        return model.max_position_embeddings
-    if args.max_model_len > model.max_position_embeddings:
-        raise ConfigError(f"--max-model-len: {args.max_model_len} is more than the {model.max_position_embeddings} "
-                          f"positions that {model.path} was made for")
-    return args.max_model_len
 
 
 def return_freed_memory() -> None:

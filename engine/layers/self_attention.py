@@ -9,6 +9,7 @@ import torch
 
 from engine.attention.inputs import AttentionInputs
 from engine.attention.paged import PagedAttention
+from engine.division import ATTENTION_HEADS
 from engine.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
 from engine.model_config import ModelConfig
 from engine.parallel import Parallel
@@ -19,7 +20,7 @@ class SelfAttention:
     def __init__(self, view: View, config: ModelConfig, cos_sin: torch.Tensor, parallel: Parallel, *, qkv_bias: bool,
                  out_bias: bool) -> None:
         dim, num_heads, num_kv_heads = config.head_dim, config.num_heads, config.num_kv_heads
-        heads = parallel.share(num_heads, "the number of attention heads")
+        heads = parallel.share(num_heads, ATTENTION_HEADS)
         kv_heads = parallel.share_kv_heads(num_kv_heads)
         features, kv_features = _scaled(heads, dim), _scaled(kv_heads, dim)
         self._qkv = ColumnParallelLinear(view, config.hidden_size, [

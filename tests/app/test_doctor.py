@@ -104,14 +104,16 @@ def test_several_engines_need_several_gpus_and_memory_on_each() -> None:
     assert [check_host_memory(half, GIB, 1024, n * GIB).verdict for n in (2, 3)] == [FAIL, OK]
 
 
-@pytest.mark.parametrize(("flag", "value", "said"), [
-    ("--tokenizer", "/none", "--tokenizer: /none is not a directory"),
-    ("--tokenizer", "/", "--tokenizer: / holds no tokenizer files"),
-    ("--chat-template", "{{ foo", "The chat template is not valid Jinja")])
-def test_what_serve_would_refuse_is_found(flag: str, value: str, said: str) -> None:
+@pytest.mark.parametrize(("flag", "value", "check", "said"), [
+    ("--tokenizer", "/none", "tokenizer", "--tokenizer: /none is not a directory"),
+    ("--tokenizer", "/", "tokenizer", "--tokenizer: / holds no tokenizer files"),
+    ("--chat-template", "{{ foo", "tokenizer", "The chat template is not valid Jinja"),
+    ("--max-model-len", "9999", "model", "9999 is more than the 8192 positions"),
+    ("--tensor-parallel-size", "2", "model", "the number of KV heads (3) does not divide by 2")])
+def test_what_serve_would_refuse_is_found(flag: str, value: str, check: str, said: str) -> None:
     code, found = doctor(flag, value)
     assert code == 1
-    assert [finding["says"] for finding in found["tokenizer"] if said in finding["says"]]
+    assert [finding["says"] for finding in found[check] if said in finding["says"]]
     served = subprocess.run([sys.executable, "-m", "app", "serve", "--port", "0", flag, value], capture_output=True,
                             text=True, timeout=60, check=False)
     assert served.returncode == 2
