@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,8 @@ from app.telemetry.audit import AuditLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.record import RequestRecord
 from app.tls import Tls
-from engine.errors import ContextLengthError
 from engine.frontend.async_llm import AsyncLLMEngine
+from engine.frontend.context_limit import naming_limits
 from engine.frontend.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -58,30 +57,9 @@ class Service:
         built_in = self.settings.serve.engine.generation_config == "vllm"
         return {} if built_in else self.engine.model_config.generation_defaults
 
-    @contextmanager
-    def naming_limits(self) -> Iterator[None]:
-        """Adds to the refusal of what is too long why it is, where the model itself takes more."""
-        try:
-            yield
-        except ContextLengthError as error:
-            raise error.explained(*self._limit_of_context()) from None
-
-    def _limit_of_context(self) -> tuple[str, str]:
-        """What limits it if not the model, and what to do, as parts of that refusal."""
-        args, info, own = self.settings.serve.engine, self.engine.info, self.engine.model_config.max_position_embeddings
-        if info is None or info.max_model_len >= own:
-            return "", ""
-        if args.max_model_len is not None:
-            return (f" here, as --max-model-len says (the model itself takes {own})",
-                    ", or start the server with a longer --max-model-len")
-        if args.num_gpu_blocks_override is not None:
-            flag = "--num-gpu-blocks-override"
-        elif info.device == "cpu" or args.kv_cache_memory_bytes is not None:
-            flag = "--kv-cache-memory-bytes"
-        else:
-            flag = "--gpu-memory-utilization"
-        return (f" here, which is what the KV cache holds (the model itself takes {own})",
-                f", or start the server with more cache ({flag})")
+    def naming_limits(self) -> AbstractContextManager[None]:
+        """What is refused inside as too long says why, where the model itself would take it."""
+        return naming_limits(self.settings.serve.engine, self.engine.model_config, self.engine.info)
 
     @staticmethod
     def now() -> int:

@@ -19,6 +19,7 @@ from engine.config import EngineArgs
 from engine.errors import EngineDeadError, InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
 from engine.frontend.client import EngineClient
+from engine.frontend.context_limit import naming_limits
 from engine.frontend.engine_group import EngineGroup
 from engine.frontend.engine_process import EngineProcess
 from engine.frontend.generation import Generation, SampleUpdate
@@ -228,7 +229,8 @@ class AsyncLLMEngine:
         try:
             await self._ensure_started()
             metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
-            stream = await self.submit(prompt, params, request_id, priority=priority, clamp=True)
+            with naming_limits(self.args, self.model_config, self.info):
+                stream = await self.submit(prompt, params, request_id, priority=priority, clamp=True)
             self._streams[request_id] = stream
             builder = OutputBuilder(request_id, stream.prompt, stream.prompt_token_ids, params, self.tokenizer, metrics)
             async with contextlib.aclosing(stream):

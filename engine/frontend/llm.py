@@ -18,6 +18,7 @@ from engine.arguments import integer, is_integer, listed, shown, unsupported
 from engine.config import EngineArgs
 from engine.errors import ConfigError, EngineDeadError, InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
+from engine.frontend.context_limit import naming_limits
 from engine.frontend.generation import Generation
 from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
 from engine.frontend.prompts import Prompt, to_conversations, to_token_ids
@@ -102,9 +103,10 @@ class LLM:
                                   "build another.")
         run = _Run(self._core, self._tokenizer)
         with _undisturbed(), _Interrupts() as interrupts:
-            for prompt, own, rank in zip(wanted, params, priorities):
-                text, ids = to_token_ids(prompt, self._tokenizer)
-                run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63))
+            with naming_limits(self.args, self.model_config, self.info):
+                for prompt, own, rank in zip(wanted, params, priorities):
+                    text, ids = to_token_ids(prompt, self._tokenizer)
+                    run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63))
             return run.finish(use_tqdm, interrupts)
 
     def chat(self, messages: list[dict[str, Any]] | list[list[dict[str, Any]]],

@@ -95,7 +95,7 @@ async def test_the_most_is_allowed(strict: httpx.AsyncClient, path: str, body: d
     ({"kv_cache_memory_bytes": 1}, "cuda", ["KV cache holds", "with more cache (--kv-cache-memory-bytes)."]),
     ({"num_gpu_blocks_override": 1}, "cpu", ["KV cache holds", "with more cache (--num-gpu-blocks-override)."]),
     ({"max_model_len": 100}, "cpu", ["100 tokens here, as --max-model-len says (the model itself takes 8192). However",
-                                     "start the server with a longer --max-model-len."]),
+                                     "start the engine with a longer --max-model-len."]),
 ])
 async def test_what_is_too_long_is_told_what_sets_the_limit(
         make_app: Callable[..., Starlette], fake: FakeEngine, limits: dict[str, int], device: str,

@@ -44,6 +44,16 @@ def test_numbers_of_numpy_are_as_good_as_pythons(llm: LLM) -> None:
         assert output.prompt_token_ids == [3, 4] and {type(id) for id in output.prompt_token_ids} == {int}
 
 
+def test_what_is_too_long_is_told_what_sets_the_limit(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "llama")
+    for limit, said in (({"max_model_len": 20}, "as --max-model-len says"),
+                        ({"num_gpu_blocks_override": 3}, r"more cache \(--num-gpu-blocks-override")):
+        llm = LLM(str(tmp_path), skip_tokenizer_init=True, device="cpu", **limit)
+        with pytest.raises(InvalidRequestError, match=said):
+            llm.generate([list(range(1, 60))], PARAMS, use_tqdm=False)
+        llm.close()
+
+
 @pytest.mark.parametrize("prompts", [5, None, 1.5])
 def test_what_is_no_prompt_is_named(llm: LLM, prompts: Any) -> None:
     with pytest.raises(InvalidRequestError, match=f"prompts must be .* got {type(prompts).__name__}"):
