@@ -134,6 +134,7 @@ def test_the_stand_in_takes_away_what_the_unit_takes_away(sandbox: Sandbox) -> N
         "chown": "EPERM", "tmp": None, "pidfd": None, "shm": None, "mount": "EPERM"}
 
 
+@pytest.mark.slow
 def test_the_server_answers_and_drains_and_tells_systemd(sandbox: Sandbox) -> None:
     server = Server(sandbox.popen(sys.executable, "-m", "app", "serve"))
     try:

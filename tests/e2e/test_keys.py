@@ -155,6 +155,7 @@ def test_a_broken_file_keeps_the_old_set_and_turns_the_gauge(restored: Keyed) ->
     assert restored.metric("quire:key_file_ok") == 1
 
 
+@pytest.mark.slow
 def test_a_key_ends_when_its_time_is_over(restored: Keyed) -> None:
     secret = new_secret()
     key = Key(name="short", sha256=digest_of(secret), created=NOW,

@@ -137,6 +137,7 @@ def test_probes_need_no_key_and_the_rest_does(server: Server) -> None:
     assert not [line for line in server.events("request") if line["path"] == "/readyz"]
 
 
+@pytest.mark.slow
 def test_idle_costs_no_cpu(server: Server) -> None:
     time.sleep(1)
     before = cpu_s(server)

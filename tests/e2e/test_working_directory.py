@@ -15,6 +15,7 @@ QUIRE = Path(sys.executable).with_name("quire")
 
 
 @pytest.mark.skipif(not QUIRE.exists(), reason="the command quire is not installed beside Python")
+@pytest.mark.slow
 def test_modules_in_the_working_directory_are_never_run(tmp_path: Path) -> None:
     for name in ("app", "engine", "kernels"):
         (tmp_path / name).mkdir()

@@ -117,6 +117,7 @@ def test_chat_takes_the_defaults_of_such_programs_by_place_and_by_name(llm):
     assert llm.chat([], greedy) == []
 
 
+@pytest.mark.slow
 def test_a_model_split_over_devices_answers_alike():
     """The seed's four GPUs, here three CPU ranks: the packaged model has three KV heads."""
     greedy = SamplingParams(temperature=0, max_tokens=8)

@@ -25,6 +25,7 @@ from tests.faults.engines import (
 from tests.faults.fragile_engine import DEADLY_TOKEN, HUNGRY_TOKEN
 
 
+@pytest.mark.slow
 async def test_streams_go_on_after_sigkill(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/engine.sock"
     async with engine_at(address) as (engine, process):
