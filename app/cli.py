@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 from app.keys import cli as keys
 from app.keys.key import SHORTEST_KEY, digest_of, plain_key
 from app.keys.key_file import load_key_file
-from app.settings import OPTIONS, Loaded, Option, ServeSettings, describe, flag, load, parse, unknown
+from app.options import OPTIONS, Option, parse, unknown
+from app.settings import ServeSettings, flag
+from app.sources import Loaded, describe, load
 from engine import __version__
 from engine.errors import ConfigError, PassingError
 from engine.exit_codes import EXIT_CONFIG, EXIT_LOAD

@@ -10,9 +10,9 @@ import os
 from typing import Any
 
 from app.probe import listen_for_probes
-from app.settings import WorkerSettings
 from app.tls import keep_for_workers
 from app.worker import GRACE_S
+from app.worker_settings import WorkerSettings
 from engine.lifeline import die_with_parent
 from engine.logs import configure_logging
 

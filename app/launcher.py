@@ -28,8 +28,9 @@ from app.probe import Readiness, probe
 from app.reload import request_reload
 from app.run_dir import RunDirectory
 from app.sd_notify import Systemd
-from app.settings import ServeSettings, WorkerSettings, flag, for_workers
+from app.settings import ServeSettings, flag
 from app.telemetry.audit import AuditError, AuditLog
+from app.worker_settings import WorkerSettings, for_workers
 from engine.errors import ConfigError
 from engine.exit_codes import EXIT_BROKEN, EXIT_CONFIG, EXIT_LOAD
 from engine.frontend.shares import environments

@@ -21,10 +21,10 @@ from app.middleware.host import HostMiddleware
 from app.middleware.request_log import RequestLogMiddleware
 from app.routes import PUBLIC, QUIET, ROUTES, handler_of
 from app.service import Service
-from app.settings import WorkerSettings
 from app.telemetry.audit import AuditLog
 from app.telemetry.metrics import Metrics
 from app.tls import Tls
+from app.worker_settings import WorkerSettings
 from engine.frontend.async_llm import AsyncLLMEngine
 
 if TYPE_CHECKING:

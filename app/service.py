@@ -14,11 +14,11 @@ from app.errors import ApiError
 from app.in_flight import InFlight
 from app.keys.key import ANYONE, Key
 from app.keys.ring import KeyRing
-from app.settings import WorkerSettings
 from app.telemetry.audit import AuditLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.record import RequestRecord
 from app.tls import Tls
+from app.worker_settings import WorkerSettings
 from engine.frontend.async_llm import AsyncLLMEngine
 from engine.frontend.context_limit import naming_limits
 from engine.frontend.tokenizer import Tokenizer

@@ -1,6 +1,6 @@
 """Whose environment variables beginning with QUIRE_ are: those that are no setting's, and yet somebody's on purpose.
 
-Knows no setting; called by app/settings.py when it reads the environment.
+Knows no setting; called by app/sources.py when it reads the environment.
 """
 
 from __future__ import annotations

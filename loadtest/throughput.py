@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.settings import OPTIONS, flag, parse
+from app.options import OPTIONS, parse
+from app.settings import flag
 from engine import LLM, SamplingParams
 from engine.errors import ConfigError
 from loadtest import workloads

@@ -86,7 +86,8 @@ def test_the_readme_lists_every_folder_of_the_tree():
 
 
 def test_flags_in_documents_exist():
-    from app.settings import OPTIONS, flag
+    from app.options import OPTIONS
+    from app.settings import flag
 
     known = {flag(name) for name in OPTIONS} | {flag(f"no_{name}") for name in OPTIONS} | {"--config"}
     readme = (ROOT / "README.md").read_text()

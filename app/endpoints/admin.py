@@ -14,10 +14,10 @@ from starlette.responses import Response
 from app.errors import ApiError
 from app.keys.key import NEVER, Key
 from app.middleware.auth import no_audit
+from app.options import shown
 from app.reload import request_reload, requested
 from app.schemas.body import read_body
 from app.service import Service, key_of, record_of, service_of
-from app.settings import shown
 from app.telemetry.audit import AuditError
 from engine import __version__
 from engine.logs import LEVELS

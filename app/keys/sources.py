@@ -1,6 +1,6 @@
 """Where keys come from besides flags: vLLM's variable, a file as Docker hands secrets over, systemd's credentials.
 
-Knows where they are, not what is in them; called by app/settings.py when it reads the environment.
+Knows where they are, not what is in them; called by app/sources.py when it reads the environment.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import ApiError
 from app.keys.ring import KeyRing
-from app.settings import WorkerSettings
 from app.telemetry.record import RequestRecord
+from app.worker_settings import WorkerSettings
 
 
 class HostMiddleware:

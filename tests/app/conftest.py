@@ -12,7 +12,8 @@ import pytest
 from starlette.applications import Starlette
 
 from app.main import create_app
-from app.settings import ServeSettings, WorkerSettings
+from app.settings import ServeSettings
+from app.worker_settings import WorkerSettings
 from engine.config import EngineArgs
 from tests.app.fake_engine import FakeEngine
 

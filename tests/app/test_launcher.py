@@ -23,7 +23,8 @@ from app.listen import listen, url_of
 from app.reload import request_reload
 from app.run_dir import RunDirectory
 from app.sd_notify import Systemd
-from app.settings import ServeSettings, for_workers
+from app.settings import ServeSettings
+from app.worker_settings import for_workers
 from engine.config import EngineArgs
 from engine.errors import ConfigError
 from engine.exit_codes import EXIT_BROKEN, EXIT_LOAD

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.cli import load_settings, main
-from app.settings import OPTIONS, WorkerSettings, for_workers, load, parse, variable
+from app.options import OPTIONS, parse, variable
+from app.sources import load
+from app.worker_settings import WorkerSettings, for_workers
 from engine.errors import ConfigError
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings import OPTIONS, load, variable
+from app.options import OPTIONS, variable
+from app.sources import load
 from tests.e2e.server import KEY
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,9 @@ import pytest
 
 from app.keys.key_file import load_key_file
 from app.launcher import EXIT_CONFIG, STOP_ENGINE_S, STOP_HTTP_MARGIN_S
+from app.options import OPTIONS, variable
 from app.sd_notify import LOADING_S, REPEAT_S
-from app.settings import OPTIONS, ServeSettings, flag, variable
+from app.settings import ServeSettings, flag
 from tests.deploy.systemd_unit import ROOT, SYSTEMD, UNIT, Unit
 
 NAMES = ("quire.service", "quire@.service")

@@ -1,0 +1,110 @@
+"""Where settings come from: flags, environment, a file and defaults, in that order.
+
+`load` reports everything that is wrong in all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app import strict_yaml
+from app.keys.sources import key_sources
+from app.options import OPTIONS, parse, shown, unknown, variable
+from app.settings import ServeSettings, flag
+from app.variables import is_kubernetes_port, mistyped
+from engine.config import EngineArgs
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    settings: ServeSettings
+    sources: dict[str, str]  # option -> where its value came from, for those that are not defaults
+    warnings: list[str] = field(default_factory=list)
+
+
+def load(flags: dict[str, Any], environment: Mapping[str, str], problems: list[str] | None = None) -> Loaded:
+    """The settings from flags (texts, lists of texts, or booleans), environment, file and defaults.
+
+    `problems` are those that the command line already has.
+
+    Raises:
+        ConfigError: with every problem of every source.
+    """
+    problems = list(problems or [])
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    config_file = flags.pop("config", None) or environment.get("QUIRE_CONFIG")
+    given = (list(_from_file(config_file, problems)) + list(_from_environment(environment, problems))
+             + [(name, raw, flag(name)) for name, raw in flags.items()])
+    for name, raw, source in given:  # weakest first: a later one takes its place
+        try:
+            values[name] = parse(raw, OPTIONS[name].type)
+            sources[name] = source
+        except ValueError as error:
+            problems.append(f"{source}: {error}")
+    engine = EngineArgs(**{name: value for name, value in values.items() if OPTIONS[name].of_engine})
+    service = {name: value for name, value in values.items() if not OPTIONS[name].of_engine}
+    settings = ServeSettings(engine=engine, **service)
+    problems += [_naming_source(problem, sources) for problem in settings.problems()]
+    if problems:
+        raise ConfigError(problems)
+    variables = {"QUIRE_CONFIG", *map(variable, OPTIONS)}
+    return Loaded(settings, sources, [unknown(name, variables) for name in mistyped(environment, variables)])
+
+
+def _naming_source(problem: str, sources: dict[str, str]) -> str:
+    """`--port: ...` said of a value that came from elsewhere names that place too."""
+    name = problem.split(":", 1)[0].removeprefix("--").replace("-", "_")
+    source = sources.get(name)
+    return problem if source is None or source == flag(name) else f"{problem} (from {source})"
+
+
+def _from_environment(environment: Mapping[str, str],
+                      problems: list[str]) -> Iterator[tuple[str, Any, str]]:
+    yield from key_sources(environment, problems)
+    for name, option in OPTIONS.items():
+        raw = environment.get(variable(name))
+        if raw is not None and not is_kubernetes_port(variable(name), raw):
+            yield name, raw.split(",") if option.type == list[str] else raw, variable(name)
+
+
+def _from_file(path: str | None, problems: list[str]) -> Iterator[tuple[str, Any, str]]:
+    if path is None:
+        return
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        content = _parse_toml(text) if path.endswith(".toml") else strict_yaml.load(text)
+    except (OSError, ValueError) as error:
+        problems.append(f"--config: {path} cannot be read: {getattr(error, 'strerror', error)}")
+        return
+    if not isinstance(content or {}, dict):
+        problems.append(f"--config: {path} must hold one setting a line, as `name: value`")
+        return
+    spellings: dict[str, str] = {}
+    for key, value in (content or {}).items():
+        name = str(key).replace("-", "_")
+        if name not in OPTIONS:
+            problems.append(f"{path}: {unknown(str(key), OPTIONS)}")
+        elif name in spellings:
+            problems.append(f"{path}: {key} is {spellings[name]}, which is there too; keep one of them")
+        elif value is not None:
+            yield name, value, f"{path}: {key}"
+        spellings[name] = str(key)
+
+
+def _parse_toml(text: str) -> Any:
+    try:
+        import tomllib  # Python 3.11 has it, 3.10 does not
+    except ImportError:
+        raise ValueError("TOML needs Python 3.11 or newer; write the file as YAML") from None
+    return tomllib.loads(text)
+
+
+def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
+    """(flag, value, source) of every option, secrets redacted."""
+    return [(flag(name), "" if value is None else str(value), loaded.sources.get(name, "default"))
+            for name, value in shown(loaded.settings).items()]
