@@ -10,6 +10,7 @@ from app.errors import ApiError
 from app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs
 from app.schemas.usage import Usage
 from app.settings import ServeSettings
+from engine.frontend.chat_template import RESERVED_VARIABLES
 
 MAX_MESSAGES = 4096
 MAX_KWARGS_DEPTH = 16
@@ -18,7 +19,6 @@ ROLES = ("system", "developer", "user", "assistant")
 _HARMLESS_IN_MESSAGES = frozenset({"refusal", "annotations", "reasoning", "reasoning_content"})
 _HARMLESS_IN_PARTS = frozenset({"annotations", "cache_control"})  # a prompt's beginning is cached unasked
 _UNSUPPORTED_IN_MESSAGES = frozenset({"tool_calls", "tool_call_id", "function_call", "audio"})
-_TEMPLATE_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "self"})
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -38,7 +38,7 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
         check_logprobs("top_logprobs", self.top_logprobs, settings)
         if self.echo:
             raise ApiError(400, "echo is not supported for chat.", "echo")
-        taken = _TEMPLATE_ARGUMENTS & self.chat_template_kwargs.keys()
+        taken = RESERVED_VARIABLES & self.chat_template_kwargs.keys()
         if taken:
             raise ApiError(400, f"chat_template_kwargs may not set {', '.join(sorted(taken))}.",
                            "chat_template_kwargs")

@@ -22,6 +22,8 @@ from engine.errors import ConfigError, InvalidRequestError
 from engine.frontend.tokenizer import Tokenizer
 from engine.model_config import ModelConfig
 
+RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "self"})  # not for callers to set
+
 
 class _Raised(jinja2.TemplateError):
     """The template itself refused the messages."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from engine.arguments import integer, is_integer, listed, shown, unsupported
 from engine.config import EngineArgs
 from engine.errors import ConfigError, EngineDeadError, InvalidRequestError
-from engine.frontend.chat_template import ChatTemplate, load_chat_template
+from engine.frontend.chat_template import RESERVED_VARIABLES, ChatTemplate, load_chat_template
 from engine.frontend.context_limit import naming_limits
 from engine.frontend.generation import Generation
 from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
@@ -193,7 +193,7 @@ def _template_variables(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
         raise InvalidRequestError(f"chat_template_kwargs must be a dict of names and values, got {shown(given)}.",
                                   "chat_template_kwargs")
-    taken = given.keys() & {"messages", "tools", "add_generation_prompt"}
+    taken = given.keys() & RESERVED_VARIABLES
     if taken:
         raise InvalidRequestError(f"chat_template_kwargs may not set {', '.join(sorted(taken))}.",
                                   "chat_template_kwargs")
