@@ -17,14 +17,19 @@ def settle_blocks(runner: ModelRunner, config: EngineConfig, progress: Progress)
     args = config.args
     if args.num_gpu_blocks_override is not None:
         return args.num_gpu_blocks_override
-    if args.kv_cache_memory_bytes is not None:
-        available, flag = args.kv_cache_memory_bytes, "--kv-cache-memory-bytes"
-        _require_room(args, available, runner.device)
-    elif runner.device.type == "cpu":
-        available, flag = CPU_KV_BYTES, "--kv-cache-memory-bytes"
-    else:
+    step_bytes = 0
+    if runner.device.type != "cpu":
         progress("measuring memory", 0.0)
-        available, flag = _free_device_bytes(runner, config), "--gpu-memory-utilization"
+        step_bytes = _measure_worst_step(runner, config)
+        torch.cuda.empty_cache()
+    flag = "--kv-cache-memory-bytes"
+    if args.kv_cache_memory_bytes is not None:
+        available = args.kv_cache_memory_bytes
+        _require_room(args, available, runner.device, step_bytes)
+    elif runner.device.type == "cpu":
+        available = CPU_KV_BYTES
+    else:
+        available, flag = _free_device_bytes(args) - step_bytes, "--gpu-memory-utilization"
     num_blocks = available // runner.block_bytes
     if num_blocks < 1:
         raise ConfigError(f"{flag}: it leaves {max(available, 0) / 2**20:.1f} MiB for the KV cache, and one block "
@@ -32,34 +37,31 @@ def settle_blocks(runner: ModelRunner, config: EngineConfig, progress: Progress)
     return int(num_blocks)
 
 
-def _require_room(args: EngineArgs, wanted: int, device: torch.device) -> None:
+def _require_room(args: EngineArgs, wanted: int, device: torch.device, step_bytes: int) -> None:
     """A CPU's pages are taken when they are first written: without this, it would be found out under load."""
     num_ranks = 1
     if device.type == "cpu":
         free, total = free_and_total()
-        of, more = "of memory are free", "free memory, or raise the container's limit"
+        beside, of, more = "weights", "of memory are free", "free memory, or raise the container's limit"
         # The ranks of an engine load at the same time. On a cluster nobody here knows which are on one machine, and of
         # several engines those that serve have taken theirs.
         if args.distributed_executor_backend != "ray":
             num_ranks = args.num_ranks
     else:
-        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
-        of, more = "of the GPU are free", "free the GPU (nvidia-smi tells who has it)"
+        free = max(0, free - step_bytes)
+        beside, of, more = "weights and a step", "of the GPU are free", "free the GPU (nvidia-smi tells who has it)"
     if num_ranks * wanted > free:
         times = f"{num_ranks} times " if num_ranks > 1 else ""
         error = MemoryShortageError if num_ranks * wanted < total else ConfigError
-        raise error(f"--kv-cache-memory-bytes: {times}{wanted / 2**20:.0f} MiB were asked for, and beside the weights "
+        raise error(f"--kv-cache-memory-bytes: {times}{wanted / 2**20:.0f} MiB were asked for, and beside the {beside} "
                     f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB {of}; ask for less, {more}")
 
 
-def _free_device_bytes(runner: ModelRunner, config: EngineConfig) -> int:
-    """What the utilization allows, less all that is in use now, less what a worst step adds at its peak."""
-    step_bytes = _measure_worst_step(runner, config)
-    torch.cuda.empty_cache()
+def _free_device_bytes(args: EngineArgs) -> int:
+    """What the utilization allows, less all that is in use now."""
     free, total = torch.cuda.mem_get_info()
-    allowed = int(total * config.args.gpu_memory_utilization)
-    return allowed - (total - free) - step_bytes
+    return int(total * args.gpu_memory_utilization) - (total - free)
 
 
 def _measure_worst_step(runner: ModelRunner, config: EngineConfig) -> int:

@@ -27,7 +27,8 @@ def blocks(device: str = "cpu", **args: Any) -> int:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine and a GPU of ten blocks, five of which are free."""
     monkeypatch.setattr(capacity, "free_and_total", lambda: (5 * BLOCK, 10 * BLOCK))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * BLOCK, 10 * BLOCK))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (7 * BLOCK, 10 * BLOCK))
+    monkeypatch.setattr(capacity, "_measure_worst_step", lambda *_: 2 * BLOCK)  # the rest of the GPU's
 
 
 def test_a_cache_beyond_this_machine_is_refused_with_the_figures() -> None:
@@ -45,11 +46,17 @@ def test_a_cache_that_fits_is_taken() -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_less_memory_than_there_may_be_another_time_is_a_reason_that_may_pass(small: None, device: str) -> None:
     assert blocks(device, kv_cache_memory_bytes=5 * BLOCK) == 5
-    with pytest.raises(MemoryShortageError, match="6 MiB were asked for, and beside the weights 5 of 10 MiB of"):
+    with pytest.raises(MemoryShortageError, match=r"6 MiB were asked for, and beside the weights.* 5 of 10 MiB of"):
         blocks(device, kv_cache_memory_bytes=6 * BLOCK)
     with pytest.raises(ConfigError) as caught:
         blocks(device, kv_cache_memory_bytes=10 * BLOCK)
     assert not isinstance(caught.value, MemoryShortageError)
+
+
+def test_a_gpus_utilization_is_for_all_that_uses_it(small: None) -> None:
+    assert blocks("cuda", gpu_memory_utilization=0.9) == 9 - 3 - 2  # in use, and of a step
+    with pytest.raises(ConfigError, match=r"--gpu-memory-utilization: it leaves 0.0 MiB"):
+        blocks("cuda", gpu_memory_utilization=0.5)
 
 
 def test_ranks_of_one_machine_share_its_memory(small: None) -> None:
