@@ -16,6 +16,7 @@ from typing import cast
 
 from engine.admission import Account, Admission
 from engine.config import EngineArgs, SchedulerConfig
+from engine.division import require_divisible
 from engine.errors import InvalidRequestError
 from engine.execution.device import return_freed_memory, settle
 from engine.execution.executor import Executor, InProcessExecutor, Launched
@@ -55,6 +56,7 @@ class EngineCore:
         began = time.monotonic()
         args.checked()
         model = resolve_model(args)
+        require_divisible(args, model)  # before anybody waits for devices
         ranks = placement(args, progress)
         try:
             self.config = config = settle(args, model, of_this_machine() if ranks is None else ranks.hardware(),

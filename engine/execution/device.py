@@ -8,7 +8,6 @@ import os
 import torch
 
 from engine.config import DTYPES, EngineArgs, EngineConfig
-from engine.division import require_divisible
 from engine.errors import ConfigError
 from engine.execution.hardware import Hardware
 from engine.model_config import ModelConfig
@@ -23,7 +22,6 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
     Raises:
         ConfigError: a value does not fit the model or the device.
     """
-    require_divisible(args, model)
     device = _device(args, hardware)
     cpu = device == "cpu"
     return EngineConfig(

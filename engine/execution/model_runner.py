@@ -106,14 +106,14 @@ class ModelRunner:
             self.num_graph_steps += 1
             step = self.graphs.run(size, upload["graph"])
             if step.logits is None or step.token_ids is None:
-                return Pending.empty()
+                return Pending.empty(self.device)
             if not special:  # the graph has sampled, and written to the table
                 return Pending.of(Sampled(_sampled_only(step.token_ids, plan, upload), None), [])
             logits: torch.Tensor | None = _sampled_only(step.logits, plan, upload)
         else:
             logits = self._logits(plan, upload)
         if logits is None or not any(plan.samples):
-            return Pending.empty()
+            return Pending.empty(self.device)
         inputs = self._sampling_inputs(plan, upload)
         if forbidden is not None:
             inputs.forbidden = (upload["forbidden"][0], upload["forbidden"][1])

@@ -39,10 +39,11 @@ def connect(store: Store, name: str, rank: int, size: int, hidden_size: int, dty
     num_packets = 2 * size * packet_rows * words_of(hidden_size, dtype)[0]
     packets = torch.zeros(8 * num_packets, dtype=torch.uint8, device=device)
     torch.cuda.synchronize(device)
+    shared = {"rows": rows, "flags": flags, "packets": packets}
+    for what, mine in shared.items():  # all, before one of others' cannot be opened: nobody is to wait for an offer
+        _offer(meeting, what, rank, mine)
     try:
-        rows_of = _exchange(meeting, "rows", rank, size, rows)
-        flags_of = _exchange(meeting, "flags", rank, size, flags)
-        packets_of = _exchange(meeting, "packets", rank, size, packets)
+        rows_of, flags_of, packets_of = (_open(meeting, what, rank, size, mine) for what, mine in shared.items())
         problem = ""
     except (RuntimeError, _OtherHostError) as error:
         problem = str(error) or "unknown"
@@ -68,14 +69,23 @@ class _OtherHostError(Exception):
     pass
 
 
-def _exchange(meeting: Store, what: str, rank: int, size: int, mine: torch.Tensor) -> list[torch.Tensor]:
+def _offer(meeting: Store, what: str, rank: int, mine: torch.Tensor) -> None:
+    """Where `mine` is and its handle; why there is none, alone, if it cannot be shared."""
+    try:
+        offer = (_BOOT_ID.read_text(), *mine.untyped_storage()._share_cuda_()[1:])
+    except RuntimeError as error:
+        offer = (str(error),)
+    meeting.set(f"{what}/{rank}", msgspec.msgpack.encode(offer))  # type: ignore[arg-type]  # bytes are taken, and given
+
+
+def _open(meeting: Store, what: str, rank: int, size: int, mine: torch.Tensor) -> list[torch.Tensor]:
     """Everybody's tensor like `mine`, in this process."""
     host = _BOOT_ID.read_text()
-    offer = msgspec.msgpack.encode((host, *mine.untyped_storage()._share_cuda_()[1:]))
-    meeting.set(f"{what}/{rank}", offer)  # type: ignore[arg-type]  # bytes are taken, and given back
     found = []
     for peer in range(size):
         where, *handle = msgspec.msgpack.decode(meeting.get(f"{what}/{peer}"))
+        if not handle:
+            raise RuntimeError(where)
         if where != host:
             raise _OtherHostError("the ranks of a stage are on several hosts")
         if peer == rank:

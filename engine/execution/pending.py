@@ -27,25 +27,33 @@ class Pending:
         if token_ids.is_cuda:
             token_ids = _to_host(token_ids)
             copied = None if logprobs is None else tuple(_to_host(t) for t in logprobs)
-            event = torch.cuda.Event()
-            event.record()
+            event = _recorded()
         return cls(token_ids, copied, wanted, event)
 
     @classmethod
-    def empty(cls) -> Pending:
-        return cls(None, None, [], None)
+    def empty(cls, device: torch.device) -> Pending:
+        """Of a step that samples nothing, or not here. It is waited for all the same: for what may go wrong in it, and
+        so that no more steps are queued than the core means to.
+        """
+        return cls(None, None, [], None if device.type == "cpu" else _recorded())
 
     def result(self) -> StepResult:
-        if self.token_ids is None:
-            return StepResult([])
         if self.event is not None:
             self.event.synchronize()
+        if self.token_ids is None:
+            return StepResult([])
         result = StepResult(self.token_ids.tolist())
         if self.logprobs is not None:
             own, ranks, top_ids, top = (t.tolist() for t in self.logprobs)
             result.logprobs = {place: (own[place], ranks[place], top_ids[place][:k], top[place][:k])
                                for place, k in enumerate(self.wanted) if k >= 0}
         return result
+
+
+def _recorded() -> torch.cuda.Event:
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

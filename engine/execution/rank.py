@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import traceback
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import msgspec
@@ -108,7 +109,8 @@ def _serve(spec: RankSpec, link: Link) -> None:
         torch.cuda.set_device(spec.device_index)
     prepare_cpu(config.args)
     progress("meeting the other ranks", 0.0)
-    store = TCPStore(spec.meeting_host, spec.meeting_port, is_master=False)
+    # Loads have no limit, and of one that died all hear otherwise.
+    store = TCPStore(spec.meeting_host, spec.meeting_port, is_master=False, timeout=timedelta(days=1))
     runner = ModelRunner(config, join(spec.rank, config, store, torch.device(config.device)), progress)
     link.send(Capacity(settle_blocks(runner, config, progress), runner.model.vocab_size))
     order = link.receive()
@@ -125,8 +127,12 @@ def _serve(spec: RankSpec, link: Link) -> None:
 
 def _report(spec: RankSpec, runner: Any, launched: queue.SimpleQueue[Any]) -> None:
     """Waits for each step, so that what went wrong on this device is said by this rank, and not by one that waits."""
+    import torch
+
     link = Link(spec, "-results")
     try:
+        if spec.config.device == "cuda":
+            torch.cuda.set_device(spec.device_index)  # each thread's own; waiting on GPU 0 would take memory there
         while True:
             result = launched.get().result()
             if spec.reports:
@@ -147,7 +153,8 @@ def main() -> NoReturn:
     configure_logging(spec.log_level)
     structlog.contextvars.bind_contextvars(rank=spec.rank)
     faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the core decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal, or who stops a service, may send it to all
+        signal.signal(number, signal.SIG_IGN)  # the core decides
     share_cores()
     die_with_parent(int(sys.argv[1]), signalled=False)
     _leave(run(spec))

@@ -6,6 +6,7 @@ words. A rank that hangs is not waited for here: the core makes no step, and who
 
 from __future__ import annotations
 
+import socket
 import time
 import weakref
 
@@ -45,10 +46,11 @@ class RankGroup:
         address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
-        self._meeting = TCPStore(placement.host, 0, is_master=True, wait_for_workers=False)
+        self._meeting: TCPStore | None = _meeting(placement.host)
+        port = self._meeting.port
         try:
-            specs = [RankSpec(rank, placement.device_index(rank), config, address, placement.host, self._meeting.port,
-                              level()) for rank in range(self._num_ranks)]
+            specs = [RankSpec(rank, placement.device_index(rank), config, address, placement.host, port, level())
+                     for rank in range(self._num_ranks)]
             self._ends = {end: rank for rank, end in enumerate(placement.start(specs))}
             for end in self._ends:
                 self._poller.register(end, zmq.POLLIN)
@@ -78,6 +80,7 @@ class RankGroup:
         self._stop_ranks()
         self._socket.close()
         self._context.term()
+        self._meeting = None
 
     def _boot(self, progress: Progress) -> tuple[int, int]:
         """Blocks and vocabulary of the group."""
@@ -133,6 +136,15 @@ class RankGroup:
         if failed.kind == "load":
             return WeightError(failed.problems[0])
         return RankError(f"rank {rank} broke:\n{failed.problems[0]}")
+
+
+def _meeting(host: str) -> TCPStore:
+    """Where ranks find each other: listens at `host` alone, where TCPStore by itself would at all addresses."""
+    listening = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = listening.getsockname()[1]
+    # Without libuv, whose server takes no descriptor in torch 2.5.
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, use_libuv=False,
+                    master_listen_fd=listening.detach())
 
 
 class _SlowestRank:

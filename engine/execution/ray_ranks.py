@@ -52,8 +52,10 @@ class RayRanks:
     def __init__(self, args: EngineArgs, progress: Progress) -> None:
         """Returns when the cluster has room for all ranks, which may be when a lost node is replaced."""
         on_sigterm = signal.getsignal(signal.SIGTERM)
+        self._joined = not ray.is_initialized()  # else whoever did will leave, too
         try:
-            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), configure_logging=False, log_to_driver=True)
+            if self._joined:
+                ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), configure_logging=False, log_to_driver=True)
         except ConnectionError as error:
             raise ConfigError("--distributed-executor-backend: there is no Ray cluster here; `ray start --head` "
                               f"begins one, RAY_ADDRESS names one elsewhere ({error})") from error
@@ -131,7 +133,8 @@ class RayRanks:
             ray.kill(actor)
         if self._group is not None:
             ray.util.remove_placement_group(self._group)
-        ray.shutdown()
+        if self._joined:
+            ray.shutdown()
 
     def _watch(self) -> None:
         """Closes a rank's pipe end when it is over; those of all when Ray tells no more."""
@@ -153,8 +156,9 @@ class RayRanks:
 
 
 def _with_local_model(spec: RankSpec) -> RankSpec:
-    """A hub's model lies elsewhere on each node."""
-    config = spec.config
-    if Path(config.model.path).exists():
-        return spec
-    return msgspec.structs.replace(spec, config=replace(config, model=resolve_model(config.args)))
+    """A hub's model lies elsewhere on each node, or not yet, or in part; what all load is of one commit."""
+    config, args = spec.config, spec.config.args
+    snapshot = Path(config.model.path)
+    if snapshot.parent.name == "snapshots":  # the hub's cache, by commit
+        args = replace(args, revision=snapshot.name)
+    return msgspec.structs.replace(spec, config=replace(config, model=resolve_model(args)))

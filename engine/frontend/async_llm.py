@@ -253,8 +253,9 @@ class AsyncLLMEngine:
         """End the connections, and the engine processes where this object started them."""
         if self._group is not None:
             await self._group.close()
-        if self._process is not None:
-            await asyncio.to_thread(self._process.stop)
+        process, self._process = self._process, None  # a second call is nothing
+        if process is not None:
+            await asyncio.to_thread(process.stop)
 
     async def _ensure_started(self) -> None:
         async with self._started:

@@ -297,7 +297,12 @@ class EngineClient:
         while True:
             event = parse_monitor_message(await self._monitor.recv_multipart())
             if event["event"] == zmq.EVENT_DISCONNECTED and self.state == "ready":
-                self._lost()
+                lost = self.info
+                # Its last words come by another socket, and say which requests it had begun: they go first.
+                while self.info is lost and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                    await asyncio.sleep(0)
+                if self.info is lost:
+                    self._lost()
 
     def _lost(self) -> None:
         self.state = "down"

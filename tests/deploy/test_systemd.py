@@ -136,7 +136,7 @@ def test_failures_are_tried_again_but_not_for_ever_and_not_wrong_settings() -> N
 
 def test_everything_that_the_launcher_needs_of_systemd_is_said() -> None:
     unit = Unit(UNIT)
-    for key, value in (("Type", "notify"), ("NotifyAccess", "main"), ("KillMode", "control-group"),
+    for key, value in (("Type", "notify"), ("NotifyAccess", "main"), ("KillMode", "mixed"),
                        ("ExecReload", "/bin/kill -HUP $MAINPID"), ("OOMPolicy", "continue"), ("LimitNOFILE", "65536")):
         assert unit.one(key) == value
 

@@ -83,8 +83,10 @@ def test_ranks_and_stages_together_equal_one(checkpoints: dict[str, Path], on_on
 @pytest.mark.parametrize(("sizes", "what"), [
     ({"tensor_parallel_size": 3}, r"--tensor-parallel-size: 3 is not a multiple of the number of KV heads \(2\)"),
     ({"pipeline_parallel_size": 3}, r"--pipeline-parallel-size: the number of layers \(4\) does not divide by 3"),
+    # Without a cluster: it is not asked for devices first.
+    ({"pipeline_parallel_size": 3, "distributed_executor_backend": "ray"}, "does not divide by 3"),
 ])
-def test_what_does_not_divide_is_refused_by_name(sizes: dict[str, int], what: str,
+def test_what_does_not_divide_is_refused_by_name(sizes: dict[str, Any], what: str,
                                                  checkpoints: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match=what):
         LLM(str(checkpoints["llama"]), skip_tokenizer_init=True, device="cpu", **sizes)

@@ -59,15 +59,6 @@ def test_more_ranks_than_gpus_are_refused():
         settle(EngineArgs(tensor_parallel_size=2, pipeline_parallel_size=2), model(), OLD_GPU)
 
 
-@pytest.mark.parametrize(("sizes", "what"), [
-    ({"tensor_parallel_size": 4}, r"the number of attention heads \(2\) does not divide by 4"),
-    ({"pipeline_parallel_size": 4}, r"the number of layers \(6\) does not divide by 4"),
-])
-def test_what_does_not_divide_is_refused_before_ranks_start(sizes: dict[str, int], what: str):
-    with pytest.raises(ConfigError, match=what):
-        settle(EngineArgs(**sizes), model(), NO_GPU)
-
-
 def test_a_pipeline_has_as_many_steps_in_flight_as_stages():
     assert settle(EngineArgs(pipeline_parallel_size=3), model(), NO_GPU).num_steps_ahead == 3
 

@@ -6,12 +6,17 @@ import importlib.util
 import os
 import select
 import threading
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from engine.config import EngineArgs
+from engine.execution.rank import RankSpec
+from tests.engine.models import tiny
+from tests.engine.models.paging import config_of
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 
@@ -25,9 +30,13 @@ class FakeRay:
         self.room = True
         self.fails: Exception | None = None
         self.calls: list[str] = []
+        self.is_joined = False
         self.util = SimpleNamespace(
             get_node_ip_address=lambda: "127.0.0.1", remove_placement_group=lambda group: self.calls.append("removed"),
             placement_group=lambda *_, **__: SimpleNamespace(ready=lambda: "ready"))
+
+    def is_initialized(self) -> bool:
+        return self.is_joined
 
     def init(self, **_: Any) -> None:
         self.calls.append("init")
@@ -114,3 +123,30 @@ def test_a_start_that_is_given_up_gives_the_nodes_back(ray: FakeRay) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(interrupt)
     assert ray.calls == ["init", "removed", "shutdown"]
+
+
+def test_a_program_that_is_in_the_cluster_already_stays_in_it(ray: FakeRay) -> None:
+    ray.is_joined = True
+    make().stop()
+    assert ray.calls == ["killed", "killed", "removed"]
+
+
+def test_a_node_fetches_the_commit_that_the_others_load_also_where_some_of_it_is_there(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.execution import ray_ranks
+
+    snapshot = tmp_path / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)  # begun, and not ended
+    tiny.write(tmp_path, "llama")
+    config, asked = config_of(tmp_path), []
+
+    def resolve(args: EngineArgs) -> Any:
+        asked.append((args.model, args.revision))
+        return config.model
+
+    monkeypatch.setattr(ray_ranks, "resolve_model", resolve)
+    for path, revision in ((snapshot, "abc123"), (tmp_path, None)):
+        there = replace(config, args=replace(ARGS, model="org/name"), model=replace(config.model, path=str(path)))
+        found = ray_ranks._with_local_model(RankSpec(0, 0, there, "tcp://core", "host", 1))
+        assert found.config.model is config.model
+        assert asked.pop() == ("org/name", revision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,3 +104,11 @@ def test_arguments_of_vllms_engine_are_taken_where_they_ask_for_nothing():
         AsyncEngineArgs(quantization="awq")
     with pytest.raises(TypeError, match="max_model_length"):
         AsyncEngineArgs(max_model_length=512)
+
+
+async def test_closing_twice_is_closing_once(llm: AsyncLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stops: list[str] = []
+    monkeypatch.setattr(llm, "_process", SimpleNamespace(stop=lambda: stops.append("stopped")))
+    await llm.close()
+    await llm.close()
+    assert stops == ["stopped"]

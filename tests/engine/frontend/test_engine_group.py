@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from engine.messages import (
     Ready,
     Rejected,
     Sampling,
+    Started,
     Submit,
     Up,
 )
@@ -68,11 +71,14 @@ class Engine:
         await self.fall()
         self._context.destroy(linger=0)
 
-    async def serve(self) -> None:
-        self._says = Ready(EngineInfo(
+    def info(self) -> EngineInfo:
+        return EngineInfo(
             model="m", dtype="float32", device="cpu", max_model_len=self._max_model_len, vocab_size=1000, num_blocks=8,
             block_size=16, max_num_seqs=4, max_num_batched_tokens=64, max_logprobs=20,
-            instance=f"{self._place}.{self._number}"))
+            instance=f"{self._place}.{self._number}")
+
+    async def serve(self) -> None:
+        self._says = Ready(self.info())
         for worker in self._workers:
             await self.say(self._says, worker)
 
@@ -227,6 +233,50 @@ async def test_an_accepted_request_waits_for_its_own_engine(group: EngineGroup, 
     await until(lambda: engines[place].submitted == ["stays", "stays"])
     assert accepted.num_resumed == 1
     assert engines[1 - place].submitted == []
+
+
+class DyingEngine(threading.Thread):
+    """Takes a request up and ends, whatever the worker's loop does meanwhile."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(daemon=True)
+        self._address, self._info = engine.address, engine.info()
+        self.start()
+
+    def run(self) -> None:
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as connection:
+            connection.bind(self._address)
+            while True:
+                worker, frame = connection.recv_multipart()
+                message = msgspec.msgpack.decode(frame, type=Down)
+                says: list[Up] = [Ready(self._info)]
+                if isinstance(message, Submit):
+                    ids = [sample.id for sample in message.samples]
+                    says = [Accepted(ids), Started(ids)]
+                for one in says:
+                    connection.send_multipart([worker, msgspec.msgpack.encode(one)])
+                if isinstance(message, Submit):
+                    time.sleep(0.1)
+                    return
+
+
+async def test_what_an_engine_said_before_its_end_is_heard_before_its_end(engines: list[Engine]) -> None:
+    """Else a request that it died of would move to the next engine as if no engine had ever begun it."""
+    await engines[1].serve()
+    for number in range(10):
+        await engines[0].fall()
+        dying = DyingEngine(engines[0])
+        async with front(engines) as group:
+            group._router._order = [0, 1]
+            await asyncio.wait_for(group.wait_ready(), 10)
+            task = asyncio.create_task(group.submit(request(group, str(number))))
+            await asyncio.sleep(0)
+            dying.join(10)
+            time.sleep(0.1)  # its words and its end wait together, for a loop that is busy
+            assert await asyncio.wait_for(task, 10) is group.clients[0]
+            await asyncio.sleep(0.05)
+        engines[0].rise()
+    assert engines[1].submitted == []
 
 
 async def test_a_limited_key_keeps_to_one_engine_whatever_its_load(group: EngineGroup, engines: list[Engine]) -> None:
