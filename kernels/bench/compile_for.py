@@ -49,6 +49,8 @@ def main() -> int:
     wanted = parser.parse_args().capability or list(FAMILIES)
     if unknown := set(wanted) - set(FAMILIES):
         parser.error(f"capability {min(unknown)}: only 75, 80 and 90 have tiles of their own")
+    if not isinstance(norms._rms_norm, JITFunction):
+        parser.error("TRITON_INTERPRET is set: nothing would be compiled")
     failed = 0
     for capability in wanted:
         began, compiled = time.monotonic(), pretend(capability)
