@@ -64,6 +64,7 @@ class LLM:
         self._template: ChatTemplate | None = None
         self._seeds = random.Random(self.args.seed)
         self._next_id = 0
+        self._turn = threading.Lock()  # the engine serves one call; those of other threads wait
 
     def close(self) -> None:
         """Let go of the devices at once, rather than with the last reference. The object is of no use afterwards."""
@@ -98,11 +99,11 @@ class LLM:
         wanted = _as_list(prompts)
         params = self._params_for(wanted, sampling_params)
         priorities = _priorities(priority, len(wanted))
-        if not self._core.is_sound:
-            raise EngineDeadError("This LLM was closed, or a step of an earlier call ended in its middle; close it and "
-                                  "build another.")
-        run = _Run(self._core, self._tokenizer)
-        with _undisturbed(), _Interrupts() as interrupts:
+        with self._turn, _undisturbed(), _Interrupts() as interrupts:
+            if not self._core.is_sound:
+                raise EngineDeadError("This LLM was closed, or a step of an earlier call ended in its middle; close it "
+                                      "and build another.")
+            run = _Run(self._core, self._tokenizer)
             with naming_limits(self.args, self.model_config, self.info):
                 for prompt, own, rank in zip(wanted, params, priorities):
                     text, ids = to_token_ids(prompt, self._tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ def test_prompts_may_come_one_by_one(llm: LLM) -> None:
         assert [output.prompt_token_ids for output in outputs] == prompts
     assert [output.prompt_token_ids for output in llm.generate([7, 8], PARAMS, use_tqdm=False)] == [[7, 8]]
     assert llm.generate([], PARAMS, use_tqdm=False) == []
+
+
+def test_calls_of_several_threads_wait_for_each_other(llm: LLM) -> None:
+    prompts = [[number, 2, 3] for number in range(1, 9)]
+    alone = [llm.generate([prompt], PARAMS, use_tqdm=False)[0].outputs[0].token_ids for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda prompt: llm.generate([prompt], PARAMS, use_tqdm=False)[0], prompts))
+    assert [output.prompt_token_ids for output in together] == prompts
+    assert [output.outputs[0].token_ids for output in together] == alone
 
 
 def test_numbers_of_numpy_are_as_good_as_pythons(llm: LLM) -> None:
