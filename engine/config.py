@@ -5,6 +5,7 @@ Flag names and defaults are vLLM's. Refuses to know torch: what needs a device i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -124,14 +125,18 @@ class EngineArgs:
     @classmethod
     def of(cls, values: dict[str, Any]) -> EngineArgs:
         """Arguments from names and values, checked; raises a ConfigError that lists every problem."""
-        known = {f.name for f in fields(cls)}
-        found = [f"there is no engine argument {name!r}" for name in sorted(set(values) - known)]
-        if found:
-            raise ConfigError(found)
+        refuse_unknown(values)
         try:
             return msgspec.convert(values, type=cls).checked()
         except msgspec.ValidationError as error:
             raise ConfigError(str(error)) from error
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raises ConfigError for those that no argument of the engine has."""
+    unknown = sorted(set(names) - {f.name for f in fields(EngineArgs)})
+    if unknown:
+        raise ConfigError([f"there is no engine argument {name!r}" for name in unknown])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

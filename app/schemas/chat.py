@@ -70,14 +70,15 @@ def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:
     if role not in ROLES:
         raise ApiError(400, f"{where}.role must be one of {', '.join(ROLES)}; got {str(role)[:50]!r}.",
                        f"{where}.role")
+    for name in _UNSUPPORTED_IN_MESSAGES & message.keys():  # first: a message of tool calls may have no content
+        if message[name]:
+            raise ApiError(400, f"{where}.{name} is not supported by this version.", f"{where}.{name}")
     # Newer OpenAI clients say "developer" for what every open model's template calls "system".
     checked: dict[str, Any] = {"role": "system" if role == "developer" else role,
                                "content": _checked_content(message.get("content"), f"{where}.content")}
     for name, value in message.items():
         if name in ("role", "content") or name in _HARMLESS_IN_MESSAGES or not value:
             continue
-        if name in _UNSUPPORTED_IN_MESSAGES:
-            raise ApiError(400, f"{where}.{name} is not supported by this version.", f"{where}.{name}")
         if name != "name" or not isinstance(value, str):
             raise ApiError(400, f"There is no message field {name[:100]!r} of that form.", f"{where}.{name[:100]}")
         checked["name"] = value

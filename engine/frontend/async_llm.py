@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from engine.arguments import integer, shown, unsupported
-from engine.config import EngineArgs
+from engine.config import EngineArgs, refuse_unknown
 from engine.errors import EngineDeadError, InvalidRequestError
 from engine.frontend.chat_template import ChatTemplate, load_chat_template
 from engine.frontend.client import EngineClient
@@ -84,11 +84,13 @@ class AsyncEngineArgs(EngineArgs):
     nothing.
 
     Raises:
-        ConfigError: arguments of vLLM's that this version does not implement; all of these are named.
+        ConfigError: arguments of vLLM's that this version does not implement, or of nobody's; all are named.
     """
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**asked_for(arguments))
+        known = asked_for(arguments)
+        refuse_unknown(known)
+        super().__init__(**known)
 
 
 class AsyncLLMEngine:
@@ -108,6 +110,7 @@ class AsyncLLMEngine:
         self._group: EngineGroup | None = None
         self._started = asyncio.Lock()
         self._streams: dict[str, Stream | None] = {}  # by request_id; None until the engine accepted it
+        self._aborted: set[str] = set()  # of those, which are to end as soon as it did
 
     @classmethod
     def from_engine_args(cls, args: EngineArgs) -> AsyncLLMEngine:
@@ -232,6 +235,9 @@ class AsyncLLMEngine:
             with naming_limits(self.args, self.model_config, self.info):
                 stream = await self.submit(prompt, params, request_id, priority=priority, clamp=True)
             self._streams[request_id] = stream
+            if request_id in self._aborted:
+                await stream.aclose()
+                return
             builder = OutputBuilder(request_id, stream.prompt, stream.prompt_token_ids, params, self.tokenizer, metrics)
             async with contextlib.aclosing(stream):
                 async for update in stream:
@@ -242,12 +248,16 @@ class AsyncLLMEngine:
                         yield output
         finally:
             del self._streams[request_id]
+            self._aborted.discard(request_id)
 
-    async def abort(self, request_id: str) -> None:
-        """End a request of `generate`; its generator ends without a further output."""
-        stream = self._streams.get(request_id)
-        if stream is not None:
-            await stream.aclose()
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """End a request of `generate`, or several; its generator ends without a further output."""
+        for id in [request_id] if isinstance(request_id, str) else request_id:
+            stream = self._streams.get(id)
+            if stream is not None:
+                await stream.aclose()
+            elif id in self._streams:
+                self._aborted.add(id)
 
     async def close(self) -> None:
         """End the connections, and the engine processes where this object started them."""

@@ -34,6 +34,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     # Of older versions.
     "task": ("auto", "generate"), "swap_space": (0, 4, 0.0, 4.0), "max_seq_len_to_capture": (8192,),
     "disable_async_output_proc": (False,), "num_scheduler_steps": (1,), "use_v2_block_manager": (True,),
+    "disable_log_requests": (True, False), "enable_log_requests": (False,), "engine_use_ray": (False,),
+    "worker_use_ray": (False,), "rope_scaling": (), "rope_theta": (), "max_lora_rank": (16,), "max_loras": (1,),
+    "use_tqdm_on_load": (True, False), "served_model_name": (),
     "override_pooler_config": (), "guided_decoding_backend": ("auto", "xgrammar"),
 }
 

@@ -102,8 +102,18 @@ def test_arguments_of_vllms_engine_are_taken_where_they_ask_for_nothing():
     assert AsyncEngineArgs(max_model_len=512, quantization=None, disable_log_stats=True).max_model_len == 512
     with pytest.raises(ConfigError, match="quantization: 'awq' is not supported"):
         AsyncEngineArgs(quantization="awq")
-    with pytest.raises(TypeError, match="max_model_length"):
+    assert AsyncEngineArgs(disable_log_requests=True, engine_use_ray=False, rope_scaling=None).model  # of older ones
+    with pytest.raises(ConfigError, match="there is no engine argument 'max_model_length'"):
         AsyncEngineArgs(max_model_length=512)
+
+
+async def test_a_request_that_the_engine_has_not_accepted_yet_can_be_aborted(llm: AsyncLLMEngine,
+                                                                             engine: Engine) -> None:
+    tasks = [asyncio.create_task(outputs(llm, name)) for name in ("a", "b")]
+    await asyncio.sleep(0.1)  # both wait for the engine
+    await llm.abort(["a", "b", "unknown"])
+    await engine.serve()
+    assert await asyncio.wait_for(asyncio.gather(*tasks), 10) == [[], []]
 
 
 async def test_closing_twice_is_closing_once(llm: AsyncLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
