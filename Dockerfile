@@ -24,6 +24,7 @@ COPY app app
 COPY engine engine
 COPY kernels kernels
 COPY loadtest loadtest
+COPY quire quire
 RUN python3 -m pip --python /opt/tools/bin/python wheel --quiet \
         --no-deps --no-build-isolation --no-index --wheel-dir /opt/wheel . && \
     python3 -m pip --python /opt/quire/bin/python install --quiet \

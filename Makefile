@@ -40,7 +40,7 @@ install: $(runtime) ## Set up .venv with what the server needs
 install-dev: $(dev)
 
 serve: $(runtime) ## Serve SmolLM2-135M-Instruct on http://127.0.0.1:8000
-	@exec $(bin)/python -m app serve $(ARGS)
+	@exec $(bin)/python -m quire serve $(ARGS)
 
 test: $(dev) ## Run the tests (no GPU and no network needed)
 	@$(bin)/python -m pytest $(ARGS)
@@ -60,7 +60,7 @@ check-deploy: $(dev) $(checkov) ## Try all of deploy/; build and run the image (
 
 check-image-pins: $(image_pins_done) ## Run the tests on the image's own versions, compile for GPUs (Python 3.11, 3 GB)
 	@$(image_pins)/bin/python -m pytest $(ARGS)
-	@$(image_pins)/bin/python -m kernels.bench.compile_for
+	@$(image_pins)/bin/python -m quire.kernels.bench.compile_for
 
 image: ## Build quire:VERSION, its variants -model and -ray with Docker
 	$(docker_build) --tag quire:$(version) .
@@ -76,7 +76,7 @@ lint: $(dev) ## ruff, mypy and the import rules
 	$(bin)/lint-imports
 
 bench: $(dev) ## Measure against transformers on this machine (see also: quire bench --help)
-	@$(bin)/python -m loadtest transformers $(ARGS)
+	@$(bin)/python -m quire.loadtest transformers $(ARGS)
 
 lock: ## Write requirements/*.txt anew from pyproject.toml (needs uv)
 	$(PYTHON) requirements/lock.py

@@ -6,8 +6,8 @@ import time
 
 import structlog
 
-from app.settings import ServeSettings
-from engine.logs import stderr
+from quire.app.settings import ServeSettings
+from quire.engine.logs import stderr
 
 log = structlog.get_logger("quire")
 

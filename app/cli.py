@@ -10,15 +10,15 @@ import os
 import sys
 from typing import Any, NoReturn
 
-from app.keys import cli as keys
-from app.keys.key import SHORTEST_KEY, digest_of, plain_key
-from app.keys.key_file import load_key_file
-from app.options import OPTIONS, Option, parse, unknown
-from app.settings import ServeSettings, flag
-from app.sources import Loaded, describe, load
-from engine import __version__
-from engine.errors import ConfigError, PassingError
-from engine.exit_codes import EXIT_CONFIG, EXIT_LOAD
+from quire import __version__
+from quire.app.keys import cli as keys
+from quire.app.keys.key import SHORTEST_KEY, digest_of, plain_key
+from quire.app.keys.key_file import load_key_file
+from quire.app.options import OPTIONS, Option, parse, unknown
+from quire.app.settings import ServeSettings, flag
+from quire.app.sources import Loaded, describe, load
+from quire.engine.errors import ConfigError, PassingError
+from quire.engine.exit_codes import EXIT_CONFIG, EXIT_LOAD
 
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 _SHORT_KEY = f"an API key has fewer than {SHORTEST_KEY} characters and may be found by trying"
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     if argv[:1] == ["bench"]:
         # Late: it brings the engine, and torch with it.
-        from loadtest.__main__ import main as bench
+        from quire.loadtest.__main__ import main as bench
 
         return bench(argv[1:])
     if argv[:1] == ["doctor"]:
@@ -100,7 +100,7 @@ def _run(argv: list[str]) -> int:
         return 0
     if options.command == "keys":
         return keys.main(options)
-    from app import terminal
+    from quire.app import terminal
 
     return terminal.chat(options) if options.command == "chat" else terminal.complete(options)
 
@@ -124,7 +124,7 @@ def _serve_or_check(command: str, argv: list[str]) -> int:
 
 
 def _doctor(argv: list[str]) -> int:
-    from app.doctor.report import main as doctor  # late: it brings TLS and the model's files
+    from quire.app.doctor.report import main as doctor  # late: it brings TLS and the model's files
 
     flags = [word for word in argv if word != "--json"]
     return doctor(lambda: load_settings("doctor", flags).settings, as_json=len(flags) < len(argv))
@@ -132,7 +132,7 @@ def _doctor(argv: list[str]) -> int:
 
 def _check_files(settings: ServeSettings) -> None:
     """Those of keys and certificates. Raises ConfigError with every problem."""
-    from app.tls import check_tls  # late: it brings asyncio and structlog
+    from quire.app.tls import check_tls  # late: it brings asyncio and structlog
 
     problems: list[str] = []
     try:
@@ -240,13 +240,13 @@ def _serve(loaded: Loaded, short_keys: list[str], argv: list[str]) -> int:
     # Late: only `serve` needs sockets, child processes and logs.
     import structlog
 
-    from app import sd_notify
-    from app.launcher import Launcher
-    from app.telemetry.audit import AuditError, AuditLog
-    from engine.frontend.chat_template import load_chat_template
-    from engine.frontend.tokenizer_files import tokenizer_path
-    from engine.logs import configure_logging
-    from engine.weights.locate import resolve_model
+    from quire.app import sd_notify
+    from quire.app.launcher import Launcher
+    from quire.app.telemetry.audit import AuditError, AuditLog
+    from quire.engine.frontend.chat_template import load_chat_template
+    from quire.engine.frontend.tokenizer_files import tokenizer_path
+    from quire.engine.logs import configure_logging
+    from quire.engine.weights.locate import resolve_model
 
     settings = loaded.settings
     configure_logging(settings.log_level)

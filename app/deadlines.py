@@ -1,7 +1,7 @@
 """How long a request may take: to its first step, to its first token, in all. Counted from its arrival.
 
 The server's settings are the most; a request may ask for less by header. The queue's deadline is the engine's to keep,
-since only it knows when a step takes a request up; the other two end the request here. Called by `app.exchange`.
+since only it knows when a step takes a request up; the other two end the request here. Called by `quire.app.exchange`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import partial
 
 from starlette.datastructures import Headers
 
-from app.errors import ApiError
-from app.in_flight import Running
-from app.settings import ServeSettings
-from app.telemetry.record import RequestRecord
+from quire.app.errors import ApiError
+from quire.app.in_flight import Running
+from quire.app.settings import ServeSettings
+from quire.app.telemetry.record import RequestRecord
 
 # The engine refuses what waits too long; a request that it never got, because it is away, is refused here a bit later.
 _QUEUE_GRACE_S = 1.0

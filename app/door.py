@@ -1,8 +1,8 @@
 """What this worker remembers of the engine's refusals, so that the next request alike is refused without asking again:
 before its body is read, in a microsecond.
 
-The engine's door (`engine.admission`) decides, and says for how long its word holds; here nothing is counted. Called by
-`app.exchange` at a request's beginning and when the engine refused one.
+The engine's door (`quire.engine.admission`) decides, and says for how long its word holds; here nothing is counted.
+Called by `quire.app.exchange` at a request's beginning and when the engine refused one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from engine.errors import OverloadedError
-from engine.messages import RateState
+from quire.engine.errors import OverloadedError
+from quire.engine.messages import RateState
 
 
 class Door:

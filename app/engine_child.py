@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 
 import structlog
 
-from engine.heartbeat import LOADING, SERVING
-from engine.module_command import module_command
+from quire.engine.heartbeat import LOADING, SERVING
+from quire.engine.module_command import module_command
 
 log = structlog.get_logger("quire")
 
@@ -37,7 +37,7 @@ class EngineChild:
         os.set_blocking(self._pipe, False)
         try:
             self._process = subprocess.Popen(
-                [*module_command("engine"), *arguments, "--lifeline", str(lifeline), "--beat-fd", str(beats)],
+                [*module_command("quire.engine"), *arguments, "--lifeline", str(lifeline), "--beat-fd", str(beats)],
                 env=environment, pass_fds=[lifeline, beats], stdin=subprocess.DEVNULL, start_new_session=True)
         except OSError:
             os.close(self._pipe)

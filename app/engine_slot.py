@@ -12,9 +12,9 @@ import time
 import msgspec
 import structlog
 
-from app.engine_child import EngineChild
-from app.restart_policy import RestartPolicy
-from app.settings import ServeSettings
+from quire.app.engine_child import EngineChild
+from quire.app.restart_policy import RestartPolicy
+from quire.app.settings import ServeSettings
 
 log = structlog.get_logger("quire")
 
@@ -28,7 +28,7 @@ class EngineSlot:
                            "--log-level", settings.log_level, "--reload-file", reload_file]
         self._own_environment = own_environment
         self._policy = RestartPolicy(settings.max_engine_restarts)
-        self._last_was_killed = False  # from outside: see engine.messages.Ready
+        self._last_was_killed = False  # from outside: see quire.engine.messages.Ready
         self.facts = {"engine": place} if settings.engine.data_parallel_size > 1 else {}  # for log lines
         self.child: EngineChild | None = None
 

@@ -12,9 +12,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.telemetry.record import RequestRecord
-from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, PoisonRequestError
-from engine.messages import RateState
+from quire.app.telemetry.record import RequestRecord
+from quire.engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, PoisonRequestError
+from quire.engine.messages import RateState
 
 _TYPES = {400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError",
           405: "MethodNotAllowedError", 408: "TimeoutError", 413: "RequestTooLargeError", 414: "RequestTooLargeError",

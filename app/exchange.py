@@ -13,17 +13,17 @@ from types import TracebackType
 
 from starlette.requests import Request
 
-from app.deadlines import Deadlines
-from app.errors import INTERNAL, ApiError, rate_headers
-from app.in_flight import running_of
-from app.schemas.usage import PromptTokensDetails, Usage
-from app.service import key_of, record_of, service_of
-from app.sse import EventStream
-from engine.errors import OverloadedError
-from engine.frontend.async_llm import Stream
-from engine.frontend.generation import SampleUpdate
-from engine.messages import RateState
-from engine.sampling_params import SamplingParams
+from quire.app.deadlines import Deadlines
+from quire.app.errors import INTERNAL, ApiError, rate_headers
+from quire.app.in_flight import running_of
+from quire.app.schemas.usage import PromptTokensDetails, Usage
+from quire.app.service import key_of, record_of, service_of
+from quire.app.sse import EventStream
+from quire.engine.errors import OverloadedError
+from quire.engine.frontend.async_llm import Stream
+from quire.engine.frontend.generation import SampleUpdate
+from quire.engine.messages import RateState
+from quire.engine.sampling_params import SamplingParams
 
 
 class Exchange:

@@ -9,12 +9,12 @@ import math
 import os
 from typing import Any
 
-from app.probe import listen_for_probes
-from app.tls import keep_for_workers
-from app.worker import GRACE_S
-from app.worker_settings import WorkerSettings
-from engine.lifeline import die_with_parent
-from engine.logs import configure_logging
+from quire.app.probe import listen_for_probes
+from quire.app.tls import keep_for_workers
+from quire.app.worker import GRACE_S
+from quire.app.worker_settings import WorkerSettings
+from quire.engine.lifeline import die_with_parent
+from quire.engine.logs import configure_logging
 
 _settings = WorkerSettings.from_run_dir(os.environ["QUIRE_RUN_DIR"])
 configure_logging(_settings.serve.log_level)
@@ -23,10 +23,10 @@ if os.getppid() != int(os.environ["QUIRE_LAUNCHER_PID"]):
     raise SystemExit("the launcher is gone")
 keep_for_workers(_settings.serve)
 
-wsgi_app = "app.main:from_run_dir()"
+wsgi_app = "quire.app.main:from_run_dir()"
 bind = [f"fd://{os.environ[name]}" for name in ("QUIRE_LISTEN_FD", "QUIRE_ADMIN_FD") if name in os.environ]
 bind.append(f"fd://{listen_for_probes(_settings.run_dir).detach()}")
-worker_class = "app.worker.HttpWorker"
+worker_class = "quire.app.worker.HttpWorker"
 workers = _settings.serve.num_http_workers
 preload_app = False
 graceful_timeout = math.ceil(_settings.serve.shutdown_timeout) + GRACE_S
@@ -35,7 +35,7 @@ max_requests = 0  # recycling would cut streams
 backlog = 2048
 worker_tmp_dir = _settings.run_dir
 control_socket_disable = True
-logger_class = "app.telemetry.logging.GunicornLogger"
+logger_class = "quire.app.telemetry.logging.GunicornLogger"
 loglevel = _settings.serve.log_level
 accesslog = None
 

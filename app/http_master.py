@@ -1,6 +1,6 @@
 """gunicorn, save that it does not put the working directory in front of where Python looks for modules.
 
-Whatever lies there, a folder `app` or a `yaml.py`, is not the server's. Started by the launcher, as a module.
+Whatever lies there, a package `quire` or a `yaml.py`, is not the server's. Started by the launcher, as a module.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ApiError
-from app.telemetry.record import RequestRecord
+from quire.app.errors import ApiError
+from quire.app.telemetry.record import RequestRecord
 
 CLIENT_GONE = 499  # nginx's status for it; only logs and metrics ever see it
 DRAINING = "draining"

@@ -20,23 +20,23 @@ from pathlib import Path
 
 import structlog
 
-from app.announce import Announcer
-from app.engine_child import EngineChild, stop_all
-from app.engine_slot import EngineSlot
-from app.listen import listen, listen_admin, url_of
-from app.probe import Readiness, probe
-from app.reload import request_reload
-from app.run_dir import RunDirectory
-from app.sd_notify import Systemd
-from app.settings import ServeSettings, flag
-from app.telemetry.audit import AuditError, AuditLog
-from app.worker_settings import WorkerSettings, for_workers
-from engine.errors import ConfigError
-from engine.exit_codes import EXIT_BROKEN, EXIT_CONFIG, EXIT_LOAD
-from engine.frontend.shares import environments
-from engine.heartbeat import OVERDUE_S
-from engine.logs import LevelFile, replace_broken_stderr
-from engine.module_command import module_command
+from quire.app.announce import Announcer
+from quire.app.engine_child import EngineChild, stop_all
+from quire.app.engine_slot import EngineSlot
+from quire.app.listen import listen, listen_admin, url_of
+from quire.app.probe import Readiness, probe
+from quire.app.reload import request_reload
+from quire.app.run_dir import RunDirectory
+from quire.app.sd_notify import Systemd
+from quire.app.settings import ServeSettings, flag
+from quire.app.telemetry.audit import AuditError, AuditLog
+from quire.app.worker_settings import WorkerSettings, for_workers
+from quire.engine.errors import ConfigError
+from quire.engine.exit_codes import EXIT_BROKEN, EXIT_CONFIG, EXIT_LOAD
+from quire.engine.frontend.shares import environments
+from quire.engine.heartbeat import OVERDUE_S
+from quire.engine.logs import LevelFile, replace_broken_stderr
+from quire.engine.module_command import module_command
 
 log = structlog.get_logger("quire")
 
@@ -142,7 +142,7 @@ class Launcher:
     def _start_http(self) -> None:
         descriptors = [s.fileno() for s in (self._socket, self._admin_socket) if s is not None]
         self._http = subprocess.Popen(
-            [*module_command("app.http_master"), "--config", "python:app.gunicorn_conf"],
+            [*module_command("quire.app.http_master"), "--config", "python:quire.app.gunicorn_conf"],
             env=self._environment(), pass_fds=[self._lifeline, *descriptors], stdin=subprocess.DEVNULL,
             start_new_session=True)
 

@@ -16,11 +16,11 @@ from typing import Protocol
 import structlog
 from starlette.applications import Starlette
 
-from app.service import Service
-from app.watch import stamp, watch
-from engine.config import EngineArgs
-from engine.frontend.async_llm import AsyncLLMEngine
-from engine.logs import LevelFile
+from quire.app.service import Service
+from quire.app.watch import stamp, watch
+from quire.engine.config import EngineArgs
+from quire.engine.frontend.async_llm import AsyncLLMEngine
+from quire.engine.logs import LevelFile
 
 log = structlog.get_logger(__name__)
 

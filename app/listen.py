@@ -7,8 +7,8 @@ import os
 import socket
 import stat
 
-from app.settings import ServeSettings
-from engine.errors import ConfigError
+from quire.app.settings import ServeSettings
+from quire.engine.errors import ConfigError
 
 BACKLOG = 2048
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from app.schemas.chat import ChatLogprob, ChatLogprobs, TopLogprob
-from app.schemas.completions import CompletionLogprobs
-from engine.frontend.generation import SampleUpdate
-from engine.frontend.tokenizer import Tokenizer
+from quire.app.schemas.chat import ChatLogprob, ChatLogprobs, TopLogprob
+from quire.app.schemas.completions import CompletionLogprobs
+from quire.engine.frontend.generation import SampleUpdate
+from quire.engine.frontend.tokenizer import Tokenizer
 
 FLOOR = -9999.0  # JSON has no -inf; vLLM's and OpenAI's value for "impossible"
 

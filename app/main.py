@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from app.errors import HANDLERS
-from app.keys.ring import KeyRing
-from app.lifespan import Connect, lifespan_of
-from app.middleware.auth import AuthMiddleware
-from app.middleware.body_limit import BodyLimitMiddleware
-from app.middleware.forwarded import ForwardedMiddleware
-from app.middleware.host import HostMiddleware
-from app.middleware.request_log import RequestLogMiddleware
-from app.routes import PUBLIC, QUIET, ROUTES, handler_of
-from app.service import Service
-from app.telemetry.audit import AuditLog
-from app.telemetry.metrics import Metrics
-from app.tls import Tls
-from app.worker_settings import WorkerSettings
-from engine.frontend.async_llm import AsyncLLMEngine
+from quire.app.errors import HANDLERS
+from quire.app.keys.ring import KeyRing
+from quire.app.lifespan import Connect, lifespan_of
+from quire.app.middleware.auth import AuthMiddleware
+from quire.app.middleware.body_limit import BodyLimitMiddleware
+from quire.app.middleware.forwarded import ForwardedMiddleware
+from quire.app.middleware.host import HostMiddleware
+from quire.app.middleware.request_log import RequestLogMiddleware
+from quire.app.routes import PUBLIC, QUIET, ROUTES, handler_of
+from quire.app.service import Service
+from quire.app.telemetry.audit import AuditLog
+from quire.app.telemetry.metrics import Metrics
+from quire.app.tls import Tls
+from quire.app.worker_settings import WorkerSettings
+from quire.engine.frontend.async_llm import AsyncLLMEngine
 
 if TYPE_CHECKING:
-    from app.telemetry.tracing import Tracing
+    from quire.app.telemetry.tracing import Tracing
 
 _OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
@@ -63,7 +63,7 @@ def _tracing(settings: WorkerSettings, metrics: Metrics) -> Tracing | None:
     if off or not (endpoint or any(os.environ.get(name) for name in _OTLP_VARIABLES)):
         return None
     # Late: a worker that does not trace does not load OpenTelemetry.
-    from app.telemetry.tracing import Tracing
+    from quire.app.telemetry.tracing import Tracing
 
     return Tracing(endpoint, settings.serve.trace_sample_ratio, metrics.spans_dropped)
 

@@ -1,6 +1,6 @@
 """A setting as people write it: each field of the two schemas is a flag, a variable and a line of a file.
 
-Called by the command line, by whatever reads settings (`app.sources`) and by whatever shows them.
+Called by the command line, by whatever reads settings (`quire.app.sources`) and by whatever shows them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from app.settings import ServeSettings
-from engine.config import EngineArgs
+from quire.app.settings import ServeSettings
+from quire.engine.config import EngineArgs
 
 _CREDENTIALS = re.compile(r"(?<=//)[^/]*@|\?.*")  # of an address
 _HUMAN_INTEGER = re.compile(r"(-?\d+(?:\.\d+)?)([kKmMgG])")

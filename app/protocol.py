@@ -2,8 +2,8 @@
 weigh, how long a peer may take to send it and its body, who may connect at all.
 
 Refuses to know paths, keys and what a body holds. A refusal is OpenAI's error object with `connection: close`; what the
-peer sends after it is dropped, and replies that are still due to requests before it come first. Made by `app.worker`
-for each connection; limits and counts that connections share are in `Connections`.
+peer sends after it is dropped, and replies that are still due to requests before it come first. Made by
+`quire.app.worker` for each connection; limits and counts that connections share are in `Connections`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from app.errors import ApiError
-from app.settings import ServeSettings
-from app.tls import Tls, names_of
+from quire.app.errors import ApiError
+from quire.app.settings import ServeSettings
+from quire.app.tls import Tls, names_of
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from app.endpoints import admin, chat, completions, health, metrics, models, tokenize
+from quire.app.endpoints import admin, chat, completions, health, metrics, models, tokenize
 
 ROUTES = [
     Route("/v1/chat/completions", chat.chat_completions, methods=["POST"]),

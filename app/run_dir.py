@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from engine.errors import ConfigError
+from quire.engine.errors import ConfigError
 
 MAX_PATH = 80  # a Unix socket's path may have 107 characters, "/engine-63.sock" and some reserve included
 

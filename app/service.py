@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from app.door import Door
-from app.errors import ApiError
-from app.in_flight import InFlight
-from app.keys.key import ANYONE, Key
-from app.keys.ring import KeyRing
-from app.telemetry.audit import AuditLog
-from app.telemetry.metrics import Metrics
-from app.telemetry.record import RequestRecord
-from app.tls import Tls
-from app.worker_settings import WorkerSettings
-from engine.frontend.async_llm import AsyncLLMEngine
-from engine.frontend.context_limit import naming_limits
-from engine.frontend.tokenizer import Tokenizer
+from quire.app.door import Door
+from quire.app.errors import ApiError
+from quire.app.in_flight import InFlight
+from quire.app.keys.key import ANYONE, Key
+from quire.app.keys.ring import KeyRing
+from quire.app.telemetry.audit import AuditLog
+from quire.app.telemetry.metrics import Metrics
+from quire.app.telemetry.record import RequestRecord
+from quire.app.tls import Tls
+from quire.app.worker_settings import WorkerSettings
+from quire.engine.frontend.async_llm import AsyncLLMEngine
+from quire.engine.frontend.context_limit import naming_limits
+from quire.engine.frontend.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from app.telemetry.tracing import Tracing
+    from quire.app.telemetry.tracing import Tracing
 
 
 @dataclass

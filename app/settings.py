@@ -1,6 +1,6 @@
 """The settings of `quire serve`: one typed schema, the sentence of `--help` for each, and what may be wrong with them.
 
-Refuses to know where values come from (`app.sources`), gunicorn, the engine's insides and how settings are used.
+Refuses to know where values come from (`quire.app.sources`), gunicorn, the engine's insides and how settings are used.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import ipaddress
 import os
 from dataclasses import dataclass, field
 
-from engine.config import EngineArgs
-from engine.logs import LEVELS
+from quire.engine.config import EngineArgs
+from quire.engine.logs import LEVELS
 
 MAX_HTTP_WORKERS = 64
 UNIX_PEERS = "unix"  # as a proxy: whoever comes through a Unix socket

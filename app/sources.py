@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app import strict_yaml
-from app.keys.sources import key_sources
-from app.options import OPTIONS, parse, shown, unknown, variable
-from app.settings import ServeSettings, flag
-from app.variables import is_kubernetes_port, mistyped
-from engine.config import EngineArgs
-from engine.errors import ConfigError
+from quire.app import strict_yaml
+from quire.app.keys.sources import key_sources
+from quire.app.options import OPTIONS, parse, shown, unknown, variable
+from quire.app.settings import ServeSettings, flag
+from quire.app.variables import is_kubernetes_port, mistyped
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.errors import ApiError, as_api_error
-from app.in_flight import DRAINING, Running
-from engine.errors import QuireError
+from quire.app.errors import ApiError, as_api_error
+from quire.app.in_flight import DRAINING, Running
+from quire.engine.errors import QuireError
 
 log = structlog.get_logger(__name__)
 

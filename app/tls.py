@@ -18,9 +18,9 @@ from typing import Any
 
 import structlog
 
-from app.settings import ServeSettings
-from app.watch import stamp, watch
-from engine.errors import ConfigError
+from quire.app.settings import ServeSettings
+from quire.app.watch import stamp, watch
+from quire.engine.errors import ConfigError
 
 log = structlog.get_logger(__name__)
 

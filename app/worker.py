@@ -18,12 +18,12 @@ from gunicorn.arbiter import Arbiter
 from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker
 
-from app.probe import is_probe_socket
-from app.protocol import LINGER_S, Connections, HttpProtocol
-from engine.lifeline import die_with_parent
+from quire.app.probe import is_probe_socket
+from quire.app.protocol import LINGER_S, Connections, HttpProtocol
+from quire.engine.lifeline import die_with_parent
 
 if TYPE_CHECKING:
-    from app.service import Service  # at run time only workers load it, not the master, which loads this module
+    from quire.app.service import Service  # at run time only workers load it, not the master, which loads this module
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ GRACE_S = 6
 
 
 class HttpWorker(UvicornWorker):  # type: ignore[misc]
-    # Proxies are believed by app.middleware.forwarded, not by uvicorn, which takes a "*" and trusts loopback.
+    # Proxies are believed by quire.app.middleware.forwarded, not by uvicorn, which takes a "*" and trusts loopback.
     CONFIG_KWARGS = {"loop": "uvloop", "ws": "none", "lifespan": "on", "interface": "asgi3",  # noqa: RUF012
                      "server_header": False, "access_log": False, "proxy_headers": False}
 

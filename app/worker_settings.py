@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from app.settings import ServeSettings
-from engine.frontend.shares import addresses
+from quire.app.settings import ServeSettings
+from quire.engine.frontend.shares import addresses
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):

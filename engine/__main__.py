@@ -1,6 +1,7 @@
-"""`python -m engine --address ipc://... --args JSON`: the engine process, as the launcher and AsyncLLMEngine start it.
+"""`python -m quire.engine --address ipc://... --args JSON`: the engine process, as the launcher and AsyncLLMEngine
+start it.
 
-Exit codes: 0 stopped on request, else as in `engine.exit_codes`.
+Exit codes: 0 stopped on request, else as in `quire.engine.exit_codes`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import sys
 import msgspec
 import structlog
 
-from engine.config import EngineArgs
-from engine.errors import ConfigError, PassingError, RankError, WeightError
-from engine.exit_codes import EXIT_BROKEN, EXIT_CONFIG, EXIT_LOAD
-from engine.heartbeat import Heartbeat
-from engine.lifeline import die_with_parent
-from engine.logs import LEVELS, LevelFile, configure_logging
-from engine.openmp import share_cores
-from engine.server import EngineServer
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError, PassingError, RankError, WeightError
+from quire.engine.exit_codes import EXIT_BROKEN, EXIT_CONFIG, EXIT_LOAD
+from quire.engine.heartbeat import Heartbeat
+from quire.engine.lifeline import die_with_parent
+from quire.engine.logs import LEVELS, LevelFile, configure_logging
+from quire.engine.openmp import share_cores
+from quire.engine.server import EngineServer
 
 log = structlog.get_logger("engine")
 
@@ -52,7 +53,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m quire.engine", description=__doc__)
     parser.add_argument("--address", required=True, help="ZeroMQ address to serve on")
     parser.add_argument("--args", default="{}", help="EngineArgs as JSON")
     parser.add_argument("--lifeline", type=int, default=None, help="file descriptor whose end of file means: stop")
@@ -65,8 +66,8 @@ def _options() -> argparse.Namespace:
 
 def serve(server: EngineServer, args: EngineArgs, heartbeat: Heartbeat) -> int:
     # Torch is heavy: imported only now, when the socket already answers workers.
-    from engine.core import EngineCore
-    from engine.weights.progress import reporter
+    from quire.engine.core import EngineCore
+    from quire.engine.weights.progress import reporter
 
     def loading(phase: str, fraction: float) -> None:
         server.progress(phase, fraction)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 
-from engine.messages import KeyLimits, RateState, Rejected, Submit
+from quire.engine.messages import KeyLimits, RateState, Rejected, Submit
 
 MINUTE_NS = 60 * 10**9
 REFUSAL_S = 0.05  # for so long a worker may refuse by itself what waits for others to end

@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from operator import index
 from typing import Any
 
-from engine.errors import InvalidRequestError
+from quire.engine.errors import InvalidRequestError
 
 _MAX_SHOWN = 100  # characters
 

@@ -1,6 +1,7 @@
 """The configuration: flat arguments as people give them, and the frozen whole that the engine is built from.
 
-Flag names and defaults are vLLM's. Refuses to know torch: what needs a device is settled by `engine.execution.device`.
+Flag names and defaults are vLLM's. Refuses to know torch: what needs a device is settled by
+`quire.engine.execution.device`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import ConfigError
-from engine.model_config import ModelConfig
+from quire.engine.errors import ConfigError
+from quire.engine.model_config import ModelConfig
 
 DTYPES = {"auto": "auto", "half": "float16", "float16": "float16", "bfloat16": "bfloat16", "float": "float32",
           "float32": "float32"}

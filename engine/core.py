@@ -1,7 +1,7 @@
 """The core: decides what runs. Scheduler above, executor below, one `step` that overlaps them.
 
-Used in process by `LLM`, and by `engine.server` behind border 1. Knows no text and no sockets; an `owner` is whoever
-should hear about a sample (a worker's identity), opaque here.
+Used in process by `LLM`, and by `quire.engine.server` behind border 1. Knows no text and no sockets; an `owner` is
+whoever should hear about a sample (a worker's identity), opaque here.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-from engine.admission import Account, Admission
-from engine.config import EngineArgs, SchedulerConfig
-from engine.division import require_divisible
-from engine.errors import InvalidRequestError
-from engine.execution.device import return_freed_memory, settle
-from engine.execution.executor import Executor, InProcessExecutor, Launched
-from engine.execution.hardware import of_this_machine
-from engine.execution.placement import placement
-from engine.execution.rank_group import RankGroup
-from engine.messages import Accepted, Delta, EngineInfo, Rejected, Status, Submit, TokenLogprobs
-from engine.plan import StepPlan
-from engine.scheduling.request import Request
-from engine.scheduling.scheduler import Scheduler, TokenEvent
-from engine.step_stats import StepStats
-from engine.trials import Trials
-from engine.weights.locate import resolve_model
+from quire.engine.admission import Account, Admission
+from quire.engine.config import EngineArgs, SchedulerConfig
+from quire.engine.division import require_divisible
+from quire.engine.errors import InvalidRequestError
+from quire.engine.execution.device import return_freed_memory, settle
+from quire.engine.execution.executor import Executor, InProcessExecutor, Launched
+from quire.engine.execution.hardware import of_this_machine
+from quire.engine.execution.placement import placement
+from quire.engine.execution.rank_group import RankGroup
+from quire.engine.messages import Accepted, Delta, EngineInfo, Rejected, Status, Submit, TokenLogprobs
+from quire.engine.plan import StepPlan
+from quire.engine.scheduling.request import Request
+from quire.engine.scheduling.scheduler import Scheduler, TokenEvent
+from quire.engine.step_stats import StepStats
+from quire.engine.trials import Trials
+from quire.engine.weights.locate import resolve_model
 
 Owner = Hashable
 

@@ -5,9 +5,9 @@ Refuses to know torch: `quire doctor` asks here before anything is loaded.
 
 from __future__ import annotations
 
-from engine.config import EngineArgs
-from engine.errors import ConfigError
-from engine.model_config import ModelConfig
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError
+from quire.engine.model_config import ModelConfig
 
 ATTENTION_HEADS = "the number of attention heads"
 

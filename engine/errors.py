@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.messages import RateState
+    from quire.engine.messages import RateState
 
 
 class QuireError(Exception):

@@ -16,7 +16,7 @@ from typing import TextIO, cast
 
 import structlog
 
-from engine.redaction import redact
+from quire.engine.redaction import redact
 
 ENGINE_NUMBER = "QUIRE_ENGINE"  # environment variable: which of several engines this process belongs to, if any
 LEVELS = ("debug", "info", "warning", "error")  # that may be asked for

@@ -1,6 +1,6 @@
 """What a checkpoint says of its model, in Hugging Face's names whatever the file format was.
 
-Built by `engine.weights.hf_config` and `gguf_config`; read by everyone; imports no torch.
+Built by `quire.engine.weights.hf_config` and `gguf_config`; read by everyone; imports no torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The command line that runs one of our modules as a process, as `python -m` does but for where it looks for modules.
 
 Called by whoever starts a process: the launcher, the engine, AsyncLLMEngine. `python -m` looks in the working directory
-first, where a `yaml.py` or a folder `app` of somebody else's may lie; this never looks there.
+first, where a `yaml.py` or a package `quire` of somebody else's may lie; this never looks there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 # Python 3.11 has -P for this, 3.10 has not. Ours come last: a checkout that is not installed finds itself all the same.
 _RUN = f"""\
 import sys
-sys.path[:] = [*filter(None, sys.path), {str(Path(__file__).parents[1])!r}]
+sys.path[:] = [*filter(None, sys.path), {str(Path(__file__).parents[2])!r}]
 import runpy
 runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
 """

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import torch
 
-from engine import division
-from kernels import ops
+from quire.engine import division
+from quire.kernels import ops
 
 
 class Collectives(Protocol):

@@ -14,7 +14,7 @@ from operator import add
 
 import msgspec
 
-from engine.messages import Sampling
+from quire.engine.messages import Sampling
 
 
 class NewRow(msgspec.Struct, array_like=True, frozen=True):

@@ -1,7 +1,7 @@
 """What a caller may ask of sampling: ranges, defaults and the messages of refusal.
 
-`SamplingParams` is the public, text-side form; `engine.messages.Sampling` is the numbers that cross to the core.
-Refuses to know tokenizers and models: limits that need them are checked by `engine.frontend.submission`.
+`SamplingParams` is the public, text-side form; `quire.engine.messages.Sampling` is the numbers that cross to the core.
+Refuses to know tokenizers and models: limits that need them are checked by `quire.engine.frontend.submission`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from enum import Enum
 from operator import attrgetter, index, is_not
 from typing import Any
 
-from engine.arguments import finite, flag, integer, is_integer, listed, number, shown, unsupported
-from engine.errors import InvalidRequestError
+from quire.engine.arguments import finite, flag, integer, is_integer, listed, number, shown, unsupported
+from quire.engine.errors import InvalidRequestError
 
 MAX_N = 16384  # the service has limits of its own, which are lower
 GREEDY_BELOW = 1e-5

@@ -17,10 +17,10 @@ import msgspec
 import structlog
 import zmq
 
-from engine.messages import Abort, Delta, Deltas, Down, Heartbeat, Loading, Ready, Started, Submit, Up
+from quire.engine.messages import Abort, Delta, Deltas, Down, Heartbeat, Loading, Ready, Started, Submit, Up
 
 if TYPE_CHECKING:  # the core brings torch, and the socket must answer workers before that is imported
-    from engine.core import EngineCore
+    from quire.engine.core import EngineCore
 
 log = structlog.get_logger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from engine.messages import Distribution
-from engine.plan import StepPlan
+from quire.engine.messages import Distribution
+from quire.engine.plan import StepPlan
 
 SECONDS = (.0005, .001, .0015, .002, .003, .004, .005, .0075, .01, .015, .02, .03, .04, .05, .075, .1, .15, .2, .3, .5,
            .75, 1., 2., 5., 10.)

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import launch, pdl
+from quire.kernels import launch, pdl
 
 KINDS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 

@@ -12,7 +12,7 @@ until theirs are there, and adds up. Two ways:
 An epoch's rows lie in one of several slots, and who comes to the same slot again has seen an epoch of each peer that
 the peer reached only after it had summed what lay there. The epochs that this rests on are counted on the device, so
 that a CUDA graph may replay the call; they wrap. Peers must make the same calls in the same order, with as many rows.
-Called by `engine.execution.peers`.
+Called by `quire.engine.execution.peers`.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import launch, pdl
+from quire.kernels import launch, pdl
 
 FLAG_SLOTS = tl.constexpr(4)  # three would do; a power of two outlives the wrapping of epochs
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from kernels import launch
-from kernels.attention_tile import LOG2_E
-from kernels.balanced_decode import balanced_decode
-from kernels.decode import decode
-from kernels.prefill import prefill
-from kernels.rotary import rotary_and_cache
+from quire.kernels import launch
+from quire.kernels.attention_tile import LOG2_E
+from quire.kernels.balanced_decode import balanced_decode
+from quire.kernels.decode import decode
+from quire.kernels.prefill import prefill
+from quire.kernels.rotary import rotary_and_cache
 
 
 def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, scale: float,

@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import counters, launch, pdl
-from kernels.attention_merge import merge_group
-from kernels.attention_tile import softmax_step
+from quire.kernels import counters, launch, pdl
+from quire.kernels.attention_merge import merge_group
+from quire.kernels.attention_tile import softmax_step
 
 _SEQS = 1024  # looked through at a time
 _TILES = 64  # written at a time

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import launch
+from quire.kernels import launch
 
 
 def copy_blocks(k_cache: torch.Tensor, v_cache: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> None:

@@ -1,7 +1,8 @@
 """Kernels compiled many at a time, before anybody waits for one: a new machine's first start is mostly that.
 
 Refuses to know which kernels there are: it is given steps that launch them, and where the steps launch one, a thread
-has it compiled (or fetched from Triton's cache) and loaded instead. Called once by `engine.execution.model_runner`.
+has it compiled (or fetched from Triton's cache) and loaded instead. Called once by
+`quire.engine.execution.model_runner`.
 """
 
 from __future__ import annotations

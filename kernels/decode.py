@@ -12,9 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import counters, launch, pdl
-from kernels.attention_merge import merge_group
-from kernels.attention_tile import paged_step
+from quire.kernels import counters, launch, pdl
+from quire.kernels.attention_merge import merge_group
+from quire.kernels.attention_tile import paged_step
 
 _MERGED_VALUES = tl.constexpr(8192)  # held at a time
 

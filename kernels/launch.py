@@ -214,10 +214,10 @@ def has_fast_logarithm(device: torch.device) -> bool:
 
 @cache
 def early(device: torch.device) -> dict[str, bool]:
-    """Launch options of a kernel that calls kernels.pdl: programmatic dependent launch where there is such a thing."""
+    """Launch options of a kernel that calls `pdl`: programmatic dependent launch where there is such a thing."""
     if device.type == "cuda" and family(device) == "hopper":
         # Late: the engine asks this file for numbers also where there is no Triton.
-        from kernels import pdl
+        from quire.kernels import pdl
 
         if not pdl.AVAILABLE:
             return {"EARLY": False}

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from kernels.reference.logprobs import logprobs
+from quire.kernels.reference.logprobs import logprobs
 
 __all__ = ["logprobs"]

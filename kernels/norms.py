@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import launch, pdl
+from quire.kernels import launch, pdl
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""The one door to the kernels: a CPU tensor goes to `kernels.reference`, a CUDA tensor to the Triton file of that name.
+"""The one door to the kernels: a CPU tensor goes to `quire.kernels.reference`, a CUDA tensor to the Triton file of that
+name.
 
 The table below is the registry: a new kernel is one file here, one in reference/, one line in the table, one function.
 Every function's contract is in the docstring of its reference. Triton is imported at the first CUDA call.
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from kernels.reference.step import Gathered
+    from quire.kernels.reference.step import Gathered
 
 _STEM = {
     "rms_norm": "norms",
@@ -30,7 +31,7 @@ _STEM = {
     "skinny_gated_product": "product",
     "wide_gated_product": "wide_product",
 }
-_PACKAGE = {"cpu": "kernels.reference", "cuda": "kernels"}
+_PACKAGE = {"cpu": "quire.kernels.reference", "cuda": "quire.kernels"}
 
 
 class _Functions(dict[str, Any]):
@@ -65,7 +66,7 @@ def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos_sin:
 
 def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, scale: float,
                     fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
-    """`inputs` is an engine.attention.inputs.AttentionInputs."""
+    """`inputs` is an quire.engine.attention.inputs.AttentionInputs."""
     return _FUNCTIONS[q.device.type]["paged_attention"](q, k_cache, v_cache, inputs, scale, fresh)
 
 

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import launch
+from quire.kernels import launch
 
 # Tensors cut out of larger ones: compiled once for any alignment.
 _VARYING = ["row_ids", "num_prompt", "num_total", "repetition", "presence", "frequency"]

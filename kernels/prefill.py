@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import launch, pdl
-from kernels.attention_tile import paged_step, softmax_step
+from quire.kernels import launch, pdl
+from quire.kernels.attention_tile import paged_step, softmax_step
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from kernels import counters, launch, pdl
-from kernels.activation import KINDS, gated, gated_activation
+from quire.kernels import counters, launch, pdl
+from quire.kernels.activation import KINDS, gated, gated_activation
 
 
 def skinny_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

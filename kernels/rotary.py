@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import launch, pdl
+from quire.kernels import launch, pdl
 
 
 def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor,

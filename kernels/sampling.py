@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from kernels import launch
-from kernels.reference import sampling as reference
+from quire.kernels import launch
+from quire.kernels.reference import sampling as reference
 
 _GOLDEN = tl.constexpr(reference.GOLDEN)
 _MIX_A = tl.constexpr(reference.MIX_A)

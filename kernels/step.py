@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import launch, pdl
-from kernels.reference.step import Gathered
+from quire.kernels import launch, pdl
+from quire.kernels.reference.step import Gathered
 
 _TOKENS, _BLOCKS, _MAX_NUMBERS, _SEQS = 128, 512, 8, 128
 

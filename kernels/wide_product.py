@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from kernels import launch
-from kernels.activation import KINDS, gated, gated_activation
+from quire.kernels import launch
+from quire.kernels.activation import KINDS, gated, gated_activation
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor

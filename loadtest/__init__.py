@@ -1,1 +1,1 @@
-"""Load and throughput measurements: `python -m loadtest --help`, or `quire bench`."""
+"""Load and throughput measurements: `python -m quire.loadtest --help`, or `quire bench`."""

@@ -1,17 +1,18 @@
-"""The measurements by name: `quire bench NAME ...`, `python -m loadtest NAME ...`. Each module has a `main(argv)`."""
+"""The measurements by name: `quire bench NAME ...`, `python -m quire.loadtest NAME ...`. Each module has a
+`main(argv)`."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-from engine.errors import QuireError
+from quire.engine.errors import QuireError
 
 MEASUREMENTS = {
-    "throughput": ("loadtest.throughput", "offline: how fast the engine works off a workload, beside recorded peers"),
-    "serve": ("loadtest.serve_client", "HTTP: a workload against a running OpenAI-compatible server"),
-    "overhead": ("loadtest.overhead", "HTTP: what keys, limits, deadlines, logs, metrics and traces cost together"),
-    "transformers": ("loadtest.compare_transformers", "SmolLM2 on this machine, side by side with transformers"),
+    "throughput": ("throughput", "offline: how fast the engine works off a workload, beside recorded peers"),
+    "serve": ("serve_client", "HTTP: a workload against a running OpenAI-compatible server"),
+    "overhead": ("overhead", "HTTP: what keys, limits, deadlines, logs, metrics and traces cost together"),
+    "transformers": ("compare_transformers", "SmolLM2 on this machine, side by side with transformers"),
 }
 
 
@@ -25,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {name:14}{purpose}", file=out)
         return 0 if is_help else 2
     try:
-        module = importlib.import_module(MEASUREMENTS[argv[0]][0])  # each brings libraries that the others do without
+        # Each brings libraries that the others do without.
+        module = importlib.import_module(f"quire.loadtest.{MEASUREMENTS[argv[0]][0]}")
     except ModuleNotFoundError as error:
         print(f"quire bench {argv[0]}: the package {error.name} is not installed; run: pip install 'quire[bench]', or "
               "make install-dev in a checkout", file=sys.stderr)

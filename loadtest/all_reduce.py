@@ -1,8 +1,8 @@
-"""`python -m loadtest.all_reduce`: sums over the GPUs of this host by our kernels and by NCCL, side by side.
+"""`python -m quire.loadtest.all_reduce`: sums over the GPUs of this host by our kernels and by NCCL, side by side.
 
 For each number of rows: microseconds of one call inside a CUDA graph of many, alone and with the norm that follows it
 in a model, by packets, by flags and by NCCL. Results are checked before they are timed. Decides
-`engine.execution.peers.LIMITS`.
+`quire.engine.execution.peers.LIMITS`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REPLAYS = 10
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.all_reduce", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m quire.loadtest.all_reduce", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=2, help="GPUs")
     parser.add_argument("--hidden-size", type=int, default=5120)
@@ -31,7 +31,8 @@ def main() -> int:
     if args.rank is not None:
         return measure(args.rank, args.size, args.hidden_size, args.meeting)
     with tempfile.TemporaryDirectory() as directory:
-        ranks = [subprocess.Popen([sys.executable, "-m", "loadtest.all_reduce", *sys.argv[1:], "--rank", str(rank),
+        ranks = [subprocess.Popen([sys.executable, "-m", "quire.loadtest.all_reduce", *sys.argv[1:],
+                                   "--rank", str(rank),
                                    "--meeting", f"{directory}/store"]) for rank in range(args.size)]
         return max(rank.wait() for rank in ranks)
 
@@ -40,8 +41,8 @@ def measure(rank: int, size: int, hidden_size: int, meeting: str) -> int:
     import torch
     import torch.distributed as dist
 
-    from engine.execution import peers as limits
-    from engine.execution.collectives import NcclCollectives
+    from quire.engine.execution import peers as limits
+    from quire.engine.execution.collectives import NcclCollectives
 
     torch.cuda.set_device(rank)
     device = torch.device("cuda", rank)

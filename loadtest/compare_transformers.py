@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from loadtest.workloads import HIGHEST_ID, LOWEST_ID
+from quire.loadtest.workloads import HIGHEST_ID, LOWEST_ID
 
 PROMPT_LEN, OUTPUT_LEN = 64, 128
 BATCHES = (16, 1)
@@ -41,8 +41,8 @@ def _transformers(num_threads: int) -> Generate:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from engine.config import EngineArgs
-    from engine.weights.locate import resolve_model
+    from quire.engine.config import EngineArgs
+    from quire.engine.weights.locate import resolve_model
 
     torch.set_num_threads(num_threads)
     logging.disable_progress_bar()
@@ -62,7 +62,7 @@ def _transformers(num_threads: int) -> Generate:
 
 
 def _quire(num_threads: int) -> Generate:
-    from engine import LLM, SamplingParams
+    from quire import LLM, SamplingParams
 
     llm = LLM(dtype="float32", device="cpu", cpu_threads=num_threads)
     params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=OUTPUT_LEN)
@@ -127,7 +127,7 @@ class Http:
         self._url = f"http://127.0.0.1:{port}"
         begin = time.perf_counter()
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--port", str(port), "--dtype", "float32", "--device", "cpu",
+            [sys.executable, "-m", "quire", "serve", "--port", str(port), "--dtype", "float32", "--device", "cpu",
              "--cpu-threads", str(num_threads), "--served-model-name", "smollm2"], stderr=subprocess.DEVNULL)
         while not self._ready():
             if self._server.poll() is not None or time.perf_counter() - begin > READY_WITHIN_S:

@@ -23,15 +23,15 @@ step() { # NAME COMMAND...
 }
 wanted=" ${*:-kernels engine bench} "
 if [[ $wanted == *" kernels "* ]]; then
-    step kernels-check "$python" -m kernels.bench.check_gpu
-    step kernels-time "$python" -m kernels.bench.time_gpu
+    step kernels-check "$python" -m quire.kernels.bench.check_gpu
+    step kernels-time "$python" -m quire.kernels.bench.time_gpu
 fi
 if [[ $wanted == *" engine "* ]]; then
     step engine "$python" -m pytest -o addopts= -W default -p no:cacheprovider -q -s -m gpu tests/gpu
 fi
 if [[ $wanted == *" bench "* ]]; then
     for model in ${MODELS:-qwen2.5-0.5b qwen2.5-7b llama-7b}; do
-        step "bench-$model" "$python" -m app bench throughput --model "loadtest/models/$model" --load-format dummy \
+        step "bench-$model" "$python" -m quire bench throughput --model "loadtest/models/$model" --load-format dummy \
             --dtype bfloat16 --max-model-len 4096 --gpu-memory-utilization 0.85 \
             --workload "${WORKLOADS:-all}" --compare loadtest/peers/h200.json --json "$out/bench-$model.json"
     done
@@ -40,10 +40,10 @@ if [[ $wanted == *" parallel "* ]]; then
     num_gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
     step parallel "$python" -m pytest -o addopts= -W default -p no:cacheprovider -q -s -m gpu tests/gpu/test_parallel_on_gpu.py
     for ((size = 2; size <= num_gpus; size *= 2)); do
-        step "all-reduce-$size" "$python" -m loadtest.all_reduce --size "$size"
+        step "all-reduce-$size" "$python" -m quire.loadtest.all_reduce --size "$size"
     done
     for ((size = 1; size <= num_gpus; size *= 2)); do
-        step "bench-llama-13b-tp$size" "$python" -m app bench throughput --model loadtest/models/llama-13b \
+        step "bench-llama-13b-tp$size" "$python" -m quire bench throughput --model loadtest/models/llama-13b \
             --load-format dummy --dtype bfloat16 --max-model-len 4096 --gpu-memory-utilization 0.85 \
             --tensor-parallel-size "$size" --workload "${WORKLOADS:-single,sharegpt,decode}" \
             --compare loadtest/peers/h200.json --peer-shape "llama-13b, tensor parallel 2 (NVLink)" \

@@ -31,7 +31,7 @@ from typing import Any
 
 import aiohttp
 
-from loadtest.serve_client import Sent, send
+from quire.loadtest.serve_client import Sent, send
 
 MODEL = "smollm2-135m-instruct"
 START_S = 120.0
@@ -57,7 +57,7 @@ class Target:
 
 
 def _quire(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "app", *arguments]
+    return [sys.executable, "-m", "quire", *arguments]
 
 
 @contextmanager

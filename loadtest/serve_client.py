@@ -22,7 +22,7 @@ from typing import Any
 
 import aiohttp
 
-from loadtest import workloads
+from quire.loadtest import workloads
 
 START_AFTER_S = 3.0  # client processes need this long to be up, so that all begin together
 TIMEOUT_S = 1800.0

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.options import OPTIONS, parse
-from app.settings import flag
-from engine import LLM, SamplingParams
-from engine.errors import ConfigError
-from loadtest import workloads
+from quire import LLM, SamplingParams
+from quire.app.options import OPTIONS, parse
+from quire.app.settings import flag
+from quire.engine.errors import ConfigError
+from quire.loadtest import workloads
 
 NUM_TTFT_PROBES = 5
 FIGURES = ("s", "out_tok_s", "total_tok_s", "ttft_ms", "tpot_ms")

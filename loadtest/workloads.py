@@ -1,8 +1,8 @@
 """The workloads every engine is measured on: request lengths from workloads.json, prompts drawn from their seed.
 
 Prompts are random token ids, so any engine, vocabulary and weights can run the same work. `python -m
-loadtest.workloads` writes workloads.json anew; its figures are comparable only as long as the file stays as it is.
-`sharegpt` follows the totals of ShareGPT conversations (1000 requests, about 215k prompt and 198k output tokens).
+quire.loadtest.workloads` writes workloads.json anew; its figures are comparable only as long as the file stays as it
+is. `sharegpt` follows the totals of ShareGPT conversations (1000 requests, about 215k prompt and 198k output tokens).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from engine.errors import ConfigError
+from quire.engine.errors import ConfigError
 
 FILE = Path(__file__).with_name("workloads.json")
 MODELS = Path(__file__).with_name("models")

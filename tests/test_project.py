@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-import engine
+import quire
 
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -36,8 +39,8 @@ def test_every_locked_package_is_exact_and_hashed_and_names_no_address(lock):
 
 def test_one_version_everywhere():
     declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert declared and declared.group(1) == engine.__version__
-    assert f"## {engine.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert declared and declared.group(1) == quire.__version__
+    assert f"## {quire.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_a_cpu_engine_needs_no_triton():
@@ -45,16 +48,52 @@ def test_a_cpu_engine_needs_no_triton():
     assert "Paris" in run("""
 import sys
 sys.modules["triton"] = None
-from engine import LLM, SamplingParams
+from quire import LLM, SamplingParams
 llm = LLM(max_model_len=64, cpu_threads=1)
 print(llm.generate(["The capital of France is"], SamplingParams(temperature=0, max_tokens=4), use_tqdm=False))
 """)
 
 
 def test_the_public_names_cost_no_torch():
-    loaded = run("import sys, engine; engine.SamplingParams, engine.EngineArgs, engine.LLM, engine.AsyncLLMEngine;"
+    loaded = run("import sys, quire; quire.SamplingParams, quire.EngineArgs, quire.LLM, quire.AsyncLLMEngine;"
                  "print(sorted({'torch', 'transformers', 'triton'} & set(sys.modules)))")
     assert loaded == "[]"
+
+
+def test_modules_of_others_may_have_the_names_of_our_folders(tmp_path: Path) -> None:
+    for name in PACKAGES:
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not ours')\n")
+    env = os.environ | {"PYTHONPATH": "."}
+    code = "from quire import LLM; from quire.app.cli import main; main(['version'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, text=True,
+                          capture_output=True, timeout=100)
+    assert (done.returncode, done.stdout.strip()) == (0, f"quire {quire.__version__}"), done.stderr
+
+
+def test_a_wheel_has_one_import_name_and_all_that_is_ours(tmp_path: Path) -> None:
+    build = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tmp_path]
+    clone = tmp_path / "checkout"  # so that a build's leavings do not get into this one
+    clone.mkdir()
+    for name in (*PACKAGES, "quire"):
+        shutil.copytree(ROOT / name, clone / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    subprocess.run([sys.executable, "-m", *build, clone], check=True, timeout=100)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert {name.partition("/")[0] for name in names} == {"quire", f"quire-{quire.__version__}.dist-info"}
+    files = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    assert {f"quire/{name}" for name in files} <= set(names)
+    code = f"""
+import sys, importlib.util
+sys.path.insert(0, {str(tmp_path / "site")!r})
+import quire
+print(quire.__version__, *[name for name in {PACKAGES} if importlib.util.find_spec(name)])
+"""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], text=True, capture_output=True, timeout=100)
+    assert done.stdout.strip() == quire.__version__, done.stderr
 
 
 def test_the_package_kernels_is_bare():
@@ -64,7 +103,7 @@ def test_the_package_kernels_is_bare():
 
 
 def test_transformers_still_imports_its_models_with_our_kernels_on_the_path():
-    assert run("import kernels; from transformers.models.llama.modeling_llama import LlamaForCausalLM;"
+    assert run("import quire.kernels; from transformers.models.llama.modeling_llama import LlamaForCausalLM;"
                "print(LlamaForCausalLM.__name__)") == "LlamaForCausalLM"
 
 
@@ -86,8 +125,8 @@ def test_the_readme_lists_every_folder_of_the_tree():
 
 
 def test_flags_in_documents_exist():
-    from app.options import OPTIONS
-    from app.settings import flag
+    from quire.app.options import OPTIONS
+    from quire.app.settings import flag
 
     known = {flag(name) for name in OPTIONS} | {flag(f"no_{name}") for name in OPTIONS} | {"--config"}
     readme = (ROOT / "README.md").read_text()

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from app.doctor.finding import Finding, fail, ok, warn
-from app.doctor.gpu import Gpu
-from app.keys.key import Key
-from app.keys.key_file import load_key_file
-from app.run_dir import MAX_PATH
-from app.settings import ServeSettings
-from app.telemetry.audit import AuditLog
-from app.tls import Tls, check_tls
-from engine.errors import ConfigError
+from quire.app.doctor.finding import Finding, fail, ok, warn
+from quire.app.doctor.gpu import Gpu
+from quire.app.keys.key import Key
+from quire.app.keys.key_file import load_key_file
+from quire.app.run_dir import MAX_PATH
+from quire.app.settings import ServeSettings
+from quire.app.telemetry.audit import AuditLog
+from quire.app.tls import Tls, check_tls
+from quire.engine.errors import ConfigError
 
 SOON_S = 14 * 86400
 

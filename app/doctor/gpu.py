@@ -8,8 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.doctor.finding import Finding, fail, gib, ok, warn
-from engine.config import EngineArgs
+from quire.app.doctor.finding import Finding, fail, gib, ok, warn
+from quire.engine.config import EngineArgs
 
 DRIVER = Path("/proc/driver/nvidia/version")
 QUERY_S = 30.0  # a GPU without persistence mode is woken up first

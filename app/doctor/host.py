@@ -6,7 +6,7 @@ import os
 import resource
 import time
 
-from app.doctor.finding import Finding, fail, gib, ok, warn
+from quire.app.doctor.finding import Finding, fail, gib, ok, warn
 
 FILES_ADVISED = 65536  # each stream is a descriptor, in the HTTP worker and in the proxy's connection to it
 FILES_NEEDED = 1024

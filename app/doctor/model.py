@@ -10,17 +10,17 @@ import re
 from functools import partial
 from pathlib import Path
 
-from app.doctor.finding import Finding, fail, gib, ok, warn
-from app.doctor.gpu import Gpu
-from engine.config import CPU_KV_BYTES, DTYPES, EngineArgs
-from engine.division import require_divisible
-from engine.errors import ConfigError, WeightError
-from engine.frontend.chat_template import load_chat_template
-from engine.frontend.tokenizer import load_tokenizer
-from engine.host_memory import available_bytes
-from engine.model_config import ModelConfig
-from engine.weights.gguf_metadata import read_header
-from engine.weights.locate import resolve_model
+from quire.app.doctor.finding import Finding, fail, gib, ok, warn
+from quire.app.doctor.gpu import Gpu
+from quire.engine.config import CPU_KV_BYTES, DTYPES, EngineArgs
+from quire.engine.division import require_divisible
+from quire.engine.errors import ConfigError, WeightError
+from quire.engine.frontend.chat_template import load_chat_template
+from quire.engine.frontend.tokenizer import load_tokenizer
+from quire.engine.host_memory import available_bytes
+from quire.engine.model_config import ModelConfig
+from quire.engine.weights.gguf_metadata import read_header
+from quire.engine.weights.locate import resolve_model
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from app.doctor.finding import Finding, fail, ok
-from app.listen import listen, listen_admin, url_of
-from app.settings import ServeSettings
-from engine.errors import ConfigError
+from quire.app.doctor.finding import Finding, fail, ok
+from quire.app.listen import listen, listen_admin, url_of
+from quire.app.settings import ServeSettings
+from quire.engine.errors import ConfigError
 
 
 def check_ports(settings: ServeSettings) -> list[Finding]:

@@ -10,15 +10,15 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from app.doctor.files import check_files
-from app.doctor.finding import FAIL, OK, WARN, Finding, fail, ok
-from app.doctor.gpu import check_gpus, find_gpus, gpus_needed
-from app.doctor.host import check_host
-from app.doctor.model import check_model
-from app.doctor.ports import check_ports
-from app.doctor.versions import check_versions
-from app.settings import ServeSettings
-from engine.errors import ConfigError
+from quire.app.doctor.files import check_files
+from quire.app.doctor.finding import FAIL, OK, WARN, Finding, fail, ok
+from quire.app.doctor.gpu import check_gpus, find_gpus, gpus_needed
+from quire.app.doctor.host import check_host
+from quire.app.doctor.model import check_model
+from quire.app.doctor.ports import check_ports
+from quire.app.doctor.versions import check_versions
+from quire.app.settings import ServeSettings
+from quire.engine.errors import ConfigError
 
 WIDTH = 110
 _COLOURS = {OK: "\033[32m", WARN: "\033[33m", FAIL: "\033[31m"}

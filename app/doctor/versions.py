@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
-from app.doctor.finding import Finding, fail, ok, warn
-from app.doctor.gpu import Gpu
+from quire.app.doctor.finding import Finding, fail, ok, warn
+from quire.app.doctor.gpu import Gpu
 
 TESTED_PYTHON = ((3, 10), (3, 13))
 LEAST_TORCH = (2, 5, 1)

@@ -11,20 +11,20 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import ApiError
-from app.keys.key import NEVER, Key
-from app.middleware.auth import no_audit
-from app.options import shown
-from app.reload import request_reload, requested
-from app.schemas.body import read_body
-from app.service import Service, key_of, record_of, service_of
-from app.telemetry.audit import AuditError
-from engine import __version__
-from engine.logs import LEVELS
+from quire import __version__
+from quire.app.errors import ApiError
+from quire.app.keys.key import NEVER, Key
+from quire.app.middleware.auth import no_audit
+from quire.app.options import shown
+from quire.app.reload import request_reload, requested
+from quire.app.schemas.body import read_body
+from quire.app.service import Service, key_of, record_of, service_of
+from quire.app.telemetry.audit import AuditError
+from quire.engine.logs import LEVELS
 
 if TYPE_CHECKING:
-    from engine.frontend.async_llm import AsyncLLMEngine
-    from engine.frontend.client import EngineClient
+    from quire.engine.frontend.async_llm import AsyncLLMEngine
+    from quire.engine.frontend.client import EngineClient
 
 
 class LogLevel(msgspec.Struct, frozen=True):

@@ -11,18 +11,18 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.endpoints.models import check_model
-from app.exchange import Exchange
-from app.logprobs import chat_logprobs
-from app.schemas.body import read_body
-from app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
-from app.schemas.usage import Usage
-from app.service import Service, record_of, service_of
-from app.sse import DONE
-from app.telemetry.record import Asked
-from engine.errors import InvalidRequestError
-from engine.frontend.generation import SampleUpdate
-from engine.sampling_params import SamplingParams
+from quire.app.endpoints.models import check_model
+from quire.app.exchange import Exchange
+from quire.app.logprobs import chat_logprobs
+from quire.app.schemas.body import read_body
+from quire.app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
+from quire.app.schemas.usage import Usage
+from quire.app.service import Service, record_of, service_of
+from quire.app.sse import DONE
+from quire.app.telemetry.record import Asked
+from quire.engine.errors import InvalidRequestError
+from quire.engine.frontend.generation import SampleUpdate
+from quire.engine.sampling_params import SamplingParams
 
 _LONG_CONVERSATION_CHARS = 4000  # beyond it, rendering leaves the event loop
 _encode = msgspec.json.encode

@@ -8,23 +8,23 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.endpoints.models import check_model
-from app.exchange import Exchange
-from app.logprobs import LegacyLogprobs
-from app.schemas.body import read_body
-from app.schemas.completions import (
+from quire.app.endpoints.models import check_model
+from quire.app.exchange import Exchange
+from quire.app.logprobs import LegacyLogprobs
+from quire.app.schemas.body import read_body
+from quire.app.schemas.completions import (
     DEFAULT_MAX_TOKENS,
     CompletionChoice,
     CompletionLogprobs,
     CompletionReply,
     CompletionRequest,
 )
-from app.schemas.usage import Usage
-from app.service import Service, record_of, service_of
-from app.sse import DONE
-from app.telemetry.record import Asked
-from engine.frontend.generation import SampleUpdate
-from engine.frontend.prompts import off_the_loop
+from quire.app.schemas.usage import Usage
+from quire.app.service import Service, record_of, service_of
+from quire.app.sse import DONE
+from quire.app.telemetry.record import Asked
+from quire.engine.frontend.generation import SampleUpdate
+from quire.engine.frontend.prompts import off_the_loop
 
 _LONG_PROMPT_BYTES = 64 * 2**10  # in JSON; beyond it, decoding leaves the event loop
 _encode = msgspec.json.encode

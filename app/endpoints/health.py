@@ -10,9 +10,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.service import Service, service_of
-from engine import __version__
-from engine.heartbeat import OVERDUE_S
+from quire import __version__
+from quire.app.service import Service, service_of
+from quire.engine.heartbeat import OVERDUE_S
 
 
 def _json(status: int, body: dict[str, object], headers: dict[str, str] | None = None) -> Response:

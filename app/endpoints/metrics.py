@@ -7,10 +7,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.service import Service, service_of
-from app.telemetry.engine_metrics import EngineCollector
-from app.telemetry.process_metrics import ProcessCollector
-from app.telemetry.service_metrics import ServiceCollector
+from quire.app.service import Service, service_of
+from quire.app.telemetry.engine_metrics import EngineCollector
+from quire.app.telemetry.process_metrics import ProcessCollector
+from quire.app.telemetry.service_metrics import ServiceCollector
 
 
 async def metrics(request: Request) -> Response:

@@ -6,9 +6,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import ApiError
-from app.schemas.models import ModelCard, ModelList, model_card
-from app.service import Service, key_of, service_of
+from quire.app.errors import ApiError
+from quire.app.schemas.models import ModelCard, ModelList, model_card
+from quire.app.service import Service, key_of, service_of
 
 
 def check_model(request: Request, name: str | None) -> str:

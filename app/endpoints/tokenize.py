@@ -8,13 +8,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.endpoints.models import check_model
-from app.errors import ApiError
-from app.schemas.body import read_body
-from app.schemas.chat import ChatRequest
-from app.schemas.sampling import check_at_most
-from app.service import Service, service_of
-from engine.frontend.prompts import check_characters, off_the_loop
+from quire.app.endpoints.models import check_model
+from quire.app.errors import ApiError
+from quire.app.schemas.body import read_body
+from quire.app.schemas.chat import ChatRequest
+from quire.app.schemas.sampling import check_at_most
+from quire.app.service import Service, service_of
+from quire.engine.frontend.prompts import check_characters, off_the_loop
 
 # What may be counted where the context is shorter, so that a client sees by how much its text is too long.
 TOKENS_ALWAYS_TAKEN = 64 * 2**10

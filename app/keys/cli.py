@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from app.keys.key import Key, digest_of, new_secret
-from app.keys.key_file import key_of_fields, load_key_file, locked, write_key_file
-from app.telemetry.audit import AuditError, AuditLog
-from engine.errors import ConfigError
+from quire.app.keys.key import Key, digest_of, new_secret
+from quire.app.keys.key_file import key_of_fields, load_key_file, locked, write_key_file
+from quire.app.telemetry.audit import AuditError, AuditLog
+from quire.engine.errors import ConfigError
 
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import msgspec
 
-from engine.messages import KeyLimits
+from quire.engine.messages import KeyLimits
 
 SHORTEST_KEY = 16  # characters; fewer may be found by trying
 _MAX_COUNT = 10**12

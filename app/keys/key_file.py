@@ -21,9 +21,9 @@ from typing import Any
 import msgspec
 import yaml
 
-from app import strict_yaml
-from app.keys.key import Key
-from engine.errors import ConfigError
+from quire.app import strict_yaml
+from quire.app.keys.key import Key
+from quire.engine.errors import ConfigError
 
 RESERVED_NAME = re.compile(r"key-[0-9a-f]{8}")
 MAX_BYTES = 2**20  # some 3000 keys

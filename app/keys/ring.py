@@ -14,10 +14,10 @@ from collections.abc import Iterable
 
 import structlog
 
-from app.keys.key import Key, digest_of, plain_key
-from app.keys.key_file import load_key_file, write_key_file
-from app.watch import Stamp, stamp
-from engine.errors import ConfigError
+from quire.app.keys.key import Key, digest_of, plain_key
+from quire.app.keys.key_file import load_key_file, write_key_file
+from quire.app.watch import Stamp, stamp
+from quire.engine.errors import ConfigError
 
 log = structlog.get_logger(__name__)
 

@@ -11,11 +11,11 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import ApiError
-from app.keys.key import ANYONE, Key
-from app.keys.ring import KeyRing
-from app.telemetry.audit import AuditError, AuditLog
-from app.telemetry.record import RequestRecord
+from quire.app.errors import ApiError
+from quire.app.keys.key import ANYONE, Key
+from quire.app.keys.ring import KeyRing
+from quire.app.telemetry.audit import AuditError, AuditLog
+from quire.app.telemetry.record import RequestRecord
 
 log = structlog.get_logger(__name__)
 

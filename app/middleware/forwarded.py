@@ -13,7 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.settings import UNIX_PEERS
+from quire.app.settings import UNIX_PEERS
 
 
 class ForwardedMiddleware:

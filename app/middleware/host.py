@@ -12,10 +12,10 @@ import ipaddress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import ApiError
-from app.keys.ring import KeyRing
-from app.telemetry.record import RequestRecord
-from app.worker_settings import WorkerSettings
+from quire.app.errors import ApiError
+from quire.app.keys.ring import KeyRing
+from quire.app.telemetry.record import RequestRecord
+from quire.app.worker_settings import WorkerSettings
 
 
 class HostMiddleware:

@@ -17,14 +17,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ApiError, as_api_error, error_response
-from app.in_flight import CLIENT_GONE
-from app.telemetry.logging import log_request
-from app.telemetry.record import Content, RequestRecord
+from quire.app.errors import ApiError, as_api_error, error_response
+from quire.app.in_flight import CLIENT_GONE
+from quire.app.telemetry.logging import log_request
+from quire.app.telemetry.record import Content, RequestRecord
 
 if TYPE_CHECKING:
-    from app.service import Service
-    from app.telemetry.tracing import RequestTrace
+    from quire.app.service import Service
+    from quire.app.telemetry.tracing import RequestTrace
 
 log = structlog.get_logger(__name__)
 

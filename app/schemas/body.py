@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import Request
 
-from app.errors import ApiError
+from quire.app.errors import ApiError
 
 T = TypeVar("T", bound=msgspec.Struct)
 

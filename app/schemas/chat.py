@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from app.errors import ApiError
-from app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs
-from app.schemas.usage import Usage
-from app.settings import ServeSettings
-from engine.frontend.chat_template import RESERVED_VARIABLES
+from quire.app.errors import ApiError
+from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs
+from quire.app.schemas.usage import Usage
+from quire.app.settings import ServeSettings
+from quire.engine.frontend.chat_template import RESERVED_VARIABLES
 
 MAX_MESSAGES = 4096
 MAX_KWARGS_DEPTH = 16

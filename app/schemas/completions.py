@@ -6,12 +6,12 @@ import re
 
 import msgspec
 
-from app.errors import ApiError
-from app.schemas.body import decode_field
-from app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs
-from app.schemas.usage import Usage
-from app.settings import ServeSettings
-from engine.errors import context_length_error
+from quire.app.errors import ApiError
+from quire.app.schemas.body import decode_field
+from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs
+from quire.app.schemas.usage import Usage
+from quire.app.settings import ServeSettings
+from quire.engine.errors import context_length_error
 
 DEFAULT_MAX_TOKENS = 16
 _TOKEN_IDS = re.compile(rb"\[\s*-?\d")  # how a list of them begins

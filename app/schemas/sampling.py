@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from app.errors import ApiError
-from app.settings import ServeSettings
-from engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.app.errors import ApiError
+from quire.app.settings import ServeSettings
+from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 
 _PASSED_ON = (
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import ConfigError
+from quire.engine.errors import ConfigError
 
 
 class AuditError(Exception):

@@ -14,13 +14,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from app.telemetry.metrics import LABELS
-from engine.messages import Distribution, EngineInfo, Status
+from quire.app.telemetry.metrics import LABELS
+from quire.engine.messages import Distribution, EngineInfo, Status
 
 if TYPE_CHECKING:
-    from engine.config import EngineArgs
-    from engine.frontend.async_llm import AsyncLLMEngine
-    from engine.frontend.client import EngineClient
+    from quire.engine.config import EngineArgs
+    from quire.engine.frontend.async_llm import AsyncLLMEngine
+    from quire.engine.frontend.client import EngineClient
 
 
 class EngineCollector(Collector):

@@ -1,7 +1,7 @@
 """The service's log: one line a request at its end, and gunicorn's and uvicorn's own lines in the same form.
 
-Pretty on a terminal, one JSON object a line otherwise (`engine.logs`). Never keys, never query strings; prompts and
-outputs only where the record holds them, which takes two flags.
+Pretty on a terminal, one JSON object a line otherwise (`quire.engine.logs`). Never keys, never query strings; prompts
+and outputs only where the record holds them, which takes two flags.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from gunicorn import glogging
 
-from app.telemetry.record import Content, RequestRecord
+from quire.app.telemetry.record import Content, RequestRecord
 
 log = structlog.get_logger("app.requests")
 

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from app.telemetry.record import RequestRecord
-from engine.messages import FINISH_REASONS, REJECTIONS
+from quire.app.telemetry.record import RequestRecord
+from quire.engine.messages import FINISH_REASONS, REJECTIONS
 
 # Every bound of vLLM's is kept, so that quantiles on existing dashboards stay what they were; the finer ones are ours.
 _TTFT_S = (.001, .002, .003, .004, .005, .0075, .01, .015, .02, .03, .04, .05, .06, .08, .1, .15, .25, .5, .75, 1, 2.5,

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.messages import NO_KEY, KeyLimits
+from quire.engine.messages import NO_KEY, KeyLimits
 
 if TYPE_CHECKING:
-    from engine.sampling_params import SamplingParams
+    from quire.engine.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine import __version__
+from quire import __version__
 
 if TYPE_CHECKING:
-    from app.service import Service
+    from quire.app.service import Service
 
 
 class ServiceCollector(Collector):

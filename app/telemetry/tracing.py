@@ -27,8 +27,8 @@ from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioB
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from app.telemetry.record import RequestRecord
-from engine import __version__
+from quire import __version__
+from quire.app.telemetry.record import RequestRecord
 
 log = structlog.get_logger(__name__)
 

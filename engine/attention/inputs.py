@@ -1,4 +1,4 @@
-"""What attention needs to know of a step, shared by all layers. Filled by `engine.execution.batch`.
+"""What attention needs to know of a step, shared by all layers. Filled by `quire.engine.execution.batch`.
 
 Sequences are in plan order: the first `num_decodes` have one query token each, the rest any number.
 """

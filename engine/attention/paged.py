@@ -1,14 +1,14 @@
 """Attention of one layer over the paged cache: rotate, write K and V, attend.
 
-Refuses to know weights and where blocks come from. Called by `engine.layers.self_attention`.
+Refuses to know weights and where blocks come from. Called by `quire.engine.layers.self_attention`.
 """
 
 from __future__ import annotations
 
 import torch
 
-from engine.attention.inputs import AttentionInputs
-from kernels import ops
+from quire.engine.attention.inputs import AttentionInputs
+from quire.kernels import ops
 
 
 class PagedAttention:

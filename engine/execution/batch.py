@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from engine.attention.inputs import AttentionInputs
-from engine.execution.request_table import RequestTable
-from engine.execution.upload import Upload
-from engine.plan import StepPlan
-from kernels import ops
+from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.execution.request_table import RequestTable
+from quire.engine.execution.upload import Upload
+from quire.engine.plan import StepPlan
+from quire.kernels import ops
 
 
 def pack(plan: StepPlan, upload: Upload) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import torch
 
-from engine.config import CPU_KV_BYTES, EngineArgs, EngineConfig
-from engine.errors import ConfigError, MemoryShortageError
-from engine.execution import warm_up
-from engine.execution.model_runner import ModelRunner, Progress
-from engine.host_memory import free_and_total
+from quire.engine.config import CPU_KV_BYTES, EngineArgs, EngineConfig
+from quire.engine.errors import ConfigError, MemoryShortageError
+from quire.engine.execution import warm_up
+from quire.engine.execution.model_runner import ModelRunner, Progress
+from quire.engine.host_memory import free_and_total
 
 
 def settle_blocks(runner: ModelRunner, config: EngineConfig, progress: Progress) -> int:

@@ -1,7 +1,7 @@
 """torch.distributed among one engine's ranks: NCCL between GPUs, gloo between CPUs.
 
-Ranks are numbered stage by stage: stage * tensor-parallel size + place in the stage. Made by `engine.execution.rank`,
-handed to the model as `engine.parallel.Parallel`.
+Ranks are numbered stage by stage: stage * tensor-parallel size + place in the stage. Made by
+`quire.engine.execution.rank`, handed to the model as `quire.engine.parallel.Parallel`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from engine.config import EngineConfig
-from engine.parallel import Collectives, Parallel, Stage
-from kernels import ops
+from quire.engine.config import EngineConfig
+from quire.engine.parallel import Collectives, Parallel, Stage
+from quire.kernels import ops
 
 if TYPE_CHECKING:
-    from kernels.all_reduce import Peers
+    from quire.kernels.all_reduce import Peers
 
 
 def join(rank: int, config: EngineConfig, store: Store, device: torch.device) -> Parallel:
@@ -32,7 +32,7 @@ def join(rank: int, config: EngineConfig, store: Store, device: torch.device) ->
     if size > 1 and on_cpu:
         collectives = GlooCollectives(groups[index])
     elif size > 1:
-        from engine.execution.peers import connect  # brings Triton
+        from quire.engine.execution.peers import connect  # brings Triton
 
         peers = connect(store, f"stage {index}", place, size, config.model.hidden_size, getattr(torch, config.dtype),
                         torch.device("cuda", torch.cuda.current_device()))
@@ -45,7 +45,7 @@ class NcclCollectives:
     """Sums of few rows go through peers' memory, where there are peers."""
 
     def __init__(self, group: dist.ProcessGroup, peers: Peers | None) -> None:
-        from kernels import all_reduce  # Triton
+        from quire.kernels import all_reduce  # Triton
 
         self._group = group
         self._peers = peers

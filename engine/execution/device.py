@@ -7,10 +7,10 @@ import os
 
 import torch
 
-from engine.config import DTYPES, EngineArgs, EngineConfig
-from engine.errors import ConfigError
-from engine.execution.hardware import Hardware
-from engine.model_config import ModelConfig
+from quire.engine.config import DTYPES, EngineArgs, EngineConfig
+from quire.engine.errors import ConfigError
+from quire.engine.execution.hardware import Hardware
+from quire.engine.model_config import ModelConfig
 
 BFLOAT16_CAPABILITY = (8, 0)
 LARGE_GPU_BYTES = 70 * 10**9

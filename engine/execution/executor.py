@@ -9,13 +9,13 @@ from typing import Protocol
 
 import torch
 
-from engine.config import EngineConfig
-from engine.execution.capacity import settle_blocks
-from engine.execution.device import prepare_cpu
-from engine.execution.model_runner import ModelRunner, Progress
-from engine.execution.pending import Pending
-from engine.parallel import Parallel
-from engine.plan import StepPlan, StepResult
+from quire.engine.config import EngineConfig
+from quire.engine.execution.capacity import settle_blocks
+from quire.engine.execution.device import prepare_cpu
+from quire.engine.execution.model_runner import ModelRunner, Progress
+from quire.engine.execution.pending import Pending
+from quire.engine.parallel import Parallel
+from quire.engine.plan import StepPlan, StepResult
 
 
 class Launched(Protocol):

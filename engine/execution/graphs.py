@@ -14,14 +14,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from engine.attention.inputs import AttentionInputs
-from engine.execution.batch import token_positions
-from engine.execution.kv_cache import KVCache
-from engine.execution.request_table import MIN_P, TEMPERATURE, TOP_P, RequestTable
-from engine.models.base import CausalLM
-from engine.plan import StepPlan
-from kernels import ops
-from kernels.launch import SKINNY_ROWS
+from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.execution.batch import token_positions
+from quire.engine.execution.kv_cache import KVCache
+from quire.engine.execution.request_table import MIN_P, TEMPERATURE, TOP_P, RequestTable
+from quire.engine.models.base import CausalLM
+from quire.engine.plan import StepPlan
+from quire.kernels import ops
+from quire.kernels.launch import SKINNY_ROWS
 
 Vector = TypeVar("Vector", np.ndarray, torch.Tensor)
 

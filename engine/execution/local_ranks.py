@@ -10,10 +10,10 @@ import time
 
 import msgspec
 
-from engine.errors import RankError
-from engine.execution.hardware import Hardware, of_this_machine
-from engine.execution.rank import RankSpec
-from engine.module_command import module_command
+from quire.engine.errors import RankError
+from quire.engine.execution.hardware import Hardware, of_this_machine
+from quire.engine.execution.rank import RankSpec
+from quire.engine.module_command import module_command
 
 STOP_S = 5.0
 # What ranks of one machine say to each other leaves by no wire.
@@ -43,7 +43,7 @@ class LocalRanks:
             self._ends.append(end)
             try:
                 process = subprocess.Popen(
-                    [*module_command("engine.execution.rank"), str(self._lifeline_end)], stdin=subprocess.PIPE,
+                    [*module_command("quire.engine.execution.rank"), str(self._lifeline_end)], stdin=subprocess.PIPE,
                     pass_fds=[self._lifeline_end, held], env=_LOOPBACK | os.environ)
             finally:
                 os.close(held)

@@ -11,18 +11,26 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from engine.config import EngineConfig
-from engine.execution import batch, kv_cache, warm_up
-from engine.execution.graphs import Size, StepGraphs, all_sizes
-from engine.execution.pending import Pending
-from engine.execution.request_table import FREQUENCY, MIN_P, PRESENCE, REPETITION, TEMPERATURE, TOP_P, RequestTable
-from engine.execution.upload import Upload
-from engine.parallel import Parallel
-from engine.plan import StepPlan
-from engine.sampling.inputs import SamplingInputs
-from engine.sampling.sampler import Sampled, sample
-from engine.weights.load import load_model
-from kernels import ops
+from quire.engine.config import EngineConfig
+from quire.engine.execution import batch, kv_cache, warm_up
+from quire.engine.execution.graphs import Size, StepGraphs, all_sizes
+from quire.engine.execution.pending import Pending
+from quire.engine.execution.request_table import (
+    FREQUENCY,
+    MIN_P,
+    PRESENCE,
+    REPETITION,
+    TEMPERATURE,
+    TOP_P,
+    RequestTable,
+)
+from quire.engine.execution.upload import Upload
+from quire.engine.parallel import Parallel
+from quire.engine.plan import StepPlan
+from quire.engine.sampling.inputs import SamplingInputs
+from quire.engine.sampling.sampler import Sampled, sample
+from quire.engine.weights.load import load_model
+from quire.kernels import ops
 
 Progress = Callable[[str, float], None]
 
@@ -56,7 +64,7 @@ class ModelRunner:
 
     def _compile_kernels(self, progress: Progress) -> None:
         """All those that the start and the steps after it would compile one by one."""
-        from kernels import compile_ahead  # brings Triton
+        from quire.kernels import compile_ahead  # brings Triton
 
         progress("compiling kernels", 0.0)
         compile_ahead.kernels_of(self._rehearse, torch.cuda.current_device())

@@ -1,4 +1,4 @@
-"""Memory of the GPUs of one host that all ranks of a tensor-parallel group see, for `kernels.all_reduce`.
+"""Memory of the GPUs of one host that all ranks of a tensor-parallel group see, for `quire.kernels.all_reduce`.
 
 CUDA IPC handles travel through the ranks' store; NVLink multicast is not used. Called once by `collectives.join`; where
 one of the ranks cannot see another's memory, none has peers.
@@ -13,13 +13,13 @@ import structlog
 import torch
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from kernels import launch
-from kernels.all_reduce import FLAG_SLOTS, Peers, all_reduce, rows_of_stretch, words_of
+from quire.kernels import launch
+from quire.kernels.all_reduce import FLAG_SLOTS, Peers, all_reduce, rows_of_stretch, words_of
 
 log = structlog.get_logger("engine")
 
 # Ranks, at most: bytes of a rank's rows that go by packets, and in all; with more, flags and NCCL are faster. From
-# `python -m loadtest.all_reduce` on H200, which looks beyond them; of 8 ranks guessed.
+# `python -m quire.loadtest.all_reduce` on H200, which looks beyond them; of 8 ranks guessed.
 LIMITS = {2: (512 << 10, 1 << 40), 4: (320 << 10, 320 << 10), 8: (80 << 10, 80 << 10)}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # two containers of a host have one
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.plan import StepResult
-from engine.sampling.sampler import Sampled
+from quire.engine.plan import StepResult
+from quire.engine.sampling.sampler import Sampled
 
 
 @dataclass(slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from engine.config import EngineArgs
-from engine.errors import RankError
-from engine.execution.hardware import Hardware
-from engine.execution.local_ranks import LocalRanks
-from engine.execution.model_runner import Progress
-from engine.execution.rank import RankSpec
+from quire.engine.config import EngineArgs
+from quire.engine.errors import RankError
+from quire.engine.execution.hardware import Hardware
+from quire.engine.execution.local_ranks import LocalRanks
+from quire.engine.execution.model_runner import Progress
+from quire.engine.execution.rank import RankSpec
 
 
 class Placement(Protocol):
@@ -41,7 +41,7 @@ def placement(args: EngineArgs, progress: Progress) -> Placement | None:
         ConfigError: there is no cluster, or no Ray.
     """
     if args.distributed_executor_backend == "ray":
-        from engine.execution.ray_ranks import RayRanks  # an optional dependency
+        from quire.engine.execution.ray_ranks import RayRanks  # an optional dependency
 
         return RayRanks(args, progress)
     return LocalRanks() if args.num_ranks > 1 else None

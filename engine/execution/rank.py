@@ -1,7 +1,8 @@
-"""One rank as a process of its own: `python -m engine.execution.rank`, its RankSpec on standard input.
+"""One rank as a process of its own: `python -m quire.engine.execution.rank`, its RankSpec on standard input.
 
-Carries out the plans that the core sends, in order, until the core is gone. Started by `engine.execution.local_ranks`;
-a Ray actor calls `run` with the same spec. Whatever ends it, it tells the core why before the others notice.
+Carries out the plans that the core sends, in order, until the core is gone. Started by
+`quire.engine.execution.local_ranks`; a Ray actor calls `run` with the same spec. Whatever ends it, it tells the core
+why before the others notice.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ import msgspec
 import structlog
 import zmq
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError, PassingError, WeightError
-from engine.lifeline import die_with_parent
-from engine.logs import configure_logging
-from engine.openmp import share_cores
-from engine.plan import Allocate, Capacity, Done, Failed, FromRank, Prepared, RankLoading, ToRank
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError, PassingError, WeightError
+from quire.engine.lifeline import die_with_parent
+from quire.engine.logs import configure_logging
+from quire.engine.openmp import share_cores
+from quire.engine.plan import Allocate, Capacity, Done, Failed, FromRank, Prepared, RankLoading, ToRank
 
 LAST_WORDS_MS = 2000
 
@@ -96,10 +97,10 @@ def _serve(spec: RankSpec, link: Link) -> None:
     import torch
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    from engine.execution.capacity import settle_blocks
-    from engine.execution.collectives import join
-    from engine.execution.device import prepare_cpu
-    from engine.execution.model_runner import ModelRunner
+    from quire.engine.execution.capacity import settle_blocks
+    from quire.engine.execution.collectives import join
+    from quire.engine.execution.device import prepare_cpu
+    from quire.engine.execution.model_runner import ModelRunner
 
     def progress(phase: str, fraction: float) -> None:
         link.send(RankLoading(phase, fraction))

@@ -15,13 +15,24 @@ import structlog
 import zmq
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from engine.config import EngineConfig
-from engine.errors import ConfigError, QuireError, RankError, WeightError
-from engine.execution.model_runner import Progress
-from engine.execution.placement import Placement
-from engine.execution.rank import RankSpec
-from engine.logs import level
-from engine.plan import Allocate, Capacity, Done, Failed, FromRank, Prepared, RankLoading, StepPlan, StepResult, ToRank
+from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError, QuireError, RankError, WeightError
+from quire.engine.execution.model_runner import Progress
+from quire.engine.execution.placement import Placement
+from quire.engine.execution.rank import RankSpec
+from quire.engine.logs import level
+from quire.engine.plan import (
+    Allocate,
+    Capacity,
+    Done,
+    Failed,
+    FromRank,
+    Prepared,
+    RankLoading,
+    StepPlan,
+    StepResult,
+    ToRank,
+)
 
 log = structlog.get_logger("engine")
 

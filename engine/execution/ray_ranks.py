@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 
-from engine.config import EngineArgs
-from engine.errors import ConfigError, RankError
-from engine.execution.hardware import Hardware, of_this_machine
-from engine.execution.model_runner import Progress
-from engine.execution.rank import RankSpec, run
-from engine.weights.locate import resolve_model
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError, RankError
+from quire.engine.execution.hardware import Hardware, of_this_machine
+from quire.engine.execution.model_runner import Progress
+from quire.engine.execution.rank import RankSpec, run
+from quire.engine.weights.locate import resolve_model
 
 try:
     import ray

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from engine.execution.upload import Upload
-from engine.messages import Sampling
-from engine.plan import NewRow, StepPlan
+from quire.engine.execution.upload import Upload
+from quire.engine.messages import Sampling
+from quire.engine.plan import NewRow, StepPlan
 
 # Order of the float columns of `floats`.
 TEMPERATURE, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(6)

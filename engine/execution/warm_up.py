@@ -6,9 +6,9 @@ allocator, which cuts it up for the steps that come. Used by `model_runner`, and
 
 from __future__ import annotations
 
-from engine.config import EngineConfig
-from engine.messages import Sampling
-from engine.plan import NewRow, StepPlan
+from quire.engine.config import EngineConfig
+from quire.engine.messages import Sampling
+from quire.engine.plan import NewRow, StepPlan
 
 _EVERYTHING = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=1)
 

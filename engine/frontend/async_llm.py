@@ -14,25 +14,25 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from engine.arguments import integer, shown, unsupported
-from engine.config import EngineArgs, refuse_unknown
-from engine.errors import EngineDeadError, InvalidRequestError
-from engine.frontend.chat_template import ChatTemplate, load_chat_template
-from engine.frontend.client import EngineClient
-from engine.frontend.context_limit import naming_limits
-from engine.frontend.engine_group import EngineGroup
-from engine.frontend.engine_process import EngineProcess
-from engine.frontend.generation import Generation, SampleUpdate
-from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
-from engine.frontend.prompts import Prompt, off_the_loop, to_token_ids
-from engine.frontend.request import Request
-from engine.frontend.submission import check_length, check_prompt, numbers, samples
-from engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from engine.frontend.unsupported import asked_for
-from engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState
-from engine.model_config import ModelConfig
-from engine.sampling_params import SamplingParams
-from engine.weights.locate import resolve_model
+from quire.engine.arguments import integer, shown, unsupported
+from quire.engine.config import EngineArgs, refuse_unknown
+from quire.engine.errors import EngineDeadError, InvalidRequestError
+from quire.engine.frontend.chat_template import ChatTemplate, load_chat_template
+from quire.engine.frontend.client import EngineClient
+from quire.engine.frontend.context_limit import naming_limits
+from quire.engine.frontend.engine_group import EngineGroup
+from quire.engine.frontend.engine_process import EngineProcess
+from quire.engine.frontend.generation import Generation, SampleUpdate
+from quire.engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
+from quire.engine.frontend.prompts import Prompt, off_the_loop, to_token_ids
+from quire.engine.frontend.request import Request
+from quire.engine.frontend.submission import check_length, check_prompt, numbers, samples
+from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.frontend.unsupported import asked_for
+from quire.engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState
+from quire.engine.model_config import ModelConfig
+from quire.engine.sampling_params import SamplingParams
+from quire.engine.weights.locate import resolve_model
 
 
 class Stream:

@@ -18,9 +18,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from engine.errors import ConfigError, InvalidRequestError
-from engine.frontend.tokenizer import Tokenizer
-from engine.model_config import ModelConfig
+from quire.engine.errors import ConfigError, InvalidRequestError
+from quire.engine.frontend.tokenizer import Tokenizer
+from quire.engine.model_config import ModelConfig
 
 RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "self"})  # not for callers to set
 

@@ -18,13 +18,13 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, PoisonRequestError
-from engine.frontend.generation import SampleUpdate
-from engine.frontend.load_progress import LoadProgress
-from engine.frontend.request import Request
-from engine.frontend.resumption import culprits
-from engine.frontend.routing import SAMPLE_TOKENS, Load
-from engine.messages import (
+from quire.engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, PoisonRequestError
+from quire.engine.frontend.generation import SampleUpdate
+from quire.engine.frontend.load_progress import LoadProgress
+from quire.engine.frontend.request import Request
+from quire.engine.frontend.resumption import culprits
+from quire.engine.frontend.routing import SAMPLE_TOKENS, Load
+from quire.engine.messages import (
     Abort,
     Accepted,
     Delta,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.config import EngineArgs
-from engine.errors import ContextLengthError
-from engine.messages import EngineInfo
-from engine.model_config import ModelConfig
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ContextLengthError
+from quire.engine.messages import EngineInfo
+from quire.engine.model_config import ModelConfig
 
 
 @contextmanager

@@ -1,14 +1,14 @@
 """Token ids to text, a few at a time; the pieces add up to the text of all of them.
 
 A character is given out when its last byte is there. Linear in the tokens: nothing is decoded twice. Refuses to know
-stop strings; called by `engine.frontend.generation`.
+stop strings; called by `quire.engine.frontend.generation`.
 """
 
 from __future__ import annotations
 
 import codecs
 
-from engine.frontend.tokenizer import Tokenizer
+from quire.engine.frontend.tokenizer import Tokenizer
 
 _UTF8 = codecs.getincrementaldecoder("utf-8")
 _MAX_CHARACTER_BYTES = 4

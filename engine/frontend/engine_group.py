@@ -13,11 +13,11 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from engine.errors import EngineDeadError, OverloadedError
-from engine.frontend.client import EngineClient
-from engine.frontend.request import Request
-from engine.frontend.routing import Router, is_limited
-from engine.messages import EngineInfo
+from quire.engine.errors import EngineDeadError, OverloadedError
+from quire.engine.frontend.client import EngineClient
+from quire.engine.frontend.request import Request
+from quire.engine.frontend.routing import Router, is_limited
+from quire.engine.messages import EngineInfo
 
 QUIET_S = 5.0  # a ready engine speaks every second; from one that does not, new requests keep away where they can
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from engine.config import EngineArgs
-from engine.errors import EngineDeadError
-from engine.frontend.shares import addresses, environments
-from engine.module_command import module_command
+from quire.engine.config import EngineArgs
+from quire.engine.errors import EngineDeadError
+from quire.engine.frontend.shares import addresses, environments
+from quire.engine.module_command import module_command
 
 STOP_S = 10.0
 
@@ -29,7 +29,7 @@ class EngineProcess:
         self.addresses = addresses(self._directory.name, args.data_parallel_size)
         read_end, self._lifeline = os.pipe()
         self._processes = [
-            subprocess.Popen([*module_command("engine"), "--address", address, "--lifeline", str(read_end),
+            subprocess.Popen([*module_command("quire.engine"), "--address", address, "--lifeline", str(read_end),
                               "--args", msgspec.json.encode(args).decode()],
                              env=os.environ | environment, pass_fds=[read_end], start_new_session=True)
             for address, environment in zip(self.addresses, own_environments)]

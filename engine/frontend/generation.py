@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.frontend.detokenizer import Detokenizer
-from engine.frontend.stop import StopFinder
-from engine.frontend.tokenizer import Tokenizer
-from engine.messages import Delta, TokenLogprobs
-from engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.engine.frontend.detokenizer import Detokenizer
+from quire.engine.frontend.stop import StopFinder
+from quire.engine.frontend.tokenizer import Tokenizer
+from quire.engine.messages import Delta, TokenLogprobs
+from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 
 
 @dataclass(slots=True)

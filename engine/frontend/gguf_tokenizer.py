@@ -2,7 +2,7 @@
 
 Three kinds of vocabulary are known: byte-level BPE ("gpt2", whose `pre` names the pre-tokenizer), SentencePiece BPE
 ("llama", merges follow from the scores) and Gemma's BPE over plain text ("gemma4"). A wrong pre-tokenizer still
-round-trips, so nobody would notice it: an unknown one is an error. Called by `engine.frontend.tokenizer`.
+round-trips, so nobody would notice it: an unknown one is an error. Called by `quire.engine.frontend.tokenizer`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
-from engine.errors import ConfigError
+from quire.engine.errors import ConfigError
 
 SPACE = "\u2581"  # what SentencePiece writes for a space
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type

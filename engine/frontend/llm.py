@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from engine.arguments import integer, is_integer, listed, shown, unsupported
-from engine.config import EngineArgs
-from engine.errors import ConfigError, EngineDeadError, InvalidRequestError
-from engine.frontend.chat_template import RESERVED_VARIABLES, ChatTemplate, load_chat_template
-from engine.frontend.context_limit import naming_limits
-from engine.frontend.generation import Generation
-from engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
-from engine.frontend.prompts import Prompt, to_conversations, to_token_ids
-from engine.frontend.submission import check_prompt, numbers, samples
-from engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from engine.frontend.unsupported import asked_for
-from engine.messages import Delta, Rejected, Submit
-from engine.openmp import share_cores
-from engine.sampling_params import RequestOutputKind, SamplingParams
-from engine.weights.progress import reporter
+from quire.engine.arguments import integer, is_integer, listed, shown, unsupported
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError, EngineDeadError, InvalidRequestError
+from quire.engine.frontend.chat_template import RESERVED_VARIABLES, ChatTemplate, load_chat_template
+from quire.engine.frontend.context_limit import naming_limits
+from quire.engine.frontend.generation import Generation
+from quire.engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
+from quire.engine.frontend.prompts import Prompt, to_conversations, to_token_ids
+from quire.engine.frontend.submission import check_prompt, numbers, samples
+from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.frontend.unsupported import asked_for
+from quire.engine.messages import Delta, Rejected, Submit
+from quire.engine.openmp import share_cores
+from quire.engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.engine.weights.progress import reporter
 
 if TYPE_CHECKING:
-    from engine.core import EngineCore
+    from quire.engine.core import EngineCore
 
 _OWNER = "offline"
 
@@ -54,7 +54,7 @@ class LLM:
             raise ConfigError(f"--data-parallel-size: {self.args.data_parallel_size} engines are more than the one "
                               "that LLM runs; use quire serve or AsyncLLMEngine, or several processes of one LLM each")
         share_cores()
-        from engine.core import EngineCore  # brings torch, which nobody pays for before an engine is built
+        from quire.engine.core import EngineCore  # brings torch, which nobody pays for before an engine is built
 
         with reporter() as progress:
             self._core = EngineCore(self.args, progress, offline=True)

@@ -10,10 +10,10 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.frontend.generation import SampleUpdate
-from engine.frontend.tokenizer import Tokenizer
-from engine.messages import TokenLogprobs
-from engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.engine.frontend.generation import SampleUpdate
+from quire.engine.frontend.tokenizer import Tokenizer
+from quire.engine.messages import TokenLogprobs
+from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 
 
 @dataclass(slots=True)

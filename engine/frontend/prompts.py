@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from operator import index
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
-from engine.arguments import is_integer, shown
-from engine.errors import InvalidRequestError, context_length_error
-from engine.frontend.tokenizer import Tokenizer
+from quire.engine.arguments import is_integer, shown
+from quire.engine.errors import InvalidRequestError, context_length_error
+from quire.engine.frontend.tokenizer import Tokenizer
 
 
 class PromptDict(TypedDict, total=False):

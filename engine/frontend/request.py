@@ -10,8 +10,8 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from engine.frontend.generation import Generation, SampleUpdate
-from engine.messages import NO_KEY, KeyLimits, RateState, SampleSpec, Sampling, Submit
+from quire.engine.frontend.generation import Generation, SampleUpdate
+from quire.engine.messages import NO_KEY, KeyLimits, RateState, SampleSpec, Sampling, Submit
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.frontend.request import Request
+from quire.engine.frontend.request import Request
 
 # An engine that broke by itself: two in a row are enough. A kill from outside rarely has to do with a request: four.
 BREAK_SUSPICION, KILL_SUSPICION, GIVE_UP = 2, 1, 4

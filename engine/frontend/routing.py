@@ -10,7 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-from engine.messages import KeyLimits, Status
+from quire.engine.messages import KeyLimits, Status
 
 SAMPLE_TOKENS = 128  # what an unfinished sample weighs beside a prompt: how long it will be, nobody knows
 MAX_BEGINNINGS = 16384  # remembered, 19 of a long prompt; about 3 MB

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.config import EngineArgs
-from engine.errors import ConfigError
-from engine.logs import ENGINE_NUMBER
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError
+from quire.engine.logs import ENGINE_NUMBER
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

@@ -2,7 +2,7 @@
 
 The stop string that is complete first ends the text; of several that end at the same character, the longest. So the
 result does not depend on how the text is cut into pieces. Linear in the text whatever the stop strings are
-(Knuth, Morris and Pratt's automaton, one for each). Called by `engine.frontend.generation`.
+(Knuth, Morris and Pratt's automaton, one for each). Called by `quire.engine.frontend.generation`.
 """
 
 from __future__ import annotations

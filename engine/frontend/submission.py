@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
-from engine.errors import InvalidRequestError, context_length_error
-from engine.frontend.prompts import Prompt
-from engine.frontend.tokenizer import Tokenizer
-from engine.messages import SampleSpec, Sampling
-from engine.sampling_params import SamplingParams
+from quire.engine.errors import InvalidRequestError, context_length_error
+from quire.engine.frontend.prompts import Prompt
+from quire.engine.frontend.tokenizer import Tokenizer
+from quire.engine.messages import SampleSpec, Sampling
+from quire.engine.sampling_params import SamplingParams
 
 _MASK63 = 2**63 - 1
 _GOLDEN = 0x9E3779B97F4A7C15

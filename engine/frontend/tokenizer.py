@@ -16,11 +16,11 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
-from engine.errors import ConfigError, InvalidRequestError
-from engine.frontend import gguf_tokenizer
-from engine.frontend.tokenizer_files import tokenizer_path
-from engine.model_config import ModelConfig
-from engine.weights.gguf_metadata import read_metadata
+from quire.engine.errors import ConfigError, InvalidRequestError
+from quire.engine.frontend import gguf_tokenizer
+from quire.engine.frontend.tokenizer_files import tokenizer_path
+from quire.engine.model_config import ModelConfig
+from quire.engine.weights.gguf_metadata import read_metadata
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")

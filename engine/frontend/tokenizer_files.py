@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.errors import ConfigError
-from engine.model_config import ModelConfig
+from quire.engine.errors import ConfigError
+from quire.engine.model_config import ModelConfig
 
 _FILES = ("tokenizer.*", "vocab*", "*.model", "tekken.json")  # one of them is there, whatever the tokenizer's kind
 

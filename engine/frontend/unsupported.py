@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from engine.arguments import asks_for_nothing, shown
-from engine.config import EngineArgs
-from engine.errors import ConfigError
+from quire.engine.arguments import asks_for_nothing, shown
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError
 
 # None asks for nothing everywhere.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

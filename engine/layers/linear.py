@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.layers.product import gated_product, product
-from engine.parallel import Parallel
-from engine.weights.checkpoint import View
+from quire.engine.layers.product import gated_product, product
+from quire.engine.parallel import Parallel
+from quire.engine.weights.checkpoint import View
 
 
 @dataclass(frozen=True, slots=True)

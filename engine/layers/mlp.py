@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from engine.errors import ConfigError
-from engine.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
-from engine.parallel import Parallel
-from engine.weights.checkpoint import View
+from quire.engine.errors import ConfigError
+from quire.engine.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
+from quire.engine.parallel import Parallel
+from quire.engine.weights.checkpoint import View
 
 # config.json's hidden_act -> the kernel's kind
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from engine.parallel import Parallel
-from engine.weights.checkpoint import View
-from kernels import ops
+from quire.engine.parallel import Parallel
+from quire.engine.weights.checkpoint import View
+from quire.kernels import ops
 
 
 class RMSNorm:

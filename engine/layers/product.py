@@ -8,8 +8,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from kernels import ops
-from kernels.launch import SKINNY_ROWS
+from quire.kernels import ops
+from quire.kernels.launch import SKINNY_ROWS
 
 # Rows that oneDNN lays the weights out for; measured good from 1 to 256.
 _PACKED_FOR_ROWS = 16

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import torch
 
-from engine.attention.inputs import AttentionInputs
-from engine.attention.paged import PagedAttention
-from engine.division import ATTENTION_HEADS
-from engine.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
-from engine.model_config import ModelConfig
-from engine.parallel import Parallel
-from engine.weights.checkpoint import View
+from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.attention.paged import PagedAttention
+from quire.engine.division import ATTENTION_HEADS
+from quire.engine.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
+from quire.engine.model_config import ModelConfig
+from quire.engine.parallel import Parallel
+from quire.engine.weights.checkpoint import View
 
 
 class SelfAttention:

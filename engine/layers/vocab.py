@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from engine.layers.product import PackedProduct, product
-from engine.parallel import Parallel
-from engine.weights.checkpoint import RowReader, View
+from quire.engine.layers.product import PackedProduct, product
+from quire.engine.parallel import Parallel
+from quire.engine.weights.checkpoint import RowReader, View
 
 
 class VocabEmbedding:

@@ -9,9 +9,9 @@ import re
 
 import torch
 
-from engine.attention.inputs import AttentionInputs
-from engine.layers.vocab import VocabEmbedding, VocabHead
-from engine.parallel import Stage
+from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.layers.vocab import VocabEmbedding, VocabHead
+from quire.engine.parallel import Stage
 
 KVCaches = list[tuple[torch.Tensor, torch.Tensor]]  # a layer each; [num_blocks, num_kv_heads, block_size, head_dim]
 

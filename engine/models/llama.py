@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from engine.attention.inputs import AttentionInputs
-from engine.errors import ConfigError
-from engine.layers.mlp import GatedMLP
-from engine.layers.norm import RMSNorm
-from engine.layers.rotary import cos_sin_table
-from engine.layers.self_attention import SelfAttention
-from engine.layers.vocab import VocabEmbedding, VocabHead
-from engine.model_config import ModelConfig
-from engine.models.base import CausalLM, KVCaches
-from engine.parallel import Parallel
-from engine.weights.checkpoint import View
+from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.errors import ConfigError
+from quire.engine.layers.mlp import GatedMLP
+from quire.engine.layers.norm import RMSNorm
+from quire.engine.layers.rotary import cos_sin_table
+from quire.engine.layers.self_attention import SelfAttention
+from quire.engine.layers.vocab import VocabEmbedding, VocabHead
+from quire.engine.model_config import ModelConfig
+from quire.engine.models.base import CausalLM, KVCaches
+from quire.engine.parallel import Parallel
+from quire.engine.weights.checkpoint import View
 
 DEFAULT_EPS = 1e-6
 

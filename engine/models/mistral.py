@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.model_config import ModelConfig
-from engine.models.llama import Llama
-from engine.models.sliding_window import refuse_short_window
-from engine.parallel import Parallel
-from engine.weights.checkpoint import View
+from quire.engine.model_config import ModelConfig
+from quire.engine.models.llama import Llama
+from quire.engine.models.sliding_window import refuse_short_window
+from quire.engine.parallel import Parallel
+from quire.engine.weights.checkpoint import View
 
 
 class Mistral(Llama):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine.errors import ConfigError
-from engine.model_config import ModelConfig
+from quire.engine.errors import ConfigError
+from quire.engine.model_config import ModelConfig
 
 
 def refuse_short_window(config: ModelConfig, max_model_len: int, window: int | None) -> None:

@@ -1,4 +1,5 @@
-"""What sampling needs to know of a step. Filled by `engine.execution.model_runner`, one entry per sampling row."""
+"""What sampling needs to know of a step. Filled by `quire.engine.execution.model_runner`, one entry per sampling
+row."""
 
 from __future__ import annotations
 

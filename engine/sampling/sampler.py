@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.sampling.inputs import SamplingInputs
-from kernels import ops
+from quire.engine.sampling.inputs import SamplingInputs
+from quire.kernels import ops
 
 
 @dataclass(slots=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.prefix_index import PrefixIndex
+from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.prefix_index import PrefixIndex
 
 
 class BlockAllocator:

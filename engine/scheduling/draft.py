@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.plan import StepPlan
-from engine.scheduling.request import Request
-from engine.scheduling.sharing import SharedBeginning
+from quire.engine.plan import StepPlan
+from quire.engine.scheduling.request import Request
+from quire.engine.scheduling.sharing import SharedBeginning
 
 
 class Draft:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 
-from engine.scheduling.request import Order, Request
+from quire.engine.scheduling.request import Order, Request
 
 
 class _Entry:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from enum import Enum
 
-from engine.messages import Sampling
-from engine.plan import NewRow
+from quire.engine.messages import Sampling
+from quire.engine.plan import NewRow
 
 Order = tuple[int, float, int]  # (priority, virtual start, arrival): see `queue`
 

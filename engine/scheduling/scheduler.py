@@ -2,7 +2,7 @@
 
 One token budget a step, and no phases: decode, chunked prefill and resumption all give a request some of the tokens
 that it misses. Asynchronous: `plan()` for step N+1 may come before `commit()` of step N, because it depends on how many
-tokens there are, never on which. Called by `engine.core`; `engine/plan.py` says what a plan means.
+tokens there are, never on which. Called by `quire.engine.core`; `engine/plan.py` says what a plan means.
 
 A freed block or row can be reused at once, even while a step in flight still writes to it: every rank carries out
 plans in order, so whatever a later plan puts there is written after, and read only by that plan or later ones.
@@ -17,15 +17,15 @@ from collections.abc import Hashable
 from operator import attrgetter
 from typing import NamedTuple
 
-from engine.config import SchedulerConfig
-from engine.errors import InvalidRequestError, context_length_error
-from engine.plan import StepPlan, StepResult
-from engine.scheduling.allocator import BlockAllocator
-from engine.scheduling.draft import Draft
-from engine.scheduling.prefix_index import extend_hashes
-from engine.scheduling.queue import WaitingQueue
-from engine.scheduling.request import Request, RequestStatus
-from engine.scheduling.sharing import NOTHING_SHARED, largest_shared_beginning
+from quire.engine.config import SchedulerConfig
+from quire.engine.errors import InvalidRequestError, context_length_error
+from quire.engine.plan import StepPlan, StepResult
+from quire.engine.scheduling.allocator import BlockAllocator
+from quire.engine.scheduling.draft import Draft
+from quire.engine.scheduling.prefix_index import extend_hashes
+from quire.engine.scheduling.queue import WaitingQueue
+from quire.engine.scheduling.request import Request, RequestStatus
+from quire.engine.scheduling.sharing import NOTHING_SHARED, largest_shared_beginning
 
 Logprobs = tuple[float, int, list[int], list[float]]  # as in StepResult
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engine.scheduling.request import Request
+from quire.engine.scheduling.request import Request
 
 # Fewer tokens that need not be read again are not worth the second kernel.
 MIN_SAVED_TOKENS = 8192

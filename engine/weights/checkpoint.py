@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from engine.errors import WeightError
+from quire.engine.errors import WeightError
 
 Shape = tuple[int, ...]
 RowReader = Callable[[torch.Tensor], torch.Tensor]  # row numbers [n] on the CPU -> float32 [n, columns]

@@ -1,6 +1,6 @@
 """Random weights made on the device, for measuring speed without a checkpoint. Same seed, same weights.
 
-Called by `engine.weights.load` for `--load-format dummy`.
+Called by `quire.engine.weights.load` for `--load-format dummy`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import torch
 
-from engine.weights.checkpoint import Checkpoint, Shape
+from quire.engine.weights.checkpoint import Checkpoint, Shape
 
 
 class DummyCheckpoint(Checkpoint):

@@ -1,6 +1,6 @@
 """Checkpoints in GGUF files, every quantised type, turned back into floats as layers pull them.
 
-Speaks Hugging Face's names and layouts to the outside; llama.cpp's inside. Called by `engine.weights.load`.
+Speaks Hugging Face's names and layouts to the outside; llama.cpp's inside. Called by `quire.engine.weights.load`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import gguf
 import numpy as np
 import torch
 
-from engine.errors import WeightError
-from engine.weights.checkpoint import Checkpoint, RowReader, Shape
-from engine.weights.gguf_metadata import TensorInfo, read_header
-from engine.weights.mapped_file import MappedFile
+from quire.engine.errors import WeightError
+from quire.engine.weights.checkpoint import Checkpoint, RowReader, Shape
+from quire.engine.weights.gguf_metadata import TensorInfo, read_header
+from quire.engine.weights.mapped_file import MappedFile
 
 _CHUNK_ELEMENTS = 1 << 18  # floats decoded at once: they and numpy's temporaries stay in the cache
 _MAX_THREADS = 8

@@ -1,7 +1,7 @@
 """Translates a GGUF file's metadata into the configuration that Hugging Face's config.json would hold.
 
-Refuses to know torch and tensor data. Called by `engine.weights.locate`; the tensors' names and layout are
-`engine.weights.gguf`'s.
+Refuses to know torch and tensor data. Called by `quire.engine.weights.locate`; the tensors' names and layout are
+`quire.engine.weights.gguf`'s.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.errors import ConfigError, WeightError
-from engine.model_config import ModelConfig
-from engine.weights.gguf_metadata import GgufHeader, read_header
-from engine.weights.hf_config import model_config
+from quire.engine.errors import ConfigError, WeightError
+from quire.engine.model_config import ModelConfig
+from quire.engine.weights.gguf_metadata import GgufHeader, read_header
+from quire.engine.weights.hf_config import model_config
 
 # general.architecture -> Hugging Face's architecture. Mistral's files also say "llama".
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}

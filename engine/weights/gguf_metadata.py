@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import WeightError
+from quire.engine.errors import WeightError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

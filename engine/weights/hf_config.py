@@ -1,7 +1,7 @@
 """Reads config.json and generation_config.json of a Hugging Face checkpoint into a `ModelConfig`.
 
 Names that transformers renamed between versions come out in one form: `hf["rope_parameters"]` always holds `rope_type`
-and `rope_theta`. Refuses to know torch and tensors. Called by `engine.weights.locate`; GGUF's reader shares
+and `rope_theta`. Refuses to know torch and tensors. Called by `quire.engine.weights.locate`; GGUF's reader shares
 `model_config`.
 """
 
@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.errors import ConfigError
-from engine.model_config import ModelConfig
-from engine.model_registry import ARCHITECTURES
+from quire.engine.errors import ConfigError
+from quire.engine.model_config import ModelConfig
+from quire.engine.model_registry import ARCHITECTURES
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 DTYPES = ("float32", "float16", "bfloat16")

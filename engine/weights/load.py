@@ -1,6 +1,6 @@
 """Builds the model: opens the checkpoint, lets layers pull their weights from it, checks that nothing was left over.
 
-Refuses to know families and formats beyond their names. Called by `engine.execution.model_runner`.
+Refuses to know families and formats beyond their names. Called by `quire.engine.execution.model_runner`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine.config import EngineConfig
-from engine.model_registry import ARCHITECTURES
-from engine.parallel import Parallel
-from engine.weights.checkpoint import Checkpoint, View
-from engine.weights.dummy import DummyCheckpoint
+from quire.engine.config import EngineConfig
+from quire.engine.model_registry import ARCHITECTURES
+from quire.engine.parallel import Parallel
+from quire.engine.weights.checkpoint import Checkpoint, View
+from quire.engine.weights.dummy import DummyCheckpoint
 
 if TYPE_CHECKING:
-    from engine.models.base import CausalLM  # above this module: models import weights
+    from quire.engine.models.base import CausalLM  # above this module: models import weights
 
 _PHASE = "loading weights"
 _DEFAULT_STD = 0.02
@@ -58,10 +58,10 @@ def _open(config: EngineConfig) -> Checkpoint:
         return DummyCheckpoint(config.args.seed, config.model.hf.get("initializer_range", _DEFAULT_STD))
     # The readers are imported late: each brings packages that the other does not need.
     if config.model.file_format == "gguf":
-        from engine.weights.gguf import GgufCheckpoint
+        from quire.engine.weights.gguf import GgufCheckpoint
 
         return GgufCheckpoint(path)
-    from engine.weights.safetensors import SafetensorsCheckpoint
+    from quire.engine.weights.safetensors import SafetensorsCheckpoint
 
     return SafetensorsCheckpoint(path)
 

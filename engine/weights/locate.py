@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import DEFAULT_MODEL, EngineArgs
-from engine.errors import ConfigError, FetchError
-from engine.model_config import ModelConfig
-from engine.weights import gguf_config, hf_config
+from quire.engine.config import DEFAULT_MODEL, EngineArgs
+from quire.engine.errors import ConfigError, FetchError
+from quire.engine.model_config import ModelConfig
+from quire.engine.weights import gguf_config, hf_config
 
 # What a served checkpoint is made of; repositories also hold the same weights in other formats.
 _FETCHED = ["*.json", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]

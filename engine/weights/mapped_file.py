@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.errors import WeightError
+from quire.engine.errors import WeightError
 
 
 class MappedFile:

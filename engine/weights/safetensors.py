@@ -1,7 +1,7 @@
 """Checkpoints in safetensors files: one, or several with an index.
 
 The format is a length, a JSON table and bytes; it is read here rather than by the package of that name because that
-keeps whole files resident. Called by `engine.weights.load`.
+keeps whole files resident. Called by `quire.engine.weights.load`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from engine.errors import WeightError
-from engine.weights.checkpoint import Checkpoint, Shape
-from engine.weights.mapped_file import MappedFile
+from quire.engine.errors import WeightError
+from quire.engine.weights.checkpoint import Checkpoint, Shape
+from quire.engine.weights.mapped_file import MappedFile
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_HEADER_BYTES = 100_000_000

@@ -1,4 +1,4 @@
-"""Check every kernel on a CUDA device: `python -m kernels.bench.check_gpu [--quick]`.
+"""Check every kernel on a CUDA device: `python -m quire.kernels.bench.check_gpu [--quick]`.
 
 Each case draws fresh inputs, poisons what must not be read, and compares with float64. Prints one line a kernel and
 dtype with its worst relative error, and exits with 1 if any is beyond its tolerance (NaN always is).
@@ -14,9 +14,9 @@ from functools import partial
 
 import torch
 
-from kernels import compile_ahead, ops
-from kernels.bench import cases
-from kernels.reference.step import Gathered
+from quire.kernels import compile_ahead, ops
+from quire.kernels.bench import cases
+from quire.kernels.reference.step import Gathered
 
 DEVICE = "cuda"
 # Relative errors. Rounding a result costs 4e-3 in bfloat16 and 5e-4 in float16 at worst; attention rounds weights too.

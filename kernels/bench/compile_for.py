@@ -1,4 +1,5 @@
-"""Compile every kernel for GPUs that are not here: `python -m kernels.bench.compile_for [CAPABILITY ...]` (75 80 90).
+"""Compile every kernel for GPUs that are not here: `python -m quire.kernels.bench.compile_for [CAPABILITY ...]` (75 80
+90).
 
 Calls all kernels' wrappers with tensors in ordinary memory, while Triton is told of a GPU of that kind and launches
 nothing. Shows that the installed Triton takes the kernels as they are and with the tiles of kernels/launch.py, and that
@@ -20,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from kernels import (
+from quire.kernels import (
     activation,
     all_reduce,
     attention,
@@ -35,7 +36,7 @@ from kernels import (
     step,
     wide_product,
 )
-from kernels.bench import cases
+from quire.kernels.bench import cases
 
 FAMILIES = {75: "default", 80: "ampere", 90: "hopper"}
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 90: 227 << 10}  # a program's, at most
@@ -43,7 +44,7 @@ Call = tuple[str, Callable[[], object]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m kernels.bench.compile_for", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m quire.kernels.bench.compile_for", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capability", nargs="*", type=int, help="75, 80 or 90; all three if none is given")
     wanted = parser.parse_args().capability or list(FAMILIES)

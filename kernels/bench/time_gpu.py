@@ -1,4 +1,4 @@
-"""Time the kernels that a step's cost hangs on: `python -m kernels.bench.time_gpu [--only attention]`.
+"""Time the kernels that a step's cost hangs on: `python -m quire.kernels.bench.time_gpu [--only attention]`.
 
 Medians of CUDA graph replays over rotating inputs larger than the L2, against ceilings measured on an H200 (a large
 copy, a large bfloat16 product). Run check_gpu first.
@@ -12,8 +12,8 @@ from functools import partial
 
 import torch
 
-from kernels import ops
-from kernels.bench import cases
+from quire.kernels import ops
+from quire.kernels.bench import cases
 
 DEVICE = "cuda"
 DTYPE = torch.bfloat16

@@ -1,4 +1,4 @@
-"""Causal attention over a paged KV cache, as batched products on gathered blocks. Called by engine.attention.
+"""Causal attention over a paged KV cache, as batched products on gathered blocks. Called by quire.engine.attention.
 
 What depends on the step and not on the layer (which blocks, which masks) is worked out at the step's first layer and
 kept in `inputs.scratch`.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kernels.reference.rotary import rotary_and_cache
+from quire.kernels.reference.rotary import rotary_and_cache
 
 _KEY = "reference.attention"
 

@@ -1,4 +1,4 @@
-"""RMS norms, alone and fused with the residual addition. Called by layers through kernels.ops."""
+"""RMS norms, alone and fused with the residual addition. Called by layers through quire.kernels.ops."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Products for few rows. Called by engine.layers.product through kernels.ops on a GPU."""
+"""Products for few rows. Called by quire.engine.layers.product through quire.kernels.ops on a GPU."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
-from kernels.reference.activation import gated_activation
+from quire.kernels.reference.activation import gated_activation
 
 
 def skinny_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""From logits to token ids with stateless randomness. Called by engine.sampling through kernels.ops.
+"""From logits to token ids with stateless randomness. Called by quire.engine.sampling through quire.kernels.ops.
 
 A token is a pure function of (logits, parameters, seed, position): a Gumbel-max draw whose noise is a hash of seed,
 position and token id. Rows never influence each other.

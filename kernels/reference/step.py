@@ -1,5 +1,5 @@
-"""What a step reads of the request table, row by row and token by token. Called by engine.execution.graphs through
-kernels.ops."""
+"""What a step reads of the request table, row by row and token by token. Called by quire.engine.execution.graphs
+through quire.kernels.ops."""
 
 from __future__ import annotations
 

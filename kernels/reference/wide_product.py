@@ -1,10 +1,10 @@
-"""A gated product for many rows. Called by engine.layers.product through kernels.ops on a GPU."""
+"""A gated product for many rows. Called by quire.engine.layers.product through quire.kernels.ops on a GPU."""
 
 from __future__ import annotations
 
 import torch
 
-from kernels.reference.product import skinny_gated_product
+from quire.kernels.reference.product import skinny_gated_product
 
 
 def wide_gated_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:

@@ -11,10 +11,10 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from app.main import create_app
-from app.settings import ServeSettings
-from app.worker_settings import WorkerSettings
-from engine.config import EngineArgs
+from quire.app.main import create_app
+from quire.app.settings import ServeSettings
+from quire.app.worker_settings import WorkerSettings
+from quire.engine.config import EngineArgs
 from tests.app.fake_engine import FakeEngine
 
 KEY = "a-key-that-is-long-enough"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.telemetry.audit import AuditError, AuditLog
-from engine.errors import ConfigError
+from quire.app.telemetry.audit import AuditError, AuditLog
+from quire.engine.errors import ConfigError
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -14,10 +14,10 @@ import pytest
 from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
-from app.keys.key import Key, digest_of, new_secret
-from app.keys.key_file import write_key_file
-from app.routes import PUBLIC
-from engine.messages import NO_KEY, KeyLimits
+from quire.app.keys.key import Key, digest_of, new_secret
+from quire.app.keys.key_file import write_key_file
+from quire.app.routes import PUBLIC
+from quire.engine.messages import NO_KEY, KeyLimits
 from tests.app.fake_engine import FakeEngine
 
 MakeApp = Callable[..., Starlette]

@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from app import tls
-from app.settings import ServeSettings
-from app.tls import Tls, check_tls, keep_for_workers, names_of, validity
-from app.watch import watch
-from engine.errors import ConfigError
+from quire.app import tls
+from quire.app.settings import ServeSettings
+from quire.app.tls import Tls, check_tls, keep_for_workers, names_of, validity
+from quire.app.watch import watch
+from quire.engine.errors import ConfigError
 
 AUTHORITY = trustme.CA()
 NOW = datetime.datetime.now(datetime.timezone.utc)

@@ -11,7 +11,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.applications import Starlette
 
-from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, context_length_error
+from quire.engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, context_length_error
 from tests.app.fake_engine import FakeEngine
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]

@@ -16,11 +16,11 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from structlog.testing import capture_logs
 
-from app import deadlines
-from app.deadlines import Deadlines
-from app.errors import ApiError
-from app.settings import ServeSettings
-from engine.errors import OverloadedError
+from quire.app import deadlines
+from quire.app.deadlines import Deadlines
+from quire.app.errors import ApiError
+from quire.app.settings import ServeSettings
+from quire.engine.errors import OverloadedError
 from tests.app.fake_engine import FakeEngine
 
 CHAT = {"messages": [{"role": "user", "content": "x"}]}

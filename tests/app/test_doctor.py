@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 import trustme
 
-from app.doctor.files import check_certificate, check_writable
-from app.doctor.finding import FAIL, GIB, OK, WARN, Finding
-from app.doctor.gpu import Gpu, check_compiler, check_gpus, gpus_needed, parse, visible
-from app.doctor.host import EARLIEST, check_clock, check_files, check_shared_memory
-from app.doctor.model import check_gpu_memory, check_host_memory, check_model, weight_bytes
-from app.doctor.ports import check_ports
-from app.doctor.report import table
-from app.doctor.versions import check_python, check_versions
-from app.settings import ServeSettings
-from engine.config import EngineArgs
-from engine.weights.locate import resolve_model
+from quire.app.doctor.files import check_certificate, check_writable
+from quire.app.doctor.finding import FAIL, GIB, OK, WARN, Finding
+from quire.app.doctor.gpu import Gpu, check_compiler, check_gpus, gpus_needed, parse, visible
+from quire.app.doctor.host import EARLIEST, check_clock, check_files, check_shared_memory
+from quire.app.doctor.model import check_gpu_memory, check_host_memory, check_model, weight_bytes
+from quire.app.doctor.ports import check_ports
+from quire.app.doctor.report import table
+from quire.app.doctor.versions import check_python, check_versions
+from quire.app.settings import ServeSettings
+from quire.engine.config import EngineArgs
+from quire.engine.weights.locate import resolve_model
 
 SMI = """\
 0, GPU-aaaa1111, NVIDIA H200, 143771, 143000, 580.95.05
@@ -37,7 +37,7 @@ GPUS = parse(SMI)
 def doctor(*flags: str, wrapper: str = "", **environment: str) -> tuple[int, dict[str, list[dict[str, str]]]]:
     """Its exit code, and its findings by what they are about."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("QUIRE_", "VLLM_"))}
-    command = f"{wrapper} exec '{sys.executable}' -m app doctor --json \"$@\""
+    command = f"{wrapper} exec '{sys.executable}' -m quire doctor --json \"$@\""
     done = subprocess.run(["bash", "-c", command, "bash", "--port", "0", *flags], env=env | environment,
                           capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr
@@ -114,7 +114,7 @@ def test_what_serve_would_refuse_is_found(flag: str, value: str, check: str, sai
     code, found = doctor(flag, value)
     assert code == 1
     assert [finding["says"] for finding in found[check] if said in finding["says"]]
-    served = subprocess.run([sys.executable, "-m", "app", "serve", "--port", "0", flag, value], capture_output=True,
+    served = subprocess.run([sys.executable, "-m", "quire", "serve", "--port", "0", flag, value], capture_output=True,
                             text=True, timeout=60, check=False)
     assert served.returncode == 2
     assert said in served.stderr

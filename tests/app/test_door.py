@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
-from app.door import Door
-from engine.errors import OverloadedError
-from engine.messages import RateState
+from quire.app.door import Door
+from quire.engine.errors import OverloadedError
+from quire.engine.messages import RateState
 from tests.app.fake_engine import FakeEngine
 from tests.app.test_service import Connection
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from app import engine_child
-from app.engine_child import DEATH_S, DOUBT_S, EngineChild, stop_all
-from engine.heartbeat import Heartbeat
+from quire.app import engine_child
+from quire.app.engine_child import DEATH_S, DOUBT_S, EngineChild, stop_all
+from quire.engine.heartbeat import Heartbeat
 from tests.e2e.server import until
 
 PROGRAM = """
@@ -115,7 +115,7 @@ def test_beats_never_block_nor_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     read_end, write_end = os.pipe()
     beat = Heartbeat(write_end)
     now = 0.0
-    monkeypatch.setattr("engine.heartbeat.time.monotonic", lambda: now)
+    monkeypatch.setattr("quire.engine.heartbeat.time.monotonic", lambda: now)
     beat.loading()
     beat.loading()
     beat.serving()

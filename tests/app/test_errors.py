@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import ApiError, as_api_error, duration, retry_headers
-from engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, PoisonRequestError
+from quire.app.errors import ApiError, as_api_error, duration, retry_headers
+from quire.engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, PoisonRequestError
 
 
 @pytest.mark.parametrize(("seconds", "text"), [

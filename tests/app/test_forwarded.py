@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from app.middleware.forwarded import ForwardedMiddleware
-from app.settings import ServeSettings
+from quire.app.middleware.forwarded import ForwardedMiddleware
+from quire.app.settings import ServeSettings
 
 PROXIES = ["10.0.0.0/8", "192.0.2.7", "2001:db8::/32"]
 

@@ -14,13 +14,13 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.main import create_app
-from app.reload import request_reload
-from engine import logs
-from engine.config import EngineArgs
-from engine.frontend.load_progress import LoadProgress
-from engine.heartbeat import OVERDUE_S
-from engine.logs import LevelFile
+from quire.app.main import create_app
+from quire.app.reload import request_reload
+from quire.engine import logs
+from quire.engine.config import EngineArgs
+from quire.engine.frontend.load_progress import LoadProgress
+from quire.engine.heartbeat import OVERDUE_S
+from quire.engine.logs import LevelFile
 from tests.app.conftest import worker_settings
 from tests.app.fake_engine import FakeEngine
 

@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 import structlog
 
-from app import engine_child, sd_notify
-from app.engine_slot import EngineSlot
-from app.launcher import Launcher, _changed
-from app.listen import listen, url_of
-from app.reload import request_reload
-from app.run_dir import RunDirectory
-from app.sd_notify import Systemd
-from app.settings import ServeSettings
-from app.worker_settings import for_workers
-from engine.config import EngineArgs
-from engine.errors import ConfigError
-from engine.exit_codes import EXIT_BROKEN, EXIT_LOAD
-from engine.heartbeat import OVERDUE_S
+from quire.app import engine_child, sd_notify
+from quire.app.engine_slot import EngineSlot
+from quire.app.launcher import Launcher, _changed
+from quire.app.listen import listen, url_of
+from quire.app.reload import request_reload
+from quire.app.run_dir import RunDirectory
+from quire.app.sd_notify import Systemd
+from quire.app.settings import ServeSettings
+from quire.app.worker_settings import for_workers
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError
+from quire.engine.exit_codes import EXIT_BROKEN, EXIT_LOAD
+from quire.engine.heartbeat import OVERDUE_S
 from tests.e2e.server import until
 
 
@@ -235,7 +235,7 @@ def test_a_server_that_cannot_have_a_process_now_tries_again_and_gives_up_in_the
 
 def test_too_few_gpus_for_the_engines_are_a_configuration_error_at_once() -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}
-    done = subprocess.run([sys.executable, "-m", "app", "serve", "--port", "0", "--data-parallel-size", "2"],
+    done = subprocess.run([sys.executable, "-m", "quire", "serve", "--port", "0", "--data-parallel-size", "2"],
                           env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--data-parallel-size: 2 engines of 1 GPU(s) each need 2 GPUs" in done.stderr
@@ -289,7 +289,7 @@ def test_a_hub_that_cannot_be_reached_is_worth_another_try(systemd: socket.socke
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-    done = subprocess.run([sys.executable, "-m", "app", "serve", "--port", "0", "--model", "some/one"],
+    done = subprocess.run([sys.executable, "-m", "quire", "serve", "--port", "0", "--model", "some/one"],
                           env=environment | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path)},
                           capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
@@ -300,7 +300,7 @@ def test_a_hub_that_cannot_be_reached_is_worth_another_try(systemd: socket.socke
 
 WORKER_IMPORTS = """
 import sys
-import app.main, app.worker
+import quire.app.main, app.worker
 heavy = {"torch", "transformers", "triton", "kernels"} & set(sys.modules)
 assert not heavy, heavy
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
@@ -314,6 +314,6 @@ def test_a_worker_imports_nothing_heavy() -> None:
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
-    code = ("import sys, app.cli, app.launcher\n"
+    code = ("import sys, quire.app.cli, quire.app.launcher\n"
             "assert not {'torch', 'transformers', 'starlette', 'tokenizers', 'gunicorn'} & set(sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

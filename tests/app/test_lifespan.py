@@ -17,10 +17,10 @@ import trustme
 from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
-from app import lifespan, tls, worker
-from app.reload import request_reload
-from app.watch import watch
-from app.worker import HttpWorker
+from quire.app import lifespan, tls, worker
+from quire.app.reload import request_reload
+from quire.app.watch import watch
+from quire.app.worker import HttpWorker
 
 
 @contextlib.contextmanager

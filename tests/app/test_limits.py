@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
-from app.endpoints.tokenize import DetokenizeRequest, TokenizeRequest
-from app.errors import ApiError
-from app.schemas.body import MOST_BRACKETS, parse_body
-from app.schemas.chat import ChatRequest
-from app.schemas.completions import CompletionRequest
-from app.settings import ServeSettings
-from engine.config import EngineArgs
-from engine.errors import InvalidRequestError, context_length_error
+from quire.app.endpoints.tokenize import DetokenizeRequest, TokenizeRequest
+from quire.app.errors import ApiError
+from quire.app.schemas.body import MOST_BRACKETS, parse_body
+from quire.app.schemas.chat import ChatRequest
+from quire.app.schemas.completions import CompletionRequest
+from quire.app.settings import ServeSettings
+from quire.engine.config import EngineArgs
+from quire.engine.errors import InvalidRequestError, context_length_error
 from tests.app.fake_engine import INFO, FakeEngine
 
 MESSAGE = {"role": "user", "content": "x"}

@@ -13,10 +13,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
-from app.telemetry import metrics as m
-from app.telemetry.record import Asked, RequestRecord
-from engine.messages import Distribution, KeyLimits, Status
-from engine.sampling_params import SamplingParams
+from quire.app.telemetry import metrics as m
+from quire.app.telemetry.record import Asked, RequestRecord
+from quire.engine.messages import Distribution, KeyLimits, Status
+from quire.engine.sampling_params import SamplingParams
 from tests.app.fake_engine import INFO, FakeEngine
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}

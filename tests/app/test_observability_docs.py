@@ -9,15 +9,15 @@ from typing import Any, cast
 
 from structlog.testing import capture_logs
 
-from app.settings import ServeSettings
-from app.telemetry.engine_metrics import EngineCollector
-from app.telemetry.logging import log_request
-from app.telemetry.metrics import Metrics
-from app.telemetry.process_metrics import ProcessCollector
-from app.telemetry.record import Asked, Content, RequestRecord
-from app.telemetry.service_metrics import ServiceCollector
-from engine.messages import KeyLimits
-from engine.sampling_params import SamplingParams
+from quire.app.settings import ServeSettings
+from quire.app.telemetry.engine_metrics import EngineCollector
+from quire.app.telemetry.logging import log_request
+from quire.app.telemetry.metrics import Metrics
+from quire.app.telemetry.process_metrics import ProcessCollector
+from quire.app.telemetry.record import Asked, Content, RequestRecord
+from quire.app.telemetry.service_metrics import ServiceCollector
+from quire.engine.messages import KeyLimits
+from quire.engine.sampling_params import SamplingParams
 from tests.app.fake_engine import FakeEngine
 from tests.app.test_metrics import STATUS
 

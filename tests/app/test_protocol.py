@@ -16,8 +16,8 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from app.protocol import Connections, HttpProtocol
-from app.settings import ServeSettings
+from quire.app.protocol import Connections, HttpProtocol
+from quire.app.settings import ServeSettings
 from tests.http_corpus import REFUSED, SMUGGLED, TAKEN, Case
 from tests.raw_http import Answer, connect, receive, send
 

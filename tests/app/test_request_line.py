@@ -10,8 +10,8 @@ import pytest
 from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
-from app.settings import ServeSettings
-from app.telemetry.logging import MAX_CONTENT_CHARS
+from quire.app.settings import ServeSettings
+from quire.app.telemetry.logging import MAX_CONTENT_CHARS
 from tests.app.fake_engine import FakeEngine
 
 CHAT = {"messages": [{"role": "user", "content": "zebra"}]}

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.restart_policy import RestartPolicy
+from quire.app.restart_policy import RestartPolicy
 
 
 def test_the_first_restart_is_at_once_then_they_come_later_and_later_and_end() -> None:

@@ -14,7 +14,7 @@ import pytest
 from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
-from app.routes import PUBLIC, ROUTES
+from quire.app.routes import PUBLIC, ROUTES
 from tests.app.conftest import KEY
 from tests.app.fake_engine import FakeEngine
 

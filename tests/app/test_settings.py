@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.cli import load_settings, main
-from app.options import OPTIONS, parse, variable
-from app.sources import load
-from app.worker_settings import WorkerSettings, for_workers
-from engine.errors import ConfigError
+from quire.app.cli import load_settings, main
+from quire.app.options import OPTIONS, parse, variable
+from quire.app.sources import load
+from quire.app.worker_settings import WorkerSettings, for_workers
+from quire.engine.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

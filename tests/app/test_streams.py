@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from app.errors import ApiError
-from app.in_flight import Running
-from app.sse import DONE, PING, EventStream, frame
-from app.telemetry.record import RequestRecord
+from quire.app.errors import ApiError
+from quire.app.in_flight import Running
+from quire.app.sse import DONE, PING, EventStream, frame
+from quire.app.telemetry.record import RequestRecord
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -135,7 +135,7 @@ async def test_comments_do_not_pile_up_for_a_client_that_reads_nothing() -> None
 
 
 async def test_a_client_that_reads_nothing_does_not_hold_an_ended_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.sse.FAREWELL_S", 0.05)
+    monkeypatch.setattr("quire.app.sse.FAREWELL_S", 0.05)
     wire = Wire()
 
     def end_soon(running: Running) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from app.cli import main
+from quire.app.cli import main
 from tests.app.conftest import KEY
 
 EVENT = b'data: {"choices":[{"text":"Once"}]}\n\n'
@@ -55,7 +55,7 @@ def test_a_reply_that_was_cut_off_is_no_success(capsys: pytest.CaptureFixture[st
 
 def test_who_reads_no_further_gets_no_traceback() -> None:
     with answering(EVENT * 100_000 + b"data: [DONE]\n\n") as url:
-        command = f"set -o pipefail; {sys.executable} -m app complete --url {url} 'Tell me' | head -c 4"
+        command = f"set -o pipefail; {sys.executable} -m quire complete --url {url} 'Tell me' | head -c 4"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (141, "Once", "")
 
@@ -99,7 +99,7 @@ def test_at_a_terminal_a_failure_is_not_the_end() -> None:
     ours, theirs = pty.openpty()
     with socket.socket() as deaf:  # bound, and nobody listens
         deaf.bind(("127.0.0.1", 0))
-        command = [sys.executable, "-m", "app", "chat", "--url", f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"]
+        command = [sys.executable, "-m", "quire", "chat", "--url", f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"]
         os.write(ours, b"one\n\ntwo\n\x04")
         done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=30, check=False)
     os.close(ours)

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from app.endpoints.tokenize import TOKENS_ALWAYS_TAKEN
-from engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.app.endpoints.tokenize import TOKENS_ALWAYS_TAKEN
+from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from tests.app.fake_engine import FakeEngine
 from tests.conftest import smollm2_file
 from tests.engine.frontend.conftest import model_at

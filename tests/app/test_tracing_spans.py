@@ -15,11 +15,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
-from app.main import create_app
-from app.settings import ServeSettings
-from app.telemetry.record import Asked, RequestRecord
-from app.telemetry.tracing import Tracing
-from engine.sampling_params import SamplingParams
+from quire.app.main import create_app
+from quire.app.settings import ServeSettings
+from quire.app.telemetry.record import Asked, RequestRecord
+from quire.app.telemetry.tracing import Tracing
+from quire.engine.sampling_params import SamplingParams
 from tests.app.conftest import worker_settings
 
 NOWHERE = "http://127.0.0.1:1/v1/traces"
@@ -27,7 +27,7 @@ NOWHERE = "http://127.0.0.1:1/v1/traces"
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Tracing, InMemorySpanExporter, list[int]]]]:
-    monkeypatch.setattr("app.telemetry.tracing.OTLPSpanExporter", Swallowing)
+    monkeypatch.setattr("quire.app.telemetry.tracing.OTLPSpanExporter", Swallowing)
     made: list[Tracing] = []
 
     def tracing(ratio: float = 1.0) -> tuple[Tracing, InMemorySpanExporter, list[int]]:
@@ -92,7 +92,7 @@ def test_the_ratio_decides_only_where_the_caller_did_not(make: Callable[..., Any
 def test_what_does_not_fit_the_queue_is_counted(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8")
-    monkeypatch.setattr("app.telemetry.tracing.OTLPSpanExporter", Hanging)
+    monkeypatch.setattr("quire.app.telemetry.tracing.OTLPSpanExporter", Hanging)
     tracing, _, dropped = make()
     bare = record()
     bare.asked = None
@@ -119,7 +119,7 @@ class Hanging(Swallowing):
 
 
 async def test_closing_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.telemetry.tracing.OTLPSpanExporter", Hanging)
+    monkeypatch.setattr("quire.app.telemetry.tracing.OTLPSpanExporter", Hanging)
     tracing = Tracing(NOWHERE, 1.0, lambda _: None)
     tracing.begin(record(), "/", {}, "http").end()
     begin = time.monotonic()

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import DEFAULT_MODEL
+from quire.engine.config import DEFAULT_MODEL
 from tests.e2e.server import KEY, serving
 
 PROGRAMS = Path(__file__).parent / "programs"

@@ -59,7 +59,7 @@ def copied() -> Iterator[Path]:
     yield from (ROOT / name for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE"))
     yield from LOCKS.glob("image*.txt")
     yield LOCKS / "model.txt"
-    for folder in ("app", "engine", "kernels", "loadtest", "deploy/image"):
+    for folder in ("app", "engine", "kernels", "loadtest", "quire", "deploy/image"):
         yield from (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from app.options import OPTIONS, variable
-from app.sources import load
+from quire.app.options import OPTIONS, variable
+from quire.app.sources import load
 from tests.e2e.server import KEY
 
 ROOT = Path(__file__).parents[2]

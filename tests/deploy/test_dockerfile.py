@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import engine
+import quire
 from tests.deploy.dockerfile import DOCKERFILE, ROOT, arguments, stages
 
 IMAGE = ROOT / "deploy" / "image"
@@ -100,12 +100,12 @@ def test_the_context_is_what_is_copied() -> None:
 
 
 def test_its_version_is_ours_wherever_it_is_named() -> None:
-    assert arguments()["VERSION"] == engine.__version__
-    assert COMPOSE["image"] == f"${{QUIRE_IMAGE:-quire:{engine.__version__}-model}}"
+    assert arguments()["VERSION"] == quire.__version__
+    assert COMPOSE["image"] == f"${{QUIRE_IMAGE:-quire:{quire.__version__}-model}}"
     assert COMPOSE["build"]["target"] == "model", "Compose's default model is the packaged one"
     for document in ("README.md", "docs/deploy.md"):
         for version in re.findall(r"\bquire:(\d[\w.]*\w)", (ROOT / document).read_text()):
-            assert version == engine.__version__, document
+            assert version == quire.__version__, document
 
 
 def test_what_is_written_to_can_be_made_writable() -> None:
@@ -162,7 +162,8 @@ def test_flags_and_models_are_for_serve(tmp_path: Path, arguments: list[str]) ->
 
 
 def test_every_command_of_quires_passes_as_it_is(tmp_path: Path) -> None:
-    told = subprocess.run([sys.executable, "-m", "app", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = subprocess.run([sys.executable, "-m", "quire", "--help"], cwd=ROOT, capture_output=True,
+                          text=True, check=True)
     commands = re.findall(r"^    (\w+)  ", told.stdout, re.MULTILINE)
     assert {"serve", "doctor", "keys"} <= set(commands)
     for command in [*commands, "--help", "--version"]:

@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 
-import engine
-from engine.config import EngineArgs
-from engine.weights.locate import resolve_model
+import quire
+from quire.engine.config import EngineArgs
+from quire.engine.weights.locate import resolve_model
 from tests.deploy import image, kuberay
 from tests.deploy.kustomize import RAY, settings_of, the
 from tests.deploy.test_dockerfile import locked
@@ -234,7 +234,7 @@ def test_a_stop_during_a_download_is_heard(start: Start) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "variables", "code", "says"), [
-    (["version"], {}, 0, f"quire {engine.__version__}"),
+    (["version"], {}, 0, f"quire {quire.__version__}"),
     (["--help"], {}, 0, "doctor"),
     (["doctor", "--device", "cpu"], {"VLLM_API_KEY": KEY}, 0, "0 failed"),
     (["check", "--max-model-len", "2k"], {"VLLM_API_KEY": KEY}, 0, "2000"),
@@ -315,7 +315,7 @@ def test_the_sbom_lists_what_is_locked_and_what_the_base_brings(roots: Callable[
     sbom = json.loads((roots("runtime") / "usr/share/sbom/quire.cdx.json").read_text())
     assert sbom["bomFormat"] == "CycloneDX"
     component = sbom["metadata"]["component"]
-    assert (component["name"], component["version"]) == ("quire", engine.__version__)
+    assert (component["name"], component["version"]) == ("quire", quire.__version__)
     listed = {each["name"].lower().replace("_", "-"): each["version"] for each in sbom["components"]}
     expected = {name.replace("_", "-"): version for name, version in locked("image.txt").items()}
     assert {name: listed.get(name) for name in expected} == expected
@@ -329,7 +329,7 @@ def test_the_sbom_lists_what_is_locked_and_what_the_base_brings(roots: Callable[
 def test_it_is_labelled(built: str) -> None:
     labels = {name.removeprefix("org.opencontainers.image."): value
               for name, value in image.config(built)["Labels"].items()}
-    assert labels["title"] == "Quire" and labels["version"] == engine.__version__
+    assert labels["title"] == "Quire" and labels["version"] == quire.__version__
     assert labels["licenses"] == "Apache-2.0" and labels["revision"] == "0123abc" and labels["base.name"]
 
 

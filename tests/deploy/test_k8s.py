@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-import engine
+import quire
 from tests.deploy.kustomize import (
     BUILDS,
     DEPLOYMENTS,
@@ -152,7 +152,7 @@ def test_no_secret_is_shipped(name: str) -> None:
 @every_build
 def test_the_image_is_of_this_version_and_of_no_registry(name: str) -> None:
     variant = {"cpu": "-model", RAY: "-ray"}.get(name.partition("+")[0], "")
-    assert container(name)["image"] == f"quire:{engine.__version__}{variant}"
+    assert container(name)["image"] == f"quire:{quire.__version__}{variant}"
 
 
 # Room

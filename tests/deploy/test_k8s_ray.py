@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.launcher import STOP_ENGINE_S, STOP_HTTP_MARGIN_S
+from quire.app.launcher import STOP_ENGINE_S, STOP_HTTP_MARGIN_S
 from tests.deploy import kuberay
 from tests.deploy.kustomize import RAY, of_kind, pod, settings_of, the
 from tests.deploy.test_dockerfile import locked

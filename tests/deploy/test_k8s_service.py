@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
-from app.launcher import STOP_ENGINE_S, STOP_HTTP_MARGIN_S
-from app.options import OPTIONS, variable
-from app.routes import PUBLIC, ROUTES
-from app.settings import ServeSettings
-from app.sources import load
-from engine.errors import ConfigError
+from quire.app.launcher import STOP_ENGINE_S, STOP_HTTP_MARGIN_S
+from quire.app.options import OPTIONS, variable
+from quire.app.routes import PUBLIC, ROUTES
+from quire.app.settings import ServeSettings
+from quire.app.sources import load
+from quire.engine.errors import ConfigError
 from tests.deploy.kustomize import BUILDS, K8S, RAY, ROOT, container, deployment, of_kind, pod, settings_of, the
 
 MARGIN_S = 10

@@ -20,7 +20,7 @@ import httpx
 import pytest
 import yaml
 
-from app.errors import ApiError
+from quire.app.errors import ApiError
 from tests.deploy.run_nginx import SHIPPED, Nginx, configured, has_nginx, shipped_nginx
 from tests.e2e.server import KEY, Server, free_port, serving, until
 
@@ -292,7 +292,7 @@ def curl(proxy: Nginx, path: str, *options: str) -> str:
 
 
 def test_the_limits_are_not_below_the_servers_own() -> None:
-    from app.settings import ServeSettings
+    from quire.app.settings import ServeSettings
 
     own, text = ServeSettings(), (SHIPPED / "quire.conf").read_text()
     assert f"client_max_body_size {own.max_body_bytes >> 20}m;" in text

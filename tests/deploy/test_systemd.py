@@ -15,11 +15,11 @@ from zlib import crc32
 
 import pytest
 
-from app.keys.key_file import load_key_file
-from app.launcher import EXIT_CONFIG, STOP_ENGINE_S, STOP_HTTP_MARGIN_S
-from app.options import OPTIONS, variable
-from app.sd_notify import LOADING_S, REPEAT_S
-from app.settings import ServeSettings, flag
+from quire.app.keys.key_file import load_key_file
+from quire.app.launcher import EXIT_CONFIG, STOP_ENGINE_S, STOP_HTTP_MARGIN_S
+from quire.app.options import OPTIONS, variable
+from quire.app.sd_notify import LOADING_S, REPEAT_S
+from quire.app.settings import ServeSettings, flag
 from tests.deploy.systemd_unit import ROOT, SYSTEMD, UNIT, Unit
 
 NAMES = ("quire.service", "quire@.service")
@@ -186,8 +186,8 @@ def test_quire_check_accepts_the_example(tmp_path: Path, all_lines: bool) -> Non
     lines = dict(re.findall(rf"^{'#?' if all_lines else ''}([A-Z][A-Z0-9_]+)=(.*)$", text, re.MULTILINE))
     for name in ("QUIRE_SSL_CERTFILE", "QUIRE_SSL_KEYFILE", "QUIRE_API_KEY_FILE"):  # `check` reads these
         lines.pop(name, None)
-    done = subprocess.run([sys.executable, "-m", "app", "check"], cwd=ROOT, capture_output=True, text=True, timeout=60,
-                          env={"PATH": os.environ["PATH"]} | lines)
+    done = subprocess.run([sys.executable, "-m", "quire", "check"], cwd=ROOT, capture_output=True, text=True,
+                          timeout=60, env={"PATH": os.environ["PATH"]} | lines)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -315,6 +315,7 @@ def test_each_version_gets_an_environment_once_and_the_last_two_stay(tmp_path: P
     source, locks, root = tmp_path / "source", tmp_path / "locks", tmp_path / "root"
     for name in ("app", "engine", "kernels", "loadtest"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "quire", source / "quire", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     done = run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",

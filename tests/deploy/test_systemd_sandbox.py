@@ -136,7 +136,7 @@ def test_the_stand_in_takes_away_what_the_unit_takes_away(sandbox: Sandbox) -> N
 
 @pytest.mark.slow
 def test_the_server_answers_and_drains_and_tells_systemd(sandbox: Sandbox) -> None:
-    server = Server(sandbox.popen(sys.executable, "-m", "app", "serve"))
+    server = Server(sandbox.popen(sys.executable, "-m", "quire", "serve"))
     try:
         server.wait_ready()
         until(lambda: "READY=1" in sandbox.systemd.told, 5)

@@ -72,8 +72,8 @@ class Server:
     def pids(self) -> dict[str, list[int]]:
         """Of the engine, gunicorn's master and its workers."""
         children = _children(self.process.pid)
-        engine = [pid for pid in children if "engine" in _command(pid)]
-        master = [pid for pid in children if "app.http_master" in _command(pid)]
+        engine = [pid for pid in children if "quire.engine" in _command(pid)]
+        master = [pid for pid in children if "quire.app.http_master" in _command(pid)]
         return {"engine": engine, "master": master, "workers": [w for m in master for w in _children(m)]}
 
 
@@ -114,7 +114,7 @@ def listens(port: int) -> bool:
 
 def start(*flags: str, environment: dict[str, str] | None = None) -> Server:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("QUIRE_", "VLLM_", "COV_"))}
-    command = [sys.executable, "-m", "app", "serve", "--port", "0", "--max-model-len", "1024",
+    command = [sys.executable, "-m", "quire", "serve", "--port", "0", "--max-model-len", "1024",
                "--cpu-threads", "1", *flags]  # a second thread would wait for the tests' own
     return Server(subprocess.Popen(command, env=env | (environment or {}), stderr=subprocess.PIPE, text=True,
                                    stdin=subprocess.DEVNULL))

@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.keys.key import Key, digest_of, new_secret
-from app.keys.key_file import write_key_file
-from engine import LLM, AsyncEngineArgs, AsyncLLMEngine, SamplingParams
+from quire import LLM, AsyncEngineArgs, AsyncLLMEngine, SamplingParams
+from quire.app.keys.key import Key, digest_of, new_secret
+from quire.app.keys.key_file import write_key_file
 from tests.e2e.server import KEY, Server, alive, serving, until
 
 MODEL = "smollm2-135m-instruct"

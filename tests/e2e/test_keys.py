@@ -18,8 +18,8 @@ import httpx
 import openai
 import pytest
 
-from app.keys.key import Key, digest_of, new_secret
-from app.keys.key_file import load_key_file, write_key_file
+from quire.app.keys.key import Key, digest_of, new_secret
+from quire.app.keys.key_file import load_key_file, write_key_file
 from tests.e2e.server import KEY, Server, alive, serving, start, until
 
 MODEL = "smollm2-135m-instruct"
@@ -92,7 +92,7 @@ def restored(keyed: Keyed) -> Iterator[Keyed]:
 
 
 def quire_keys(*arguments: str, file: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "app", "keys", *arguments, "--file", file], capture_output=True,
+    done = subprocess.run([sys.executable, "-m", "quire", "keys", *arguments, "--file", file], capture_output=True,
                           text=True, check=True)
     return done.stdout.strip()
 

@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from engine.config import DEFAULT_MODEL
+from quire.engine.config import DEFAULT_MODEL
 from tests.e2e.server import KEY, Server, until
 
 ASK: list[Any] = [{"role": "system", "content": "You are a helpful assistant."},

@@ -18,8 +18,8 @@ import httpx
 import openai
 import pytest
 
-from app.keys.key import Key, digest_of
-from app.keys.key_file import write_key_file
+from quire.app.keys.key import Key, digest_of
+from quire.app.keys.key_file import write_key_file
 from tests.e2e.server import KEY, Server, serving, until
 
 AUTHORIZATION = {"authorization": f"Bearer {KEY}"}
@@ -193,7 +193,7 @@ def test_the_terminal_clients_do_not_see_comments(small: Server) -> None:
     for command in ("chat", "complete"):
         with occupied(small, seconds=2.0):
             told = subprocess.run(
-                [sys.executable, "-m", "app", command, "--url", small.url + "/v1", "--api-key", KEY, "--max-tokens",
+                [sys.executable, "-m", "quire", command, "--url", small.url + "/v1", "--api-key", KEY, "--max-tokens",
                  "5", "--temperature", "0", "Tell me a story"], capture_output=True, text=True, timeout=60)
         assert (told.returncode, told.stderr) == (0, "")
         assert told.stdout.strip()

@@ -234,7 +234,7 @@ def test_an_open_key_keeps_the_server_from_starting(tmp_path: Path, command: str
     put(tmp_path, trustme.CA().issue_cert("localhost"))
     (tmp_path / "key.pem").chmod(0o644)
     ended = subprocess.run(
-        [sys.executable, "-m", "app", command, "--ssl-certfile", f"{tmp_path}/cert.pem",
+        [sys.executable, "-m", "quire", command, "--ssl-certfile", f"{tmp_path}/cert.pem",
          "--ssl-keyfile", f"{tmp_path}/key.pem"], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     assert f"--ssl-keyfile: {tmp_path}/key.pem is open to others (mode 0644)" in ended.stderr

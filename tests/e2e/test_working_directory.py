@@ -17,9 +17,10 @@ QUIRE = Path(sys.executable).with_name("quire")
 @pytest.mark.skipif(not QUIRE.exists(), reason="the command quire is not installed beside Python")
 @pytest.mark.slow
 def test_modules_in_the_working_directory_are_never_run(tmp_path: Path) -> None:
-    for name in ("app", "engine", "kernels"):
+    for name in ("app", "engine", "kernels", "loadtest"):
         (tmp_path / name).mkdir()
-    for name in ("app/__init__", "engine/__init__", "kernels/__init__", "yaml", "gunicorn", "multiprocessing"):
+    for name in ("app/__init__", "engine/__init__", "kernels/__init__", "loadtest/__init__", "quire", "yaml",
+                 "gunicorn", "multiprocessing"):
         (tmp_path / f"{name}.py").write_text("import os; os.write(2, b'POISON\\n'); os.abort()\n")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("QUIRE_", "VLLM_", "PYTHON"))}
     # Two stages, so that ranks are processes too.

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from engine import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
+from quire import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
 
 engine_args = {
     "model": "smollm2-135m-instruct",

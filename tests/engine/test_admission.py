@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.admission import MAX_IDLE_ACCOUNTS, Account, Admission
-from engine.messages import KeyLimits, Rejected, SampleSpec, Sampling, Submit
+from quire.engine.admission import MAX_IDLE_ACCOUNTS, Account, Admission
+from quire.engine.messages import KeyLimits, Rejected, SampleSpec, Sampling, Submit
 
 SECOND = 10**9
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import EngineArgs
-from engine.division import require_divisible
-from engine.errors import ConfigError
-from engine.model_config import ModelConfig
+from quire.engine.config import EngineArgs
+from quire.engine.division import require_divisible
+from quire.engine.errors import ConfigError
+from quire.engine.model_config import ModelConfig
 
 
 @pytest.mark.parametrize(("sizes", "what"), [

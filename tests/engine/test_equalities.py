@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from engine import LLM, SamplingParams
-from engine.execution import warm_up
+from quire import LLM, SamplingParams
+from quire.engine.execution import warm_up
 
 NEW_TOKENS = 16
 TEXT = (

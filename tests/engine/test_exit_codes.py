@@ -9,12 +9,12 @@ import huggingface_hub
 import pytest
 from structlog.testing import capture_logs
 
-from engine import core
-from engine.__main__ import serve
-from engine.config import EngineArgs
-from engine.exit_codes import EXIT_CONFIG, EXIT_LOAD
-from engine.heartbeat import Heartbeat
-from engine.server import EngineServer
+from quire.engine import core
+from quire.engine.__main__ import serve
+from quire.engine.config import EngineArgs
+from quire.engine.exit_codes import EXIT_CONFIG, EXIT_LOAD
+from quire.engine.heartbeat import Heartbeat
+from quire.engine.server import EngineServer
 
 
 def exit_code(tmp_path: Path, **args: Any) -> int:

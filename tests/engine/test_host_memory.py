@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.host_memory import free_and_total
+from quire.engine.host_memory import free_and_total
 
 MIB = 2**20
 

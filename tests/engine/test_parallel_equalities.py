@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine import LLM, SamplingParams
-from engine.errors import ConfigError
+from quire import LLM, SamplingParams
+from quire.engine.errors import ConfigError
 from tests.engine.models import tiny
 
 # Four query heads for TP 4, four layers for PP 4; an odd vocabulary, of which the last rank has less.

@@ -11,8 +11,8 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.logs import configure_logging
-from engine.redaction import redact, redacted_text
+from quire.engine.logs import configure_logging
+from quire.engine.redaction import redact, redacted_text
 
 ALPHABET = string.ascii_letters + string.digits + "_-"
 secrets = st.text(ALPHABET, min_size=43, max_size=43).map(lambda rest: "quire-" + rest)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from engine import LLM, SamplingParams
+from quire import LLM, SamplingParams
 
 # Wrappers believe in a GPU; what they would launch is noted by its name and by what it is compiled for.
 VARIANTS = """
 import importlib, json, pathlib, sys
-from kernels.bench import compile_for
+from quire.kernels.bench import compile_for
 compile_for.pretend(90)
 from triton.runtime.jit import JITFunction
 launched = set()
@@ -25,16 +25,16 @@ def note(kernel, grid):
     return launch
 JITFunction.__getitem__ = note
 import torch
-from engine.config import EngineArgs
-from engine.execution.device import settle
-from engine.execution.hardware import Hardware
-from engine.execution.model_runner import ModelRunner
-from engine.messages import Sampling
-from engine.parallel import Parallel
-from engine.plan import NewRow, StepPlan
-from engine.weights.locate import resolve_model
-from kernels import compile_ahead, ops
-ops._FUNCTIONS["cpu"] = {name: getattr(importlib.import_module(f"kernels.{stem}"), name)
+from quire.engine.config import EngineArgs
+from quire.engine.execution.device import settle
+from quire.engine.execution.hardware import Hardware
+from quire.engine.execution.model_runner import ModelRunner
+from quire.engine.messages import Sampling
+from quire.engine.parallel import Parallel
+from quire.engine.plan import NewRow, StepPlan
+from quire.engine.weights.locate import resolve_model
+from quire.kernels import compile_ahead, ops
+ops._FUNCTIONS["cpu"] = {name: getattr(importlib.import_module(f"quire.kernels.{stem}"), name)
                          for name, stem in ops._STEM.items()}
 path, heads, kv_heads, head_dim = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:5])
 (path / "config.json").write_text(json.dumps({

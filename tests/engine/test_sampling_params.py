@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import SamplingParams
-from engine.errors import InvalidRequestError
+from quire import SamplingParams
+from quire.engine.errors import InvalidRequestError
 
 NO_NUMBERS = ["hot", None, [1], {"a": 1}, b"x", object, True, 1j]
 NEVER_NONE = ("n", "top_k", "min_tokens")

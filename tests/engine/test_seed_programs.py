@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engine import LLM, SamplingParams
+from quire import LLM, SamplingParams
 from tests.e2e.server import alive, until
 
 MODEL = "smollm2-135m-instruct"
@@ -176,7 +176,8 @@ async def test_an_async_engine_behind_a_web_application_streams_to_two_at_once(a
     assert order.index("second") < last_of_first, "both ran at once"
 
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    engines = [int(pid) for pid in children if b"engine" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    engines = [int(pid) for pid in children
+               if b"quire.engine" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
     assert engines
     # Such a program knows of nothing to close: Ctrl-C ends it, and its engine with it.
     process.send_signal(signal.SIGINT)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.trials import Trials
+from quire.engine.trials import Trials
 
 
 class Suspects:

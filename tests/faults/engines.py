@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from engine import AsyncLLMEngine, EngineArgs, SamplingParams
+from quire import AsyncLLMEngine, EngineArgs, SamplingParams
 
 ARGS = EngineArgs(dtype="float32", max_model_len=512, kv_cache_memory_bytes=64 << 20, cpu_threads=1)
 PROMPT = list(range(100, 140))
-PROGRAM, FRAGILE_PROGRAM = "engine", "tests.faults.fragile_engine"
+PROGRAM, FRAGILE_PROGRAM = "quire.engine", "tests.faults.fragile_engine"
 
 
 def start_engine(address: str, args: EngineArgs = ARGS, program: str = PROGRAM) -> subprocess.Popen[bytes]:

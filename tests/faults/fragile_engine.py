@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from engine.__main__ import main
-from engine.execution.executor import InProcessExecutor
-from engine.execution.pending import Pending
-from engine.plan import StepPlan
+from quire.engine.__main__ import main
+from quire.engine.execution.executor import InProcessExecutor
+from quire.engine.execution.pending import Pending
+from quire.engine.plan import StepPlan
 
 DEADLY_TOKEN, HUNGRY_TOKEN = 31337, 31338
 

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 
-from engine import AsyncLLMEngine, SamplingParams
-from engine.errors import InvalidRequestError, OverloadedError
-from engine.frontend.async_llm import Stream
-from engine.messages import KeyLimits, Status
+from quire import AsyncLLMEngine, SamplingParams
+from quire.engine.errors import InvalidRequestError, OverloadedError
+from quire.engine.frontend.async_llm import Stream
+from quire.engine.messages import KeyLimits, Status
 from tests.faults.engines import ARGS as DEFAULTS
 from tests.faults.engines import PROMPT, engine_at, params, tokens_of
 

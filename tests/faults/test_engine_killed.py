@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import PoisonRequestError
+from quire.engine.errors import PoisonRequestError
 from tests.faults.engines import (
     FRAGILE_PROGRAM,
     PROMPT,
@@ -112,6 +112,6 @@ async def test_sigterm_ends_the_engine_with_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("arguments", "code"), [('{"dtype": "int4"}', 2), ('{"no_such_flag": 1}', 2),
                                                  ('{"model": "/no/such/model"}', 2)])
 def test_refused_configuration_exits_with_its_code(tmp_path: Path, arguments: str, code: int) -> None:
-    run = subprocess.run([sys.executable, "-m", "engine", "--address", f"ipc://{tmp_path}/e.sock", "--args", arguments],
-                         capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-m", "quire.engine", "--address", f"ipc://{tmp_path}/e.sock",
+                          "--args", arguments], capture_output=True, text=True, timeout=60)
     assert run.returncode == code, run.stderr

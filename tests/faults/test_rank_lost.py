@@ -27,7 +27,7 @@ def ranks_of(server: Server) -> list[int]:
     found = []
     for task in Path(f"/proc/{engine}/task").iterdir():
         found += [int(pid) for pid in (task / "children").read_text().split()]
-    return sorted(pid for pid in found if b"engine.execution.rank" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return sorted(pid for pid in found if b"quire.engine.execution.rank" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def lose(server: Server, lost: int, number: signal.Signals) -> None:

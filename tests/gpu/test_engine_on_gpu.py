@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import LLM, SamplingParams
+from quire import LLM, SamplingParams
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 

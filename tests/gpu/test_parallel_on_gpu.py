@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import LLM
+from quire import LLM
 from tests.gpu.test_engine_on_gpu import assert_right, checkpoint, empty_device, generate, prompts  # noqa: F401
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]

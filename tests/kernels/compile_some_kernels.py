@@ -12,8 +12,8 @@ from triton import knobs
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from kernels import compile_ahead, norms, product, sampling
-from kernels.bench import compile_for
+from quire.kernels import compile_ahead, norms, product, sampling
+from quire.kernels.bench import compile_for
 
 
 def main(how: str) -> None:

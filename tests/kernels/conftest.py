@@ -17,10 +17,10 @@ Kernels = Callable[[str], ModuleType]
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     """stem -> module. The whole test run sets TRITON_INTERPRET (tests/conftest.py): Triton reads it when imported."""
     if request.param == "reference":
-        return lambda stem: importlib.import_module(f"kernels.reference.{stem}")
+        return lambda stem: importlib.import_module(f"quire.kernels.reference.{stem}")
     from triton.runtime.interpreter import InterpretedFunction
 
-    from kernels import norms
+    from quire.kernels import norms
     if not isinstance(norms._rms_norm, InterpretedFunction):
         pytest.skip("Triton compiles on this machine: kernels/bench/check_gpu.py checks it")
     return lambda stem: importlib.import_module(f"kernels.{stem}")

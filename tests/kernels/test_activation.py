@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.bench import cases
+from quire.kernels.bench import cases
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu"])

@@ -15,8 +15,8 @@ RANK = """
 import ctypes, mmap, os, sys, time
 os.environ["TRITON_INTERPRET"] = "1"
 import torch
-from kernels import all_reduce as kernel, launch
-from kernels.reference import norms
+from quire.kernels import all_reduce as kernel, launch
+from quire.kernels.reference import norms
 torch.set_num_threads(1)
 rank, size, path, programs, packet_rows, max_columns = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], *map(
     int, sys.argv[4:7])

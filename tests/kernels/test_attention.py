@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.bench import cases
-from kernels.reference.attention import paged_attention
+from quire.kernels.bench import cases
+from quire.kernels.reference.attention import paged_attention
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
 HEADS = [(1, 1), (3, 1), (8, 2), (7, 1)]
@@ -20,7 +20,7 @@ def check(kernels, case: cases.Paged) -> None:
 
 
 def is_triton(kernels) -> bool:
-    return kernels("attention").__name__ == "kernels.attention"
+    return kernels("attention").__name__ == "quire.kernels.attention"
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -57,7 +57,7 @@ def test_padded_sequences_are_left_alone(kernels, max_context):
 
 def test_long_contexts_are_cut_and_merged(kernels, monkeypatch):
     if is_triton(kernels):
-        from kernels import launch
+        from quire.kernels import launch
 
         monkeypatch.setattr(launch, "SPLIT_MIN_TOKENS", 32)
     case = cases.paged([1, 31, 32, 33, 64, 65, 260], [1] * 7, heads=2, kv_heads=1, head_dim=16,
@@ -91,7 +91,7 @@ def test_reference_is_the_formula_for_any_batch(sequences, num_decodes):
 @pytest.mark.parametrize("num_splits", [1, 4])
 def test_a_common_beginning_is_read_once_for_all_who_have_it(kernels, monkeypatch, heads, kv_heads, dtype, num_splits):
     if is_triton(kernels):
-        from kernels import launch
+        from quire.kernels import launch
 
         monkeypatch.setattr(launch, "SPLIT_MIN_TOKENS", 32)
         monkeypatch.setattr(launch, "num_splits", lambda *_: num_splits)
@@ -112,7 +112,7 @@ def test_a_common_beginning_of_nothing_changes_nothing(kernels):
 def test_many_decodes_in_equal_shares(kernels, monkeypatch, heads, kv_heads, head_dim, block_size, num_programs,
                                       min_tiles):
     if is_triton(kernels):
-        from kernels import launch
+        from quire.kernels import launch
 
         monkeypatch.setattr(launch, "BALANCED_MIN_SEQS", 1)
         monkeypatch.setattr(launch, "BALANCED_MIN_PAIRS", 1)
@@ -132,7 +132,7 @@ def test_many_decodes_in_equal_shares(kernels, monkeypatch, heads, kv_heads, hea
 @pytest.mark.parametrize("in_equal_shares", [False, True])
 def test_what_one_sequence_has_of_nan_stays_with_it(kernels, monkeypatch, in_equal_shares):
     if is_triton(kernels):
-        from kernels import launch
+        from quire.kernels import launch
 
         monkeypatch.setattr(launch, "BALANCED_MIN_SEQS", 1 if in_equal_shares else 1000)
         monkeypatch.setattr(launch, "BALANCED_MIN_PAIRS", 1)
@@ -149,7 +149,7 @@ def test_what_one_sequence_has_of_nan_stays_with_it(kernels, monkeypatch, in_equ
 def test_fresh_keys_are_turned_and_kept_and_attended(kernels, monkeypatch, heads, kv_heads, rotary_dim, num_splits,
                                                      num_shared_blocks):
     if is_triton(kernels):
-        from kernels import launch
+        from quire.kernels import launch
 
         monkeypatch.setattr(launch, "SPLIT_MIN_TOKENS", 32)
         monkeypatch.setattr(launch, "num_splits", lambda *_: num_splits)

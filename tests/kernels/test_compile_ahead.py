@@ -62,7 +62,7 @@ def test_a_kernel_that_cannot_be_loaded_fails_at_its_launch_only(tmp_path: Path)
 
 
 def test_what_kernels_would_have_written_is_zero() -> None:
-    from kernels import compile_ahead
+    from quire.kernels import compile_ahead
 
     made: list[torch.Tensor] = []
 

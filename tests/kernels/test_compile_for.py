@@ -15,6 +15,6 @@ import pytest
 def test_every_kernel_compiles_and_fits(capability: str) -> None:
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-m", "kernels.bench.compile_for", capability], capture_output=True,
+    done = subprocess.run([sys.executable, "-m", "quire.kernels.bench.compile_for", capability], capture_output=True,
                           text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.bench import cases
+from quire.kernels.bench import cases
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3}
 

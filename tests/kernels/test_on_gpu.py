@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kernels.bench import check_gpu
+from quire.kernels.bench import check_gpu
 
 
 @pytest.mark.gpu

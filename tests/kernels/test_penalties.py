@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.bench import cases
+from quire.kernels.bench import cases
 
 
 def test_penalties_are_the_formula_token_by_token(kernels):

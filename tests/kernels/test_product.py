@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.bench import cases
+from quire.kernels.bench import cases
 
 
 @pytest.mark.parametrize(("num_rows", "size", "num_outputs"), [(1, 1, 1), (1, 33, 20), (3, 256, 16), (16, 520, 50),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.bench import cases
+from quire.kernels.bench import cases
 
 BLOCK_SIZE = 16
 

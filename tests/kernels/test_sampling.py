@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.bench import cases
-from kernels.reference import sampling as reference
+from quire.kernels.bench import cases
+from quire.kernels.reference import sampling as reference
 
 
 def draw(kernels, logits: torch.Tensor, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seeds=None, positions=None,
@@ -55,7 +55,7 @@ def test_greedy_and_drawn_rows_share_a_batch(kernels):
 
 def test_triton_draws_what_the_reference_draws():
     pytest.importorskip("triton")
-    from kernels import sampling
+    from quire.kernels import sampling
     if type(sampling._draw).__name__ != "InterpretedFunction":
         pytest.skip("Triton compiles on this machine: kernels/bench/check_gpu.py checks it")
     logits = torch.randn(24, 5000) * 2

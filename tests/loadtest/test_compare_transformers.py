@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from loadtest import compare_transformers as compare
+from quire.loadtest import compare_transformers as compare
 
 
 def _dies(num_threads: int) -> compare.Generate:

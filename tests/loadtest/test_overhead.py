@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from loadtest import overhead
+from quire.loadtest import overhead
 
 
 @pytest.mark.slow

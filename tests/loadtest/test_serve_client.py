@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from loadtest import serve_client
+from quire.loadtest import serve_client
 
 
 class Server(BaseHTTPRequestHandler):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ConfigError
-from loadtest import throughput
-from loadtest.__main__ import main
+from quire.engine.errors import ConfigError
+from quire.loadtest import throughput
+from quire.loadtest.__main__ import main
 
 PEERS = Path(throughput.__file__).with_name("peers") / "h200.json"
 TINY = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,

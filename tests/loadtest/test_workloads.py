@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from engine.errors import ConfigError
-from loadtest import workloads
+from quire.engine.errors import ConfigError
+from quire.loadtest import workloads
 
 NAMES = ("sharegpt", "prefill", "decode", "single", "prefix")
 

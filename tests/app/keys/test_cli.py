@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import main
-from app.keys.key import digest_of
-from app.keys.key_file import load_key_file
+from quire.app.cli import main
+from quire.app.keys.key import digest_of
+from quire.app.keys.key_file import load_key_file
 
 Run = pytest.CaptureFixture[str]
 

@@ -14,9 +14,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.keys.key import Key, digest_of, new_secret
-from app.keys.key_file import MAX_BYTES, load_key_file, locked, parse_keys, write_key_file
-from engine.errors import ConfigError
+from quire.app.keys.key import Key, digest_of, new_secret
+from quire.app.keys.key_file import MAX_BYTES, load_key_file, locked, parse_keys, write_key_file
+from quire.engine.errors import ConfigError
 
 CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 ENTRY: dict[str, Any] = {"name": "ci", "sha256": "ab" * 32, "created": "2026-01-02T03:04:05Z"}

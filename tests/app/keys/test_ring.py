@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from app.keys.key import Key, digest_of, new_secret
-from app.keys.key_file import write_key_file
-from app.keys.ring import KeyRing
-from app.watch import watch
+from quire.app.keys.key import Key, digest_of, new_secret
+from quire.app.keys.key_file import write_key_file
+from quire.app.keys.ring import KeyRing
+from quire.app.watch import watch
 
 NOW = datetime.now(timezone.utc)
 SECRETS = [new_secret() for _ in range(5)]

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.execution import batch
-from engine.execution.request_table import RequestTable
-from engine.execution.upload import Upload
-from engine.messages import Sampling
-from engine.plan import NewRow, StepPlan
+from quire.engine.execution import batch
+from quire.engine.execution.request_table import RequestTable
+from quire.engine.execution.upload import Upload
+from quire.engine.messages import Sampling
+from quire.engine.plan import NewRow, StepPlan
 
 BLOCK, LENGTH, ROWS = 16, 80, 6
 CPU = torch.device("cpu")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config import EngineArgs
-from engine.errors import ConfigError, MemoryShortageError
-from engine.execution import capacity
-from engine.execution.capacity import settle_blocks
-from engine.host_memory import free_and_total
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError, MemoryShortageError
+from quire.engine.execution import capacity
+from quire.engine.execution.capacity import settle_blocks
+from quire.engine.host_memory import free_and_total
 
 BLOCK = 2**20
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import EngineArgs
-from engine.errors import ConfigError
-from engine.execution.device import settle
-from engine.execution.hardware import Hardware
-from engine.model_config import ModelConfig
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError
+from quire.engine.execution.device import settle
+from quire.engine.execution.hardware import Hardware
+from quire.engine.model_config import ModelConfig
 
 
 def model(dtype: str = "bfloat16") -> ModelConfig:

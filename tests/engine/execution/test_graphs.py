@@ -12,13 +12,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.execution import batch, kv_cache
-from engine.execution.graphs import MAX_PREFILLS, Size, StepGraphs, all_sizes, decode_sizes
-from engine.execution.request_table import RequestTable
-from engine.execution.upload import Upload
-from engine.messages import Sampling
-from engine.models.base import CausalLM
-from engine.plan import NewRow, StepPlan
+from quire.engine.execution import batch, kv_cache
+from quire.engine.execution.graphs import MAX_PREFILLS, Size, StepGraphs, all_sizes, decode_sizes
+from quire.engine.execution.request_table import RequestTable
+from quire.engine.execution.upload import Upload
+from quire.engine.messages import Sampling
+from quire.engine.models.base import CausalLM
+from quire.engine.plan import NewRow, StepPlan
 from tests.engine.models import tiny
 from tests.engine.models.paging import load
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
-from engine.execution import peers
+from quire.engine.execution import peers
 
 REACH = {0: {1}, 1: {0, 2}, 2: {1}}  # as on boards whose GPUs are not all linked
 KINDS = ("rows", "flags")

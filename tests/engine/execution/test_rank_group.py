@@ -11,10 +11,10 @@ from typing import Any, cast
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from engine.config import EngineArgs
-from engine.core import EngineCore
-from engine.errors import RankError
-from engine.execution import rank_group
+from quire.engine.config import EngineArgs
+from quire.engine.core import EngineCore
+from quire.engine.errors import RankError
+from quire.engine.execution import rank_group
 from tests.engine.models import tiny
 
 

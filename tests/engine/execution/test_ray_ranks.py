@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from engine.config import EngineArgs
-from engine.execution.rank import RankSpec
+from quire.engine.config import EngineArgs
+from quire.engine.execution.rank import RankSpec
 from tests.engine.models import tiny
 from tests.engine.models.paging import config_of
 
@@ -70,7 +70,7 @@ class FakeRay:
 
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
-    from engine.execution import ray_ranks
+    from quire.engine.execution import ray_ranks
 
     fake = FakeRay()
     monkeypatch.setattr(ray_ranks, "ray", fake)
@@ -80,7 +80,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 
 
 def make(progress: Any = lambda *_: None) -> Any:
-    from engine.execution.ray_ranks import RayRanks
+    from quire.engine.execution.ray_ranks import RayRanks
 
     return RayRanks(ARGS, progress)
 
@@ -133,7 +133,7 @@ def test_a_program_that_is_in_the_cluster_already_stays_in_it(ray: FakeRay) -> N
 
 def test_a_node_fetches_the_commit_that_the_others_load_also_where_some_of_it_is_there(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.execution import ray_ranks
+    from quire.engine.execution import ray_ranks
 
     snapshot = tmp_path / "snapshots" / "abc123"
     snapshot.mkdir(parents=True)  # begun, and not ended

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from engine.config import EngineArgs
-from engine.errors import ConfigError, InvalidRequestError
-from engine.frontend.async_llm import AsyncEngineArgs, AsyncLLMEngine
-from engine.frontend.outputs import RequestOutput
-from engine.messages import Delta, Deltas, Started
-from engine.sampling_params import SamplingParams
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError, InvalidRequestError
+from quire.engine.frontend.async_llm import AsyncEngineArgs, AsyncLLMEngine
+from quire.engine.frontend.outputs import RequestOutput
+from quire.engine.messages import Delta, Deltas, Started
+from quire.engine.sampling_params import SamplingParams
 from tests.engine.frontend.test_engine_group import Engine, until
 
 FIRST = 1  # the first request's sample id

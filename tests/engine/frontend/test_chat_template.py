@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
-from engine.errors import ConfigError, InvalidRequestError
-from engine.frontend.chat_template import ChatTemplate, load_chat_template
-from engine.frontend.tokenizer import Tokenizer
+from quire.engine.errors import ConfigError, InvalidRequestError
+from quire.engine.frontend.chat_template import ChatTemplate, load_chat_template
+from quire.engine.frontend.tokenizer import Tokenizer
 from tests.engine.frontend.conftest import model_at
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

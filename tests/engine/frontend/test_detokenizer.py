@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.frontend.detokenizer import Detokenizer
-from engine.frontend.tokenizer import Tokenizer
+from quire.engine.frontend.detokenizer import Detokenizer
+from quire.engine.frontend.tokenizer import Tokenizer
 from tests.engine.frontend.conftest import SMOLLM2_TEXT
 
 FUNCTION_SCOPED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

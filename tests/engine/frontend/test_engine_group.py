@@ -14,13 +14,13 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from engine.errors import EngineDeadError, OverloadedError
-from engine.frontend import engine_group
-from engine.frontend.engine_group import EngineGroup
-from engine.frontend.generation import Generation
-from engine.frontend.request import Request
-from engine.frontend.submission import samples
-from engine.messages import (
+from quire.engine.errors import EngineDeadError, OverloadedError
+from quire.engine.frontend import engine_group
+from quire.engine.frontend.engine_group import EngineGroup
+from quire.engine.frontend.generation import Generation
+from quire.engine.frontend.request import Request
+from quire.engine.frontend.submission import samples
+from quire.engine.messages import (
     NO_KEY,
     Accepted,
     Delta,
@@ -36,7 +36,7 @@ from engine.messages import (
     Submit,
     Up,
 )
-from engine.sampling_params import SamplingParams
+from quire.engine.sampling_params import SamplingParams
 
 NUM = 2
 

@@ -5,10 +5,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.frontend.generation import Generation, SampleUpdate
-from engine.frontend.tokenizer import Tokenizer
-from engine.messages import Delta, TokenLogprobs
-from engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.engine.frontend.generation import Generation, SampleUpdate
+from quire.engine.frontend.tokenizer import Tokenizer
+from quire.engine.messages import Delta, TokenLogprobs
+from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 from tests.engine.frontend.conftest import SMOLLM2_TEXT
 
 EOS = 2

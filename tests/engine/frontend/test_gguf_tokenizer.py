@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.errors import ConfigError
-from engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.errors import ConfigError
+from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from tests.engine.frontend.conftest import CONTROL, NORMAL, WORDS, model_at
 
 CASES = json.loads((Path(__file__).parents[2] / "fixtures" / "smollm2-tokens.json").read_text(encoding="utf-8"))

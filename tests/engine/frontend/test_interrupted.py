@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine import LLM, SamplingParams
-from engine.errors import EngineDeadError
+from quire import LLM, SamplingParams
+from quire.engine.errors import EngineDeadError
 from tests.engine.models import tiny
 
 PROMPTS = [[(31 * i + shift) % 90 for i in range(40)] for shift in (1, 2, 3)]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import LLM, SamplingParams
-from engine.errors import ConfigError, InvalidRequestError
-from engine.frontend.unsupported import asked_for
+from quire import LLM, SamplingParams
+from quire.engine.errors import ConfigError, InvalidRequestError
+from quire.engine.frontend.unsupported import asked_for
 from tests.engine.models import tiny
 
 HI = {"role": "user", "content": "Hi"}

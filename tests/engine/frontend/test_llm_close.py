@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import LLM, SamplingParams
-from engine.errors import EngineDeadError
+from quire import LLM, SamplingParams
+from quire.engine.errors import EngineDeadError
 from tests.engine.models import tiny
 
 

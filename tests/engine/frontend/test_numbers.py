@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.errors import InvalidRequestError
-from engine.frontend.submission import numbers, samples
-from engine.messages import Sampling
-from engine.sampling_params import SamplingParams
+from quire.engine.errors import InvalidRequestError
+from quire.engine.frontend.submission import numbers, samples
+from quire.engine.messages import Sampling
+from quire.engine.sampling_params import SamplingParams
 
 VOCABULARY = 1000
 INTEGERS = ("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs")

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from engine.frontend.generation import SampleUpdate
-from engine.frontend.outputs import Logprob, OutputBuilder, RequestOutput
-from engine.frontend.tokenizer import Tokenizer
-from engine.messages import TokenLogprobs
-from engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.engine.frontend.generation import SampleUpdate
+from quire.engine.frontend.outputs import Logprob, OutputBuilder, RequestOutput
+from quire.engine.frontend.tokenizer import Tokenizer
+from quire.engine.messages import TokenLogprobs
+from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 
 A, B, C = 330, 331, 332
 

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import InvalidRequestError
-from engine.frontend.prompts import CHARS_ALWAYS_TAKEN, off_the_loop, to_token_ids
-from engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.errors import InvalidRequestError
+from quire.engine.frontend.prompts import CHARS_ALWAYS_TAKEN, off_the_loop, to_token_ids
+from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import smollm2_file
 from tests.engine.frontend.conftest import SMOLLM2_TEXT, model_at
 
 SMOLLM2 = load_tokenizer(model_at(smollm2_file()))
 PEAK_AFTER = """
 import sys
-from engine.errors import InvalidRequestError
-from engine.frontend.prompts import to_token_ids
+from quire.engine.errors import InvalidRequestError
+from quire.engine.frontend.prompts import to_token_ids
 from tests.engine.frontend.test_prompts import SMOLLM2
 
 def peak():

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.frontend.request import Request
-from engine.frontend.resumption import culprits
-from engine.messages import Sampling
-from engine.trials import Trials
+from quire.engine.frontend.request import Request
+from quire.engine.frontend.resumption import culprits
+from quire.engine.messages import Sampling
+from quire.engine.trials import Trials
 
 
 def request(name: str) -> Request:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.frontend import routing
-from engine.frontend.routing import ENDS, SAMPLE_TOKENS, Load, Router, is_limited
-from engine.messages import KeyLimits, Status
+from quire.engine.frontend import routing
+from quire.engine.frontend.routing import ENDS, SAMPLE_TOKENS, Load, Router, is_limited
+from quire.engine.messages import KeyLimits, Status
 
 NUM = 3
 loads_of = st.lists(st.integers(0, 10**6), min_size=NUM, max_size=NUM)

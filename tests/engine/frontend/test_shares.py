@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import LLM
-from engine.config import EngineArgs
-from engine.errors import ConfigError
-from engine.frontend.shares import VISIBLE, addresses, environments
-from engine.logs import ENGINE_NUMBER
+from quire import LLM
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError
+from quire.engine.frontend.shares import VISIBLE, addresses, environments
+from quire.engine.logs import ENGINE_NUMBER
 
 
 def devices(visible: str | None, directory: Path | str = "/nonexistent", **args: object) -> list[str | None]:

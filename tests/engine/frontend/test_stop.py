@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.frontend.stop import StopFinder
+from quire.engine.frontend.stop import StopFinder
 
 SMALL = st.text(st.sampled_from("ab\n"), min_size=1, max_size=5)
 

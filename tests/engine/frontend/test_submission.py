@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as RustTokenizer
 
-from engine.config import EngineArgs
-from engine.errors import InvalidRequestError
-from engine.frontend.submission import check_length
-from engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from engine.model_config import ModelConfig
-from engine.sampling_params import SamplingParams
-from engine.weights.locate import resolve_model
+from quire.engine.config import EngineArgs
+from quire.engine.errors import InvalidRequestError
+from quire.engine.frontend.submission import check_length
+from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.model_config import ModelConfig
+from quire.engine.sampling_params import SamplingParams
+from quire.engine.weights.locate import resolve_model
 
 PARAMS = SamplingParams(max_tokens=5)
 

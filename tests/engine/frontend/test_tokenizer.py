@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models
 
-from engine.errors import ConfigError, InvalidRequestError
-from engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.errors import ConfigError, InvalidRequestError
+from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import smollm2_file
 from tests.engine.frontend.conftest import SMOLLM2_TEXT, model_at
 
@@ -157,7 +157,7 @@ def test_no_tokenizer_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
 def test_the_text_side_brings_neither_torch_nor_transformers() -> None:
     modules = ["tokenizer", "chat_template", "detokenizer", "stop", "generation", "outputs", "gguf_tokenizer"]
     code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
-            + "".join(f"import engine.frontend.{name}\n" for name in modules)
+            + "".join(f"import quire.engine.frontend.{name}\n" for name in modules)
             + "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))")
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 

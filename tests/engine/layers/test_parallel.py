@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from engine.errors import ConfigError
-from engine.parallel import Parallel
+from quire.engine.errors import ConfigError
+from quire.engine.parallel import Parallel
 from tests.engine.models import tiny
 from tests.engine.models.paging import PagedRun, load
 
@@ -46,7 +46,7 @@ RANK = """
 import os, sys, torch
 from safetensors.torch import save_file
 torch.set_num_threads(1)
-from engine.execution.collectives import join
+from quire.engine.execution.collectives import join
 from tests.engine.models.paging import PagedRun, config_of, load
 rank, path = int(sys.argv[1]), sys.argv[2]
 store = torch.distributed.FileStore(f"{path}/meeting", 2)

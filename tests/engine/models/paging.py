@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from engine.attention.inputs import AttentionInputs
-from engine.config import EngineArgs, EngineConfig
-from engine.models.base import CausalLM
-from engine.parallel import Parallel
-from engine.weights.load import load_model
-from engine.weights.locate import resolve_model
+from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.config import EngineArgs, EngineConfig
+from quire.engine.models.base import CausalLM
+from quire.engine.parallel import Parallel
+from quire.engine.weights.load import load_model
+from quire.engine.weights.locate import resolve_model
 
 BLOCK_SIZE = 16
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.errors import ConfigError
+from quire.engine.errors import ConfigError
 from tests.engine.models import tiny
 from tests.engine.models.paging import PagedRun, load
 

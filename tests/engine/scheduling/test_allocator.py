@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from engine.scheduling.allocator import BlockAllocator
-from engine.scheduling.prefix_index import extend_hashes
+from quire.engine.scheduling.allocator import BlockAllocator
+from quire.engine.scheduling.prefix_index import extend_hashes
 
 
 def cached_sequence(allocator: BlockAllocator, token_ids: list[int]) -> tuple[list[int], list[bytes]]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.block_pool import BlockPool
 
 
 def test_blocks_are_taken_in_the_order_in_which_they_were_given_back() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.scheduling.prefix_index import PrefixIndex, extend_hashes
+from quire.engine.scheduling.prefix_index import PrefixIndex, extend_hashes
 
 TOKENS = st.lists(st.integers(0, 2), max_size=12)
 

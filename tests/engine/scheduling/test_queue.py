@@ -5,9 +5,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.messages import Sampling
-from engine.scheduling.queue import WaitingQueue
-from engine.scheduling.request import Request
+from quire.engine.messages import Sampling
+from quire.engine.scheduling.queue import WaitingQueue
+from quire.engine.scheduling.request import Request
 
 
 def request(name: object = 0, *, priority: int = 0, key: str = "", weight: float = 1.0, tokens: int = 1) -> Request:

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from engine.config import SchedulerConfig
-from engine.errors import InvalidRequestError
-from engine.messages import Sampling
-from engine.plan import StepPlan, StepResult
-from engine.scheduling.request import Request
-from engine.scheduling.scheduler import Scheduler, TokenEvent
+from quire.engine.config import SchedulerConfig
+from quire.engine.errors import InvalidRequestError
+from quire.engine.messages import Sampling
+from quire.engine.plan import StepPlan, StepResult
+from quire.engine.scheduling.request import Request
+from quire.engine.scheduling.scheduler import Scheduler, TokenEvent
 
 
 def scheduler(**changes: Any) -> Scheduler:

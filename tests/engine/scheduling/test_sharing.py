@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from engine.config import SchedulerConfig
-from engine.messages import Sampling
-from engine.plan import StepPlan, StepResult
-from engine.scheduling.request import Request
-from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.sharing import MIN_SAVED_TOKENS, NOTHING_SHARED, largest_shared_beginning
+from quire.engine.config import SchedulerConfig
+from quire.engine.messages import Sampling
+from quire.engine.plan import StepPlan, StepResult
+from quire.engine.scheduling.request import Request
+from quire.engine.scheduling.scheduler import Scheduler
+from quire.engine.scheduling.sharing import MIN_SAVED_TOKENS, NOTHING_SHARED, largest_shared_beginning
 
 BLOCK = 16
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from engine.config import SchedulerConfig
-from engine.errors import InvalidRequestError
-from engine.messages import Sampling
-from engine.plan import StepPlan, StepResult
-from engine.scheduling.request import Request, RequestStatus
-from engine.scheduling.scheduler import Scheduler
+from quire.engine.config import SchedulerConfig
+from quire.engine.errors import InvalidRequestError
+from quire.engine.messages import Sampling
+from quire.engine.plan import StepPlan, StepResult
+from quire.engine.scheduling.request import Request, RequestStatus
+from quire.engine.scheduling.scheduler import Scheduler
 
 VOCAB_SIZE = 11
 

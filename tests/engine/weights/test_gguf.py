@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from engine.config import EngineArgs
-from engine.errors import ConfigError, WeightError
-from engine.weights.checkpoint import View
-from engine.weights.gguf import GgufCheckpoint
-from engine.weights.locate import resolve_model
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError, WeightError
+from quire.engine.weights.checkpoint import View
+from quire.engine.weights.gguf import GgufCheckpoint
+from quire.engine.weights.locate import resolve_model
 from tests.engine.models import tiny
 from tests.engine.models.paging import PagedRun, load
 

@@ -9,8 +9,8 @@ from gguf import GGUFReader, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.errors import WeightError
-from engine.weights.gguf_metadata import read_header, read_metadata
+from quire.engine.errors import WeightError
+from quire.engine.weights.gguf_metadata import read_header, read_metadata
 
 
 def write(path: Path, alignment: int = 32) -> Path:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from engine.config import EngineArgs
-from engine.errors import ConfigError
-from engine.weights import locate
-from engine.weights.locate import resolve_model
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError
+from quire.engine.weights import locate
+from quire.engine.weights.locate import resolve_model
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2,
           "num_attention_heads": 4, "intermediate_size": 80, "max_position_embeddings": 256, "eos_token_id": 2,
@@ -132,8 +132,8 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def test_what_may_pass_is_told_from_what_stays_wrong() -> None:
-    code = ("import sys; from engine.config import EngineArgs; from engine.errors import ConfigError\n"
-            "from engine.weights.locate import resolve_model\n"
+    code = ("import sys; from quire.engine.config import EngineArgs; from quire.engine.errors import ConfigError\n"
+            "from quire.engine.weights.locate import resolve_model\n"
             "for status in sys.argv[1:]:\n"
             "    try: resolve_model(EngineArgs(model=f'some/{status}'))\n"
             "    except ConfigError as error: print(status, type(error).__name__)\n")
@@ -161,7 +161,7 @@ def test_a_hub_model_is_taken_from_the_hubs_cache(tmp_path: Path) -> None:
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text(revision)
     checkpoint(model / "snapshots" / revision)
-    code = ("from engine.config import EngineArgs; from engine.weights.locate import resolve_model; "
+    code = ("from quire.engine.config import EngineArgs; from quire.engine.weights.locate import resolve_model; "
             "print(resolve_model(EngineArgs(model='some/one')).path)")
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
                           env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
@@ -169,6 +169,7 @@ def test_a_hub_model_is_taken_from_the_hubs_cache(tmp_path: Path) -> None:
 
 
 def test_facts_are_read_without_torch() -> None:
-    code = ("import sys; from engine.config import EngineArgs; from engine.weights.locate import resolve_model; "
+    code = ("import sys; from quire.engine.config import EngineArgs; "
+            "from quire.engine.weights.locate import resolve_model; "
             "resolve_model(EngineArgs()); sys.exit(int('torch' in sys.modules))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

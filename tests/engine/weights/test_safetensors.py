@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.errors import WeightError
-from engine.parallel import Parallel
-from engine.weights.checkpoint import View
-from engine.weights.safetensors import SafetensorsCheckpoint
+from quire.engine.errors import WeightError
+from quire.engine.parallel import Parallel
+from quire.engine.weights.checkpoint import View
+from quire.engine.weights.safetensors import SafetensorsCheckpoint
 from tests.engine.models import tiny
 from tests.engine.models.paging import load
 
