@@ -23,7 +23,7 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     from quire.kernels import norms
     if not isinstance(norms._rms_norm, InterpretedFunction):
         pytest.skip("Triton compiles on this machine: kernels/bench/check_gpu.py checks it")
-    return lambda stem: importlib.import_module(f"kernels.{stem}")
+    return lambda stem: importlib.import_module(f"quire.kernels.{stem}")
 
 
 @pytest.fixture(autouse=True)
