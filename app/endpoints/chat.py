@@ -16,7 +16,7 @@ from quire.app.exchange import Exchange
 from quire.app.logprobs import chat_logprobs
 from quire.app.schemas.body import read_body
 from quire.app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
-from quire.app.schemas.usage import Usage
+from quire.app.schemas.usage import UsageOfChunks
 from quire.app.service import Service, record_of, service_of
 from quire.app.sse import DONE
 from quire.app.telemetry.record import Asked
@@ -115,16 +115,16 @@ class _Replies:
                          usage=self._exchange.usage)
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
-        """One frame per update; each choice's first carries, before it, the role's."""
+        """One frame per update. Before the first, the role of each choice in order: clients that collect choices append
+        one at its first chunk, so a choice whose text is held back must not come after those behind it."""
         role = _encode({"role": self._service.settings.serve.response_role, "content": ""})
-        begun: set[int] = set()
+        begun = False
         async with self._exchange as exchange:
+            counts = UsageOfChunks(self._body.include_usage, self._body.continuous_usage, lambda: exchange.usage)
             async for update in exchange.updates(self._n):
-                usage = exchange.usage if self._body.continuous_usage else None
-                opening = b""
-                if update.index not in begun:
-                    begun.add(update.index)
-                    opening = self._frame(update.index, role, None, usage=usage)
+                usage = counts.field()
+                opening = b"" if begun else b"".join(self._frame(i, role, None, None, usage) for i in range(self._n))
+                begun = True
                 logprobs = self._logprobs(update) if self._body.logprobs else None
                 delta = b'{"content":' + _encode(update.text) + b"}"
                 yield opening + self._frame(update.index, delta, logprobs, update, usage)
@@ -132,8 +132,8 @@ class _Replies:
                 yield self._head + b'],"usage":' + _encode(exchange.usage) + b"}\n\n"
         yield DONE
 
-    def _frame(self, index: int, delta: bytes, logprobs: ChatLogprobs | None, update: SampleUpdate | None = None,
-               usage: Usage | None = None) -> bytes:
+    def _frame(self, index: int, delta: bytes, logprobs: ChatLogprobs | None, update: SampleUpdate | None,
+               usage: bytes) -> bytes:
         # Built by hand around constant parts: at thousands of tokens a second this is what a worker does all day.
         parts = [self._head, b'{"index":%d,"delta":' % index, delta, b',"logprobs":',
                  b"null" if logprobs is None else _encode(logprobs), b',"finish_reason":']
@@ -141,9 +141,7 @@ class _Replies:
             parts.append(b"null}]")
         else:
             parts += [_encode(update.finish_reason), b',"stop_reason":', _encode(update.stop_reason), b"}]"]
-        if usage is not None:
-            parts += [b',"usage":', _encode(usage)]
-        parts.append(b"}\n\n")
+        parts += [usage, b"}\n\n"]
         return b"".join(parts)
 
     def _logprobs(self, update: SampleUpdate) -> ChatLogprobs:

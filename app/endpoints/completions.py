@@ -19,7 +19,7 @@ from quire.app.schemas.completions import (
     CompletionReply,
     CompletionRequest,
 )
-from quire.app.schemas.usage import Usage
+from quire.app.schemas.usage import UsageOfChunks
 from quire.app.service import Service, record_of, service_of
 from quire.app.sse import DONE
 from quire.app.telemetry.record import Asked
@@ -93,30 +93,33 @@ class _Replies:
                                usage=self._exchange.usage)
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
+        """One frame per update. The first of a single choice begins with what is echoed; several are opened in order
+        before it, as in chat."""
+        begun = False
         async with self._exchange as exchange:
-            begun: set[int] = set()
+            counts = UsageOfChunks(self._body.include_usage, self._body.continuous_usage, lambda: exchange.usage)
             async for update in exchange.updates(self._n):
-                if update.index not in begun:
-                    begun.add(update.index)
-                    update.text = self._echoed[update.index] + update.text
-                yield self._frame(update, exchange.usage if self._body.continuous_usage else None)
+                usage = counts.field()
+                if not begun and len(self._echoed) > 1:
+                    for index, text in enumerate(self._echoed):
+                        yield self._frame(SampleUpdate(index, text, [], []), None, usage)
+                elif not begun:
+                    update.text = self._echoed[0] + update.text
+                begun = True
+                yield self._frame(update, self._logprobs[update.index], usage)
             if self._body.include_usage:
                 yield self._head + b'],"usage":' + _encode(exchange.usage) + b"}\n\n"
         yield DONE
 
-    def _frame(self, update: SampleUpdate, usage: Usage | None) -> bytes:
+    def _frame(self, update: SampleUpdate, table: LegacyLogprobs | None, usage: bytes) -> bytes:
         logprobs = None
-        table = self._logprobs[update.index]
         if table is not None:
             logprobs = CompletionLogprobs([], [], [], [])
             table.extend(logprobs, update)
-        parts = [self._head, b'{"index":%d,"text":' % update.index, _encode(update.text), b',"logprobs":',
-                 _encode(logprobs), b',"finish_reason":', _encode(update.finish_reason), b',"stop_reason":',
-                 _encode(update.stop_reason), b"}]"]
-        if usage is not None:
-            parts += [b',"usage":', _encode(usage)]
-        parts.append(b"}\n\n")
-        return b"".join(parts)
+        return b"".join([
+            self._head, b'{"index":%d,"text":' % update.index, _encode(update.text), b',"logprobs":',
+            _encode(logprobs), b',"finish_reason":', _encode(update.finish_reason), b',"stop_reason":',
+            _encode(update.stop_reason), b"}]", usage, b"}\n\n"])
 
 
 def _as_text(service: Service, prompt: str | list[int]) -> str:

@@ -62,7 +62,7 @@ class FakeStream:
 
     async def _produce(self, params: SamplingParams) -> Any:
         text = self._engine.text[:params.max_tokens]
-        for index in range(params.n):
+        for index in reversed(range(params.n)) if self._engine.backwards else range(params.n):
             for position, char in enumerate(text):
                 await self._engine.gate.wait()
                 if self._engine.fails_after == position:
@@ -84,6 +84,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.text = "Hi 👋!"
         self.finish_reason = "stop"
+        self.backwards = False  # the last sample of a request comes first
         self.info: EngineInfo | None = INFO
         self.state = "ready"
         self.loading = ("loading weights", 0.25)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.applications import Starlette
@@ -62,7 +63,7 @@ async def test_usage_comes_last_when_asked_for(client: httpx.AsyncClient) -> Non
     got = events(await post(client, stream=True, stream_options={"include_usage": True}))
     assert got[-2]["choices"] == []
     assert got[-2]["usage"]["completion_tokens"] == 5
-    assert not any("usage" in c for c in got[:-2])
+    assert all(c["usage"] is None for c in got[:-2]), "as OpenAI's chunks"
     running = events(await post(client, stream=True, stream_options={"include_usage": True,
                                                                      "continuous_usage_stats": True}))
     assert [c["usage"]["completion_tokens"] for c in running[:-1]] == [1, 1, 2, 3, 4, 5, 5]
@@ -77,6 +78,18 @@ async def test_each_of_n_choices_is_whole(client: httpx.AsyncClient) -> None:
         mine = [c["choices"][0] for c in got if c["choices"][0]["index"] == index]
         assert mine[0]["delta"].get("role") == "assistant"
         assert "".join(c["delta"]["content"] for c in mine) == "Hi 👋!"
+
+
+async def test_choices_are_opened_in_order_whichever_speaks_first(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    fake.backwards = True
+    got = events(await post(client, n=3, stream=True, stream_options={"include_usage": True}))
+    assert [c["choices"][0]["index"] for c in got[:4]] == [0, 1, 2, 2]
+    assert [c["choices"][0]["delta"] for c in got[:3]] == [{"role": "assistant", "content": ""}] * 3
+    assert not any("role" in c["choices"][0]["delta"] for c in got[3:-2])
+    sdk = openai.AsyncOpenAI(base_url="http://localhost/v1", api_key="none", http_client=client)
+    async with sdk.chat.completions.stream(model="m", messages=MESSAGES, n=3) as stream:  # type: ignore[arg-type]
+        whole = await stream.get_final_completion()
+    assert [(c.index, c.message.content) for c in whole.choices] == [(i, "Hi 👋!") for i in range(3)]
 
 
 async def test_logprobs_give_text_bytes_and_alternatives(client: httpx.AsyncClient, fake: FakeEngine) -> None:

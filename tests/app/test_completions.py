@@ -59,6 +59,19 @@ async def test_choices_of_several_prompts_are_indexed_in_order(client: httpx.Asy
     assert texts == {c["index"]: c["text"] for c in reply["choices"]}
 
 
+@pytest.mark.parametrize("echo", [False, True])
+async def test_choices_are_opened_in_order_whichever_speaks_first(client: httpx.AsyncClient, fake: FakeEngine,
+                                                                  echo: bool) -> None:
+    fake.backwards = True
+    got = chunks(await post(client, prompt=["ab", "c"], n=2, echo=echo, stream=True,
+                            stream_options={"include_usage": True}))
+    opening = [c["choices"][0] for c in got[:4]]
+    assert [c["index"] for c in opening] == [0, 1, 2, 3]
+    assert [c["text"] for c in opening] == (["ab", "ab", "c", "c"] if echo else [""] * 4)
+    assert all(c["usage"] is None for c in got[:-1])
+    assert got[-1]["usage"]["completion_tokens"] == 20
+
+
 async def test_logprobs_have_the_legacy_shape(client: httpx.AsyncClient) -> None:
     table = (await post(client, prompt="a", logprobs=2)).json()["choices"][0]["logprobs"]
     assert table["tokens"] == list("Hi 👋!")
