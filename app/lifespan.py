@@ -47,7 +47,8 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
             loop.run_in_executor(None, service.keys.reload).add_done_callback(_keys_read)
 
         loop = asyncio.get_running_loop()
-        jobs = [_watch_drain(service, Path(settings.drain_file)), _watch_files(service, reload), service.metrics.tick()]
+        jobs = [_watch_drain(service, Path(settings.drain_file)), _watch_files(service, reload), service.metrics.tick(),
+                service.engine.watch()]
         if service.tls is not None:
             jobs.append(service.tls.follow(settings.reload_file))
         tasks = [asyncio.create_task(job) for job in jobs]
@@ -69,7 +70,7 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
 
 def _task_ended(task: asyncio.Task[None]) -> None:
     """One that broke ends the worker, which lets its requests finish, and gunicorn starts another: nobody would drain
-    this one, or tell it of new keys and certificates."""
+    this one, tell it of new keys and certificates, or hear what an engine says."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("worker's background task broke; the worker ends", exc_info=error)
         os.kill(os.getpid(), signal.SIGTERM)

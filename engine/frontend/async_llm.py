@@ -167,6 +167,12 @@ class AsyncLLMEngine:
             self._template = load_chat_template(self.model_config, self.args.chat_template, self.tokenizer)
         return self._template
 
+    async def watch(self) -> None:
+        """Runs for as long as the connections do. Raises EngineDeadError when one broke: this object is of no use then.
+        """
+        assert self._group is not None, "connect() first"
+        await self._group.watch()
+
     def require_info(self) -> EngineInfo:
         """`info`. Raises OverloadedError while the model loads for the first time, EngineDeadError if it never will."""
         assert self._group is not None, "connect() or generate() first"

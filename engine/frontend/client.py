@@ -1,8 +1,9 @@
 """The worker's end of border 1: submits requests, routes deltas to their streams, outlives the engine.
 
 Keeps each request until it is over, so that an engine that comes back gets it again with the tokens produced so far and
-the stream goes on where it paused; `resumption` says which one is given up instead. Used by `engine_group`; knows no
-HTTP, no prompt text and no other engine.
+the stream goes on where it paused; `resumption` says which one is given up instead. An error in the handling of one
+request ends that request alone; `broke` hears of one that ends the connection. Used by `engine_group`; knows no HTTP,
+no prompt text and no other engine.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 import structlog
@@ -18,7 +19,13 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from quire.engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, PoisonRequestError
+from quire.engine.errors import (
+    EngineDeadError,
+    InvalidRequestError,
+    OverloadedError,
+    PoisonRequestError,
+    QuireError,
+)
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.frontend.load_progress import LoadProgress
 from quire.engine.frontend.request import Request
@@ -45,14 +52,19 @@ log = structlog.get_logger(__name__)
 HEARTBEAT_S = 1.0
 _POISON = ("The engine ended again and again while it worked on this request, so the request was given up: it may be "
            "the cause. Other requests go on.")
+_UNREADABLE = ("A message of the engine could not be read, and it may have held tokens of this request, so the request "
+               "was given up. Later ones go on.")
 
 
 class EngineClient:
     """One connection to an engine at `address`, which need not be there yet. Lives on one event loop."""
 
-    def __init__(self, address: str, changed: Callable[[], None], facts: Mapping[str, int]) -> None:
-        """`changed` is called when the engine got ready and when it was lost; `facts` go into every log line."""
+    def __init__(self, address: str, changed: Callable[[], None], broke: Callable[[EngineDeadError], None],
+                 facts: Mapping[str, int]) -> None:
+        """`changed` is called when the engine got ready and when it was lost, `broke` when this connection is of no
+        use any more; `facts` go into every log line."""
         self._changed = changed
+        self._broke = broke
         self._log = log.bind(**facts)
         self.info: EngineInfo | None = None
         self.state = "loading"  # "loading", "ready" or "down"
@@ -180,9 +192,11 @@ class EngineClient:
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         """They never end by themselves. Without one of them nobody would hear of the engine any more."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("engine client broke", task=task.get_name(), exc_info=error)
-            self.fail_all(EngineDeadError(f"The connection to the engine broke: {error!r}."))
+        if not task.cancelled() and (cause := task.exception()) is not None:
+            error = EngineDeadError(f"The connection to the engine broke: {cause!r}.")
+            error.__cause__ = cause
+            self.fail_all(error)
+            self._broke(error)
 
     # Sending
 
@@ -204,26 +218,48 @@ class EngineClient:
 
     async def _receive(self) -> None:
         while True:
-            message = self._decoder.decode(await self._socket.recv())
+            frame = await self._socket.recv()
             self._heard = time.monotonic()
-            if isinstance(message, Deltas):
-                for delta in message.deltas:
+            try:
+                message = self._decoder.decode(frame)
+            except msgspec.DecodeError as error:
+                self._log.error("message of the engine cannot be read", exc_info=error)
+                # It may have held anybody's tokens: better no answer than one with a hole in it.
+                self._fault(list(self._by_sample), QuireError(_UNREADABLE))
+                continue
+            self._handle(message)
+
+    def _handle(self, message: Up) -> None:
+        if isinstance(message, Deltas):
+            for delta in message.deltas:
+                try:
                     self._take(delta)
-            elif isinstance(message, Started):
-                self._take_started(message)
-            elif isinstance(message, Accepted):
-                self._accept(message)
-            elif isinstance(message, Rejected):
-                self._reject(message)
-            elif isinstance(message, Status):
-                self.status = message
-                self.load.heard(message)
-            elif isinstance(message, Loading):
-                self.load_progress.update(message.phase, message.fraction, self._heard)
-                if self.state == "down":
-                    self.state = "loading"
-            elif isinstance(message, Ready):
-                self._take_ready(message)
+                except Exception as error:
+                    self._fault([delta.id], error)
+        elif isinstance(message, Started):
+            self._take_started(message)
+        elif isinstance(message, Accepted):
+            self._accept(message)
+        elif isinstance(message, Rejected):
+            self._reject(message)
+        elif isinstance(message, Status):
+            self.status = message
+            self.load.heard(message)
+        elif isinstance(message, Loading):
+            self.load_progress.update(message.phase, message.fraction, self._heard)
+            if self.state == "down":
+                self.state = "loading"
+        elif isinstance(message, Ready):
+            self._take_ready(message)
+
+    def _fault(self, ids: Iterable[int], error: Exception) -> None:
+        """`error` came up in the handling of these samples: their requests end with it, here and in the engine. It is
+        theirs to log, with the request's id and once."""
+        for id in ids:
+            if id in self._by_sample:
+                request, _ = self._by_sample[id]
+                self.abort(request)
+                request.fail(error)
 
     def _accept(self, message: Accepted) -> None:
         for id in message.ids:
@@ -288,7 +324,10 @@ class EngineClient:
             self._log.info("requests resubmitted", requests=len(requests), given_up=len(given_up),
                            suspects=sum(request.suspicion > 0 for request in requests))
         for request in requests:
-            self._send_submit(request)
+            try:
+                self._send_submit(request)
+            except Exception as error:
+                self._fault([sample.id for sample in request.samples], error)
         self._changed()
 
     # The engine going away

@@ -26,7 +26,9 @@ class EngineGroup:
     def __init__(self, addresses: Sequence[str], *, prefix_caching: bool = True, opened: bool = False) -> None:
         """`opened`: all engines were ready before this front was there."""
         several = len(addresses) > 1
-        self.clients = [EngineClient(address, partial(self._changed, place), {"engine": place} if several else {})
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.clients = [EngineClient(address, partial(self._changed, place), self._broke,
+                                     {"engine": place} if several else {})
                         for place, address in enumerate(addresses)]
         self.info: EngineInfo | None = None  # what holds for every engine; None until they open
         self._prefix_caching = prefix_caching
@@ -73,6 +75,10 @@ class EngineGroup:
         await asyncio.gather(*(client.wait_ready() for client in self.clients))
         return self.require_info()
 
+    async def watch(self) -> None:
+        """Runs for as long as all connections do. Raises EngineDeadError when one of them broke."""
+        await asyncio.shield(self._broken)
+
     def new_ids(self, count: int) -> list[int]:
         """Sample ids never used before on any connection of this group."""
         return [next(self._ids) for _ in range(count)]
@@ -112,6 +118,11 @@ class EngineGroup:
         reusable = request.prompt_token_ids if self._prefix_caching else []
         return router.choose(reusable, request.cache_salt, [client.load.total for client in self.clients],
                              lively or ready)
+
+    def _broke(self, error: EngineDeadError) -> None:
+        if not self._broken.done():
+            self._broken.set_exception(error)
+            self._broken.exception()  # asyncio is not to complain where nobody watches
 
     @property
     def _last(self) -> EngineClient:

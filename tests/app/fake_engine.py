@@ -124,5 +124,8 @@ class FakeEngine:
         self.streams.append(FakeStream(self, ids, params))
         return self.streams[-1]
 
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
     async def close(self) -> None:
         pass

@@ -21,6 +21,8 @@ from quire.app import lifespan, tls, worker
 from quire.app.reload import request_reload
 from quire.app.watch import watch
 from quire.app.worker import HttpWorker
+from quire.engine.errors import EngineDeadError
+from tests.app.fake_engine import FakeEngine
 
 
 @contextlib.contextmanager
@@ -111,3 +113,16 @@ async def test_leaving_in_order_ends_no_worker(make_app: Callable[..., Starlette
             await asyncio.sleep(0)
         await asyncio.sleep(0.1)
         assert not told.is_set()
+
+
+async def test_a_worker_that_hears_its_engine_no_more_ends(make_app: Callable[..., Starlette],
+                                                           fake: FakeEngine) -> None:
+    async def breaks() -> None:
+        raise EngineDeadError("nobody foresaw it")
+
+    fake.watch = breaks  # type: ignore[method-assign]
+    with sigterm() as told, capture_logs() as logs:
+        app = make_app()
+        async with app.router.lifespan_context(app):
+            await asyncio.wait_for(told.wait(), 10)
+    assert "nobody foresaw it" in str(errors(logs))

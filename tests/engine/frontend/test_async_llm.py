@@ -13,7 +13,8 @@ import pytest
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError, InvalidRequestError
 from quire.engine.frontend.async_llm import AsyncEngineArgs, AsyncLLMEngine
-from quire.engine.frontend.outputs import RequestOutput
+from quire.engine.frontend.generation import SampleUpdate
+from quire.engine.frontend.outputs import OutputBuilder, RequestOutput
 from quire.engine.messages import Delta, Deltas, Started
 from quire.engine.sampling_params import SamplingParams
 from tests.engine.frontend.test_engine_group import Engine, until
@@ -114,6 +115,25 @@ async def test_a_request_that_the_engine_has_not_accepted_yet_can_be_aborted(llm
     await llm.abort(["a", "b", "unknown"])
     await engine.serve()
     assert await asyncio.wait_for(asyncio.gather(*tasks), 10) == [[], []]
+
+
+async def test_an_output_that_cannot_be_built_ends_its_request_alone(llm: AsyncLLMEngine, engine: Engine,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    await engine.serve()
+    build = OutputBuilder.push
+
+    def push(self: OutputBuilder, update: SampleUpdate) -> RequestOutput | None:
+        assert self._request_id != "sick", "nobody foresaw it"
+        return build(self, update)
+
+    monkeypatch.setattr(OutputBuilder, "push", push)
+    sick, sound = (asyncio.create_task(outputs(llm, name)) for name in ("sick", "sound"))
+    await until(lambda: len(engine.submitted) == 2)
+    await engine.say(Deltas([Delta(FIRST, [7]), Delta(FIRST + 1, [7], "length")]))
+    with pytest.raises(AssertionError, match="nobody foresaw it"):
+        await asyncio.wait_for(sick, 10)
+    assert [output.finished for output in await asyncio.wait_for(sound, 10)] == [True]
+    await until(lambda: engine.aborted == [FIRST])
 
 
 async def test_closing_twice_is_closing_once(llm: AsyncLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:

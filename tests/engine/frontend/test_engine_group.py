@@ -22,6 +22,7 @@ from quire.engine.frontend.request import Request
 from quire.engine.frontend.submission import samples
 from quire.engine.messages import (
     NO_KEY,
+    Abort,
     Accepted,
     Delta,
     Deltas,
@@ -48,6 +49,7 @@ class Engine:
         self.address = f"ipc://{directory}/{place}.sock"
         self.accepts = True
         self.submitted: list[str] = []
+        self.aborted: list[int] = []
         self._place, self._max_model_len = place, max_model_len
         self._number = 0
         self._says: Up = Loading("loading weights", 0.25 + place / 4)
@@ -84,7 +86,11 @@ class Engine:
 
     async def say(self, message: Up, worker: bytes | None = None) -> None:
         for identity in [worker] if worker else self._workers:
-            await self._socket.send_multipart([identity, msgspec.msgpack.encode(message)])
+            await self.send(msgspec.msgpack.encode(message), identity)
+
+    async def send(self, frame: bytes, worker: bytes | None = None) -> None:
+        for identity in [worker] if worker else self._workers:
+            await self._socket.send_multipart([identity, frame])
 
     async def _receive(self) -> None:
         while True:
@@ -93,6 +99,8 @@ class Engine:
             if worker not in self._workers:
                 self._workers.add(worker)
                 await self.say(self._says, worker)
+            if isinstance(message, Abort):
+                self.aborted += message.ids
             if isinstance(message, Submit):
                 self.submitted.append(message.request_id)
                 if self.accepts:

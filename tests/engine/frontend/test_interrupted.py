@@ -1,4 +1,4 @@
-"""Ctrl-C during LLM.generate: wherever it strikes, the next call gives what it would have given."""
+"""Ctrl-C or a fault of ours during LLM.generate: wherever it strikes, the next call gives what it would have given."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 
 from quire import LLM, SamplingParams
 from quire.engine.errors import EngineDeadError
+from quire.engine.frontend.generation import Generation
+from quire.engine.frontend.outputs import OutputBuilder
 from tests.engine.models import tiny
 
 PROMPTS = [[(31 * i + shift) % 90 for i in range(40)] for shift in (1, 2, 3)]
@@ -59,6 +61,21 @@ def test_the_next_call_gives_what_it_would_have_given(llm: LLM, checkpoint: Path
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     untouched = LLM(model=str(checkpoint), skip_tokenizer_init=True, device="cpu")
     assert tokens(llm) == tokens(untouched)
+
+
+@pytest.mark.parametrize("owner", [Generation, OutputBuilder])
+def test_a_fault_in_one_prompts_text_ends_the_call_and_not_the_engine(
+        llm: LLM, monkeypatch: pytest.MonkeyPatch, owner: type) -> None:
+    before = tokens(llm)
+
+    def breaks(*_: Any) -> Any:
+        raise ZeroDivisionError("nobody foresaw it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, "push", breaks)
+        with pytest.raises(ZeroDivisionError):
+            tokens(llm)
+    assert tokens(llm) == before
 
 
 def test_a_second_one_does_not_wait_and_a_broken_engine_says_so(llm: LLM) -> None:
