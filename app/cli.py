@@ -17,6 +17,7 @@ from quire.app.keys.key_file import load_key_file
 from quire.app.options import OPTIONS, Option, parse, unknown
 from quire.app.settings import ServeSettings, flag
 from quire.app.sources import Loaded, describe, load
+from quire.app.vllm_flags import SWITCHES, add_flags, spelled
 from quire.engine.errors import ConfigError, PassingError
 from quire.engine.exit_codes import EXIT_CONFIG, EXIT_LOAD
 
@@ -25,6 +26,7 @@ _SHORT_KEY = f"an API key has fewer than {SHORTEST_KEY} characters and may be fo
 _SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp", "data_parallel_size": "-dp",
           "api_server_count": "-asc"}
 _SWITCHES = {flag(name): flag(name) for name, option in OPTIONS.items() if option.type is bool}
+_SWITCHES |= {name: name for name in SWITCHES}
 _SWITCHES |= {"--no-" + name.removeprefix("--"): name for name in _SWITCHES}
 _SOURCES = """\
 Every flag is also an environment variable (--max-model-len is QUIRE_MAX_MODEL_LEN) and a line of the file given with
@@ -154,7 +156,7 @@ def load_settings(command: str, argv: list[str]) -> Loaded:
     problems: list[str] = []
     flags: dict[str, Any] = {}
     try:
-        namespace, rest = parser.parse_known_args(_without_truths(argv, problems))
+        namespace, rest = parser.parse_known_args(_without_truths(spelled(argv), problems))
         flags = vars(namespace)
         for before, given in zip(["", *rest], rest):
             if given.startswith("-"):
@@ -202,6 +204,7 @@ def _serve_parser(command: str) -> _Parser:
     groups = {True: parser.add_argument_group("model and engine"), False: parser.add_argument_group("service")}
     for option in OPTIONS.values():
         _add_option(groups[option.of_engine], option)
+    add_flags(parser)
     return parser
 
 

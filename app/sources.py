@@ -15,8 +15,10 @@ from quire.app.keys.sources import key_sources
 from quire.app.options import OPTIONS, parse, shown, unknown, variable
 from quire.app.settings import ServeSettings, flag
 from quire.app.variables import is_kubernetes_port, mistyped
+from quire.app.vllm_flags import meant
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError
+from quire.engine.frontend.vllm_arguments import AS_IF_UNSET, OTHER_NAMES, VLLM_ARGUMENTS, Foreign
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,15 @@ def load(flags: dict[str, Any], environment: Mapping[str, str], problems: list[s
     config_file = flags.pop("config", None) or environment.get("QUIRE_CONFIG")
     given = (list(_from_file(config_file, problems)) + list(_from_environment(environment, problems))
              + [(name, raw, flag(name)) for name, raw in flags.items()])
-    for name, raw, source in given:  # weakest first: a later one takes its place
+    warnings: list[str] = []
+    for written, raw, source in given:  # weakest first: a later one takes its place
+        name = OTHER_NAMES.get(written, written)
+        if name in VLLM_ARGUMENTS:
+            _judge(VLLM_ARGUMENTS[name], source, raw, problems, warnings)
+            continue
+        if raw in AS_IF_UNSET.get(name, ()):
+            values.pop(name, None)
+            continue
         try:
             values[name] = parse(raw, OPTIONS[name].type)
             sources[name] = source
@@ -53,7 +63,17 @@ def load(flags: dict[str, Any], environment: Mapping[str, str], problems: list[s
     if problems:
         raise ConfigError(problems)
     variables = {"QUIRE_CONFIG", *map(variable, OPTIONS)}
-    return Loaded(settings, sources, [unknown(name, variables) for name in mistyped(environment, variables)])
+    warnings += [unknown(name, variables) for name in mistyped(environment, variables)]
+    return Loaded(settings, sources, warnings)
+
+
+def _judge(row: Foreign, source: str, raw: Any, problems: list[str], warnings: list[str]) -> None:
+    """Of an argument that only vLLM has."""
+    value = meant(raw)
+    if problem := row.problem(source, value):
+        problems.append(problem)
+    elif warning := row.warning(source, value):
+        warnings.append(warning)
 
 
 def _naming_source(problem: str, sources: dict[str, str]) -> str:
@@ -87,7 +107,7 @@ def _from_file(path: str | None, problems: list[str]) -> Iterator[tuple[str, Any
     spellings: dict[str, str] = {}
     for key, value in (content or {}).items():
         name = str(key).replace("-", "_")
-        if name not in OPTIONS:
+        if OTHER_NAMES.get(name, name) not in OPTIONS and name not in VLLM_ARGUMENTS:
             problems.append(f"{path}: {unknown(str(key), OPTIONS)}")
         elif name in spellings:
             problems.append(f"{path}: {key} is {spellings[name]}, which is there too; keep one of them")

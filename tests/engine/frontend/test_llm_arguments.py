@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from quire import LLM, SamplingParams
 from quire.engine.errors import ConfigError, InvalidRequestError
 from quire.engine.frontend.unsupported import asked_for
+from quire.engine.frontend.vllm_arguments import VLLM_ARGUMENTS
 from tests.engine.models import tiny
 
 HI = {"role": "user", "content": "Hi"}
@@ -158,8 +160,16 @@ def test_an_engine_built_with_defaults_of_vllm_runs(tmp_path: Path) -> None:
 def test_engine_arguments_that_ask_for_something_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
         asked_for({"quantization": "awq", "enable_lora": True, "max_model_len": 5, "cpu_offload_gb": 0})
-    assert caught.value.problems == ["quantization: 'awq' is not supported by this version; leave it out",
-                                     "enable_lora: True is not supported by this version; leave it out"]
+    assert caught.value.problems == [VLLM_ARGUMENTS[name].problem(name, value)
+                                     for name, value in (("quantization", "awq"), ("enable_lora", True))]
+    assert "is not supported by this version: " in caught.value.problems[0]
+
+
+def test_what_only_says_how_fast_is_passed_over_with_a_warning() -> None:
+    with capture_logs() as logged:
+        assert asked_for({"swap_space": 16, "max_num_queued_reqs": 7, "max_model_len": -1, "max_num_seqs": 3,
+                          "enable_chunked_prefill": True}) == {"max_queued_requests": 7, "max_num_seqs": 3}
+    assert [line["event"].partition(": KV")[0] for line in logged] == ["swap_space: 16 has no effect"]
 
 
 def test_an_engine_argument_that_nobody_knows_is_refused_even_as_none() -> None:
