@@ -24,6 +24,7 @@ from quire.app.announce import Announcer
 from quire.app.engine_child import EngineChild, stop_all
 from quire.app.engine_slot import EngineSlot
 from quire.app.listen import listen, listen_admin, url_of
+from quire.app.open_files import raise_limit
 from quire.app.probe import Readiness, probe
 from quire.app.reload import request_reload
 from quire.app.run_dir import RunDirectory
@@ -74,6 +75,7 @@ class Launcher:
         Raises:
             ConfigError: port, directory or GPUs cannot be had.
         """
+        raise_limit()
         own_environments = environments(self._settings.engine, os.environ)
         with RunDirectory(self._settings.run_dir) as run_dir, contextlib.ExitStack() as stack:
             self._socket = stack.enter_context(listen(self._settings))

@@ -9,28 +9,38 @@ peer sends after it is dropped, and replies that are still due to requests befor
 from __future__ import annotations
 
 import asyncio
+import heapq
 import ipaddress
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 import structlog
-from uvicorn._types import ASGISendEvent
+from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from quire.app.errors import ApiError
+from quire.app.middleware.forwarded import Proxies
 from quire.app.settings import ServeSettings
 from quire.app.tls import Tls, names_of
+from quire.app.turns import Turns
 
 log = structlog.get_logger(__name__)
 
 MAX_TARGET_BYTES = 8192
+MAX_PIPELINED = 8  # requests that may wait on a connection for the reply to the one before them
+SLICE_BYTES = 8192  # that the parser gets at once: of what a client may send, some 0.5 ms
+LINES_A_SECOND = 10  # of refusals in the log of a worker
+# Of the open files that a worker may have, those that are not for connections; a full worker still answers probes.
+SPARE_FILES = 64
+NUM_SHED = 16  # idle connections that are closed at once to make room
+LOOK_AGAIN_S = 0.1
 # How long a connection that is to be closed may go on sending: closed at once, it would get a reset, not the reply.
 LINGER_S = 5.0
 
@@ -38,18 +48,32 @@ _IDLE, _HEAD, _BODY = range(3)  # what is being received
 _CHECKED = frozenset({b"host", b"transfer-encoding", b"expect"})
 _FRAMING = (b"content-length", b"transfer-encoding")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:\d*)?")
+_PROBES = (b"/livez", b"/healthz", b"/readyz")
 _BAD_TARGET = "The target of the request is not a valid path."
 _REASONS = {400: "malformed", 405: "method", 414: "head_too_large", 431: "head_too_large", 505: "http_version"}
 
 
 class Connections:
-    """What the connections of one worker share: the limits, and how many each address has open."""
+    """What the connections of one worker share: the limits, how many each address has open, and whose turn it is."""
 
-    def __init__(self, settings: ServeSettings, tls: Tls | None, on_refusal: Callable[[str], None]) -> None:
+    def __init__(self, settings: ServeSettings, tls: Tls | None, on_refusal: Callable[[str], None],
+                 max_open: int = 2**31) -> None:
+        """`on_refusal` is told the reason of each; `max_open`: connections, beyond which idle ones are closed."""
         self.settings = settings
         self.tls = tls
-        self.on_refusal = on_refusal  # told the reason of each
+        self.turns = Turns()
+        self.max_open = max_open
+        self._on_refusal = on_refusal
+        self._proxies = Proxies(settings.forwarded_allow_ips or [])
         self._open: Counter[str] = Counter()
+        self._next_look = 0.0  # for connections that could be closed
+        self._lines_left = LINES_A_SECOND
+        self._num_unlogged = 0
+        self._second: asyncio.TimerHandle | None = None
+
+    def has_limit(self, address: str) -> bool:
+        """Whether connections of `address` are counted: those of a proxy are its clients'."""
+        return self.settings.max_connections_per_ip > 0 and address not in self._proxies
 
     def opened(self, address: str) -> bool:
         """Count one more; False, uncounted, if the address has its share. Every True is to be followed by `closed`."""
@@ -58,6 +82,40 @@ class Connections:
             return False
         self._open[address] += 1
         return True
+
+    def make_room(self, connections: Iterable[object], newcomer: HttpProtocol) -> bool:
+        """Close the connections that have been idle for longest; False where none is."""
+        now = asyncio.get_running_loop().time()
+        if now < self._next_look:  # looking takes its time, and lately there was none
+            return False
+        idle = heapq.nsmallest(NUM_SHED, (found for found in connections if isinstance(found, HttpProtocol)
+                                          and found.is_idle() and found is not newcomer), key=HttpProtocol.idle_since)
+        for connection in idle:
+            connection.transport.raw.abort()
+        if not idle:
+            self._next_look = now + LOOK_AGAIN_S
+        self.log("idle connections closed", count=len(idle), max_open=self.max_open)
+        return bool(idle)
+
+    def refused(self, reason: str, **fields: Any) -> None:
+        """Count a refusal, and log it."""
+        self._on_refusal(reason)
+        self.log("request refused", reason=reason, **fields)
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Log it unless there were many within a second, and then how many."""
+        if self._lines_left:
+            self._lines_left -= 1
+            log.info(event, **fields)
+        else:
+            self._num_unlogged += 1
+        if self._second is None:
+            self._second = asyncio.get_running_loop().call_later(1.0, self._second_over)
+
+    def _second_over(self) -> None:
+        if self._num_unlogged:
+            log.warning("refusals not logged", count=self._num_unlogged)
+        self._lines_left, self._num_unlogged, self._second = LINES_A_SECOND, 0, None
 
     def closed(self, address: str) -> None:
         address = _counted_as(address)
@@ -74,9 +132,30 @@ class _Transport:
         self.write = transport.write
         self.close = close
         self.closed = False
+        self._is_wanted = True  # by the layers above
+        self._is_held = False
 
     def is_closing(self) -> bool:
         return self.closed or self.raw.is_closing()
+
+    def pause_reading(self) -> None:
+        self._is_wanted = False
+        self.raw.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._is_wanted = True
+        if not self._is_held:
+            self.raw.resume_reading()
+
+    def hold_reading(self) -> None:
+        """Nothing more is read, whatever the layers above want, until `release_reading`."""
+        self._is_held = True
+        self.raw.pause_reading()
+
+    def release_reading(self) -> None:
+        self._is_held = False
+        if self._is_wanted and not self.raw.is_closing():
+            self.raw.resume_reading()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.raw, name)
@@ -116,6 +195,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._unwelcome: ApiError | None = None  # the answer to whatever is asked
         self._refusal: ApiError | None = None  # nothing is read any more
         self._stall: asyncio.TimerHandle | None = None
+        self._answering: RequestResponseCycle | None = None  # of the requests received, the one whose turn it is
+        self._unparsed = memoryview(b"")
 
         self._receiving = _IDLE
         self._moved_on = False  # what is received is not what it was when the deadline was set
@@ -132,7 +213,11 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Transport(transport, self._close))  # type: ignore[arg-type]
         self._arm(self._limits.header_timeout, self._close)
-        if self._limits.max_connections_per_ip and self.client is not None:
+        if len(self.connections) > self._shared.max_open and not self._shared.make_room(self.connections, self):
+            self._unwelcome = ApiError(503, f"This worker has {self._shared.max_open} connections, all of them busy, "
+                                       "and may not open more files (ulimit -n). Please try again.",
+                                       headers={"retry-after": "1"}, reason="connections")
+        if self.client is not None and self._shared.has_limit(self.client[0]):
             if self._shared.opened(self.client[0]):
                 self._address = self.client[0]
             else:
@@ -142,10 +227,21 @@ class HttpProtocol(HttpToolsProtocol):
         if self._shared.tls is not None and self.scheme == "https":
             self._check_client_names(self._shared.tls)
 
+    def is_idle(self) -> bool:
+        """Whether nothing is owed to the peer, nor has it begun to send anything."""
+        return (self._receiving == _IDLE and not self._responding() and not self.transport.is_closing()
+                and self.timeout_keep_alive_task is not None)
+
+    def idle_since(self) -> float:
+        """Of an idle connection: when that began."""
+        assert self.timeout_keep_alive_task is not None
+        time_s = self._limits.header_timeout if self.cycle is None else self.timeout_keep_alive
+        return self.timeout_keep_alive_task.when() - time_s
+
     def _check_client_names(self, tls: Tls) -> None:
         names = names_of(self.transport.get_extra_info("peercert"))
         if not tls.names_allowed(names):
-            log.warning("client certificate refused", names=names[:10], client=self.client and self.client[0])
+            self._shared.log("client certificate refused", names=names[:10], client=self.client and self.client[0])
             self._unwelcome = ApiError(403, "The names of this client certificate are not among those that the server "
                                        "lets in (--ssl-client-names).", reason="client_certificate")
 
@@ -187,9 +283,35 @@ class HttpProtocol(HttpToolsProtocol):
 
     # What is received
 
+    @property
+    def _is_deaf(self) -> bool:
+        """Whether what comes is dropped."""
+        return self._refusal is not None or self.transport.closed or self._is_last_in
+
     def data_received(self, data: bytes) -> None:
-        if self._refusal is not None or self.transport.closed or self._is_last_in:
+        if self._is_deaf:
             return
+        if self._unparsed:  # what was on its way when reading stopped
+            self._unparsed = memoryview(bytes(self._unparsed) + data)
+        elif len(data) <= SLICE_BYTES:
+            self._take(data)
+        else:
+            self._unparsed = memoryview(data)
+            self.transport.hold_reading()
+            self._shared.turns.enter(self._take_slice)
+
+    def _take_slice(self) -> bool:
+        """Whether there are more."""
+        if not self._is_deaf:
+            data, self._unparsed = self._unparsed[:SLICE_BYTES], self._unparsed[SLICE_BYTES:]
+            self._take(data)
+        if self._is_deaf:
+            self._unparsed = memoryview(b"")
+        if not self._unparsed:
+            self.transport.release_reading()
+        return bool(self._unparsed)
+
+    def _take(self, data: bytes | memoryview) -> None:
         self._feed_bytes = len(data)
         self._undigested_bytes += len(data)
         try:
@@ -207,7 +329,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._receiving and self.flow.read_paused:
             self._was_held = True
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         try:
             self.parser.feed_data(data)
             return
@@ -236,6 +358,9 @@ class HttpProtocol(HttpToolsProtocol):
         if name in _CHECKED:
             self._check_header(name, value)
         self.headers.append((name, value))
+        if len(self.headers) > self._limits.max_headers:
+            raise ApiError(431, f"The request has more headers than the server takes, {self._limits.max_headers} "
+                           "(--max-headers).")
 
     def _check_header(self, name: bytes, value: bytes) -> None:
         if name == b"host":
@@ -252,8 +377,12 @@ class HttpProtocol(HttpToolsProtocol):
             self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
-        if self._unwelcome is not None:
+        if self._unwelcome is not None and not (self._unwelcome.status == 503 and self.url in _PROBES):
             raise self._unwelcome
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ApiError(503, f"More than {MAX_PIPELINED} requests wait on this connection for the reply to the one "
+                           "before them. Please wait for replies, or use more connections.",
+                           headers={"retry-after": "1"}, reason="pipelining")
         self._check_head()
         super().on_headers_complete()
         if self.parser.get_http_version() == "1.0":
@@ -271,9 +400,6 @@ class HttpProtocol(HttpToolsProtocol):
         most = self._limits.max_header_bytes
         if (self._feed_bytes > most or self._undigested_bytes > most) and self._head_bytes() > most:
             raise self._too_long()
-        if len(self.headers) > self._limits.max_headers:
-            raise ApiError(431, f"The request has {len(self.headers)} headers; the server takes "
-                           f"{self._limits.max_headers} (--max-headers).")
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise ApiError(505, f"This server speaks HTTP/1.1, not HTTP/{version}.")
@@ -308,6 +434,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._undigested_bytes = 0
 
     # What is due, and until when
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _responding(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -354,10 +484,12 @@ class HttpProtocol(HttpToolsProtocol):
     def _refuse(self, error: ApiError) -> None:
         self._refusal = error
         error.headers["x-request-id"] = request_id = uuid.uuid4().hex
-        reason = _REASONS.get(error.status) or error.reason
-        log.info("request refused", status=error.status, reason=reason, message=error.message, request_id=request_id,
-                 client=self.client and self.client[0])
-        self._shared.on_refusal(reason)
+        self._shared.refused(_REASONS.get(error.status) or error.reason, status=error.status, message=error.message,
+                             request_id=request_id, client=self.client and self.client[0])
+        if error.reason == "pipelining":  # those that wait are not answered: the client sends them again
+            assert self._answering is not None
+            self.pipeline.clear()
+            self.cycle = self._answering
         if self._receiving != _BODY:
             if not self._responding():
                 self._answer_refusal(error)

@@ -62,8 +62,9 @@ class ServeSettings:
     body_timeout: float = field(default=60.0, metadata={"help": "Seconds that a request's body may take to arrive."})
     keep_alive_timeout: float = field(default=75.0, metadata={"help": (
         "Seconds that a connection may stay open between requests; longer than a load balancer's own (often 60).")})
-    max_connections_per_ip: int = field(default=0, metadata={"help": (
-        "Most connections of one address to one HTTP worker; 0: no limit. Not behind a proxy.")})
+    max_connections_per_ip: int = field(default=1024, metadata={"help": (
+        "Most connections of one address to one HTTP worker; 0: no limit. Proxies that --forwarded-allow-ips names "
+        "have none.")})
     forwarded_allow_ips: list[str] | None = field(default=None, metadata={"help": (
         "Addresses or networks of proxies whose X-Forwarded-For is believed; 'unix': those that come through --uds. "
         "Unset: none.")})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import sys
 from functools import partial
@@ -19,7 +20,7 @@ from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker
 
 from quire.app.probe import is_probe_socket
-from quire.app.protocol import LINGER_S, Connections, HttpProtocol
+from quire.app.protocol import LINGER_S, SPARE_FILES, Connections, HttpProtocol
 from quire.engine.lifeline import die_with_parent
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class HttpWorker(UvicornWorker):  # type: ignore[misc]
         self.config.app = self.wsgi
         self.config.timeout_keep_alive = service.settings.serve.keep_alive_timeout
         self.config.http = partial(HttpProtocol, connections=Connections(
-            service.settings.serve, tls, service.metrics.connection_refused))
+            service.settings.serve, tls, service.metrics.connection_refused,
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES))
         server = _Server(self.config, service)
         self._install_sigquit_handler()
         beat = asyncio.create_task(self._beat())

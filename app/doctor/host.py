@@ -7,6 +7,7 @@ import resource
 import time
 
 from quire.app.doctor.finding import Finding, fail, gib, ok, warn
+from quire.app.open_files import attainable
 
 FILES_ADVISED = 65536  # each stream is a descriptor, in the HTTP worker and in the proxy's connection to it
 FILES_NEEDED = 1024
@@ -17,17 +18,17 @@ EARLIEST = 1735689600  # 2025-01-01
 
 
 def check_host(num_gpus: int) -> list[Finding]:
-    return [check_files(*resource.getrlimit(resource.RLIMIT_NOFILE)), check_shared_memory(num_gpus),
+    return [check_files(attainable(resource.getrlimit(resource.RLIMIT_NOFILE)[1])), check_shared_memory(num_gpus),
             check_clock(time.time())]
 
 
-def check_files(soft: int, hard: int) -> Finding:
-    says = f"{soft} open files (hard limit {hard})"
-    advice = (f"raise it to {FILES_ADVISED}: ulimit -n, LimitNOFILE= of a systemd unit, or --ulimit nofile of a "
-              "container; each connection takes one")
-    if 0 <= soft < FILES_NEEDED:
+def check_files(limit: int) -> Finding:
+    says = f"{limit} open files"
+    advice = (f"raise the hard limit to {FILES_ADVISED}: ulimit -Hn, LimitNOFILE= of a systemd unit, or --ulimit "
+              "nofile of a container; each connection takes one")
+    if limit < FILES_NEEDED:
         return fail("file limit", says, advice)
-    return warn("file limit", says, advice) if 0 <= soft < FILES_ADVISED else ok("file limit", says)
+    return warn("file limit", says, advice) if limit < FILES_ADVISED else ok("file limit", says)
 
 
 def check_shared_memory(num_gpus: int, path: str = "/dev/shm") -> Finding:

@@ -16,16 +16,29 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from quire.app.settings import UNIX_PEERS
 
 
-class ForwardedMiddleware:
-    """`proxies` are addresses and networks, and UNIX_PEERS for whoever comes through a Unix socket."""
+class Proxies:
+    """Addresses and networks, and UNIX_PEERS for whoever comes through a Unix socket."""
 
+    def __init__(self, names: list[str]) -> None:
+        self._networks = [ipaddress.ip_network(name) for name in names if name != UNIX_PEERS]
+        self._unix = UNIX_PEERS in names
+
+    def __contains__(self, address: str | None) -> bool:
+        """`address` None: it came through a Unix socket."""
+        if address is None:
+            return self._unix
+        parsed = _parse(address) if self._networks else None
+        return parsed is not None and any(parsed in network for network in self._networks)
+
+
+class ForwardedMiddleware:
     def __init__(self, app: ASGIApp, proxies: list[str]) -> None:
+        """`proxies` as in `Proxies`."""
         self._app = app
-        self._networks = [ipaddress.ip_network(proxy) for proxy in proxies if proxy != UNIX_PEERS]
-        self._unix = UNIX_PEERS in proxies
+        self._proxies = Proxies(proxies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._is_proxy(_host(scope.get("client"))):
+        if scope["type"] == "http" and _host(scope.get("client")) in self._proxies:
             headers = Headers(scope=scope)
             # One header a proxy or one list for all: the same.
             hops = [hop.strip() for value in headers.getlist("x-forwarded-for") for hop in value.split(",")]
@@ -37,12 +50,6 @@ class ForwardedMiddleware:
                 scope["scheme"] = scheme
         await self._app(scope, receive, send)
 
-    def _is_proxy(self, address: str | None) -> bool:
-        if address is None:
-            return self._unix
-        parsed = _parse(address) if self._networks else None
-        return parsed is not None and any(parsed in network for network in self._networks)
-
     def _first_stranger(self, hops: list[str]) -> str | None:
         """From the right; the leftmost proxy if there are only proxies; None where there is nothing to believe."""
         found = None
@@ -51,7 +58,7 @@ class ForwardedMiddleware:
             if address is None:
                 break
             found = str(address)
-            if not self._is_proxy(found):
+            if found not in self._proxies:
                 break
         return found
 

@@ -8,15 +8,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from structlog.testing import capture_logs
 
-from quire.app.protocol import Connections, HttpProtocol
+from quire.app.protocol import MAX_PIPELINED, Connections, HttpProtocol
 from quire.app.settings import ServeSettings
 from tests.http_corpus import REFUSED, SMUGGLED, TAKEN, Case
 from tests.raw_http import Answer, connect, receive, send
@@ -93,12 +94,13 @@ class Wire:
 
 
 @contextmanager
-def wire(**changes: Any) -> Iterator[Wire]:
+def wire(max_open: int = 10_000, **changes: Any) -> Iterator[Wire]:
     refused: list[str] = []
     settings = ServeSettings(**(LIMITS | changes))
     app = App()
     config = uvicorn.Config(
-        app, http=partial(HttpProtocol, connections=Connections(settings, None, refused.append)),  # type: ignore[arg-type]
+        app, http=partial(HttpProtocol, connections=Connections(
+            settings, None, refused.append, max_open)),  # type: ignore[arg-type]
         loop="uvloop", ws="none", lifespan="off", log_config=None, access_log=False,
         timeout_keep_alive=settings.keep_alive_timeout)  # type: ignore[arg-type]
     server = uvicorn.Server(config)
@@ -281,6 +283,104 @@ def test_pipelined_requests_are_answered_in_order(strict: Wire) -> None:
     assert [found["path"] for found in seen] == ["/x", "/y", "/z", "/x"]
     assert [found["bytes"] for found in seen] == [0, 5, 5, 0]
     assert not answer.closed
+
+
+def test_a_few_requests_may_wait_for_a_reply_and_no_more() -> None:
+    first = b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n"
+    with wire(header_timeout=10.0) as server, connect(server.address) as client:
+        client.sendall(first + GET * MAX_PIPELINED)
+        time.sleep(0.2)
+        server.app.go.set()
+        assert receive(client).statuses == [200] * (1 + MAX_PIPELINED)
+        server.app.go.clear()
+        server.app.seen.clear()
+        client.sendall(first + GET * (MAX_PIPELINED + 1))
+        time.sleep(0.2)
+        server.app.go.set()
+        answer = receive(client)
+        assert answer.statuses == [200, 503], "a reply that has begun is finished, those that wait are not"
+        assert answer.closed
+        assert server.app.seen == ["/stream"]
+    assert server.refused == ["pipelining"]
+
+
+def test_a_flood_of_requests_holds_the_loop_for_a_moment_only() -> None:
+    """Of one that may wait and one that does not: neither is parsed as one piece."""
+    with wire(header_timeout=10.0) as server:
+        for head in (b"", posted("/early", "Transfer-Encoding: chunked")):
+            with connect(server.address) as client, connect(server.address) as other:
+                pieces = head + (b"1\r\na\r\n" if head else GET) * 40_000
+                threading.Thread(target=partial(_send_all, client, pieces)).start()
+                longest_s = 0.0
+                for _ in range(20):
+                    begun = time.perf_counter()
+                    other.sendall(GET)
+                    assert receive(other, quiet_s=0.01).statuses == [200]
+                    longest_s = max(longest_s, time.perf_counter() - begun)
+                assert longest_s < 0.1
+    assert server.refused == ["pipelining"]
+
+
+def test_what_comes_in_slices_comes_whole(strict: Wire) -> None:
+    size = 1 << 20
+    body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in in_pieces(b"a" * size, 777)) + b"0\r\n\r\n"
+    answer = strict.send(posted("/slow", "Transfer-Encoding: chunked") + body + GET)
+    assert [json.loads(reply.body)["bytes"] for reply in answer.replies] == [size, 0]
+
+
+def test_idle_connections_give_way_to_new_ones() -> None:
+    with wire(max_open=20, header_timeout=10.0, keep_alive_timeout=10.0) as server, ExitStack() as stack:
+        busy = stack.enter_context(connect(server.address))
+        busy.sendall(b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n")
+        idle = [stack.enter_context(connect(server.address)) for _ in range(19)]
+        time.sleep(0.1)
+        used = idle[0]  # idle for less time than the others
+        used.sendall(GET)
+        assert receive(used).statuses == [200]
+        for _ in range(2):
+            assert server.send(GET).statuses == [200]
+        assert receive(idle[1]).closed
+        assert not receive(used, 0.1).closed
+        server.app.go.set()
+        assert receive(busy).replies[0].body == b"onetwo"
+
+
+def test_a_full_worker_still_answers_probes() -> None:
+    with wire(max_open=2, header_timeout=10.0) as server, ExitStack() as stack:
+        for _ in range(2):
+            busy = stack.enter_context(connect(server.address))
+            busy.sendall(b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert receive(busy).replies
+        refused = server.send(GET)
+        assert (refused.statuses, refused.closed) == ([503], True)
+        assert server.send(GET.replace(b"/x", b"/livez")).statuses == [200]
+    assert set(server.refused) == {"connections"}
+
+
+def test_a_proxy_that_is_named_may_have_any_number_of_connections() -> None:
+    with (wire(max_connections_per_ip=1, forwarded_allow_ips=["127.0.0.0/8"]) as server,
+          connect(server.address), connect(server.address)):
+        assert server.send(GET).statuses == [200]
+
+
+async def test_refusals_beyond_a_few_a_second_are_counted_not_logged() -> None:
+    refused: list[str] = []
+    connections = Connections(ServeSettings(), None, refused.append)
+    with capture_logs() as lines:
+        for _ in range(1000):
+            connections.refused("malformed", status=400)
+        assert len(lines) < 20
+        connections._second_over()
+        connections.refused("malformed", status=400)
+    assert lines[-2]["event"] == "refusals not logged"
+    assert lines[-2]["count"] + len(lines) - 2 == 1000
+    assert lines[-1]["event"] == "request refused"
+    assert len(refused) == 1001
+
+
+def _send_all(client: socket.socket, data: bytes) -> None:
+    with suppress(OSError):
+        client.sendall(data)
 
 
 def test_trailers_are_not_headers(strict: Wire) -> None:
