@@ -68,6 +68,9 @@ class ServeSettings:
     forwarded_allow_ips: list[str] | None = field(default=None, metadata={"help": (
         "Addresses or networks of proxies whose X-Forwarded-For is believed; 'unix': those that come through --uds. "
         "Unset: none.")})
+    unknown_fields: str = field(default="refuse", metadata={"help": (
+        "Fields of a request that this server does not have: refuse, or warn (pass them over and name them in the "
+        "reply's header Warning).")})
     max_n: int = field(default=128, metadata={"help": "Most samples (n) that a request may ask for."})
     max_stop_sequences: int = field(default=16, metadata={"help": "Most stop strings of a request."})
     max_prompts: int = field(default=1024, metadata={"help": "Most prompts of one completions request."})
@@ -149,6 +152,8 @@ class ServeSettings:
             found.append(f"--log-level: {self.log_level!r} is not one of {', '.join(LEVELS)}")
         if self.served_model_name is not None and not all(self.served_model_name):
             found.append("--served-model-name: a name is empty")
+        if self.unknown_fields not in ("refuse", "warn"):
+            found.append(f"--unknown-fields: {self.unknown_fields!r} is neither refuse nor warn")
         for name in ("shutdown_timeout", "drain_delay"):
             if not 0 <= getattr(self, name) <= 86400:
                 found.append(f"{flag(name)}: {getattr(self, name)} is not in 0..86400 seconds")

@@ -37,7 +37,8 @@ def finite(name: str, value: Any) -> float:
 def number(name: str, value: Any, low: float, high: float, *, low_excluded: bool = False) -> float:
     value = finite(name, value)
     if not low <= value <= high or (low_excluded and value == low):
-        raise InvalidRequestError(f"{name} must be in {'(' if low_excluded else '['}{low}, {high}], got {value}.", name)
+        raise InvalidRequestError(f"{name} must be in {'(' if low_excluded else '['}{low}, {high}], "
+                                  f"got {shown(value)}.", name)
     return value
 
 
@@ -50,9 +51,9 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
         raise InvalidRequestError(f"{name} must be an integer, got {shown(value)}.", name)
     value = index(value)
     if value < low:
-        raise InvalidRequestError(f"{name} must be at least {low}, got {value}.", name)
+        raise InvalidRequestError(f"{name} must be at least {low}, got {shown(value)}.", name)
     if value > high:
-        raise InvalidRequestError(f"{name} must be at most {high}, got {value}.", name)
+        raise InvalidRequestError(f"{name} must be at most {high}, got {shown(value)}.", name)
     return value
 
 

@@ -120,8 +120,6 @@ class SamplingParams:
         if is_integer(self.top_k) and self.top_k < -1:
             raise InvalidRequestError(f"top_k must be 0 (disable), or at least 1, got {self.top_k}.", "top_k")
         self.top_k = integer("top_k", self.top_k, -1, 2**31 - 1)
-        if self.n > 1 and self.greedy:
-            raise InvalidRequestError(f"n must be 1 when using greedy sampling, got {self.n}.", "n")
         if self.seed is not None:
             self.seed = integer("seed", self.seed, -(2**63), 2**63 - 1)
         self._check_lengths()

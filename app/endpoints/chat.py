@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
 from quire.app.logprobs import chat_logprobs
-from quire.app.schemas.body import read_body
+from quire.app.schemas.body import read_body, unknown_of
 from quire.app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
 from quire.app.schemas.usage import UsageOfChunks
 from quire.app.service import Service, record_of, service_of
@@ -34,12 +35,11 @@ async def chat_completions(request: Request) -> Response:
     body = await read_body(request, ChatRequest)
     body.check(service.settings.serve)
     model = check_model(request, body.model)
-    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     with _named_as_sent(body):
-        params = body.sampling_params(service.model_defaults, max_tokens, logprobs)
+        params = body.sampling_params(service.model_defaults, body.most_tokens, logprobs)
     record.asked = Asked("chat", model, body.stream, params, f"chatcmpl-{record.request_id}")
-    prompt = await _render(service, body)
+    prompt = await _render(service, body.conversation(unknown_of(request)), body)
     with _named_as_sent(body), service.naming_limits():
         await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
                               add_special_tokens=bool(body.add_special_tokens))  # templates bring their own
@@ -62,8 +62,7 @@ def _named_as_sent(body: ChatRequest) -> Iterator[None]:
         raise InvalidRequestError(message, param) from None
 
 
-async def _render(service: Service, body: ChatRequest) -> str:
-    conversation = body.conversation()
+async def _render(service: Service, conversation: list[dict[str, Any]], body: ChatRequest) -> str:
     template = service.engine.chat_template
 
     def render() -> str:

@@ -41,7 +41,7 @@ async def completions(request: Request) -> Response:
         prompts = await off_the_loop(body.prompts, *limits) if is_long else body.prompts(*limits)
     body.check(service.settings.serve, len(prompts))
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    params = body.sampling_params(service.model_defaults, max_tokens, body.logprobs)
+    params = body.sampling_params(service.model_defaults, max_tokens, body.num_logprobs)
     record.asked = Asked("text_completion", model, body.stream, params, f"cmpl-{record.request_id}")
     try:
         with service.naming_limits():
@@ -70,7 +70,8 @@ class _Replies:
         self._created = service.now()
         echoed = [_as_text(service, prompt) if body.echo else "" for prompt in prompts]
         self._echoed = [text for text in echoed for _ in range(n)]
-        self._logprobs = [None if body.logprobs is None else LegacyLogprobs(service.tokenizer) for _ in self._echoed]
+        with_logprobs = body.num_logprobs is not None
+        self._logprobs = [LegacyLogprobs(service.tokenizer) if with_logprobs else None for _ in self._echoed]
         head = _encode({"id": id, "object": "text_completion", "created": self._created, "model": model})
         self._head = b"data: " + head[:-1] + b',"choices":['
 

@@ -10,9 +10,10 @@ from starlette.responses import Response
 
 from quire.app.endpoints.models import check_model
 from quire.app.errors import ApiError
-from quire.app.schemas.body import read_body
+from quire.app.schemas.body import read_body, unknown_of
 from quire.app.schemas.chat import ChatRequest
 from quire.app.schemas.sampling import check_at_most
+from quire.app.schemas.unknown import UnknownFields
 from quire.app.service import Service, service_of
 from quire.engine.frontend.prompts import check_characters, off_the_loop
 
@@ -43,14 +44,14 @@ async def tokenize(request: Request) -> Response:
     check_model(request, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "Give either prompt or messages.", "prompt")
-    return _json(await off_the_loop(_tokenized, service, body))
+    return _json(await off_the_loop(_tokenized, service, body, unknown_of(request)))
 
 
-def _tokenized(service: Service, body: TokenizeRequest) -> bytes:
+def _tokenized(service: Service, body: TokenizeRequest, unknown: UnknownFields) -> bytes:
     tokenizer, most = service.tokenizer, _most_tokens(service)
     text, special = body.prompt or "", body.add_special_tokens is not False
     if body.messages is not None:
-        conversation = ChatRequest(messages=body.messages).conversation()
+        conversation = ChatRequest(messages=body.messages).conversation(unknown)
         text = service.engine.chat_template.render(conversation, add_generation_prompt=body.add_generation_prompt)
         special = bool(body.add_special_tokens)
     check_characters(text, most)

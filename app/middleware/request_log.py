@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.app.errors import ApiError, as_api_error, error_response
 from quire.app.in_flight import CLIENT_GONE
+from quire.app.schemas.unknown import warning
 from quire.app.telemetry.logging import log_request
 from quire.app.telemetry.record import Content, RequestRecord
 
@@ -68,6 +69,8 @@ class RequestLogMiddleware:
                 record.status = message["status"]
                 reply_headers = MutableHeaders(scope=message)
                 reply_headers["x-request-id"] = record.request_id
+                if record.ignored:
+                    reply_headers["warning"] = warning(record.ignored)
                 if trace is not None:
                     reply_headers["traceparent"] = trace.traceparent
             await send(message)

@@ -1,13 +1,14 @@
 """From the bytes of a request body to a typed request, or to a 400 that names the field at fault.
 
-Nothing is ignored in silence: a field does what it says, is known to be harmless, or is refused by name. Nothing is
-built that nobody will look at: one call that decodes holds up the event loop from whichever thread. Called by the
-endpoints.
+Nothing is ignored in silence: a field does what it says, is known to be harmless, is refused by name, or is named in a
+header of the reply (`quire.app.schemas.unknown`). Nothing is built that nobody will look at: one call that decodes
+holds up the event loop from whichever thread. Called by the endpoints.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ import msgspec
 from starlette.requests import Request
 
 from quire.app.errors import ApiError
+from quire.app.schemas.unknown import OF_CLIENTS, UnknownFields, elsewhere
+from quire.app.service import record_of, service_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -30,13 +33,13 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},), "structured_outputs": (), "guided_json": (), "guided_regex": (),
     "guided_choice": (), "guided_grammar": (), "guided_decoding_backend": (), "guided_whitespace_pattern": (),
     "logit_bias": ({},), "bad_words": ([],), "allowed_token_ids": (), "logprob_token_ids": (), "prompt_logprobs": (),
-    "best_of": (1,), "suffix": ("",), "use_beam_search": (False,), "length_penalty": (1.0,), "early_stopping": (False,),
+    "suffix": ("",), "use_beam_search": (False,), "length_penalty": (1.0,), "early_stopping": (False,),
     "truncate_prompt_tokens": (), "truncation_side": (), "prompt_embeds": (), "reasoning_effort": ("none",),
-    "include_reasoning": (True, False), "thinking_token_budget": (-1,), "verbosity": ("medium",),
+    "include_reasoning": (True, False), "thinking_token_budget": (-1,),
     "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (), "documents": ([],),
     "chat_template": (), "continue_final_message": (False,), "mm_processor_kwargs": (), "media_io_kwargs": (),
     "return_token_ids": (False,), "return_tokens_as_token_ids": (False,), "return_token_offsets": (False,),
-    "return_prompt_text": (False,), "request_id": (), "session_id": (), "stream_interval": (1,),
+    "return_prompt_text": (False,), "request_id": (), "stream_interval": (1,),
     "repetition_detection": (), "kv_transfer_params": (), "ec_transfer_params": (), "vllm_xargs": ({},),
 }
 
@@ -48,9 +51,18 @@ MOST_FIELD_BYTES = 2**20
 _LONG_FIELDS = frozenset({"prompt", "messages", "tokens"})
 _MOST_NEUTRAL_BYTES = 200  # no value that asks for nothing is longer
 
+_MOST_SHOWN_BYTES = 4096  # a longer value is not decoded again to show the part of it that is wrong
+_MOST_SHOWN_CHARACTERS = 60
+
+_BOM = b"\xef\xbb\xbf"
 _NULL = msgspec.Raw(b"null")
 _ANYTHING: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
+_WRONG_TYPE = re.compile(r"Expected `(?P<wanted>[^`]*)`, got `(?P<got>[^`]*)`")
+_STEP = re.compile(r"\[(\d+)\]|\.([^.\[]+)")
+# How JSON calls msgspec's types. Null is "not given", which nobody needs to be told.
+_JSON_TYPES = {"int": "an integer", "float": "a number", "str": "text", "bool": "true or false", "array": "a list",
+               "object": "an object", "null": ""}
 
 
 async def read_body(request: Request, schema: type[T]) -> T:
@@ -61,36 +73,59 @@ async def read_body(request: Request, schema: type[T]) -> T:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         raise ApiError(415, f"The content-encoding {encoding[:50]!r} is not supported; send the body as it is.")
-    return parse_body(await request.body(), schema)
+    return parse_body(await request.body(), schema, unknown_of(request))
 
 
-def parse_body(raw: bytes, schema: type[T]) -> T:
+def unknown_of(request: Request) -> UnknownFields:
+    take_all = service_of(request).settings.serve.unknown_fields == "warn"
+    return UnknownFields(record_of(request).ignored, take_all=take_all)
+
+
+def parse_body(raw: bytes, schema: type[T], unknown: UnknownFields) -> T:
     """`raw` as a `schema`; null counts as "not given". Raises ApiError (400)."""
-    if raw.count(b"[") + raw.count(b"{") > MOST_BRACKETS:
-        raise ApiError(400, f"The request body holds more than {MOST_BRACKETS} opening brackets, and so perhaps as "
-                       "many lists and objects. Please send fewer prompts or messages at once.")
-    try:
-        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except msgspec.ValidationError:
-        raise ApiError(400, "The request body must be a JSON object.") from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise _unreadable(error) from None
+    fields = _split(raw)
     decoders = _decoders(schema)
     values = {}
     for name, value in fields.items():
         if name in HARMLESS or value == _NULL:
             continue
         if name not in decoders:
-            _refuse_unless_neutral(name, value)
+            if name in UNSUPPORTED:
+                _refuse_unless_neutral(name, value)
+            else:
+                unknown.meet(name, name, decoders, OF_CLIENTS)
             continue
         if len(value) > MOST_FIELD_BYTES and name not in _LONG_FIELDS:
             raise ApiError(400, f"{name} is {len(value)} bytes long, and may have at most {MOST_FIELD_BYTES}.", name)
         decoder = decoders[name]
         values[name] = value if decoder is None else decode_field(name, decoder, value)
+        if isinstance(values[name], msgspec.Struct):
+            _meet_unknown_within(name, value, type(values[name]), unknown)
     for field in msgspec.structs.fields(schema):
         if field.required and field.name not in values:
-            raise ApiError(400, f"The field {field.name} is missing.", field.name)
+            belongs = next(filter(None, map(elsewhere, fields.keys() - decoders.keys())), "")
+            raise ApiError(400, f"The field {field.name} is missing. {belongs}".strip(), field.name)
     return schema(**values)
+
+
+def _meet_unknown_within(name: str, value: msgspec.Raw, schema: type[msgspec.Struct], unknown: UnknownFields) -> None:
+    known = schema.__struct_fields__
+    for inner, sent in msgspec.json.decode(value, type=dict[str, msgspec.Raw]).items():
+        if inner not in known and sent != _NULL:
+            unknown.meet(inner, f"{name}.{inner}", known)
+
+
+def _split(raw: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a body, each still in JSON."""
+    if raw.count(b"[") + raw.count(b"{") > MOST_BRACKETS:
+        raise ApiError(400, f"The request body holds more than {MOST_BRACKETS} opening brackets, and so perhaps as "
+                       "many lists and objects. Please send fewer prompts or messages at once.")
+    try:
+        return msgspec.json.decode(raw.removeprefix(_BOM), type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        raise ApiError(400, "The request body must be a JSON object.") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _unreadable(error) from None
 
 
 @cache
@@ -101,16 +136,44 @@ def _decoders(schema: type[msgspec.Struct]) -> dict[str, msgspec.json.Decoder[An
 
 
 def decode_field(name: str, decoder: msgspec.json.Decoder[T], value: msgspec.Raw | bytes) -> T:
-    """Raises ApiError (400) that names the field, or the place in it."""
+    """Raises ApiError (400) that names the field, or the place in it, what belongs there and what was sent."""
     try:
         return decoder.decode(value)
     except msgspec.ValidationError as error:
-        text = str(error)
-        found = _AT.search(text)
-        where = name + (found["path"] if found else "")
-        raise ApiError(400, f"{where}: {text[:found.start()] if found else text}.", where) from None
+        wrong = _WRONG_TYPE.match(str(error))
+        if wrong and wrong["got"] == "float" and "int" in wrong["wanted"].split(" | "):
+            # 100.0 and 1e2 are integers to JSON, and some languages write every number so.
+            with suppress(msgspec.ValidationError):
+                return msgspec.json.decode(value, type=decoder.type, strict=False)
+        raise _misfit(name, str(error), value) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise _unreadable(error) from None
+
+
+def _misfit(name: str, text: str, value: msgspec.Raw | bytes) -> ApiError:
+    """`text` is msgspec's."""
+    found = _AT.search(text)
+    path = found["path"] if found else ""
+    where = name + path
+    wrong = _WRONG_TYPE.match(text)
+    if wrong is None:
+        return ApiError(400, f"{where}: {text[:found.start()] if found else text}.", where)
+    wanted = [word for word in (_JSON_TYPES.get(kind, kind) for kind in wrong["wanted"].split(" | ")) if word]
+    got = _shown(value, path) or _JSON_TYPES.get(wrong["got"]) or wrong["got"]
+    return ApiError(400, f"{where} must be {' or '.join(wanted)}, got {got}.", where)
+
+
+def _shown(value: msgspec.Raw | bytes, path: str) -> str:
+    """The beginning of what is at `path` in `value`, in JSON; empty where that takes too long to find."""
+    found = bytes(memoryview(value)[:_MOST_SHOWN_CHARACTERS + 1]) if not path else b""
+    if path and len(value) <= _MOST_SHOWN_BYTES:
+        with suppress(msgspec.MsgspecError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            part = _ANYTHING.decode(value)
+            for index, key in _STEP.findall(path):
+                part = part[key] if key else part[int(index)]
+            found = msgspec.json.encode(part)
+    text = found.decode(errors="replace")
+    return text if len(text) <= _MOST_SHOWN_CHARACTERS else text[:_MOST_SHOWN_CHARACTERS] + "..."
 
 
 def _unreadable(error: Exception) -> ApiError:
@@ -118,9 +181,7 @@ def _unreadable(error: Exception) -> ApiError:
 
 
 def _refuse_unless_neutral(name: str, raw: msgspec.Raw) -> None:
-    neutral = UNSUPPORTED.get(name)
-    if neutral is None:
-        raise ApiError(400, f"There is no request field {name[:100]!r}.", name[:100])
+    neutral = UNSUPPORTED[name]
     value = decode_field(name, _ANYTHING, raw) if len(raw) <= _MOST_NEUTRAL_BYTES else object()
     # 1 and 1.0 are one number to JSON; true is none.
     if not any(value == allowed and isinstance(value, bool) is isinstance(allowed, bool) for allowed in neutral):

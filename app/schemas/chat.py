@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from quire.app.errors import ApiError
-from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs
+from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens
+from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES, UnknownFields
 from quire.app.schemas.usage import Usage
 from quire.app.settings import ServeSettings
 from quire.engine.frontend.chat_template import RESERVED_VARIABLES
@@ -16,9 +17,10 @@ MAX_MESSAGES = 4096
 MAX_KWARGS_DEPTH = 16
 MAX_KWARGS_BYTES = 64 * 2**10
 ROLES = ("system", "developer", "user", "assistant")
-_HARMLESS_IN_MESSAGES = frozenset({"refusal", "annotations", "reasoning", "reasoning_content"})
+_HARMLESS_IN_MESSAGES = frozenset({"annotations", "reasoning", "reasoning_content"})
 _HARMLESS_IN_PARTS = frozenset({"annotations", "cache_control"})  # a prompt's beginning is cached unasked
 _UNSUPPORTED_IN_MESSAGES = frozenset({"tool_calls", "tool_call_id", "function_call", "audio"})
+_FIELDS_OF_MESSAGES = ("role", "content", "name", "refusal")
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -30,10 +32,16 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
     echo: bool = False
 
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
     def check(self, settings: ServeSettings) -> None:
         """Raises ApiError for what can be seen without the engine."""
         self.check_common(settings)
-        if self.top_logprobs is not None and not self.logprobs:
+        name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        check_max_tokens(name, self.most_tokens, "as many as the context has room for")
+        if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
         check_logprobs("top_logprobs", self.top_logprobs, settings)
         if self.echo:
@@ -46,12 +54,12 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
         check_at_most("chat_template_kwargs", len(msgspec.json.encode(self.chat_template_kwargs)), MAX_KWARGS_BYTES,
                       what="bytes")
 
-    def conversation(self) -> list[dict[str, Any]]:
+    def conversation(self, unknown: UnknownFields) -> list[dict[str, Any]]:
         """The messages as a chat template takes them. Raises ApiError naming the message at fault."""
         if not self.messages:
             raise ApiError(400, "messages must hold at least one message.", "messages")
         check_at_most("messages", len(self.messages), MAX_MESSAGES, what="messages")
-        return [_checked_message(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
+        return [_checked_message(message, f"messages[{i}]", unknown) for i, message in enumerate(self.messages)]
 
 
 def _depth(value: Any) -> int:
@@ -65,45 +73,63 @@ def _depth(value: Any) -> int:
         depth += 1
 
 
-def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:
+def _checked_message(message: dict[str, Any], where: str, unknown: UnknownFields) -> dict[str, Any]:
     role = message.get("role")
+    if role in ("tool", "function"):
+        raise ApiError(400, f"{where}.role is {role!r}, and tool calls are not supported by this version.",
+                       f"{where}.role")
     if role not in ROLES:
         raise ApiError(400, f"{where}.role must be one of {', '.join(ROLES)}; got {str(role)[:50]!r}.",
                        f"{where}.role")
     for name in _UNSUPPORTED_IN_MESSAGES & message.keys():  # first: a message of tool calls may have no content
         if message[name]:
-            raise ApiError(400, f"{where}.{name} is not supported by this version.", f"{where}.{name}")
+            raise ApiError(400, f"{where}.{name} is not supported by this version; leave it out, and say in "
+                           f"{where}.content what the model is to know of it.", f"{where}.{name}")
+    content = message.get("content")
+    if role == "assistant" and not content:
+        content = _refusal_text(message.get("refusal"), f"{where}.refusal")
     # Newer OpenAI clients say "developer" for what every open model's template calls "system".
     checked: dict[str, Any] = {"role": "system" if role == "developer" else role,
-                               "content": _checked_content(message.get("content"), f"{where}.content")}
+                               "content": _checked_content(content, role, f"{where}.content", unknown)}
     for name, value in message.items():
-        if name in ("role", "content") or name in _HARMLESS_IN_MESSAGES or not value:
+        if name in ("role", "content", "refusal") or name in _HARMLESS_IN_MESSAGES or not value:
             continue
-        if name != "name" or not isinstance(value, str):
-            raise ApiError(400, f"There is no message field {name[:100]!r} of that form.", f"{where}.{name[:100]}")
-        checked["name"] = value
+        if name != "name":
+            unknown.meet(name, f"{where}.{name}", _FIELDS_OF_MESSAGES, OF_CLIENTS_IN_MESSAGES)
+        elif isinstance(value, str):
+            checked["name"] = value
+        else:
+            raise ApiError(400, f"{where}.name must be text.", f"{where}.name")
     return checked
 
 
-def _checked_content(content: Any, where: str) -> str | list[dict[str, str]]:
+def _refusal_text(refusal: Any, where: str) -> str:
+    """What the assistant said where it said nothing else; empty where it did not even refuse."""
+    if refusal is not None and not isinstance(refusal, str):
+        raise ApiError(400, f"{where} must be text.", where)
+    return refusal or ""
+
+
+def _checked_content(content: Any, role: str, where: str, unknown: UnknownFields) -> str | list[dict[str, str]]:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise ApiError(400, f"{where} must be text or a list of text parts.", where)
-    parts = []
-    for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise ApiError(400, f"{where}[{i}]: this server takes text only; parts of type {str(kind)[:50]!r} are not "
-                           "supported.", f"{where}[{i}]")
-        if not isinstance(part.get("text"), str):
-            raise ApiError(400, f"{where}[{i}].text must be text.", f"{where}[{i}].text")
-        unknown = next((name[:100] for name, value in part.items()
-                        if value and name not in ("type", "text") and name not in _HARMLESS_IN_PARTS), None)
-        if unknown is not None:
-            raise ApiError(400, f"There is no field {unknown!r} of a text part.", f"{where}[{i}].{unknown}")
-        parts.append({"type": "text", "text": part["text"]})
-    return parts
+    return [_checked_part(part, role, f"{where}[{i}]", unknown) for i, part in enumerate(content)]
+
+
+def _checked_part(part: Any, role: str, where: str, unknown: UnknownFields) -> dict[str, str]:
+    """What the assistant refused with is text to a template."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != "text" and not (kind == "refusal" and role == "assistant"):
+        raise ApiError(400, f"{where}: this server takes text only; parts of type {str(kind)[:50]!r} are not "
+                       "supported.", where)
+    if not isinstance(part.get(kind), str):
+        raise ApiError(400, f"{where}.{kind} must be text.", f"{where}.{kind}")
+    for name, value in part.items():
+        if value and name not in ("type", kind) and name not in _HARMLESS_IN_PARTS:
+            unknown.meet(name, f"{where}.{name}", ("type", kind))
+    return {"type": "text", "text": part[kind]}
 
 
 class TopLogprob(msgspec.Struct):

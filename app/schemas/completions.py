@@ -8,7 +8,7 @@ import msgspec
 
 from quire.app.errors import ApiError
 from quire.app.schemas.body import decode_field
-from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs
+from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens
 from quire.app.schemas.usage import Usage
 from quire.app.settings import ServeSettings
 from quire.engine.errors import context_length_error
@@ -22,13 +22,22 @@ _PART = msgspec.json.Decoder(str | list[int])
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     prompt: msgspec.Raw  # text, a list of texts, token ids, or a list of lists of them: see `prompts`
     echo: bool = False
-    logprobs: int | None = None
+    logprobs: int | bool | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to each token; None where nothing is to be told of tokens."""
+        return None if self.logprobs is False else self.logprobs
 
     def check(self, settings: ServeSettings, num_prompts: int) -> None:
         """Raises ApiError for what can be seen without the engine."""
+        if self.logprobs is True:
+            raise ApiError(400, "logprobs is the number of alternatives to each token here, and true is none; send 1, "
+                           "or 0 for the tokens alone.", "logprobs")
         self.check_common(settings, num_prompts)
-        check_logprobs("logprobs", self.logprobs, settings)
-        if self.echo and self.logprobs is not None:
+        check_max_tokens("max_tokens", self.max_tokens, f"{DEFAULT_MAX_TOKENS}, or say how many")
+        check_logprobs("logprobs", self.num_logprobs, settings)
+        if self.echo and self.num_logprobs is not None:
             raise ApiError(400, "echo together with logprobs is not supported by this version.", "echo")
 
     def prompts(self, max_prompts: int, max_model_len: int) -> list[str | list[int]]:

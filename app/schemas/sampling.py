@@ -11,11 +11,12 @@ import msgspec
 
 from quire.app.errors import ApiError
 from quire.app.settings import ServeSettings
+from quire.engine.arguments import shown
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 
 _PASSED_ON = (
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
-    "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens",
+    "seed", "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens",
     "spaces_between_special_tokens", "include_stop_str_in_output",
 )
 _MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -30,19 +31,25 @@ def check_at_most(name: str, value: int | None, limit: int, flag: str = "", what
     if value is not None and value > limit:
         set_by = f" ({flag})" if flag else ""
         if what:
-            raise ApiError(400, f"{name} may have at most {limit} {what}{set_by}, got {value}.", name)
-        raise ApiError(400, f"{name} must be at most {limit}{set_by}, got {value}.", name)
+            raise ApiError(400, f"{name} may have at most {limit} {what}{set_by}, got {shown(value)}.", name)
+        raise ApiError(400, f"{name} must be at most {limit}{set_by}, got {shown(value)}.", name)
 
 
 def check_logprobs(name: str, value: int | None, settings: ServeSettings) -> None:
     """Raises ApiError (400) for an impossible number of alternatives to each token."""
     if value is not None and value < 0:
-        raise ApiError(400, f"{name} must be at least 0, got {value}.", name)
+        raise ApiError(400, f"{name} must be at least 0, got {shown(value)}.", name)
     if settings.engine.max_logprobs >= 0:
         check_at_most(name, value, settings.engine.max_logprobs, "--max-logprobs")
 
 
-class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+def check_max_tokens(name: str, value: int | None, left_out: str) -> None:
+    """Raises ApiError (400) for a number of tokens that nobody can want; `left_out` is what null stands for."""
+    if value is not None and value < 1:
+        raise ApiError(400, f"{name} must be at least 1, got {shown(value)}; leave it out for {left_out}.", name)
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None  # padding against traffic analysis that OpenAI adds; here there is none
@@ -53,6 +60,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str | None = None
     n: int | None = None
+    best_of: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
@@ -89,9 +97,14 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options may be given only with stream: true.", "stream_options")
         if not -(2**31) <= self.priority < 2**31:
-            raise ApiError(400, f"priority must be from {-2**31} to {2**31 - 1}, got {self.priority}.", "priority")
+            raise ApiError(400, f"priority must be from {-2**31} to {2**31 - 1}, got {shown(self.priority)}.",
+                           "priority")
         check_at_most("cache_salt", len(self.cache_salt), MAX_SALT_CHARACTERS, what="characters")
         self._check_counts(settings, num_prompts)
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def _check_counts(self, settings: ServeSettings, num_prompts: int) -> None:
         check_at_most("n", self.n, settings.max_n, "--max-n")
@@ -99,9 +112,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         if num_samples > max_samples:
             raise ApiError(400, f"{num_prompts} prompts with n = {self.n or 1} make {num_samples} samples; a request "
                            f"may have at most {max_samples} (--max-queued-requests).", "n")
-        stops = self.stop if isinstance(self.stop, list) else [self.stop or ""]
-        check_at_most("stop", len(stops), settings.max_stop_sequences, "--max-stop-sequences", "strings")
-        check_at_most("stop", max(map(len, stops), default=0), MAX_STOP_CHARACTERS, what="characters in a string")
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ApiError(400, f"best_of is not supported beyond n, which is {self.n or 1}; leave it out.", "best_of")
+        check_at_most("stop", len(self.stops), settings.max_stop_sequences, "--max-stop-sequences", "strings")
+        check_at_most("stop", max(map(len, self.stops), default=0), MAX_STOP_CHARACTERS, what="characters in a string")
         check_at_most("stop_token_ids", len(self.stop_token_ids or []), MAX_STOP_TOKEN_IDS, what="ids")
 
     def sampling_params(self, model_defaults: dict[str, Any], max_tokens: int | None,
@@ -113,5 +127,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None:
                 values[name] = value
+        stop = [text for text in self.stops if text]  # an empty one, as forms send for "none", would end all at once
         # Deltas also for a reply that is sent whole: the times of its first and last token are measured on them.
-        return SamplingParams(**values, max_tokens=max_tokens, logprobs=logprobs, output_kind=RequestOutputKind.DELTA)
+        return SamplingParams(**values, stop=stop, max_tokens=max_tokens, logprobs=logprobs,
+                              output_kind=RequestOutputKind.DELTA)

@@ -49,6 +49,7 @@ class RequestRecord:
     key: KeyLimits = NO_KEY
     asked: Asked | None = None
     content: Content | None = None
+    ignored: dict[str, None] = field(default_factory=dict)  # fields of the body that were passed over
     # What became of it: why it was refused (messages.REJECTIONS, or a word of the worker's), or ended before its time.
     rejected: str = ""
     aborted: str = ""  # "disconnect", "deadline" or "shutdown"

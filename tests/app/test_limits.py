@@ -21,6 +21,7 @@ from quire.app.errors import ApiError
 from quire.app.schemas.body import MOST_BRACKETS, parse_body
 from quire.app.schemas.chat import ChatRequest
 from quire.app.schemas.completions import CompletionRequest
+from quire.app.schemas.unknown import UnknownFields
 from quire.app.settings import ServeSettings
 from quire.engine.config import EngineArgs
 from quire.engine.errors import InvalidRequestError, context_length_error
@@ -119,21 +120,22 @@ async def test_what_is_too_long_is_told_what_sets_the_limit(
 def read(raw: bytes, schema: Any) -> None:
     """All that an endpoint does with a body before a prompt is rendered or tokenized."""
     limits = ServeSettings()
-    body = parse_body(raw, schema)
+    body = parse_body(raw, schema, UnknownFields())
     if isinstance(body, ChatRequest):
         body.check(limits)
-        body.conversation()
-        body.sampling_params({}, body.max_tokens, body.top_logprobs)
+        body.conversation(UnknownFields())
+        body.sampling_params({}, body.most_tokens, body.top_logprobs)
     elif isinstance(body, CompletionRequest):
         body.check(limits, len(body.prompts(limits.max_prompts, 8192)))
-        body.sampling_params({}, body.max_tokens, body.logprobs)
+        body.sampling_params({}, body.max_tokens, body.num_logprobs)
 
 
 def test_a_body_of_lists_is_not_unfolded() -> None:
     with pytest.raises(ApiError, match="more than 1048576 opening brackets"):
-        parse_body(b'{"prompt":[' + b"[]," * MOST_BRACKETS + b"[]]}", CompletionRequest)
+        parse_body(b'{"prompt":[' + b"[]," * MOST_BRACKETS + b"[]]}", CompletionRequest, UnknownFields())
     text = "[" * (MOST_BRACKETS - 1)
-    assert parse_body(json.dumps({"prompt": text}).encode(), CompletionRequest).prompts(1, 8192) == [text]
+    body = parse_body(json.dumps({"prompt": text}).encode(), CompletionRequest, UnknownFields())
+    assert body.prompts(1, 8192) == [text]
 
 
 MILLION = b"[" + b"7," * 999_999 + b"7]"
