@@ -85,7 +85,7 @@ def parse_body(raw: bytes, schema: type[T], unknown: UnknownFields) -> T:
     """`raw` as a `schema`; null counts as "not given". Raises ApiError (400)."""
     fields = _split(raw)
     decoders = _decoders(schema)
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in fields.items():
         if name in HARMLESS or value == _NULL:
             continue
@@ -98,9 +98,9 @@ def parse_body(raw: bytes, schema: type[T], unknown: UnknownFields) -> T:
         if len(value) > MOST_FIELD_BYTES and name not in _LONG_FIELDS:
             raise ApiError(400, f"{name} is {len(value)} bytes long, and may have at most {MOST_FIELD_BYTES}.", name)
         decoder = decoders[name]
-        values[name] = value if decoder is None else decode_field(name, decoder, value)
-        if isinstance(values[name], msgspec.Struct):
-            _meet_unknown_within(name, value, type(values[name]), unknown)
+        decoded = values[name] = value if decoder is None else decode_field(name, decoder, value)
+        if isinstance(decoded, msgspec.Struct):
+            _meet_unknown_within(name, value, decoded.__struct_fields__, unknown)
     for field in msgspec.structs.fields(schema):
         if field.required and field.name not in values:
             belongs = next(filter(None, map(elsewhere, fields.keys() - decoders.keys())), "")
@@ -108,8 +108,7 @@ def parse_body(raw: bytes, schema: type[T], unknown: UnknownFields) -> T:
     return schema(**values)
 
 
-def _meet_unknown_within(name: str, value: msgspec.Raw, schema: type[msgspec.Struct], unknown: UnknownFields) -> None:
-    known = schema.__struct_fields__
+def _meet_unknown_within(name: str, value: msgspec.Raw, known: tuple[str, ...], unknown: UnknownFields) -> None:
     for inner, sent in msgspec.json.decode(value, type=dict[str, msgspec.Raw]).items():
         if inner not in known and sent != _NULL:
             unknown.meet(inner, f"{name}.{inner}", known)

@@ -40,7 +40,8 @@ async def test_a_byte_order_mark_is_no_part_of_the_body(client: httpx.AsyncClien
     PROMPT | {"stop": [""]}, CHAT | {"stop": []}, CHAT | {"logprobs": False, "top_logprobs": 0},
     CHAT | {"top_logprobs": 0},
 ])
-async def test_what_asks_for_nothing_is_taken(client: httpx.AsyncClient, fake: FakeEngine, body: dict[str, Any]) -> None:
+async def test_what_asks_for_nothing_is_taken(client: httpx.AsyncClient, fake: FakeEngine,
+                                              body: dict[str, Any]) -> None:
     reply = await post(client, **body)
     assert reply.status_code == 200, reply.text
     assert all(choice["logprobs"] is None for choice in reply.json()["choices"])
