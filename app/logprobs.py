@@ -1,11 +1,17 @@
-"""The engine's log-probabilities (token ids and numbers) in the two shapes of OpenAI's API."""
+"""The engine's log-probabilities (token ids and numbers) in the two shapes of OpenAI's API.
+
+A token that is no whole text is spelled as OpenAI spells it, each byte that belongs to no character as `\\xf0`: with
+U+FFFD for them all, different tokens would look the same.
+"""
 
 from __future__ import annotations
 
 from quire.app.schemas.chat import ChatLogprob, ChatLogprobs, TopLogprob
 from quire.app.schemas.completions import CompletionLogprobs
+from quire.engine.frontend.detokenizer import Detokenizer
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.frontend.tokenizer import Tokenizer
+from quire.engine.messages import TokenLogprobs
 
 FLOOR = -9999.0  # JSON has no -inf; vLLM's and OpenAI's value for "impossible"
 
@@ -13,29 +19,53 @@ FLOOR = -9999.0  # JSON has no -inf; vLLM's and OpenAI's value for "impossible"
 def chat_logprobs(tokenizer: Tokenizer, update: SampleUpdate) -> ChatLogprobs:
     content = []
     for token_id, token in zip(update.token_ids, update.logprobs):
-        top = [TopLogprob(tokenizer.token_text(id), max(logprob, FLOOR), list(tokenizer.token_bytes(id)))
+        top = [TopLogprob(_spelled(tokenizer.token_bytes(id)), max(logprob, FLOOR), list(tokenizer.token_bytes(id)))
                for id, logprob in zip(token.top_ids, token.top_logprobs)]
-        content.append(ChatLogprob(tokenizer.token_text(token_id), max(token.logprob, FLOOR),
-                                   list(tokenizer.token_bytes(token_id)), top))
+        data = tokenizer.token_bytes(token_id)
+        content.append(ChatLogprob(_spelled(data), max(token.logprob, FLOOR), list(data), top))
     return ChatLogprobs(content)
 
 
 class LegacyLogprobs:
     """Of one completion: knows how much text lies before the next token."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
-        self._offset = 0
+        self._detokenizer = Detokenizer(tokenizer, prompt_token_ids, skip_special_tokens)
+        self._num_characters = 0  # that the tokens so far complete
+        self._num_sent = 0
 
     def extend(self, lists: CompletionLogprobs, update: SampleUpdate) -> None:
         """Append what `update` brings."""
+        self._num_sent += len(update.text)
         for token_id, token in zip(update.token_ids, update.logprobs):
-            text = self._tokenizer.token_text(token_id)
-            lists.tokens.append(text)
+            lists.tokens.append(self._key(token_id))
             lists.token_logprobs.append(max(token.logprob, FLOOR))
-            lists.text_offset.append(self._offset)
-            top = {self._tokenizer.token_text(id): max(logprob, FLOOR)
-                   for id, logprob in zip(token.top_ids, token.top_logprobs)}
-            top.setdefault(text, max(token.logprob, FLOOR))
-            lists.top_logprobs.append(top)
-            self._offset += len(text)
+            lists.text_offset.append(self._num_characters)
+            lists.top_logprobs.append(self._by_text(token_id, token))
+            self._num_characters += len(self._detokenizer.push([token_id]))
+        if update.finish_reason is not None:  # a stop string was cut off
+            lists.text_offset = [min(offset, self._num_sent) for offset in lists.text_offset]
+
+    def _by_text(self, token_id: int, token: TokenLogprobs) -> dict[str, float]:
+        """The likeliest tokens, and the one that was chosen; one whose text another has already goes by its id."""
+        chosen = self._key(token_id)
+        found: dict[str, float] = {}
+        for id, logprob in zip(token.top_ids, token.top_logprobs):
+            key = self._key(id)
+            if id != token_id and (key == chosen or key in found):
+                key = f"token_id:{id}"
+            found[key] = max(logprob, FLOOR)
+        found.setdefault(chosen, max(token.logprob, FLOOR))
+        return found
+
+    def _key(self, token_id: int) -> str:
+        data = self._tokenizer.token_bytes(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + _spelled(data)
+
+
+def _spelled(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")

@@ -25,6 +25,7 @@ from quire.app.sse import DONE
 from quire.app.telemetry.record import Asked
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.frontend.prompts import off_the_loop
+from quire.engine.sampling_params import SamplingParams
 
 _LONG_PROMPT_BYTES = 64 * 2**10  # in JSON; beyond it, decoding leaves the event loop
 _encode = msgspec.json.encode
@@ -51,7 +52,7 @@ async def completions(request: Request) -> Response:
     except BaseException:  # one was refused, or the client left: the accepted ones must not run on
         await exchange.close()
         raise
-    reply = _Replies(service, exchange, body, prompts, params.n, model, f"cmpl-{record.request_id}")
+    reply = _Replies(service, exchange, body, prompts, params, model, f"cmpl-{record.request_id}")
     if body.stream:
         return exchange.stream(reply.frames())
     return Response(_encode(await reply.whole()), headers=exchange.headers, media_type="application/json")
@@ -61,17 +62,19 @@ class _Replies:
     """The two forms of one reply. Choice i is sample i % n of prompt i // n."""
 
     def __init__(self, service: Service, exchange: Exchange, body: CompletionRequest, prompts: list[str | list[int]],
-                 n: int, model: str, id: str) -> None:
+                 params: SamplingParams, model: str, id: str) -> None:
         self._exchange = exchange
         self._body = body
-        self._n = n
+        self._n = n = params.n
         self._model = model
         self._id = id
         self._created = service.now()
         echoed = [_as_text(service, prompt) if body.echo else "" for prompt in prompts]
         self._echoed = [text for text in echoed for _ in range(n)]
-        with_logprobs = body.num_logprobs is not None
-        self._logprobs = [LegacyLogprobs(service.tokenizer) if with_logprobs else None for _ in self._echoed]
+        self._logprobs: list[LegacyLogprobs | None] = [None] * len(self._echoed)
+        if params.logprobs is not None:
+            self._logprobs = [LegacyLogprobs(service.tokenizer, ids, params.skip_special_tokens)
+                              for ids in exchange.prompt_token_ids for _ in range(n)]
         head = _encode({"id": id, "object": "text_completion", "created": self._created, "model": model})
         self._head = b"data: " + head[:-1] + b',"choices":['
 

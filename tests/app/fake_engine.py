@@ -22,6 +22,8 @@ INFO = EngineInfo(model="m", dtype="float32", device="cpu", max_model_len=100, v
 
 class FakeTokenizer:
     vocab_size = 0x110000
+    special_ids: frozenset[int] = frozenset()
+    strips_leading_space = False
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(c) for c in text]
@@ -31,6 +33,9 @@ class FakeTokenizer:
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return "".join(map(chr, ids))
+
+    def pieces(self, ids: list[int], skip_special_tokens: bool) -> list[bytes]:
+        return [self.token_bytes(id) for id in ids]
 
     def token_text(self, id: int) -> str:
         return chr(id)
