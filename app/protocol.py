@@ -48,7 +48,7 @@ _IDLE, _HEAD, _BODY = range(3)  # what is being received
 _CHECKED = frozenset({b"host", b"transfer-encoding", b"expect"})
 _FRAMING = (b"content-length", b"transfer-encoding")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:\d*)?")
-_PROBES = (b"/livez", b"/healthz", b"/readyz")
+_PROBES = (b"/livez", b"/healthz", b"/readyz", b"/health", b"/ping")
 _BAD_TARGET = "The target of the request is not a valid path."
 _REASONS = {400: "malformed", 405: "method", 414: "head_too_large", 431: "head_too_large", 505: "http_version"}
 

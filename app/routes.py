@@ -25,14 +25,14 @@ ROUTES = [
     Route("/version", health.version, methods=["GET"]),
     Route("/healthz", health.livez, methods=["GET"]),
     Route("/livez", health.livez, methods=["GET"]),
-    Route("/health", health.livez, methods=["GET"]),
-    Route("/ping", health.livez, methods=["GET", "POST"]),
+    Route("/health", health.readyz, methods=["GET"]),
+    Route("/ping", health.readyz, methods=["GET", "POST"]),
     Route("/startupz", health.startupz, methods=["GET"]),
     Route("/readyz", health.readyz, methods=["GET"]),
 ]
 
-PUBLIC = frozenset({"/healthz", "/livez", "/readyz"})
-QUIET = PUBLIC | {"/startupz", "/health", "/ping", "/metrics"}  # probes and scrapes get no line in the log
+PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/health", "/ping"})
+QUIET = PUBLIC | {"/startupz", "/metrics"}  # probes and scrapes get no line in the log
 
 _PATHS = frozenset(route.path for route in ROUTES)
 

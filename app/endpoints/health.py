@@ -1,4 +1,5 @@
-"""Probes: is the server alive (/livez, /healthz), was the model ever loaded (/startupz), does it answer (/readyz).
+"""Probes: is the server alive (/livez, /healthz), was the model ever loaded (/startupz), does it answer (/readyz, and
+/health and /ping, which are 200 elsewhere only where requests are served).
 
 An engine that restarts or loads is no reason to kill the server, since the launcher sees to it: /livez fails only when
 an engine hangs and was not replaced in time. None of them waits for the engine.
@@ -20,11 +21,7 @@ def _json(status: int, body: dict[str, object], headers: dict[str, str] | None =
 
 
 async def livez(request: Request) -> Response:
-    service = service_of(request)
-    silent_s = service.engine.silent_s
-    if silent_s > service.settings.serve.engine_stall_timeout + OVERDUE_S:
-        return _json(503, {"status": "hung", "silent_s": round(silent_s, 1)})
-    return _json(200, {"status": "ok"})
+    return _hung(service_of(request)) or _json(200, {"status": "ok"})
 
 
 async def startupz(request: Request) -> Response:
@@ -37,8 +34,15 @@ async def readyz(request: Request) -> Response:
     if service.in_flight.draining:
         return _json(503, {"status": "draining"}, {"retry-after": "5"})
     if service.engine.state == "ready":
-        return _json(200, {"status": "ready"})
+        return _hung(service) or _json(200, {"status": "ready"})
     return _not_ready(service, "loading" if service.engine.info is None else "restarting")
+
+
+def _hung(service: Service) -> Response | None:
+    silent_s = service.engine.silent_s
+    if silent_s > service.settings.serve.engine_stall_timeout + OVERDUE_S:
+        return _json(503, {"status": "hung", "silent_s": round(silent_s, 1)})
+    return None
 
 
 def _not_ready(service: Service, status: str) -> Response:

@@ -37,6 +37,22 @@ async def test_an_engine_that_loads_is_alive_and_not_ready(client: httpx.AsyncCl
     assert (await client.get("/readyz")).json()["eta_s"] is None
 
 
+async def test_health_is_200_only_where_requests_are_served_and_asks_nobody_for_a_key(
+        guarded: httpx.AsyncClient, fake: FakeEngine) -> None:
+    async def statuses() -> set[int]:
+        return {(await guarded.request(method, path)).status_code
+                for method, path in (("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/readyz"))}
+
+    assert await statuses() == {200}
+    fake.silent_s = 1000
+    assert await statuses() == {503}
+    fake.silent_s, fake.state = 0.0, "down"
+    assert await statuses() == {503}
+    fake.info, fake.state = None, "loading"
+    assert await statuses() == {503}
+    assert (await guarded.get("/livez")).status_code == 200
+
+
 async def test_an_engine_that_restarts_is_alive_and_started_and_not_ready(client: httpx.AsyncClient,
                                                                           fake: FakeEngine) -> None:
     fake.state = "down"

@@ -113,10 +113,10 @@ def test_refusals_as_openais_client_sees_them(keyed: Keyed) -> None:
     assert client.completions.create(model=MODEL, prompt="x", max_tokens=1).choices[0].finish_reason == "length"
 
 
-def test_only_three_paths_are_open_and_the_admin_port_has_its_own(keyed: Keyed) -> None:
-    for path in ("/healthz", "/livez", "/readyz"):
+def test_only_probes_are_open_and_the_admin_port_has_its_own(keyed: Keyed) -> None:
+    for path in ("/healthz", "/livez", "/readyz", "/health", "/ping"):
         assert keyed.status(None, path) == keyed.status(None, path, keyed.admin_url) == 200
-    for path in ("/health", "/ping", "/version", "/v1/models", "/nowhere", "/metrics", "/admin/status"):
+    for path in ("/startupz", "/version", "/v1/models", "/nowhere", "/metrics", "/admin/status"):
         assert keyed.status(None, path) == 401
         if path != "/metrics":
             assert keyed.status(None, path, keyed.admin_url) == 401

@@ -129,7 +129,7 @@ def test_workers_are_small_and_know_no_key_and_no_torch(server: Server) -> None:
 
 
 def test_probes_need_no_key_and_the_rest_does(server: Server) -> None:
-    for path in ("/healthz", "/livez", "/readyz"):
+    for path in ("/healthz", "/livez", "/readyz", "/health", "/ping"):
         assert httpx.get(server.url + path).status_code == 200
     for path in ("/startupz", "/metrics", "/nowhere"):
         assert httpx.get(server.url + path).status_code == 401
