@@ -12,6 +12,7 @@ from quire.engine.frontend.detokenizer import Detokenizer
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.messages import TokenLogprobs
+from quire.engine.sampling_params import SamplingParams
 
 FLOOR = -9999.0  # JSON has no -inf; vLLM's and OpenAI's value for "impossible"
 
@@ -29,9 +30,10 @@ def chat_logprobs(tokenizer: Tokenizer, update: SampleUpdate) -> ChatLogprobs:
 class LegacyLogprobs:
     """Of one completion: knows how much text lies before the next token."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], params: SamplingParams) -> None:
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, prompt_token_ids, skip_special_tokens)
+        self._detokenizer = Detokenizer(tokenizer, prompt_token_ids, params.skip_special_tokens,
+                                        params.spaces_between_special_tokens)
         self._num_characters = 0  # that the tokens so far complete
         self._num_sent = 0
 

@@ -31,21 +31,23 @@ class ContextLengthError(InvalidRequestError):
     """Prompt and output together are longer than a request may be."""
 
     def __init__(self, max_model_len: int, num_prompt: int, max_tokens: int, *, at_least: bool = False,
-                 reason: str = "", remedy: str = "") -> None:
-        """`at_least`: the prompt was not tokenized, it has no fewer tokens than that. `reason` says why the limit is
-        not the model's own, `remedy` what whoever runs the server can do."""
+                 field: str = "max_tokens", reason: str = "", remedy: str = "") -> None:
+        """`at_least`: the prompt was not tokenized, it has no fewer tokens than that. `field` asked for the output;
+        `reason` says why the limit is not the model's own, `remedy` what whoever runs the server can do."""
         self._numbers = max_model_len, num_prompt, max_tokens
         self._at_least = at_least
+        self._field = field
         least = "at least " if at_least else ""
         super().__init__(
             f"This model's maximum context length is {max_model_len} tokens{reason}. However, you requested "
             f"{max_tokens} output tokens and your prompt contains {least}{num_prompt} input tokens, for a total of "
-            f"{least}{num_prompt + max_tokens} tokens. Please reduce the length of the prompt or max_tokens{remedy}.",
-            "prompt" if num_prompt >= max_model_len else "max_tokens")
+            f"{least}{num_prompt + max_tokens} tokens. Please reduce the length of the prompt or {field}{remedy}.",
+            "prompt" if num_prompt >= max_model_len else field)
 
     def explained(self, reason: str, remedy: str) -> ContextLengthError:
         """The same with what is known only to those who know the settings."""
-        return ContextLengthError(*self._numbers, at_least=self._at_least, reason=reason, remedy=remedy)
+        return ContextLengthError(*self._numbers, at_least=self._at_least, field=self._field, reason=reason,
+                                  remedy=remedy)
 
 
 def context_length_error(max_model_len: int, num_prompt: int, max_tokens: int, *,

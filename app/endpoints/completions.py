@@ -73,7 +73,7 @@ class _Replies:
         self._echoed = [text for text in echoed for _ in range(n)]
         self._logprobs: list[LegacyLogprobs | None] = [None] * len(self._echoed)
         if params.logprobs is not None:
-            self._logprobs = [LegacyLogprobs(service.tokenizer, ids, params.skip_special_tokens)
+            self._logprobs = [LegacyLogprobs(service.tokenizer, ids, params)
                               for ids in exchange.prompt_token_ids for _ in range(n)]
         head = _encode({"id": id, "object": "text_completion", "created": self._created, "model": model})
         self._head = b"data: " + head[:-1] + b',"choices":['

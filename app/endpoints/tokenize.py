@@ -82,7 +82,9 @@ async def detokenize(request: Request) -> Response:
 
 
 def _detokenized(service: Service, tokens: list[int]) -> bytes:
-    size = service.tokenizer.vocab_size
+    info = service.engine.info
+    # The model's may be padded beyond the tokenizer's, and generation may produce what has no text.
+    size = max(service.tokenizer.vocab_size, info.vocab_size if info else 0)
     if not all(0 <= id < size for id in tokens):
         raise ApiError(400, f"tokens must hold ids from 0 to {size - 1}.", "tokens")
     return msgspec.json.encode({"prompt": service.tokenizer.decode(tokens, skip_special_tokens=False)})

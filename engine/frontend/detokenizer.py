@@ -21,11 +21,16 @@ class Detokenizer:
     unless nothing of the prompt is visible.
     """
 
-    __slots__ = ("_drops_space", "_skips_special", "_tokenizer", "_utf8")
+    __slots__ = ("_after_added", "_drops_space", "_joins_added", "_skips_special", "_tokenizer", "_utf8")
 
-    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], skip_special_tokens: bool = True,
+                 spaces_between_special_tokens: bool = True) -> None:
+        """Spaces between added tokens, special or not, are left out where special ones are shown and no space is
+        wanted there, as in vLLM; only tokenizers of whole words put one."""
         self._tokenizer = tokenizer
         self._skips_special = skip_special_tokens
+        self._joins_added = tokenizer.spaces_tokens and not (skip_special_tokens or spaces_between_special_tokens)
+        self._after_added = bool(prompt_token_ids) and prompt_token_ids[-1] in tokenizer.added_ids
         self._utf8 = _UTF8("replace")
         # A prompt of token ids may end inside a character, whose other bytes then come first in the output.
         self._utf8.decode(b"".join(tokenizer.pieces(prompt_token_ids[-_MAX_CHARACTER_BYTES:], skip_special_tokens)))
@@ -33,7 +38,10 @@ class Detokenizer:
 
     def push(self, token_ids: list[int]) -> str:
         """The text that these tokens complete; empty while a character is unfinished."""
-        return self._text(b"".join(self._tokenizer.pieces(token_ids, self._skips_special)), final=False)
+        pieces = self._tokenizer.pieces(token_ids, self._skips_special)
+        if self._joins_added:
+            pieces = [self._joined(*one) for one in zip(token_ids, pieces)]
+        return self._text(b"".join(pieces), final=False)
 
     def flush(self) -> str:
         """U+FFFD where the last character never got finished."""
@@ -45,6 +53,12 @@ class Detokenizer:
             self._drops_space = False
             return text.removeprefix(" ")
         return text
+
+    def _joined(self, token_id: int, piece: bytes) -> bytes:
+        """`piece`, without its space where it follows an added token and is one too."""
+        is_added = token_id in self._tokenizer.added_ids
+        joined, self._after_added = is_added and self._after_added, is_added
+        return piece.removeprefix(b" ") if joined else piece
 
     def _shows(self, token_ids: list[int]) -> bool:
         special = self._tokenizer.special_ids

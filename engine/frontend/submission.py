@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
-from quire.engine.errors import InvalidRequestError, context_length_error
+from quire.engine.errors import ContextLengthError, InvalidRequestError, context_length_error
 from quire.engine.frontend.prompts import Prompt
 from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.messages import SampleSpec, Sampling
@@ -48,6 +48,8 @@ def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_
     wanted = room if params.max_tokens is None else params.max_tokens
     if room < 1 or (wanted > room and not clamp):
         raise context_length_error(max_model_len, num_prompt, max(wanted, 1))
+    if params.max_tokens is None and params.min_tokens > room:
+        raise ContextLengthError(max_model_len, num_prompt, params.min_tokens, field="min_tokens")
     logprobs = -1 if params.logprobs is None else params.logprobs
     if logprobs == -1 and params.logprobs == -1:
         logprobs = vocab_size

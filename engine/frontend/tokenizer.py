@@ -47,9 +47,10 @@ class Tokenizer:
         self.bos_token_id = self._id_of("bos_token")
         self.eos_token_id = self._id_of("eos_token")
         added = rust.get_added_tokens_decoder()
-        self._added = {i: token.content for i, token in added.items()}
+        self.added_ids = frozenset(added)
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._style, self.strips_leading_space = _decoder_style(rust)
+        self.spaces_tokens = self._style == "words"  # a space stands before each, special or not
         self._bytes: dict[int, bytes] = {}
         self._longest_token = self._find_longest_token()
 
@@ -133,14 +134,14 @@ class Tokenizer:
         token = self._rust.id_to_token(token_id)
         if token is None:  # the embedding is padded beyond the vocabulary
             return b""
+        if self._style == "words":
+            return b" " + token.encode()
         if token_id in self.special_ids:
             return token.encode()
         if self._style == "bytes":
-            if token_id in self._added or not all(c in _BYTE_OF for c in token):
+            if token_id in self.added_ids or not all(c in _BYTE_OF for c in token):
                 return token.encode()
             return bytes(_BYTE_OF[c] for c in token)
-        if self._style == "words":
-            return b" " + token.encode()
         match = _BYTE_TOKEN.fullmatch(token)
         return bytes([int(match[1], 16)]) if match else token.replace(gguf_tokenizer.SPACE, " ").encode()
 

@@ -23,7 +23,8 @@ INFO = EngineInfo(model="m", dtype="float32", device="cpu", max_model_len=100, v
 class FakeTokenizer:
     vocab_size = 0x110000
     special_ids: frozenset[int] = frozenset()
-    strips_leading_space = False
+    added_ids: frozenset[int] = frozenset()
+    strips_leading_space = spaces_tokens = False
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(c) for c in text]

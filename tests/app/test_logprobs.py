@@ -31,7 +31,7 @@ def updates(ids: list[int], prompt: list[int], **changes: object) -> list[Sample
 
 
 def legacy(given: list[SampleUpdate], prompt: list[int]) -> tuple[str, CompletionLogprobs]:
-    table, lists, text = LegacyLogprobs(TOKENIZER, prompt, True), CompletionLogprobs([], [], [], []), ""
+    table, lists, text = LegacyLogprobs(TOKENIZER, prompt, SamplingParams()), CompletionLogprobs([], [], [], []), ""
     for update in given:
         text += update.text
         table.extend(lists, update)

@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from starlette.applications import Starlette
 
 from quire.app.endpoints.tokenize import TOKENS_ALWAYS_TAKEN
 from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from tests.app.fake_engine import FakeEngine
+from tests.app.fake_engine import INFO, FakeEngine
 from tests.conftest import smollm2_file
 from tests.engine.frontend.conftest import model_at
 
@@ -94,3 +95,13 @@ async def test_ids_beyond_the_limit_are_refused_untouched(client: httpx.AsyncCli
     assert str(TOKENS_ALWAYS_TAKEN) in reply.json()["error"]["message"]
     assert reply.json()["error"]["param"] == "tokens"
     assert time.process_time() - began < 0.1
+
+
+async def test_ids_that_generation_may_produce_are_taken_and_those_without_a_text_say_nothing(
+        client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    fake.info = msgspec.structs.replace(INFO, vocab_size=TOKENIZER.vocab_size + 64)
+    ids = [*TOKENIZER.encode("ab"), TOKENIZER.vocab_size, TOKENIZER.vocab_size + 63]
+    assert (await client.post("/detokenize", json={"tokens": ids})).json() == {"prompt": "ab"}
+    beyond = await client.post("/detokenize", json={"tokens": [TOKENIZER.vocab_size + 64]})
+    assert beyond.status_code == 400
+    assert f"from 0 to {TOKENIZER.vocab_size + 63}" in beyond.json()["error"]["message"]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models
 
 from quire.engine.frontend.detokenizer import Detokenizer
 from quire.engine.frontend.tokenizer import Tokenizer
@@ -71,3 +74,39 @@ def test_special_tokens_are_shown_on_request(smollm2: Tokenizer) -> None:
     ids = smollm2.encode("a<|im_end|>b")
     assert Detokenizer(smollm2, [], skip_special_tokens=True).push(ids) == "ab"
     assert Detokenizer(smollm2, [], skip_special_tokens=False).push(ids) == "a<|im_end|>b"
+
+
+def whole_words() -> tuple[Tokenizer, RustTokenizer]:
+    rust = RustTokenizer(models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    rust.add_special_tokens(["<s>", "</s>"])
+    rust.add_tokens(["<x>"])
+    return Tokenizer(rust, special_tokens={}), rust
+
+
+@given(ids=st.lists(st.integers(0, 5)), skip=st.booleans(), cuts=st.lists(st.integers(0, 5), max_size=5))
+def test_words_are_spaced_as_the_reference_does(ids: list[int], skip: bool, cuts: list[int]) -> None:
+    tokenizer, rust = whole_words()
+    expected = rust.decode(ids, skip_special_tokens=skip)
+    assert tokenizer.decode(ids, skip) == "".join(pieces(Detokenizer(tokenizer, [], skip), ids, cuts)) == expected
+
+
+@pytest.mark.parametrize(("prompt", "skip", "spaces", "text"), [
+    ([0], False, True, " <s> <s> a </s> <x> <x>"),
+    ([0], False, False, " <s><s> a </s><x><x>"),
+    ([3], False, False, "<s><s> a </s><x><x>"),  # the prompt's last token counts
+    ([0], True, False, " a <x> <x>"),  # what is not shown needs no joining
+])
+def test_added_tokens_stand_together_where_no_space_is_wanted(prompt: list[int], skip: bool, spaces: bool,
+                                                              text: str) -> None:
+    tokenizer, _ = whole_words()
+    ids = [3, 3, 0, 4, 5, 5]
+    assert "".join(pieces(Detokenizer(tokenizer, prompt, skip, spaces), ids, [2])) == text
+    assert Detokenizer(tokenizer, prompt, skip, spaces).push(ids) == text
+
+
+def test_where_no_token_brings_a_space_none_is_taken_away(smollm2: Tokenizer, sentencepiece: Tokenizer) -> None:
+    for tokenizer in (smollm2, sentencepiece):
+        ids = [1, 1, 2, 1]
+        texts = {Detokenizer(tokenizer, [5], False, spaces).push(ids) for spaces in (True, False)}
+        assert len(texts) == 1
+        assert " " not in texts.pop()

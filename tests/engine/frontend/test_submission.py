@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from quire.engine.config import EngineArgs
 from quire.engine.errors import InvalidRequestError
-from quire.engine.frontend.submission import check_length
+from quire.engine.frontend.submission import check_length, numbers
 from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from quire.engine.model_config import ModelConfig
 from quire.engine.sampling_params import SamplingParams
@@ -45,6 +47,21 @@ def test_ids_are_counted_before_they_are_looked_at(prompt: list[int]) -> None:
     with pytest.raises(InvalidRequestError, match="contains 100 input tokens"):
         check_length(prompt, PARAMS, None, 100)
     check_length(prompt, PARAMS, None, 101)
+
+
+@pytest.mark.parametrize("clamp", [False, True])
+def test_more_tokens_than_fit_are_refused_also_where_they_are_the_fewest_wanted(clamp: bool) -> None:
+    limits: dict[str, Any] = {"max_model_len": 100, "max_logprobs": 5, "vocab_size": 50, "eos_token_ids": [],
+                              "clamp": clamp}
+    for num_prompt, fits in ((90, True), (91, False)):
+        params = SamplingParams(max_tokens=None, min_tokens=10)
+        if fits:
+            assert numbers(params, num_prompt, **limits).min_tokens == 10
+            continue
+        with pytest.raises(InvalidRequestError, match=r"maximum context length is 100 .* requested 10 output .* prompt "
+                                                      r"or min_tokens") as caught:
+            numbers(params, num_prompt, **limits)
+        assert caught.value.param == "min_tokens"
 
 
 def test_what_may_drop_text_is_not_reckoned_with() -> None:
