@@ -70,6 +70,8 @@ class EngineArgs:
     generation_config: str = _argument(
         "auto", "auto: sampling defaults from the model's generation_config.json; vllm: built-in defaults.")
     chat_template: str | None = _argument(None, "Chat template: a file or the template itself.")
+    allow_control_tokens_in_messages: bool = _argument(
+        False, "Let a message that spells a control token, such as <|im_end|>, make it; else only the template does.")
     cpu_threads: int | None = _argument(None, "Threads of the CPU engine; all cores if unset.")
 
     @property

@@ -164,7 +164,8 @@ class AsyncLLMEngine:
     def chat_template(self) -> ChatTemplate:
         """Raises InvalidRequestError where the model has none."""
         if self._template is None:
-            self._template = load_chat_template(self.model_config, self.args.chat_template, self.tokenizer)
+            self._template = load_chat_template(self.model_config, self.args.chat_template, self.tokenizer,
+                                                allow_control_tokens=self.args.allow_control_tokens_in_messages)
         return self._template
 
     async def watch(self) -> None:

@@ -19,6 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quire.engine.errors import ConfigError, InvalidRequestError
+from quire.engine.frontend.control_tokens import ControlTokens, Rendered
 from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.model_config import ModelConfig
 
@@ -45,54 +46,65 @@ class ChatTemplate:
     Args:
         source: the Jinja source; `tool_source` is the one to use when tools are given, where the model has two.
         special_tokens: "bos_token" and its like, which templates use as variables.
+        control: the tokens that messages may spell but not make; None: what they spell, they make.
 
     Raises:
         ConfigError: the source is not valid Jinja.
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, str], tool_source: str | None = None) -> None:
+    def __init__(self, source: str, special_tokens: dict[str, str], tool_source: str | None = None,
+                 control: ControlTokens | None = None) -> None:
         self._special_tokens = special_tokens
+        self._control = control
         self._plain = _Compiled(source)
         self._with_tools = self._plain if tool_source is None else _Compiled(tool_source)
 
     def render(self, messages: Sequence[dict[str, Any]], /, tools: list[dict[str, Any]] | None = None,
                add_generation_prompt: bool = True, **kwargs: Any) -> str:
-        """The prompt text; `kwargs` become variables of the template.
+        """The prompt text, which the model's tokenizer encodes; `kwargs` become variables of the template.
 
         Raises:
             InvalidRequestError: the template refuses the messages, or cannot render them; param is "messages".
         """
         compiled = self._with_tools if tools else self._plain
-        variables = {"documents": None, **self._special_tokens, **kwargs, "tools": tools,
-                     "messages": [compiled.adapted(message) for message in messages],
-                     "add_generation_prompt": add_generation_prompt}
+        adapted = [compiled.adapted(message) for message in messages]
+        marker = ""
         try:
-            return compiled.template.render(variables)
+            if self._control is not None:
+                marker, adapted, (tools, kwargs) = self._control.mark(adapted, (tools, kwargs))
+            text = compiled.template.render({"documents": None, **self._special_tokens, **kwargs, "tools": tools,
+                                             "messages": adapted, "add_generation_prompt": add_generation_prompt})
         except _Raised as error:
-            raise InvalidRequestError(str(error), "messages") from error
+            raise InvalidRequestError(str(error).replace(marker, ""), "messages") from error
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
                 RecursionError) as error:  # whatever a template's expressions run into
-            raise InvalidRequestError(f"The model's chat template cannot render these messages: {error}",
+            why = str(error).replace(marker, "")
+            raise InvalidRequestError(f"The model's chat template cannot render these messages: {why}",
                                       "messages") from error
+        return Rendered(text, marker) if marker else text
 
 
-def load_chat_template(model: ModelConfig, override: str | None, tokenizer: Tokenizer | None) -> ChatTemplate:
+def load_chat_template(model: ModelConfig, override: str | None, tokenizer: Tokenizer | None, *,
+                       allow_control_tokens: bool = False) -> ChatTemplate:
     """The template `override` (a file, or the template itself), else the one that came with the tokenizer.
+
+    `allow_control_tokens`: what messages spell may become control tokens.
 
     Raises:
         ConfigError: `override` is neither a file nor a template, or the template is not valid Jinja.
         InvalidRequestError: the model has no chat template.
     """
     special_tokens = tokenizer.special_tokens if tokenizer is not None else {}
+    control = tokenizer.control_tokens if tokenizer is not None and not allow_control_tokens else None
     if override is not None:
-        return ChatTemplate(_literal_or_file(override), special_tokens)
+        return ChatTemplate(_literal_or_file(override), special_tokens, control=control)
     templates = tokenizer.chat_templates if tokenizer is not None else {}
     source = templates.get("default")
     if source is None:
         raise InvalidRequestError(
             f"The model {model.path} has no chat template, so it cannot take messages. Start the server with "
             "--chat-template FILE, or send a plain prompt to /v1/completions.", "messages")
-    return ChatTemplate(source, special_tokens, templates.get("tool_use"))
+    return ChatTemplate(source, special_tokens, templates.get("tool_use"), control)
 
 
 def _literal_or_file(text: str) -> str:

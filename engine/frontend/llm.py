@@ -133,7 +133,7 @@ class LLM:
         prompts: list[Prompt] = []
         for conversation in conversations:
             text = template.render(conversation, add_generation_prompt=add_generation_prompt, **variables)
-            prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)})
+            prompts.append({"prompt": str(text), "prompt_token_ids": tokenizer.encode(text, False)})
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request,
                              tokenization_kwargs=tokenization_kwargs, mm_processor_kwargs=mm_processor_kwargs)
 
@@ -142,10 +142,14 @@ class LLM:
             if not isinstance(override, str):
                 raise InvalidRequestError(f"chat_template must be a file or a template, got {shown(override)}.",
                                           "chat_template")
-            return load_chat_template(self.model_config, override, self._tokenizer)
+            return self._loaded_template(override)
         if self._template is None:
-            self._template = load_chat_template(self.model_config, self.args.chat_template, self._tokenizer)
+            self._template = self._loaded_template(self.args.chat_template)
         return self._template
+
+    def _loaded_template(self, override: str | None) -> ChatTemplate:
+        return load_chat_template(self.model_config, override, self._tokenizer,
+                                  allow_control_tokens=self.args.allow_control_tokens_in_messages)
 
     def _params_for(self, prompts: list[Prompt],
                     given: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:

@@ -82,7 +82,7 @@ def to_token_ids(prompt: Prompt, tokenizer: Tokenizer | None, add_special_tokens
         least = tokenizer.counted_tokens(text, max_model_len)
         if least >= max_model_len:
             raise context_length_error(max_model_len, least, max_tokens, at_least=True)
-    return text, tokenizer.encode(text, add_special_tokens)
+    return str(text), tokenizer.encode(text, add_special_tokens)
 
 
 def _checked_ids(ids: Any) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from quire.engine.errors import ConfigError, InvalidRequestError
 from quire.engine.frontend import gguf_tokenizer
+from quire.engine.frontend.control_tokens import ControlTokens, Rendered, SeparateEncoder, control_tokens
 from quire.engine.frontend.tokenizer_files import tokenizer_path
 from quire.engine.model_config import ModelConfig
 from quire.engine.weights.gguf_metadata import read_metadata
@@ -60,6 +62,8 @@ class Tokenizer:
         Raises:
             InvalidRequestError: the text is not valid Unicode.
         """
+        if isinstance(text, Rendered):
+            return self._separate_encoder.encode(text, add_special_tokens)
         return self.encode_batch([text], add_special_tokens)[0]
 
     def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
@@ -71,6 +75,20 @@ class Tokenizer:
             raise InvalidRequestError(f"The text cannot be tokenized; is it valid Unicode? {error}",
                                       "prompt") from error
         return [encoding.ids for encoding in encodings]
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens | None:
+        """Those that messages may not make; None where there are none."""
+        tokens, normalizer = control_tokens(self._rust), self._rust.normalizer
+        if not tokens:
+            return None
+        after_normalizing = normalizer is not None and (
+            any(token.normalized for token in tokens) or self._separate_encoder.spells_control())
+        return ControlTokens(tokens, normalizer.normalize_str if after_normalizing else None)
+
+    @cached_property
+    def _separate_encoder(self) -> SeparateEncoder:
+        return SeparateEncoder(self._rust, control_tokens(self._rust))
 
     def fewest_tokens(self, text: str) -> int:
         """What `text` cannot come below, at once and however long it is; 0 where that is not known.
