@@ -7,7 +7,7 @@ import time
 import structlog
 
 from quire.app.settings import ServeSettings
-from quire.engine.logs import stderr
+from quire.engine.stderr import stderr
 
 log = structlog.get_logger("quire")
 

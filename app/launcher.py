@@ -36,8 +36,9 @@ from quire.engine.errors import ConfigError
 from quire.engine.exit_codes import EXIT_BROKEN, EXIT_CONFIG, EXIT_LOAD
 from quire.engine.frontend.shares import environments
 from quire.engine.heartbeat import OVERDUE_S
-from quire.engine.logs import LevelFile, replace_broken_stderr
+from quire.engine.logs import LevelFile
 from quire.engine.module_command import module_command
+from quire.engine.stderr import replace_broken
 
 log = structlog.get_logger("quire")
 
@@ -129,7 +130,7 @@ class Launcher:
     def _start_engine(self, slot: EngineSlot) -> None:
         with contextlib.suppress(OSError), open(self._shared.engine_starts_file, "ab") as starts:
             starts.write(b"+")  # only for the metric of restarts, which is not worth an engine
-        replace_broken_stderr()
+        replace_broken()
         try:
             slot.start(self._environment(), self._lifeline)
         except OSError as error:  # short of memory, as after an engine that died of it

@@ -7,7 +7,6 @@ Exit codes: 0 stopped on request, else as in `quire.engine.exit_codes`.
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import gc
 import os
 import signal
@@ -24,6 +23,7 @@ from quire.engine.lifeline import die_with_parent
 from quire.engine.logs import LEVELS, LevelFile, configure_logging
 from quire.engine.openmp import share_cores
 from quire.engine.server import EngineServer
+from quire.engine.stderr import dump_stacks_on_faults, stderr
 
 log = structlog.get_logger("engine")
 
@@ -31,7 +31,7 @@ log = structlog.get_logger("engine")
 def main() -> int:
     options = _options()
     configure_logging(options.log_level)
-    faulthandler.enable()  # a parent that finds us hung sends SIGABRT first: the log then holds every thread's stack
+    dump_stacks_on_faults()  # a parent that finds us hung sends SIGABRT first: the log then holds every thread's stack
     share_cores()
     die_with_parent(options.lifeline)
     try:
@@ -96,6 +96,7 @@ def serve(server: EngineServer, args: EngineArgs, heartbeat: Heartbeat) -> int:
         log.error("engine broke", reason=str(error))
         if error.killed:  # and so are we, for those who ask how we ended
             core.close()
+            stderr.wait()
             os.kill(os.getpid(), signal.SIGKILL)
         return EXIT_BROKEN
     except Exception:

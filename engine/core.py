@@ -27,6 +27,7 @@ from quire.engine.messages import Accepted, Delta, EngineInfo, Rejected, Status,
 from quire.engine.plan import StepPlan
 from quire.engine.scheduling.request import Request
 from quire.engine.scheduling.scheduler import Scheduler, TokenEvent
+from quire.engine.stderr import stderr
 from quire.engine.step_stats import StepStats
 from quire.engine.trials import Trials
 from quire.engine.weights.locate import resolve_model
@@ -260,6 +261,7 @@ class EngineCore:
             step_seconds=self._stats.seconds.distribution(),
             step_samples=self._stats.samples.distribution(),
             step_tokens=self._stats.tokens.distribution(),
+            log_lines_dropped=stderr.num_dropped,
         )
 
 

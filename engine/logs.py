@@ -5,18 +5,16 @@ The level may change while a process runs: `set_level`, or `LevelFile` for a pro
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 import os
-import select
 import sys
 from typing import TextIO, cast
 
 import structlog
 
 from quire.engine.redaction import redact
+from quire.engine.stderr import stderr, take_over
 
 ENGINE_NUMBER = "QUIRE_ENGINE"  # environment variable: which of several engines this process belongs to, if any
 LEVELS = ("debug", "info", "warning", "error")  # that may be asked for
@@ -24,33 +22,9 @@ _SEVERITIES = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 
 _threshold = _SEVERITIES["info"]
 
 
-class _Stderr(io.TextIOBase):
-    """Standard error, without its buffer. That nobody reads it any more is no reason to stop serving."""
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            os.write(2, text.encode("utf-8", "backslashreplace"))
-        return len(text)
-
-    def isatty(self) -> bool:
-        return sys.stderr.isatty()
-
-
-stderr = _Stderr()
-
-
-def replace_broken_stderr() -> None:
-    """For the children to come, whose libraries would fail at a terminal or a pipe that is closed at its other end."""
-    poll = select.poll()
-    poll.register(2, 0)
-    if poll.poll(0):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-
-
 def configure_logging(level: str = "info") -> None:
     set_level(level)
+    take_over()
     processors: list[structlog.typing.Processor] = [
         _drop_below_threshold,
         structlog.contextvars.merge_contextvars,

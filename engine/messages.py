@@ -204,6 +204,7 @@ class Status(msgspec.Struct, array_like=True, tag="status", frozen=True):
     step_seconds: Distribution | None = None  # from one step's launch to the next, while there was work
     step_samples: Distribution | None = None  # samples in a step
     step_tokens: Distribution | None = None  # tokens that a step computed
+    log_lines_dropped: int = 0  # that standard error did not take
 
 
 Down = Submit | Abort | Heartbeat

@@ -60,4 +60,6 @@ class AuditLog:
                     return
             os.close(self._file)
             self._file = None
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # A pipe that nobody reads refuses then, instead of holding up whoever writes; a file takes no notice of that.
+        self._file = os.open(
+            self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)

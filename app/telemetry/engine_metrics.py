@@ -69,6 +69,8 @@ class _Said:
                 ("vllm:prefix_cache_hits", "Prompt tokens found", status.prefix_hits),
                 ("vllm:num_preemptions", "Samples put back to wait", status.num_preemptions),
                 ("quire:engine_steps", "Steps", status.num_steps),
+                ("quire:engine_log_lines_dropped", "Log lines that standard error did not take",
+                 status.log_lines_dropped),
                 ("quire:graph_steps", "Steps that a captured CUDA graph carried out", status.num_graph_steps)):
             family = CounterMetricFamily(name, text + ", since this engine started", labels=LABELS)
             family.add_metric(self._labels, value)

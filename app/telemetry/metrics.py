@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from quire.app.telemetry.record import RequestRecord
 from quire.engine.messages import FINISH_REASONS, REJECTIONS
+from quire.engine.stderr import stderr
 
 # Every bound of vLLM's is kept, so that quantiles on existing dashboards stay what they were; the finer ones are ours.
 _TTFT_S = (.001, .002, .003, .004, .005, .0075, .01, .015, .02, .03, .04, .05, .06, .08, .1, .15, .25, .5, .75, 1, 2.5,
@@ -40,6 +41,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._key_names: set[str] = set()
         self._tokens_to_count = 0
+        self._lines_counted = 0  # of those that the log dropped
 
         of_model = self._model_histogram
         self.ttft = of_model("vllm:time_to_first_token_seconds", "Request received to first token", _TTFT_S)
@@ -82,6 +84,8 @@ class Metrics:
         self._http = self._counter("http_requests", "HTTP requests", "method", "handler", "status")
         self._spans_dropped = self._counter("quire:spans_dropped",
                                             "Trace spans that the collector did not take in time")
+        self._log_lines_dropped = self._counter("quire:log_lines_dropped",
+                                                "Log lines of HTTP workers that standard error did not take")
         # The sum of live workers: gunicorn tells prometheus_client which are dead (app/gunicorn_conf.py).
         self.http_in_flight = Gauge("quire:http_requests_in_flight", "HTTP requests being answered, without probes",
                                     registry=self.registry, multiprocess_mode="livesum")
@@ -126,6 +130,13 @@ class Metrics:
             await asyncio.sleep(TICK_S)
             self._loop_lag.observe(max(0.0, loop.time() - due))
             self._count_tokens()
+            self._count_dropped_lines()
+
+    def _count_dropped_lines(self) -> None:
+        num_new = stderr.num_dropped - self._lines_counted
+        if num_new:
+            self._lines_counted += num_new
+            self._log_lines_dropped.inc(num_new)
 
     # At a request's end
 

@@ -7,7 +7,6 @@ why before the others notice.
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import os
 import queue
@@ -28,6 +27,7 @@ from quire.engine.lifeline import die_with_parent
 from quire.engine.logs import configure_logging
 from quire.engine.openmp import share_cores
 from quire.engine.plan import Allocate, Capacity, Done, Failed, FromRank, Prepared, RankLoading, ToRank
+from quire.engine.stderr import dump_stacks_on_faults, stderr
 
 LAST_WORDS_MS = 2000
 
@@ -146,6 +146,7 @@ def _report(spec: RankSpec, runner: Any, launched: queue.SimpleQueue[Any]) -> No
 
 def _leave(code: int) -> NoReturn:
     """End this process, though a thread of it may hang on the device for ever: the interpreter would wait for that."""
+    stderr.wait()
     os._exit(code)
 
 
@@ -153,7 +154,7 @@ def main() -> NoReturn:
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=RankSpec)
     configure_logging(spec.log_level)
     structlog.contextvars.bind_contextvars(rank=spec.rank)
-    faulthandler.enable()
+    dump_stacks_on_faults()
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal, or who stops a service, may send it to all
         signal.signal(number, signal.SIG_IGN)  # the core decides
     share_cores()

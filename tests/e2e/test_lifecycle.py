@@ -412,3 +412,24 @@ def test_a_log_that_nobody_reads_any_more_ends_nothing() -> None:
         assert Stream(server, 20).result() == undisturbed
         os.kill(server.pids()["engine"][0], signal.SIGKILL)
         assert Stream(server, 20).result() == undisturbed
+
+
+@pytest.mark.slow
+def test_a_log_that_nobody_empties_holds_no_request_up() -> None:
+    with serving() as server:
+        undisturbed = Stream(server, 20).result()
+        assert server.process.stderr is not None
+        never_filled = os.pipe()
+        os.dup2(never_filled[0], server.process.stderr.fileno())  # that is what our thread reads from now on
+        keep = os.open(f"/proc/{server.process.pid}/fd/2", os.O_RDONLY | os.O_NONBLOCK)  # so that this one stays open
+        client = server.client()
+        for _ in range(1000):
+            client.models.list()
+        assert server.get("/livez").status_code == 200
+        assert Stream(server, 20).result() == undisturbed
+        assert os.read(keep, 65536)
+        assert server.metric("quire:log_lines_dropped_total") == 0, "they wait for room"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        for descriptor in (keep, *never_filled):
+            os.close(descriptor)
