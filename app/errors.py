@@ -7,6 +7,7 @@ shown to clients are our own sentences; the text of an unexpected exception neve
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 
 import msgspec
 from starlette.requests import Request
@@ -18,8 +19,9 @@ from quire.engine.messages import RateState
 
 _TYPES = {400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError",
           405: "MethodNotAllowedError", 408: "TimeoutError", 413: "RequestTooLargeError", 414: "RequestTooLargeError",
-          429: "RateLimitError", 431: "RequestTooLargeError", 500: "InternalServerError",
-          503: "ServiceUnavailableError", 504: "TimeoutError"}
+          415: "UnsupportedMediaTypeError", 429: "RateLimitError", 431: "RequestTooLargeError",
+          500: "InternalServerError", 503: "ServiceUnavailableError", 504: "TimeoutError",
+          505: "HTTPVersionNotSupportedError"}
 _CODES = {401: "invalid_api_key"}  # OpenAI's words, where vLLM itself leaves its shape
 # Why a request was refused, for metrics, where the error itself does not say.
 _REASONS = {400: "invalid", 401: "key", 403: "key", 413: "body_too_large"}
@@ -97,7 +99,7 @@ def duration(seconds: float) -> str:
 def error_response(error: ApiError, record: RequestRecord) -> Response:
     """The one place where a refusal becomes a reply, and is noted for log and metrics."""
     record.rejected = error.reason
-    return Response(error.body(), error.status, error.headers, "application/json")
+    return Response(error.body(), error.status, rate_headers(record.rate) | error.headers, "application/json")
 
 
 def _reply(request: Request, error: ApiError) -> Response:
@@ -109,7 +111,20 @@ async def on_known_error(request: Request, error: Exception) -> Response:
 
 
 async def on_unknown_path(request: Request, error: Exception) -> Response:
-    return _reply(request, ApiError(404, f"There is no {request.url.path} here."))
+    path = request.url.path[:200]
+    paths = {route.path_format for route in request.app.routes if not route.path.startswith(("/admin", "/metrics"))}
+    sentences = [f"There is no {path} here.", _nearest(path, paths), f"The paths are {', '.join(sorted(paths))}."]
+    return _reply(request, ApiError(404, " ".join(filter(None, sentences))))
+
+
+def _nearest(path: str, paths: Container[str]) -> str:
+    """What may be wrong with `path`; a base URL that lacks /v1, or has it where the client adds its own, is common."""
+    if path.startswith("/v1/v1/"):
+        return "It has /v1 twice: the client adds its own, so leave it out of the base URL."
+    if f"/v1{path.rstrip('/')}" in paths:
+        return f"Did you mean /v1{path.rstrip('/')}? The base URL of OpenAI's clients ends in /v1."
+    near = path.rstrip("/") if path.rstrip("/") in paths else path.removeprefix("/v1")
+    return f"Did you mean {near}?" if near in paths else ""
 
 
 async def on_wrong_method(request: Request, error: Exception) -> Response:

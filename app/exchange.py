@@ -22,7 +22,6 @@ from quire.app.sse import EventStream
 from quire.engine.errors import OverloadedError
 from quire.engine.frontend.async_llm import Stream
 from quire.engine.frontend.generation import SampleUpdate
-from quire.engine.messages import RateState
 from quire.engine.sampling_params import SamplingParams
 
 
@@ -44,7 +43,6 @@ class Exchange:
         self._deadlines = Deadlines.of(request.headers, self._service.settings.serve)
         self._deadlines.arm(self._running, self._record)
         self._streams: list[Stream] = []
-        self._rate: RateState | None = None
         self._last_output: dict[int, float] = {}  # choice -> when, for the gaps between outputs
         self._num_output: dict[int, int] = {}  # choice -> tokens
 
@@ -69,7 +67,7 @@ class Exchange:
     @property
     def headers(self) -> dict[str, str]:
         """For the reply: where the key stands with its limits, as of the last prompt accepted."""
-        return rate_headers(self._rate)
+        return rate_headers(self._record.rate)
 
     def stream(self, frames: AsyncGenerator[bytes, None]) -> EventStream:
         """The reply made of `frames`."""
@@ -91,7 +89,7 @@ class Exchange:
             self._service.door.note(record.key.name, error)
             raise
         self._streams.append(stream)
-        self._rate = stream.rate
+        record.rate = stream.rate
         record.num_samples += params.n
         if record.content is not None:
             record.content.prompts.append(str(prompt))

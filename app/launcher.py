@@ -115,7 +115,6 @@ class Launcher:
         admin = {} if self._admin_socket is None else {"QUIRE_ADMIN_FD": str(self._admin_socket.fileno())}
         return inherited | admin | {
             "QUIRE_RUN_DIR": self._shared.run_dir,
-            "QUIRE_ROOT_PATH": self._settings.root_path,
             "QUIRE_LIFELINE": str(self._lifeline),
             "QUIRE_LISTEN_FD": str(self._socket.fileno()),
             "QUIRE_LAUNCHER_PID": str(os.getpid()),

@@ -19,6 +19,7 @@ from quire.app.middleware.body_limit import BodyLimitMiddleware
 from quire.app.middleware.forwarded import ForwardedMiddleware
 from quire.app.middleware.host import HostMiddleware
 from quire.app.middleware.request_log import RequestLogMiddleware
+from quire.app.middleware.root_path import RootPathMiddleware
 from quire.app.routes import PUBLIC, QUIET, ROUTES, handler_of
 from quire.app.service import Service
 from quire.app.telemetry.audit import AuditLog
@@ -39,10 +40,12 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
     metrics = Metrics(settings.serve.model_names[0])
     service = Service(settings, metrics, keys, audit, _tracing(settings, metrics),
                       Tls.of(settings.serve))
+    root_path = settings.serve.root_path.rstrip("/")
     app = Starlette(
         routes=ROUTES,
         middleware=[  # outermost first
             Middleware(ForwardedMiddleware, proxies=settings.serve.forwarded_allow_ips or []),
+            *([Middleware(RootPathMiddleware, root_path=root_path)] if root_path else []),
             Middleware(RequestLogMiddleware, service=service, handler_of=handler_of, quiet=QUIET),
             Middleware(HostMiddleware, settings=settings, keys=keys, public=QUIET - {"/metrics"}),
             Middleware(AuthMiddleware, keys=keys, audit=audit, public=PUBLIC, admin_port=settings.admin_port),

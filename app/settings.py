@@ -30,7 +30,8 @@ class ServeSettings:
         "Address to listen on. Unset: 127.0.0.1 without an API key, 0.0.0.0 with one.")})
     port: int = field(default=8000, metadata={"help": "TCP port; 0 takes a free one and prints it."})
     uds: str | None = field(default=None, metadata={"help": "Unix socket to listen on instead of host and port."})
-    root_path: str = field(default="", metadata={"help": "Path prefix that a proxy strips."})
+    root_path: str = field(default="", metadata={"help": (
+        "Path prefix of a proxy; what it sends on with the prefix and without it is the same.")})
     api_key: list[str] | None = field(default=None, metadata={"help": (
         "Keys that clients may present as bearer token. Better as VLLM_API_KEY, several separated by commas: "
         "flags can be seen by other users of the machine.")})

@@ -42,7 +42,6 @@ class HttpWorker(UvicornWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.config.timeout_graceful_shutdown = self.cfg.graceful_timeout - GRACE_S // 2
         self.config.callback_notify = None  # uvicorn's beat stops in a drain; ours does not
-        self.config.root_path = os.environ.get("QUIRE_ROOT_PATH", "")
 
     def init_process(self) -> None:
         lifeline = os.environ.get("QUIRE_LIFELINE")

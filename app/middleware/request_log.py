@@ -104,7 +104,7 @@ class RequestLogMiddleware:
         return RequestRecord(
             given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex,
             scope["method"] if scope["method"] in _METHODS else "other",
-            scope["path"].removeprefix(scope.get("root_path", "")),
+            scope["path"],
             client=scope["client"][0] if scope.get("client") else "",
             trace_id=traceparent[1] if traceparent else "",
             content=Content() if self._log_content else None)

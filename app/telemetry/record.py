@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from quire.engine.messages import NO_KEY, KeyLimits
+from quire.engine.messages import NO_KEY, KeyLimits, RateState
 
 if TYPE_CHECKING:
     from quire.engine.sampling_params import SamplingParams
@@ -40,7 +40,7 @@ class RequestRecord:
 
     request_id: str
     method: str = ""
-    path: str = ""  # below root_path
+    path: str = ""  # below --root-path
     client: str = ""  # address
     trace_id: str = ""  # ours, or the one that the client's traceparent names
     started: float = field(default_factory=time.perf_counter)
@@ -49,6 +49,7 @@ class RequestRecord:
     key: KeyLimits = NO_KEY
     asked: Asked | None = None
     content: Content | None = None
+    rate: RateState | None = None  # where its key stood when the engine let it in
     ignored: dict[str, None] = field(default_factory=dict)  # fields of the body that were passed over
     # What became of it: why it was refused (messages.REJECTIONS, or a word of the worker's), or ended before its time.
     rejected: str = ""

@@ -129,3 +129,12 @@ async def test_replies_say_where_the_key_stands_too(client: httpx.AsyncClient, f
             assert reply.headers["x-ratelimit-remaining-tokens"] == "499"
             assert reply.headers["x-ratelimit-reset-tokens"] == "120ms"
             assert "x-ratelimit-limit-requests" not in reply.headers  # the key has no such limit
+
+
+async def test_a_failure_of_what_was_let_in_says_so_too(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    fake.rate = RateState(limit_requests=5, remaining_requests=4, reset_requests_s=1)
+    fake.fails_after = 0
+    for stream in (False, True):
+        reply = await client.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+        assert reply.status_code == 500
+        assert reply.headers["x-ratelimit-remaining-requests"] == "4"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
+from quire.app import errors
 from quire.app.routes import PUBLIC, ROUTES
 from tests.app.conftest import KEY
 from tests.app.fake_engine import FakeEngine
@@ -75,6 +78,31 @@ async def test_errors_of_the_framework_have_openais_shape(client: httpx.AsyncCli
         assert reply.status_code == status
         assert reply.json()["error"]["code"] == status
         assert reply.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(("path", "hint"), [
+    ("/chat/completions", "Did you mean /v1/chat/completions? The base URL of OpenAI's clients ends in /v1."),
+    ("/models", "Did you mean /v1/models?"),
+    ("/v1/v1/chat/completions", "/v1 twice"),
+    ("/v1/completions/", "Did you mean /v1/completions?"),
+    ("/v1/tokenize", "Did you mean /tokenize?"),
+    ("/v1/embeddings", "There is no /v1/embeddings here. The paths are "),
+])
+async def test_an_unknown_path_is_told_those_that_there_are(client: httpx.AsyncClient, path: str, hint: str) -> None:
+    reply = await client.post(path, json=CHAT)
+    assert reply.status_code == 404
+    message = reply.json()["error"]["message"]
+    assert hint in message
+    assert "/v1/chat/completions, /v1/completions, /v1/models, /v1/models/{model}" in message
+    assert "/admin" not in message
+
+
+def test_every_status_has_a_type_of_its_own() -> None:
+    sources = "".join(path.read_text() for path in Path(errors.__file__).parent.rglob("*.py"))
+    statuses = {int(status) for status in re.findall(r"ApiError\(\s*(\d{3})", sources)}
+    assert len(statuses) > 10
+    for status in statuses:
+        assert json.loads(errors.ApiError(status, "x").body())["error"]["type"] != "APIError", status
 
 
 @pytest.mark.parametrize("path", ["/v1/completions/", "/tokenize/", "/healthz/"])
