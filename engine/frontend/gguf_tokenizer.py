@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from quire.engine.errors import ConfigError
 
 SPACE = "\u2581"  # what SentencePiece writes for a space
-_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # tokenizer.ggml.token_type
 
 # Contractions, words, numbers, other signs and white space: the parts that most published patterns are made of.
 _CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -47,22 +47,25 @@ class _Recipe:
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a piece that is a token as it stands is not merged up from bytes
     add_bos: bool = False  # where the file does not say
+    composes: bool = False  # accents and their letters are one character before anything else (NFC)
 
 
 _SIMPLE = _Recipe((_GPT2,))
 _DIGITS = _Recipe((r"\p{N}", _GPT2))
 _LLAMA3_RECIPE = _Recipe((_LLAMA3,), ignore_merges=True, add_bos=True)
 _RECIPES = {
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "exaone4", "mellum", "a.x-4.0",
+    **dict.fromkeys(("gpt-2", "phi-2", "jais", "trillion", "gigachat", "exaone4", "mellum", "a.x-4.0",
                      "granite-docling"), _SIMPLE),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
+    **dict.fromkeys(("mpt", "olmo"), _Recipe((_GPT2,), composes=True)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell", "exaone", "minerva-7b"), _DIGITS),
+    "command-r": _Recipe((r"\p{N}", _GPT2), composes=True),
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
                     _LLAMA3_RECIPE),
     **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), _Recipe((_LLAMA3,))),
     **dict.fromkeys(("glm4", "glm5"), _Recipe((_LLAMA3,), ignore_merges=True)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "grok-2", "solar-open", "kormo"),
-                    _Recipe((_QWEN2,))),
-    "qwen35": _Recipe((_QWEN35,)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), _Recipe((_QWEN2,), composes=True)),
+    **dict.fromkeys(("hunyuan", "megrez", "grok-2", "solar-open", "kormo"), _Recipe((_QWEN2,))),
+    "qwen35": _Recipe((_QWEN35,), composes=True),
     "tekken": _Recipe((_TEKKEN,), ignore_merges=True, add_bos=True),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "minimax-m2"), _Recipe((_GPT4O,))),
     "falcon": _Recipe((r"[\p{P}$+<=>^~|`]+", _GPT2, "[0-9][0-9][0-9]")),
@@ -129,6 +132,8 @@ def _byte_level(metadata: dict[str, Any], tokens: list[str], path: str) -> tuple
         raise ConfigError(f"{path}: tokenizer.ggml.pre is {pre!r}, a pre-tokenizer that is not known here, and a guess "
                           f"would give wrong token ids without a sign of it. {_ADVICE} Known: {known}.")
     rust = RustTokenizer(models.BPE(_ids(tokens), _merges(metadata, path), ignore_merges=recipe.ignore_merges))
+    if recipe.composes:
+        rust.normalizer = normalizers.NFC()
     steps = [pre_tokenizers.Split(Regex(p), "isolated") for p in recipe.patterns]
     rust.pre_tokenizer = pre_tokenizers.Sequence(
         [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -170,9 +175,12 @@ def _merges_by_score(metadata: dict[str, Any], tokens: list[str], path: str) -> 
     scores = metadata.get("tokenizer.ggml.scores") or []
     if len(scores) != len(tokens):
         raise ConfigError(f"{path}: {len(scores)} scores for {len(tokens)} tokens. {_ADVICE}")
+    types = metadata.get("tokenizer.ggml.token_type") or [0] * len(tokens)
     known = set(tokens)
     found = []
-    for token, score in zip(tokens, scores):
+    for token, score, type in zip(tokens, scores, types):
+        if type in (_UNKNOWN, _CONTROL, _BYTE):  # no text is spelled with these
+            continue
         for cut in range(1, len(token)):
             if token[:cut] in known and token[cut:] in known:
                 found.append((-score, token[:cut], token[cut:]))

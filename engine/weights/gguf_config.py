@@ -18,6 +18,13 @@ from quire.engine.weights.hf_config import model_config
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 # general.file_type of files that are not quantised; all others compute in half precision
 _FILE_DTYPES = {0: "float32", 1: "float16", 32: "bfloat16"}
+_MARKED_ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+# Tokens that end a turn or a text in whatever model has them; many files mark only one of theirs.
+_END_TEXTS = frozenset((
+    "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|EOT|>", "<EOT>",
+    "_<EOT>", "[EOT]", "[EOS]", "</s>", "<eos>", "<end_of_turn>", "<end_of_utterance>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>"))
+_NORMAL = 1  # tokenizer.ggml.token_type of tokens that are just text
 _REQUIRED = {
     "num_hidden_layers": "block_count",
     "hidden_size": "embedding_length",
@@ -43,10 +50,16 @@ def read(path: Path) -> ModelConfig:
         header = read_header(path)
     except WeightError as error:
         raise ConfigError(str(error)) from error
-    metadata = header.metadata
-    eos = [metadata[key] for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
-                                     "tokenizer.ggml.eom_token_id") if key in metadata]
-    return model_config(path, "gguf", translate(path, header), list(dict.fromkeys(eos)), {})
+    return model_config(path, "gguf", translate(path, header), _end_tokens(header.metadata), {})
+
+
+def _end_tokens(metadata: dict[str, Any]) -> list[int]:
+    """Ids that end generation: those that the file marks, that of eos first, and those whose text is known for it."""
+    marked = [metadata[key] for key in _MARKED_ENDS if key in metadata]
+    tokens = metadata.get("tokenizer.ggml.tokens") or []
+    types = metadata.get("tokenizer.ggml.token_type") or [0] * len(tokens)
+    named = [id for id, (text, type) in enumerate(zip(tokens, types)) if text in _END_TEXTS and type != _NORMAL]
+    return list(dict.fromkeys([*marked, *named]))
 
 
 def translate(path: Path, header: GgufHeader) -> dict[str, Any]:

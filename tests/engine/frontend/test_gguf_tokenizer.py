@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quire.engine.errors import ConfigError
 from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from tests.engine.frontend.conftest import CONTROL, NORMAL, WORDS, model_at
+from tests.engine.frontend.conftest import BYTE, CONTROL, NORMAL, UNKNOWN, WORDS, model_at
 
 CASES = json.loads((Path(__file__).parents[2] / "fixtures" / "smollm2-tokens.json").read_text(encoding="utf-8"))
 ASCII = [(chr(code), 0.0, NORMAL) for code in range(0x21, 0x7F)]
@@ -88,6 +88,26 @@ def test_each_pre_tokenizer_cuts_as_published(write_gguf: Callable[..., Path], p
     tokenizer = load_tokenizer(model_at(path))
     got = [tokenizer.token_text(i) for i in tokenizer.encode(text)]
     assert got == pieces
+
+
+@pytest.mark.parametrize(("pre", "composes"), [("qwen2", True), ("command-r", True), ("smollm", False)])
+def test_decomposed_accents_are_composed_where_the_original_does(write_gguf: Callable[..., Path], pre: str,
+                                                                 composes: bool) -> None:
+    composed, bare = "\u00c3\u00a9", "\u00cc\u0123"  # the bytes of U+00E9 and of U+0301, as byte-level BPE writes them
+    tokens = [*ASCII, *((letter, 0.0, NORMAL) for letter in composed + bare)]
+    path = write_gguf("gpt2", tokens, tokenizer_pre=pre, token_merges=["a b"])
+    tokenizer = load_tokenizer(model_at(path))
+    assert (tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")) is composes
+    assert tokenizer.decode(tokenizer.encode("e\u0301")) == ("\u00e9" if composes else "e\u0301")
+
+
+def test_no_text_is_spelled_with_control_or_byte_tokens(write_gguf: Callable[..., Path]) -> None:
+    rows = [("<unk>", 0.0, UNKNOWN), ("</s>", 0.0, CONTROL), ("<0x0A>", 0.0, BYTE), ("\u2581", -1.0, NORMAL),
+            *((text, -2.0, NORMAL) for text in ("<", "/", "s", ">", "</", "s>", "0", "x", "A", "<0", "xA>", "0A", "0A>",
+                                               "<0x", "x0A>"))]
+    tokenizer = load_tokenizer(model_at(write_gguf("llama", rows, add_bos_token=False)))
+    spelled = [tokenizer._rust.id_to_token(id) for id in tokenizer._separate_encoder._plain.encode("</s><0x0A>").ids]
+    assert not {"</s>", "<0x0A>"} & set(spelled)
 
 
 @pytest.mark.parametrize(("pre", "adds"), [("llama-bpe", True), ("tekken", True), ("qwen2", False)])

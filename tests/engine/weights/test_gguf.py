@@ -139,6 +139,17 @@ def test_all_end_tokens_are_found(tmp_path: Path) -> None:
     assert (model.eos_token_ids, model.vocab_size, model.hf["tie_word_embeddings"]) == ((5, 7), 96, True)
 
 
+def test_tokens_known_to_end_a_text_do_so_where_the_file_marks_only_another(tmp_path: Path) -> None:
+    writer = header(tmp_path / "m.gguf")
+    writer.add_token_list(["a", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "</s>", "<eos>"])
+    normal, control, user_defined = 1, 3, 4
+    writer.add_token_types([normal, control, control, control, normal, user_defined])
+    writer.add_eos_token_id(3)
+    writer.add_tensor("token_embd.weight", np.zeros((96, 64), np.float32))
+    finish(writer)
+    assert resolve_model(EngineArgs(model=str(tmp_path / "m.gguf"))).eos_token_ids == (3, 1, 5)
+
+
 @pytest.mark.parametrize(("values", "message"), [
     ({"block_count": None}, "llama.block_count is missing"),
     ({"expert_count": 8}, "mixtures of experts"),

@@ -35,7 +35,7 @@ def test_the_packaged_model_is_found_by_its_name(smollm2_path: Path) -> None:
     model = resolve_model(EngineArgs())
     assert Path(model.path) == smollm2_path
     assert (model.num_layers, model.num_heads, model.num_kv_heads, model.head_dim) == (30, 9, 3, 64)
-    assert (model.eos_token_ids, model.max_position_embeddings) == ((2,), 8192)
+    assert (model.eos_token_ids, model.max_position_embeddings) == ((2, 0), 8192)
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
