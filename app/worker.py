@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 BEAT_S = 1.0
+# How long the event loop waits for its turn while another thread runs Python; 5 ms unless said otherwise.
+SWITCH_S = 0.001
 # gunicorn kills GRACE_S after the last stream's time is up; uvicorn cancels what is left half way there.
 GRACE_S = 6
 
@@ -46,6 +48,7 @@ class HttpWorker(UvicornWorker):  # type: ignore[misc]
     def init_process(self) -> None:
         lifeline = os.environ.get("QUIRE_LIFELINE")
         die_with_parent(int(lifeline) if lifeline else None)
+        sys.setswitchinterval(SWITCH_S)
         super().init_process()
 
     async def _serve(self) -> None:

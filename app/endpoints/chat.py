@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire.app.background import in_background
 from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
 from quire.app.logprobs import chat_logprobs
+from quire.app.middleware.body_limit import body_was_read
 from quire.app.schemas.body import read_body, unknown_of
 from quire.app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
+from quire.app.schemas.unknown import UnknownFields
 from quire.app.schemas.usage import UsageOfChunks
 from quire.app.service import Service, record_of, service_of
 from quire.app.sse import DONE
@@ -25,7 +26,7 @@ from quire.engine.errors import InvalidRequestError
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.sampling_params import SamplingParams
 
-_LONG_CONVERSATION_CHARS = 4000  # beyond it, rendering leaves the event loop
+_LONG_CONVERSATION = 4000  # weight, beyond which rendering leaves the event loop
 _encode = msgspec.json.encode
 
 
@@ -39,7 +40,9 @@ async def chat_completions(request: Request) -> Response:
     with _named_as_sent(body):
         params = body.sampling_params(service.model_defaults, body.most_tokens, logprobs)
     record.asked = Asked("chat", model, body.stream, params, f"chatcmpl-{record.request_id}")
-    prompt = await _render(service, body.conversation(unknown_of(request)), body)
+    prompt = await _render(service, body, unknown_of(request), exchange.max_model_len)
+    body = msgspec.structs.replace(body, messages=[])  # which would hold all of what was sent for as long as the reply
+    body_was_read(request)
     with _named_as_sent(body), service.naming_limits():
         await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
                               add_special_tokens=bool(body.add_special_tokens))  # templates bring their own
@@ -62,21 +65,14 @@ def _named_as_sent(body: ChatRequest) -> Iterator[None]:
         raise InvalidRequestError(message, param) from None
 
 
-async def _render(service: Service, conversation: list[dict[str, Any]], body: ChatRequest) -> str:
+async def _render(service: Service, body: ChatRequest, unknown: UnknownFields, max_model_len: int) -> str:
     template = service.engine.chat_template
 
     def render() -> str:
-        return template.render(conversation, add_generation_prompt=body.add_generation_prompt,
-                               **body.chat_template_kwargs)
+        return template.render(body.conversation(unknown, max_model_len),
+                               add_generation_prompt=body.add_generation_prompt, **body.chat_template_kwargs)
 
-    if sum(_num_characters(message["content"]) for message in conversation) > _LONG_CONVERSATION_CHARS:
-        return await asyncio.to_thread(render)
-    return render()
-
-
-def _num_characters(content: str | list[dict[str, str]]) -> int:
-    """At least 1 for each part: rendering takes its time for parts too."""
-    return len(content) if isinstance(content, str) else sum(1 + len(part["text"]) for part in content)
+    return await in_background(render) if body.weight > _LONG_CONVERSATION else render()
 
 
 class _Replies:

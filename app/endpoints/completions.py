@@ -8,9 +8,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire.app.background import in_background
 from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
 from quire.app.logprobs import LegacyLogprobs
+from quire.app.middleware.body_limit import body_was_read
 from quire.app.schemas.body import read_body
 from quire.app.schemas.completions import (
     DEFAULT_MAX_TOKENS,
@@ -19,15 +21,14 @@ from quire.app.schemas.completions import (
     CompletionReply,
     CompletionRequest,
 )
+from quire.app.schemas.structure import SMALL_BYTES
 from quire.app.schemas.usage import UsageOfChunks
 from quire.app.service import Service, record_of, service_of
 from quire.app.sse import DONE
 from quire.app.telemetry.record import Asked
 from quire.engine.frontend.generation import SampleUpdate
-from quire.engine.frontend.prompts import off_the_loop
 from quire.engine.sampling_params import SamplingParams
 
-_LONG_PROMPT_BYTES = 64 * 2**10  # in JSON; beyond it, decoding leaves the event loop
 _encode = msgspec.json.encode
 
 
@@ -38,8 +39,10 @@ async def completions(request: Request) -> Response:
     model = check_model(request, body.model)
     with service.naming_limits():
         limits = service.settings.serve.max_prompts, exchange.max_model_len
-        is_long = len(body.prompt) > _LONG_PROMPT_BYTES
-        prompts = await off_the_loop(body.prompts, *limits) if is_long else body.prompts(*limits)
+        is_long = len(body.prompt) > SMALL_BYTES
+        prompts = await in_background(body.prompts, *limits) if is_long else body.prompts(*limits)
+    body = msgspec.structs.replace(body, prompt=msgspec.Raw())  # which would hold all of what was sent
+    body_was_read(request)
     body.check(service.settings.serve, len(prompts))
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = body.sampling_params(service.model_defaults, max_tokens, body.num_logprobs)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.app.endpoints.models import check_model
 from quire.app.errors import ApiError
-from quire.app.schemas.body import read_body, unknown_of
-from quire.app.schemas.chat import ChatRequest
+from quire.app.schemas.body import AtMost, read_body, unknown_of
+from quire.app.schemas.chat import ChatRequest, RawMessages
 from quire.app.schemas.sampling import check_at_most
 from quire.app.schemas.unknown import UnknownFields
 from quire.app.service import Service, service_of
@@ -20,6 +18,7 @@ from quire.engine.frontend.prompts import check_characters, off_the_loop
 # What may be counted where the context is shorter, so that a client sees by how much its text is too long.
 TOKENS_ALWAYS_TAKEN = 64 * 2**10
 _BYTES_OF_AN_ID = 16  # in JSON, spaces included
+_BYTES_OF_A_TEXTS_TOKEN = 64  # the same; a text that hardly has tokens may have 8 characters for each
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +26,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: RawMessages | None = None
     add_special_tokens: bool | None = None  # unset: yes for a prompt, no for messages
     add_generation_prompt: bool = True
     return_token_strs: bool = False
@@ -40,7 +39,8 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 async def tokenize(request: Request) -> Response:
     service = service_of(request)
-    body = await read_body(request, TokenizeRequest)
+    body = await read_body(request, TokenizeRequest, AtMost(
+        "prompt", _most_tokens(service), _BYTES_OF_A_TEXTS_TOKEN))
     check_model(request, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "Give either prompt or messages.", "prompt")
@@ -51,7 +51,7 @@ def _tokenized(service: Service, body: TokenizeRequest, unknown: UnknownFields) 
     tokenizer, most = service.tokenizer, _most_tokens(service)
     text, special = body.prompt or "", body.add_special_tokens is not False
     if body.messages is not None:
-        conversation = ChatRequest(messages=body.messages).conversation(unknown)
+        conversation = ChatRequest(messages=body.messages).conversation(unknown, most)
         text = service.engine.chat_template.render(conversation, add_generation_prompt=body.add_generation_prompt)
         special = bool(body.add_special_tokens)
     check_characters(text, most)
@@ -70,12 +70,7 @@ def _tokenized(service: Service, body: TokenizeRequest, unknown: UnknownFields) 
 async def detokenize(request: Request) -> Response:
     service = service_of(request)
     most = _most_tokens(service)
-    # Before it is parsed: that takes a fraction of a second for what a body of the size that chats may have can hold.
-    most_bytes = _BYTES_OF_AN_ID * most
-    if len(await request.body()) > most_bytes:
-        raise ApiError(413, f"The body is longer than {most_bytes} bytes; /detokenize takes at most {most} tokens. "
-                       "Please send them in parts.", "tokens")
-    body = await read_body(request, DetokenizeRequest)
+    body = await read_body(request, DetokenizeRequest, AtMost("tokens", most, _BYTES_OF_AN_ID))
     check_model(request, body.model)
     check_at_most("tokens", len(body.tokens), most, what="ids")
     return _json(await off_the_loop(_detokenized, service, body.tokens))

@@ -2,7 +2,8 @@
 
 Nothing is ignored in silence: a field does what it says, is known to be harmless, is refused by name, or is named in a
 header of the reply (`quire.app.schemas.unknown`). Nothing is built that nobody will look at: one call that decodes
-holds up the event loop from whichever thread. Called by the endpoints.
+holds up the event loop from whichever thread, so bodies of many values are refused before (`structure`), and each call
+decodes one field, message or part. Called by the endpoints.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
+from quire.app.background import in_background
 from quire.app.errors import ApiError
+from quire.app.schemas.structure import SMALL_BYTES, check_structure
 from quire.app.schemas.unknown import OF_CLIENTS, UnknownFields, elsewhere
 from quire.app.service import record_of, service_of
 
 T = TypeVar("T", bound=msgspec.Struct)
+V = TypeVar("V")
 
 # What OpenAI's clients may send that changes nothing in the reply of a server like this one.
 HARMLESS = frozenset({
@@ -43,11 +47,9 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "repetition_detection": (), "kv_transfer_params": (), "ec_transfer_params": (), "vllm_xargs": ({},),
 }
 
-# Each list or object takes a hundred bytes of memory where two of the body may say so. Texts may hold brackets too.
-MOST_BRACKETS = 2**20
-
 # In JSON, for each field but those that hold what the model is to read or write on.
 MOST_FIELD_BYTES = 2**20
+_MOST_BYTES = {"chat_template_kwargs": 64 * 2**10}  # of anything at all, which takes longer to decode
 _LONG_FIELDS = frozenset({"prompt", "messages", "tokens"})
 _MOST_NEUTRAL_BYTES = 200  # no value that asks for nothing is longer
 
@@ -56,7 +58,8 @@ _MOST_SHOWN_CHARACTERS = 60
 
 _BOM = b"\xef\xbb\xbf"
 _NULL = msgspec.Raw(b"null")
-_ANYTHING: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+# msgspec itself takes 15 us for some floats.
+_ANYTHING: msgspec.json.Decoder[Any] = msgspec.json.Decoder(float_hook=float)
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 _WRONG_TYPE = re.compile(r"Expected `(?P<wanted>[^`]*)`, got `(?P<got>[^`]*)`")
 _STEP = re.compile(r"\[(\d+)\]|\.([^.\[]+)")
@@ -65,15 +68,34 @@ _JSON_TYPES = {"int": "an integer", "float": "a number", "str": "text", "bool": 
                "object": "an object", "null": ""}
 
 
-async def read_body(request: Request, schema: type[T]) -> T:
-    """The request's body as a `schema`. Raises ApiError (400, 413)."""
+class AtMost(NamedTuple):
+    """How many tokens a body may be about, in the field `param`."""
+
+    param: str
+    tokens: int
+    bytes_of_one: int  # in JSON
+
+
+async def read_body(request: Request, schema: type[T], most: AtMost | None = None) -> T:
+    """The request's body as a `schema`. Nothing but the result holds on to it.
+
+    Raises:
+        ApiError: 400; 413 for a body of more than `most`, which is not looked at.
+    """
     # A page in a browser may send any other type to any address without asking first: this is what stops it.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "The content-type must be application/json.")
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         raise ApiError(415, f"The content-encoding {encoding[:50]!r} is not supported; send the body as it is.")
-    return parse_body(await request.body(), schema, unknown_of(request))
+    raw = b"".join([piece async for piece in request.stream()])  # Request.body would keep it
+    if most is not None and len(raw) > (max_bytes := most.tokens * most.bytes_of_one):
+        raise ApiError(413, f"The body is longer than {max_bytes} bytes; {request.url.path} takes at most "
+                       f"{most.tokens} tokens. Please send them in parts.", most.param)
+    unknown = unknown_of(request)
+    if len(raw) > SMALL_BYTES:
+        return await in_background(parse_body, raw, schema, unknown)
+    return parse_body(raw, schema, unknown)
 
 
 def unknown_of(request: Request) -> UnknownFields:
@@ -87,7 +109,12 @@ def parse_body(raw: bytes, schema: type[T], unknown: UnknownFields) -> T:
     decoders = _decoders(schema)
     values: dict[str, Any] = {}
     for name, value in fields.items():
-        if name in HARMLESS or value == _NULL:
+        if value == _NULL:
+            continue
+        most = _MOST_BYTES.get(name, MOST_FIELD_BYTES)
+        if len(value) > most and name not in _LONG_FIELDS and (name in decoders or name in HARMLESS):
+            raise ApiError(400, f"{name} is {len(value)} bytes long, and may have at most {most} bytes.", name)
+        if name in HARMLESS:
             continue
         if name not in decoders:
             if name in UNSUPPORTED:
@@ -95,8 +122,6 @@ def parse_body(raw: bytes, schema: type[T], unknown: UnknownFields) -> T:
             else:
                 unknown.meet(name, name, decoders, OF_CLIENTS)
             continue
-        if len(value) > MOST_FIELD_BYTES and name not in _LONG_FIELDS:
-            raise ApiError(400, f"{name} is {len(value)} bytes long, and may have at most {MOST_FIELD_BYTES}.", name)
         decoder = decoders[name]
         decoded = values[name] = value if decoder is None else decode_field(name, decoder, value)
         if isinstance(decoded, msgspec.Struct):
@@ -116,9 +141,7 @@ def _meet_unknown_within(name: str, value: msgspec.Raw, known: tuple[str, ...], 
 
 def _split(raw: bytes) -> dict[str, msgspec.Raw]:
     """The fields of a body, each still in JSON."""
-    if raw.count(b"[") + raw.count(b"{") > MOST_BRACKETS:
-        raise ApiError(400, f"The request body holds more than {MOST_BRACKETS} opening brackets, and so perhaps as "
-                       "many lists and objects. Please send fewer prompts or messages at once.")
+    check_structure(raw)
     try:
         return msgspec.json.decode(raw.removeprefix(_BOM), type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
@@ -130,11 +153,11 @@ def _split(raw: bytes) -> dict[str, msgspec.Raw]:
 @cache
 def _decoders(schema: type[msgspec.Struct]) -> dict[str, msgspec.json.Decoder[Any] | None]:
     """By field; None for one whose JSON the schema reads itself."""
-    return {field.name: None if field.type is msgspec.Raw else msgspec.json.Decoder(field.type)
+    return {field.name: None if field.type is msgspec.Raw else msgspec.json.Decoder(field.type, float_hook=float)
             for field in msgspec.structs.fields(schema)}
 
 
-def decode_field(name: str, decoder: msgspec.json.Decoder[T], value: msgspec.Raw | bytes) -> T:
+def decode_field(name: str, decoder: msgspec.json.Decoder[V], value: msgspec.Raw | bytes) -> V:
     """Raises ApiError (400) that names the field, or the place in it, what belongs there and what was sent."""
     try:
         return decoder.decode(value)

@@ -7,24 +7,36 @@ from typing import Any
 import msgspec
 
 from quire.app.errors import ApiError
+from quire.app.schemas.body import decode_field
 from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens
 from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES, UnknownFields
 from quire.app.schemas.usage import Usage
 from quire.app.settings import ServeSettings
 from quire.engine.frontend.chat_template import RESERVED_VARIABLES
+from quire.engine.frontend.prompts import check_json
 
 MAX_MESSAGES = 4096
+MAX_PARTS = 4096  # of the content of all messages together
 MAX_KWARGS_DEPTH = 16
-MAX_KWARGS_BYTES = 64 * 2**10
 ROLES = ("system", "developer", "user", "assistant")
 _HARMLESS_IN_MESSAGES = frozenset({"annotations", "reasoning", "reasoning_content"})
 _HARMLESS_IN_PARTS = frozenset({"annotations", "cache_control"})  # a prompt's beginning is cached unasked
 _UNSUPPORTED_IN_MESSAGES = frozenset({"tool_calls", "tool_call_id", "function_call", "audio"})
 _FIELDS_OF_MESSAGES = ("role", "content", "name", "refusal")
+_TEXT = msgspec.json.Decoder(str)
+_PARTS = msgspec.json.Decoder(list[msgspec.Raw])
+_PART = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NULL = msgspec.Raw(b"null")
+_NO_TEXT = msgspec.Raw(b'""')
+_NOTHING = frozenset({b"null", b"false", b"0", b"0.0", b'""', b"[]", b"{}"})
+_MOST_NOTHING_BYTES = 20
+
+# In JSON but for their names: a message may hold what nobody reads, and that is passed over without being decoded.
+RawMessages = list[dict[str, msgspec.Raw]]
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
-    messages: list[dict[str, Any]]
+    messages: RawMessages
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
@@ -35,6 +47,11 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     @property
     def most_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def weight(self) -> int:
+        """How long it takes to check and render the messages: in bytes of their JSON, names at 20 each."""
+        return sum(20 + len(value) for message in self.messages for value in message.values())
 
     def check(self, settings: ServeSettings) -> None:
         """Raises ApiError for what can be seen without the engine."""
@@ -51,15 +68,23 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
             raise ApiError(400, f"chat_template_kwargs may not set {', '.join(sorted(taken))}.",
                            "chat_template_kwargs")
         check_at_most("chat_template_kwargs", _depth(self.chat_template_kwargs), MAX_KWARGS_DEPTH, what="levels")
-        check_at_most("chat_template_kwargs", len(msgspec.json.encode(self.chat_template_kwargs)), MAX_KWARGS_BYTES,
-                      what="bytes")
 
-    def conversation(self, unknown: UnknownFields) -> list[dict[str, Any]]:
-        """The messages as a chat template takes them. Raises ApiError naming the message at fault."""
+    def conversation(self, unknown: UnknownFields, max_model_len: int) -> list[dict[str, Any]]:
+        """The messages as a chat template takes them.
+
+        Raises:
+            ApiError: names the message at fault.
+            InvalidRequestError: one is longer than any prompt.
+        """
         if not self.messages:
             raise ApiError(400, "messages must hold at least one message.", "messages")
         check_at_most("messages", len(self.messages), MAX_MESSAGES, what="messages")
-        return [_checked_message(message, f"messages[{i}]", unknown) for i, message in enumerate(self.messages)]
+        for message in self.messages:
+            check_json(bytes(message.get("content", _NULL)), max_model_len)
+        conversation = [_checked_message(message, f"messages[{i}]", unknown) for i, message in enumerate(self.messages)]
+        num_parts = sum(len(message["content"]) for message in conversation if isinstance(message["content"], list))
+        check_at_most("messages", num_parts, MAX_PARTS, what="content parts in all")
+        return conversation
 
 
 def _depth(value: Any) -> int:
@@ -73,63 +98,94 @@ def _depth(value: Any) -> int:
         depth += 1
 
 
-def _checked_message(message: dict[str, Any], where: str, unknown: UnknownFields) -> dict[str, Any]:
-    role = message.get("role")
+def _checked_message(message: dict[str, msgspec.Raw], where: str, unknown: UnknownFields) -> dict[str, Any]:
+    role = _text(message.get("role"), f"{where}.role")
     if role in ("tool", "function"):
         raise ApiError(400, f"{where}.role is {role!r}, and tool calls are not supported by this version.",
                        f"{where}.role")
     if role not in ROLES:
-        raise ApiError(400, f"{where}.role must be one of {', '.join(ROLES)}; got {str(role)[:50]!r}.",
+        raise ApiError(400, f"{where}.role must be one of {', '.join(ROLES)}; got {_shown(message.get('role'))}.",
                        f"{where}.role")
     for name in _UNSUPPORTED_IN_MESSAGES & message.keys():  # first: a message of tool calls may have no content
-        if message[name]:
+        if _says_something(message[name]):
             raise ApiError(400, f"{where}.{name} is not supported by this version; leave it out, and say in "
                            f"{where}.content what the model is to know of it.", f"{where}.{name}")
     content = message.get("content")
-    if role == "assistant" and not content:
-        content = _refusal_text(message.get("refusal"), f"{where}.refusal")
+    if role == "assistant" and not _says_something(content):
+        content = _refusal(message.get("refusal"), f"{where}.refusal")
     # Newer OpenAI clients say "developer" for what every open model's template calls "system".
     checked: dict[str, Any] = {"role": "system" if role == "developer" else role,
                                "content": _checked_content(content, role, f"{where}.content", unknown)}
     for name, value in message.items():
-        if name in ("role", "content", "refusal") or name in _HARMLESS_IN_MESSAGES or not value:
+        if name in ("role", "content", "refusal") or name in _HARMLESS_IN_MESSAGES or not _says_something(value):
             continue
         if name != "name":
             unknown.meet(name, f"{where}.{name}", _FIELDS_OF_MESSAGES, OF_CLIENTS_IN_MESSAGES)
-        elif isinstance(value, str):
-            checked["name"] = value
+        elif (text := _text(value, f"{where}.name")) is not None:
+            checked["name"] = text
         else:
             raise ApiError(400, f"{where}.name must be text.", f"{where}.name")
     return checked
 
 
-def _refusal_text(refusal: Any, where: str) -> str:
+def _refusal(refusal: msgspec.Raw | None, where: str) -> msgspec.Raw:
     """What the assistant said where it said nothing else; empty where it did not even refuse."""
-    if refusal is not None and not isinstance(refusal, str):
+    if refusal is None or refusal == _NULL:
+        return _NO_TEXT
+    if not _begins(refusal, b'"'):
         raise ApiError(400, f"{where} must be text.", where)
-    return refusal or ""
+    return refusal
 
 
-def _checked_content(content: Any, role: str, where: str, unknown: UnknownFields) -> str | list[dict[str, str]]:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
+def _checked_content(content: msgspec.Raw | None, role: str, where: str, unknown: UnknownFields) \
+        -> str | list[dict[str, str]]:
+    text = _text(content, where)
+    if text is not None:
+        return text
+    if content is None or not _begins(content, b"["):
         raise ApiError(400, f"{where} must be text or a list of text parts.", where)
-    return [_checked_part(part, role, f"{where}[{i}]", unknown) for i, part in enumerate(content)]
+    parts = decode_field(where, _PARTS, content)
+    check_at_most(where, len(parts), MAX_PARTS, what="parts")
+    return [_checked_part(part, role, f"{where}[{i}]", unknown) for i, part in enumerate(parts)]
 
 
-def _checked_part(part: Any, role: str, where: str, unknown: UnknownFields) -> dict[str, str]:
+def _checked_part(raw: msgspec.Raw, role: str, where: str, unknown: UnknownFields) -> dict[str, str]:
     """What the assistant refused with is text to a template."""
-    kind = part.get("type") if isinstance(part, dict) else None
+    part = decode_field(where, _PART, raw) if _begins(raw, b"{") else {}
+    kind = _text(part.get("type"), f"{where}.type")
     if kind != "text" and not (kind == "refusal" and role == "assistant"):
-        raise ApiError(400, f"{where}: this server takes text only; parts of type {str(kind)[:50]!r} are not "
+        raise ApiError(400, f"{where}: this server takes text only; parts of type {_shown(part.get('type'))} are not "
                        "supported.", where)
-    if not isinstance(part.get(kind), str):
+    text = _text(part.get(kind), f"{where}.{kind}")
+    if text is None:
         raise ApiError(400, f"{where}.{kind} must be text.", f"{where}.{kind}")
     for name, value in part.items():
-        if value and name not in ("type", kind) and name not in _HARMLESS_IN_PARTS:
+        if name not in ("type", kind) and name not in _HARMLESS_IN_PARTS and _says_something(value):
             unknown.meet(name, f"{where}.{name}", ("type", kind))
-    return {"type": "text", "text": part[kind]}
+    return {"type": "text", "text": text}
+
+
+def _text(raw: msgspec.Raw | None, where: str) -> str | None:
+    """None where it is no text."""
+    return decode_field(where, _TEXT, raw) if raw is not None and _begins(raw, b'"') else None
+
+
+def _says_something(raw: msgspec.Raw | None) -> bool:
+    """Whether it is there, and more than null, false, zero or empty."""
+    if raw is None or len(raw) > _MOST_NOTHING_BYTES:
+        return raw is not None
+    return bytes(raw).translate(None, b" \t\r\n") not in _NOTHING
+
+
+def _begins(raw: msgspec.Raw, with_: bytes) -> bool:
+    return bytes(memoryview(raw)[:1]) == with_
+
+
+def _shown(raw: msgspec.Raw | None) -> str:
+    """A value as an error names it, in JSON."""
+    text = bytes(memoryview(_NULL if raw is None else raw)[:51]).decode(errors="replace")
+    shown = text if len(text) <= 50 else text[:50] + "..."
+    return "'" + shown.strip('"') + "'" if text.startswith('"') else shown
 
 
 class TopLogprob(msgspec.Struct):

@@ -12,8 +12,10 @@ from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_l
 from quire.app.schemas.usage import Usage
 from quire.app.settings import ServeSettings
 from quire.engine.errors import context_length_error
+from quire.engine.frontend.prompts import check_json
 
 DEFAULT_MAX_TOKENS = 16
+_MOST_ID_BYTES = 64  # in JSON, white space included
 _TOKEN_IDS = re.compile(rb"\[\s*-?\d")  # how a list of them begins
 _PROMPT = msgspec.json.Decoder(str | list[msgspec.Raw])
 _PART = msgspec.json.Decoder(str | list[int])
@@ -47,7 +49,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
         prompt by prompt, so a long body is for a thread.
         """
         raw = bytes(self.prompt)
-        if _TOKEN_IDS.match(raw):
+        if _TOKEN_IDS.match(raw) or raw.startswith(b'"'):
             return [self._part(raw, "prompt", max_model_len)]
         if raw.startswith(b"["):
             check_at_most("prompt", _fewest_parts(raw), max_prompts, "--max-prompts", "prompts")
@@ -65,6 +67,11 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
             if num_tokens >= max_model_len:
                 max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
                 raise context_length_error(max_model_len, num_tokens, max_tokens)
+            if len(raw) > _MOST_ID_BYTES * (num_tokens + 1):
+                raise ApiError(400, f"{where} holds {num_tokens} token ids in {len(raw)} bytes; the server takes at "
+                               f"most {_MOST_ID_BYTES} for each.", where)
+        elif raw.startswith(b'"'):
+            check_json(raw, max_model_len)
         try:
             return decode_field(where, _PART, raw)
         except ApiError as error:

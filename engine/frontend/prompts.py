@@ -27,6 +27,7 @@ T = TypeVar("T")
 # A text that hardly has tokens (white space, letters repeated) takes memory for its characters all the same.
 CHARS_PER_TOKEN = 8
 CHARS_ALWAYS_TAKEN = 256 * 2**10
+_BYTES_AROUND_A_PART = 128
 
 # Two, however many cores: the memory of what is being encoded is theirs times that of one. Who leaves the queue was
 # never encoded.
@@ -40,10 +41,23 @@ async def off_the_loop(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
 
 def check_characters(text: str, most_tokens: int) -> None:
     """Raises InvalidRequestError for a text too long to be looked at, where it may have `most_tokens`."""
+    _check_characters(len(text), "", most_tokens)
+
+
+def check_json(raw: bytes, most_tokens: int) -> None:
+    """As `check_characters`, of a text or its parts in JSON: decoding millions of characters takes its time too."""
+    if len(raw) > CHARS_ALWAYS_TAKEN:
+        num_escapes = raw.count(b"\\u")  # of six bytes, and two may make one character; elsewhere at most four do
+        rest = len(raw) - 6 * num_escapes - _BYTES_AROUND_A_PART * (1 + raw.count(b"{"))
+        _check_characters(num_escapes // 2 + rest // 4, "at least ", most_tokens)
+
+
+def _check_characters(num_chars: int, about: str, most_tokens: int) -> None:
     most = max(CHARS_ALWAYS_TAKEN, CHARS_PER_TOKEN * most_tokens)
-    if len(text) > most:
-        raise InvalidRequestError(f"The prompt has {len(text)} characters; for at most {most_tokens} tokens the server "
-                                  f"takes at most {most} characters. Please reduce the length of the prompt.", "prompt")
+    if num_chars > most:
+        raise InvalidRequestError(f"The prompt has {about}{num_chars} characters; for at most {most_tokens} tokens the "
+                                  f"server takes at most {most} characters. Please reduce the length of the prompt.",
+                                  "prompt")
 
 
 def to_token_ids(prompt: Prompt, tokenizer: Tokenizer | None, add_special_tokens: bool = True,

@@ -18,9 +18,10 @@ from starlette.applications import Starlette
 
 from quire.app.endpoints.tokenize import DetokenizeRequest, TokenizeRequest
 from quire.app.errors import ApiError
-from quire.app.schemas.body import MOST_BRACKETS, parse_body
+from quire.app.schemas.body import parse_body
 from quire.app.schemas.chat import ChatRequest
 from quire.app.schemas.completions import CompletionRequest
+from quire.app.schemas.structure import MOST_BRACKETS
 from quire.app.schemas.unknown import UnknownFields
 from quire.app.settings import ServeSettings
 from quire.engine.config import EngineArgs
@@ -123,7 +124,7 @@ def read(raw: bytes, schema: Any) -> None:
     body = parse_body(raw, schema, UnknownFields())
     if isinstance(body, ChatRequest):
         body.check(limits)
-        body.conversation(UnknownFields())
+        body.conversation(UnknownFields(), 8192)
         body.sampling_params({}, body.most_tokens, body.top_logprobs)
     elif isinstance(body, CompletionRequest):
         body.check(limits, len(body.prompts(limits.max_prompts, 8192)))
@@ -151,8 +152,14 @@ CHAT = b'{"messages":[{"role":"user","content":"x"}],'
     (CHAT + b'"chat_template_kwargs":{"a":' + MILLION + b"}}", ChatRequest, "chat_template_kwargs is 2000007 bytes"),
     (CHAT + b'"tools":' + MILLION + b"}", ChatRequest, "tools is not supported"),
     (CHAT + b'"never":' + MILLION + b"}", ChatRequest, "no request field 'never'"),
-    (CHAT + b'"metadata":' + MILLION + b"}", ChatRequest, ""),
-], ids=range(9))
+    (CHAT + b'"metadata":' + MILLION + b"}", ChatRequest, "metadata is 2000001 bytes long"),
+    (CHAT + b'"metadata":' + b"[" + MILLION[1_100_001:] + b"}", ChatRequest, ""),
+    (b'{"messages":[{"role":"user","content":"x","annotations":' + MILLION + b"}]}", ChatRequest, ""),
+    (b'{"messages":[{"role":"user","content":"x","tool_calls":' + MILLION + b"}]}", ChatRequest, "tool_calls is not"),
+    (b'{"messages":[' + b'{"role":"user","content":"x"},' * 40_000 + b"0]}", ChatRequest, "32768 fields of objects"),
+    (b"{" + b",".join(b'"%d":1' % i for i in range(100_000)) + b"}", ChatRequest, "32768 fields of objects"),
+    (b'{"prompt":[' + b"7," * (2**20 + 1) + b"7]}", CompletionRequest, "1048576 values"),
+], ids=range(15))
 def test_what_is_refused_or_passed_over_is_never_built(raw: bytes, schema: Any, said: str) -> None:
     """Millions of numbers hold up the loop for as long as it takes to make them, and cost 8 bytes each at least."""
     tracemalloc.start()
@@ -182,7 +189,7 @@ async def test_a_long_list_of_prompts_is_decoded_off_the_loop(
             transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         for prompt in ([[7] * 50] * 1000, [7] * 50):
             assert (await client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 1})).status_code == 200
-    assert threads == ["tokenize", "MainThread"]
+    assert threads == ["background", "MainThread"]
 
 
 FIELDS = [*sorted({name for schema in SCHEMAS for name in schema.__struct_fields__}), "unknown", "\x00", "user",

@@ -20,7 +20,7 @@ def server() -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("name", ["pipelining", "one_pipeline", "chunks"])
+@pytest.mark.parametrize("name", ["pipelining", "one_pipeline", "chunks", "bodies"])
 def test_no_probe_waits_for_an_attack(server: Server, name: str) -> None:
     parts = urlsplit(server.url)
     assert parts.hostname and parts.port
