@@ -108,6 +108,11 @@ class RankError(QuireError):
         self.killed = killed
 
 
+class MisuseError(QuireError, RuntimeError):
+    """An object is used where it cannot work, as in another event loop or in a forked child; the message says what to
+    do instead."""
+
+
 class EngineDeadError(QuireError):
     """The engine ended and is not coming back."""
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from quire.engine.arguments import integer, is_integer, listed, shown, unsupported
 from quire.engine.config import EngineArgs
-from quire.engine.errors import ConfigError, EngineDeadError, InvalidRequestError
+from quire.engine.errors import ConfigError, EngineDeadError, InvalidRequestError, MisuseError
 from quire.engine.frontend.chat_template import RESERVED_VARIABLES, ChatTemplate, load_chat_template
 from quire.engine.frontend.context_limit import naming_limits
 from quire.engine.frontend.generation import Generation
@@ -65,10 +67,20 @@ class LLM:
         self._seeds = random.Random(self.args.seed)
         self._next_id = 0
         self._turn = threading.Lock()  # the engine serves one call; those of other threads wait
+        self._calls = threading.local()  # .inside: whether this thread is in `generate`
+        self._closing = False
+        self._pid = os.getpid()
 
     def close(self) -> None:
-        """Let go of the devices at once, rather than with the last reference. The object is of no use afterwards."""
-        self._core.close()
+        """Let go of the devices at once, rather than with the last reference. The object is of no use afterwards.
+
+        Calls of `generate` that run in other threads end with EngineDeadError after their step in hand, and are waited
+        for. In the middle of a call of this thread (a signal handler), the call closes it on its way out.
+        """
+        self._closing = True
+        if os.getpid() == self._pid and not getattr(self._calls, "inside", False):  # a forked child holds no devices
+            with self._turn:
+                self._core.close()
 
     def get_tokenizer(self) -> Tokenizer:
         """Raises InvalidRequestError where the engine was built without one."""
@@ -92,15 +104,20 @@ class LLM:
 
         Raises:
             InvalidRequestError: a prompt or its parameters cannot be served; nothing was run.
+            EngineDeadError: the engine was closed, before or meanwhile, or broke in an earlier call.
+            MisuseError: this process was forked after the engine was built.
         """
+        if os.getpid() != self._pid:
+            raise MisuseError(f"This LLM was built in process {self._pid}; a forked child has neither its threads nor "
+                              "its devices. Build one in the child, and start it with multiprocessing's \"spawn\".")
         unsupported("lora_request", lora_request)
         unsupported("tokenization_kwargs", tokenization_kwargs, {})
         unsupported("mm_processor_kwargs", mm_processor_kwargs, {})
         wanted = _as_list(prompts)
         params = self._params_for(wanted, sampling_params)
         priorities = _priorities(priority, len(wanted))
-        with self._turn, _undisturbed(), _Interrupts() as interrupts:
-            if not self._core.is_sound:
+        with self._own_turn(), _undisturbed(), _Interrupts() as interrupts:
+            if self._closing or not self._core.is_sound:
                 raise EngineDeadError("This LLM was closed, or a step of an earlier call ended in its middle; close it "
                                       "and build another.")
             run = _Run(self._core, self._tokenizer)
@@ -108,7 +125,23 @@ class LLM:
                 for prompt, own, rank in zip(wanted, params, priorities):
                     text, ids = to_token_ids(prompt, self._tokenizer)
                     run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63))
-            return run.finish(use_tqdm, interrupts)
+            return run.finish(use_tqdm, partial(self._heed, interrupts))
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        self._calls.inside = True
+        try:
+            with self._turn:
+                yield
+        finally:
+            self._calls.inside = False
+            if self._closing:
+                self.close()
+
+    def _heed(self, interrupts: _Interrupts) -> None:
+        interrupts.heed()
+        if self._closing:
+            raise EngineDeadError("This LLM was closed while it generated.")
 
     def chat(self, messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
              sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, use_tqdm: bool = True,
@@ -238,7 +271,8 @@ class _Run:
         self._metrics.append(metrics)
         self._outputs.append(None)
 
-    def finish(self, use_tqdm: bool, interrupts: _Interrupts) -> list[RequestOutput]:
+    def finish(self, use_tqdm: bool, heed: Callable[[], None]) -> list[RequestOutput]:
+        """`heed` is called between two steps, and raises what ends the call."""
         core = self._core
         try:
             for submit in self._submits:
@@ -248,7 +282,7 @@ class _Run:
             with tqdm(total=len(self._submits), desc="Generating", unit="request", disable=not use_tqdm,
                       dynamic_ncols=True) as bar:
                 while core.has_work:
-                    interrupts.heed()
+                    heed()
                     for _, delta in core.step():
                         bar.update(self._take(delta))
         except BaseException:
