@@ -28,7 +28,9 @@ class EngineSlot:
                            "--log-level", settings.log_level, "--reload-file", reload_file]
         self._own_environment = own_environment
         self._policy = RestartPolicy(settings.max_engine_restarts)
-        self._last_was_killed = False  # from outside: see quire.engine.messages.Ready
+        self.place = place
+        self.last_was_killed = False  # from outside: see quire.engine.messages.Ready
+        self.gone = False  # for good: no engine is started here any more
         self.facts = {"engine": place} if settings.engine.data_parallel_size > 1 else {}  # for log lines
         self.child: EngineChild | None = None
 
@@ -38,7 +40,7 @@ class EngineSlot:
 
     def start(self, environment: dict[str, str], lifeline: int) -> None:
         """Raises OSError where the system gives no process; the slot stays empty."""
-        self.child = EngineChild([*self._arguments, *(["--after-kill"] if self._last_was_killed else [])],
+        self.child = EngineChild([*self._arguments, *(["--after-kill"] if self.last_was_killed else [])],
                                  environment | self._own_environment, lifeline, self._settings.engine_stall_timeout,
                                  self.facts)
 
@@ -49,7 +51,7 @@ class EngineSlot:
             return None
         self.child = None
         child.close()
-        self._last_was_killed = code == -signal.SIGKILL and not child.hung
+        self.last_was_killed = code == -signal.SIGKILL and not child.hung
         return child, code
 
     def restart_delay_s(self, ended: EngineChild, code: int) -> float | None:

@@ -1,8 +1,9 @@
 """`quire serve`: the one parent of the engines and of gunicorn. It owns the port, the run directory and the exit code.
 
-Starts all at once, restarts an engine that died or hangs after it was ready, drains on SIGTERM, has everything read
-again on SIGHUP, speaks to systemd, and lets nothing outlive itself: each child asks the kernel to die with its parent,
-and watches a pipe that only this process holds open.
+Starts all at once, restarts an engine that died or hangs after it was ready, serves on without one that failed too
+often as long as another is left, drains on SIGTERM, has everything read again on SIGHUP, speaks to systemd, and lets
+nothing outlive itself: each child asks the kernel to die with its parent, and watches a pipe that only this process
+holds open.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import structlog
 
+from quire.app import gone_file
 from quire.app.announce import Announcer
 from quire.app.engine_child import EngineChild, stop_all
 from quire.app.engine_slot import EngineSlot
@@ -47,6 +49,8 @@ PROBE_S = 0.2
 STOP_ENGINE_S = 5.0
 STOP_ENGINE_NOW_S = 0.5
 STOP_HTTP_MARGIN_S = 10.0
+FAREWELL_S = 3.0  # for streams to end with an error when the server gives up
+GONE_AGAIN_S = 1.0  # to the next try, where workers cannot be told which engines are gone
 # Of the launcher's own environment, what children must not see: keys, and systemd's and gunicorn's hand-overs.
 _NOT_FOR_CHILDREN = ("VLLM_API_KEY", "QUIRE_API_KEY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS",
                      "LISTEN_PID", "GUNICORN_CMD_ARGS", "GUNICORN_FD")
@@ -67,7 +71,7 @@ class Launcher:
         self._due: dict[Callable[[], None], float] = {}  # what is to be done, and when
         self._exit_code: int | None = None  # set: stop everything, then leave with it
         self._was_ready = False
-        self._ready = False  # all engines serve, and clients would hear it
+        self._ready = False  # all engines that are left serve, and clients would hear it
         self._stop_signals = 0
 
     def run(self) -> int:
@@ -126,6 +130,10 @@ class Launcher:
     def _engines(self) -> list[EngineChild]:
         return [slot.child for slot in self._slots if slot.child is not None]
 
+    @property
+    def _left(self) -> list[EngineSlot]:
+        return [slot for slot in self._slots if not slot.gone]
+
     def _start_engine(self, slot: EngineSlot) -> None:
         with contextlib.suppress(OSError), open(self._shared.engine_starts_file, "ab") as starts:
             starts.write(b"+")  # only for the metric of restarts, which is not worth an engine
@@ -137,7 +145,7 @@ class Launcher:
             if self._was_ready:
                 self._start_again(slot, slot.failed_start_delay_s(), EXIT_BROKEN)
             else:
-                self._give_up(EXIT_LOAD, "the engine could not start", **slot.facts)
+                self._lose(slot, EXIT_LOAD, "the engine could not start", **slot.facts)
             return
         self._in(0, self._look_whether_ready)
 
@@ -177,27 +185,33 @@ class Launcher:
 
     def _end_if_hung(self) -> None:
         now = time.monotonic()
-        looks = [again_at for engine in self._engines if (again_at := engine.end_if_hung(now)) is not None]
+        looks = []
+        for slot in self._left:
+            if slot.child is not None and (again_at := slot.child.end_if_hung(now)) is not None:
+                looks.append(again_at)
+                if slot.child.immortal:
+                    self._lose(slot, EXIT_HUNG, "the engine hangs and cannot be killed", **slot.facts)
         if looks:
             self._in(min(looks) - now, self._end_if_hung)
-        if any(engine.immortal for engine in self._engines):
-            self._give_up(EXIT_HUNG, "the engine hangs and cannot be killed")
 
     def _look_whether_ready(self) -> None:
         """Ready means that both say so: the engines serve, and clients would hear it."""
-        if self._ready or self._stop_signals or any(slot.child is None for slot in self._slots):
+        left = self._left
+        if self._ready or self._stop_signals or any(slot.child is None for slot in left):
             return
         readiness: Readiness = probe(self._shared.run_dir)
         if not readiness.ready:  # it is while another engine serves
             self._announce.loading(readiness.phase, readiness.fraction)
             self._systemd.status(f"{readiness.phase} {readiness.fraction:.0%}")
-        if not readiness.ready or not all(slot.serves for slot in self._slots):
+        if not readiness.ready or not all(slot.serves for slot in left):
             self._in(PROBE_S, self._look_whether_ready)
             return
         with contextlib.suppress(OSError):  # a full disk; a worker that comes later waits for all engines again
             Path(self._shared.opened_file).touch()
         self._announce.ready(self._url, again=self._was_ready)
         self._systemd.ready()
+        if len(left) < len(self._slots):
+            self._systemd.status(f"serving with {len(left)} of {len(self._slots)} engines")
         self._ready = self._was_ready = True
 
     def _watchdog(self) -> None:
@@ -205,7 +219,7 @@ class Launcher:
         if interval_s is None:
             return
         now = time.monotonic()
-        silent_s = max((engine.silent_s(now) for engine in self._engines), default=0.0)
+        silent_s = max((slot.child.silent_s(now) for slot in self._left if slot.child is not None), default=0.0)
         if silent_s < self._settings.engine_stall_timeout + OVERDUE_S:
             self._systemd.alive()
         self._in(interval_s / 2, self._watchdog)
@@ -214,7 +228,7 @@ class Launcher:
 
     def _reap(self) -> None:
         for slot in self._slots:
-            if (ended := slot.take_ended()) is not None:
+            if (ended := slot.take_ended()) is not None and not slot.gone:
                 self._engine_ended(slot, *ended)
         if self._http is not None and (code := self._http.poll()) is not None:
             self._http = None
@@ -231,19 +245,38 @@ class Launcher:
             self._exit_code = EXIT_OK
             return
         if code == EXIT_CONFIG or not (self._was_ready or engine.serving_since):  # it would be the same again
-            self._give_up(EXIT_CONFIG if code == EXIT_CONFIG else EXIT_LOAD, "the engine could not start", status=code,
-                          **slot.facts)
+            self._lose(slot, EXIT_CONFIG if code == EXIT_CONFIG else EXIT_LOAD, "the engine could not start",
+                       status=code, **slot.facts)
             return
         self._start_again(slot, slot.restart_delay_s(engine, code), EXIT_HUNG if engine.hung else EXIT_BROKEN,
                           status=code)
 
     def _start_again(self, slot: EngineSlot, delay_s: float | None, exit_code: int, **facts: object) -> None:
-        """After `delay_s`; None: it failed too often, and the server ends with `exit_code`."""
+        """After `delay_s`; None: it failed too often, which is worth `exit_code` if it was the last."""
         if delay_s is None:
-            self._give_up(exit_code, "the engine ended too often", **facts, **slot.policy_facts)
+            self._lose(slot, exit_code, "the engine ended too often", **facts, **slot.policy_facts)
             return
         self._systemd.status("engine restarts")
         self._in(delay_s, partial(self._start_engine, slot))
+
+    def _lose(self, slot: EngineSlot, exit_code: int, reason: str, **facts: object) -> None:
+        """There will be no engine in this place. The others serve on; without one, or before all were ready once, the
+        server ends with `exit_code`."""
+        slot.gone = True
+        if not self._was_ready or not self._left:
+            self._give_up(exit_code, reason, **facts)
+            return
+        log.error("engine given up, the others serve on", reason=reason, engines_left=len(self._left), **facts)
+        self._tell_workers_who_is_gone()
+        self._in(0, self._look_whether_ready)
+
+    def _tell_workers_who_is_gone(self) -> None:
+        gone = {slot.place: slot.last_was_killed for slot in self._slots if slot.gone}
+        try:
+            gone_file.write(self._shared.gone_file, gone)
+        except OSError as error:  # a full disk; until they know, what the engine had accepted waits for it
+            log.error("workers cannot be told which engines are gone", reason=str(error))
+            self._in(GONE_AGAIN_S, self._tell_workers_who_is_gone)
 
     def _give_up(self, exit_code: int, reason: str, **facts: object) -> None:
         """The last error event of this server."""
@@ -322,12 +355,23 @@ class Launcher:
     def _stop_all(self) -> None:
         """HTTP first, at once: whoever could finish has. Then the engines, politely for a moment."""
         if self._http is not None:
+            if self._exit_code not in (None, EXIT_OK) and self._was_ready:
+                self._end_streams(self._http)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._http.pid, signal.SIGKILL)  # its own session, so workers too
             self._http.wait()
         in_peace = self._ready and self._stop_signals < 2  # one that loads would not hear it
         stop_all(self._engines, STOP_ENGINE_S if in_peace else STOP_ENGINE_NOW_S)
         self._announce.stopped()
+
+    def _end_streams(self, http: subprocess.Popen[bytes]) -> None:
+        """No engine is left: each request ends with an error before its connection is cut."""
+        for slot in self._slots:
+            slot.gone = True
+        self._tell_workers_who_is_gone()
+        self._close_port()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            http.wait(FAREWELL_S)
 
 
 def _changed(now: ServeSettings, wanted: ServeSettings) -> list[str]:

@@ -16,16 +16,19 @@ from typing import Protocol
 import structlog
 from starlette.applications import Starlette
 
+from quire.app import gone_file
 from quire.app.service import Service
 from quire.app.watch import stamp, watch
 from quire.engine.config import EngineArgs
+from quire.engine.errors import EngineDeadError
 from quire.engine.frontend.async_llm import AsyncLLMEngine
 from quire.engine.logs import LevelFile
 
 log = structlog.get_logger(__name__)
 
-DRAIN_POLL_S = 0.2
+DRAIN_POLL_S = GONE_POLL_S = 0.2
 LEAVE_S = 2.0
+_GONE = "The engine ended too often and is not started again; the server's log says why."
 
 
 class Connect(Protocol):
@@ -48,7 +51,7 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
 
         loop = asyncio.get_running_loop()
         jobs = [_watch_drain(service, Path(settings.drain_file)), _watch_files(service, reload), service.metrics.tick(),
-                service.engine.watch()]
+                service.engine.watch(), _watch_gone(service)]
         if service.tls is not None:
             jobs.append(service.tls.follow(settings.reload_file))
         tasks = [asyncio.create_task(job) for job in jobs]
@@ -88,6 +91,14 @@ async def _watch_files(service: Service, reload: Callable[[], None]) -> None:
         await watch([reload_file], reload)
     else:
         await watch([reload_file, key_file], reload, [stamp(reload_file), service.keys.stamp])
+
+
+async def _watch_gone(service: Service) -> None:
+    while True:
+        for place, killed in gone_file.read(service.settings.gone_file).items():
+            # Of those that are gone already it is nothing new.
+            await service.engine.lose(place, EngineDeadError(_GONE), after_kill=killed)
+        await asyncio.sleep(GONE_POLL_S)
 
 
 async def _watch_drain(service: Service, drain_file: Path) -> None:

@@ -54,7 +54,7 @@ class RunDirectory:
     def _clear(self) -> None:
         """Files of a server before would double its counters, and a drain file would keep this one from starting."""
         for name in ("settings.json", "drain", "drain.new", "reload", "keys.json", "probe.sock", "engine_starts",
-                     "opened"):
+                     "opened", "gone", "gone.new"):
             Path(self.path, name).unlink(missing_ok=True)
         for socket in Path(self.path).glob("engine*.sock"):
             socket.unlink(missing_ok=True)

@@ -53,6 +53,11 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         """Exists once all engines were ready: from then on one is enough, also for a worker that comes later."""
         return f"{self.run_dir}/opened"
 
+    @property
+    def gone_file(self) -> str:
+        """Exists once an engine is gone for good: see `gone_file`."""
+        return f"{self.run_dir}/gone"
+
     def save(self) -> None:
         path = Path(self.run_dir) / "settings.json"
         path.touch(mode=0o600)

@@ -33,9 +33,14 @@ async def readyz(request: Request) -> Response:
     service = service_of(request)
     if service.in_flight.draining:
         return _json(503, {"status": "draining"}, {"retry-after": "5"})
-    if service.engine.state == "ready":
-        return _hung(service) or _json(200, {"status": "ready"})
-    return _not_ready(service, "loading" if service.engine.info is None else "restarting")
+    engine = service.engine
+    if engine.state == "ready":
+        gone = [place for place, one in enumerate(engine.engines) if one.state == "gone"]
+        status: dict[str, object] = {"status": "degraded", "engines_gone": gone} if gone else {"status": "ready"}
+        return _hung(service) or _json(200, status)
+    if engine.state == "gone":  # the server is about to end
+        return _json(503, {"status": "gone"})
+    return _not_ready(service, "loading" if engine.info is None else "restarting")
 
 
 def _hung(service: Service) -> Response | None:

@@ -51,6 +51,8 @@ class _Said:
 
     def families(self) -> Iterable[Metric]:
         yield self._gauge("quire:engine_ready", "1 while the engine takes requests", self._engine.state == "ready")
+        yield self._gauge("quire:engine_gone", "1 once the engine failed too often and is started no more",
+                          self._engine.state == "gone")
         yield self._gauge("quire:model_load_progress_ratio", "0 to 1", self._engine.loading[1])
         info, status = self._engine.info, self._engine.status  # of another thread's: they may change
         if info is not None:

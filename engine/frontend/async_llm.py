@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from quire.engine.arguments import integer, shown, unsupported
 from quire.engine.config import EngineArgs, refuse_unknown
-from quire.engine.errors import EngineDeadError, InvalidRequestError
+from quire.engine.errors import EngineDeadError, InvalidRequestError, MisuseError
 from quire.engine.frontend.chat_template import ChatTemplate, load_chat_template
 from quire.engine.frontend.client import EngineClient
 from quire.engine.frontend.context_limit import naming_limits
@@ -38,8 +39,8 @@ from quire.engine.weights.locate import resolve_model
 class Stream:
     """The updates of one accepted request. Leaving it early, in whatever way, aborts what is unfinished."""
 
-    def __init__(self, client: EngineClient, request: Request, prompt: str | None) -> None:
-        self._client = client
+    def __init__(self, group: EngineGroup, request: Request, prompt: str | None) -> None:
+        self._group = group
         self._request = request
         self.prompt = prompt
         self.prompt_token_ids = request.prompt_token_ids
@@ -64,7 +65,7 @@ class Stream:
 
     async def __anext__(self) -> SampleUpdate:
         try:
-            update = await self._client.next_update(self._request)
+            update = await self._request.next_update()
         except asyncio.CancelledError:
             await self.aclose()
             raise
@@ -72,11 +73,16 @@ class Stream:
             raise StopAsyncIteration
         return update
 
+    def abort(self) -> None:
+        """End it, with a last update of each unfinished sample that says so."""
+        self._request.cut_short()
+        self._group.abort(self._request)
+
     async def aclose(self) -> None:
-        self._client.abort(self._request)
+        self._group.abort(self._request)
 
     def __del__(self) -> None:
-        self._client.abort(self._request)
+        self._group.abort(self._request)
 
 
 class AsyncEngineArgs(EngineArgs):
@@ -95,7 +101,8 @@ class AsyncEngineArgs(EngineArgs):
 
 class AsyncLLMEngine:
     def __init__(self, args: EngineArgs) -> None:
-        """Unless `connect`ed, engine processes are started when the first request needs them.
+        """Unless `connect`ed, engine processes are started when the first request needs them. From then on the object
+        belongs to that request's event loop.
 
         Raises:
             ConfigError: the arguments or the model directory cannot be used.
@@ -110,6 +117,7 @@ class AsyncLLMEngine:
         self._group: EngineGroup | None = None
         self._started = asyncio.Lock()
         self._streams: dict[str, Stream | None] = {}  # by request_id; None until the engine accepted it
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None  # process and event loop that it belongs to
         self._aborted: set[str] = set()  # of those, which are to end as soon as it did
 
     @classmethod
@@ -123,6 +131,7 @@ class AsyncLLMEngine:
         `opened`: all of them were ready before, so that one is enough.
         """
         engine = cls(args)
+        engine._require_home()
         engine._group = EngineGroup(addresses, prefix_caching=args.enable_prefix_caching, opened=opened)
         return engine
 
@@ -139,7 +148,7 @@ class AsyncLLMEngine:
 
     @property
     def state(self) -> str:
-        """ "loading", "ready" or "down"; after the first time, ready while one engine is."""
+        """ "loading", "ready", "down", or "gone" for good; after the first time, ready while one engine is."""
         return self._group.state if self._group else "loading"
 
     @property
@@ -167,6 +176,12 @@ class AsyncLLMEngine:
             self._template = load_chat_template(self.model_config, self.args.chat_template, self.tokenizer,
                                                 allow_control_tokens=self.args.allow_control_tokens_in_messages)
         return self._template
+
+    async def lose(self, place: int, error: EngineDeadError, *, after_kill: bool) -> None:
+        """The engine there is gone for good, after all were ready. Its requests go on at another, or end with `error`
+        where none is left."""
+        assert self._group is not None, "connect() first"
+        await self._group.lose(place, error, after_kill=after_kill, opened=True)
 
     async def watch(self) -> None:
         """Runs for as long as the connections do. Raises EngineDeadError when one broke: this object is of no use then.
@@ -207,8 +222,8 @@ class AsyncLLMEngine:
         generation = Generation(params, prompt_token_ids, self.tokenizer, params.n)
         request = Request(request_id, prompt_token_ids, sampling, samples(params, group.new_ids(params.n)), generation,
                           priority, key, cache_salt, queue_timeout_s)
-        client = await group.submit(request)
-        return Stream(client, request, text)
+        await group.submit(request)
+        return Stream(group, request, text)
 
     async def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str = "", *,
                        prompt_text: str | None = None, lora_request: Any = None,
@@ -218,7 +233,9 @@ class AsyncLLMEngine:
 
         Raises:
             InvalidRequestError, OverloadedError, EngineDeadError: as `submit`.
+            MisuseError: it belongs to another event loop, or to the parent of this process.
         """
+        self._require_home()
         unsupported("prompt_text", prompt_text)
         unsupported("lora_request", lora_request)
         unsupported("tokenization_kwargs", tokenization_kwargs, {})
@@ -243,8 +260,7 @@ class AsyncLLMEngine:
                 stream = await self.submit(prompt, params, request_id, priority=priority, clamp=True)
             self._streams[request_id] = stream
             if request_id in self._aborted:
-                await stream.aclose()
-                return
+                stream.abort()
             builder = OutputBuilder(request_id, stream.prompt, stream.prompt_token_ids, params, self.tokenizer, metrics)
             async with contextlib.aclosing(stream):
                 async for update in stream:
@@ -258,34 +274,59 @@ class AsyncLLMEngine:
             self._aborted.discard(request_id)
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
-        """End a request of `generate`, or several; its generator ends without a further output."""
+        """End a request of `generate`, or several. Its last output has what was produced and the finish_reason "abort".
+        """
+        self._require_home()
         for id in [request_id] if isinstance(request_id, str) else request_id:
             stream = self._streams.get(id)
             if stream is not None:
-                await stream.aclose()
+                stream.abort()
             elif id in self._streams:
                 self._aborted.add(id)
 
     async def close(self) -> None:
         """End the connections, and the engine processes where this object started them."""
-        if self._group is not None:
-            await self._group.close()
+        if self._home is not None and self._home[0] != os.getpid():
+            return  # they are the parent's
+        if self._group is not None and (self._home is None or self._home[1] is asyncio.get_running_loop()):
+            await self._group.close()  # those of a closed loop ended with it
         process, self._process = self._process, None  # a second call is nothing
         if process is not None:
             await asyncio.to_thread(process.stop)
+
+    def _require_home(self) -> None:
+        """Raises MisuseError where nothing that the engine says would ever arrive."""
+        here = os.getpid(), asyncio.get_running_loop()
+        if self._home is None or (self._group is None and not self._streams):
+            self._home = here
+        pid, loop = self._home
+        if pid != here[0]:
+            raise MisuseError(f"This AsyncLLMEngine was first used in process {pid}, from which this one was forked. "
+                              "Make one in the child, and start it with multiprocessing's \"spawn\".")
+        if loop is not here[1]:
+            instead = ("That loop is closed, as each asyncio.run() has one of its own: keep to one asyncio.run(), or "
+                       "make an AsyncLLMEngine in each." if loop.is_closed() else
+                       "Send requests there (asyncio.run_coroutine_threadsafe), or make another one here.")
+            raise MisuseError("An AsyncLLMEngine belongs to the event loop of its first request, and this is another. "
+                              + instead)
 
     async def _ensure_started(self) -> None:
         async with self._started:
             if self._group is None:
                 self._process = EngineProcess(self.args)
                 self._group = EngineGroup(self._process.addresses, prefix_caching=self.args.enable_prefix_caching)
-                self._process.watch(partial(_fail_all, asyncio.get_running_loop(), self._group))
+                self._process.watch(partial(_lose, asyncio.get_running_loop(), self._group))
             await self._group.wait_ready()
 
 
-def _fail_all(loop: asyncio.AbstractEventLoop, group: EngineGroup, error: EngineDeadError) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(group.fail_all, error)
+def _lose(loop: asyncio.AbstractEventLoop, group: EngineGroup, place: int, error: EngineDeadError,
+          killed: bool) -> None:
+    """From another thread. Nobody starts the engine again."""
+    losing = group.lose(place, error, after_kill=killed)
+    try:
+        asyncio.run_coroutine_threadsafe(losing, loop)
+    except RuntimeError:  # the loop is closed: nobody waits any more
+        losing.close()
 
 
 def _is_long(prompt: Prompt) -> bool:

@@ -2,8 +2,8 @@
 
 Keeps each request until it is over, so that an engine that comes back gets it again with the tokens produced so far and
 the stream goes on where it paused; `resumption` says which one is given up instead. An error in the handling of one
-request ends that request alone; `broke` hears of one that ends the connection. Used by `engine_group`; knows no HTTP,
-no prompt text and no other engine.
+request ends that request alone; `broke` hears of one that ends the connection. Used by `engine_group`, which moves what
+an engine leaves behind that is gone for good; knows no HTTP, no prompt text and no other engine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from quire.engine.errors import (
     PoisonRequestError,
     QuireError,
 )
-from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.frontend.load_progress import LoadProgress
 from quire.engine.frontend.request import Request
 from quire.engine.frontend.resumption import culprits
@@ -50,6 +49,7 @@ from quire.engine.messages import (
 log = structlog.get_logger(__name__)
 
 HEARTBEAT_S = 1.0
+LAST_WORDS_S = 1.0  # for the end of the connection to come behind the last words; one that is merely stuck says none
 _POISON = ("The engine ended again and again while it worked on this request, so the request was given up: it may be "
            "the cause. Other requests go on.")
 _UNREADABLE = ("A message of the engine could not be read, and it may have held tokens of this request, so the request "
@@ -63,11 +63,12 @@ class EngineClient:
                  facts: Mapping[str, int]) -> None:
         """`changed` is called when the engine got ready and when it was lost, `broke` when this connection is of no
         use any more; `facts` go into every log line."""
+        self._address = address
         self._changed = changed
         self._broke = broke
         self._log = log.bind(**facts)
         self.info: EngineInfo | None = None
-        self.state = "loading"  # "loading", "ready" or "down"
+        self.state = "loading"  # "loading", "ready", "down", or "gone": for good
         self.load_progress = LoadProgress()
         self.status: Status | None = None
         self.num_restarts = 0
@@ -128,13 +129,8 @@ class EngineClient:
             EngineDeadError: the engine is gone for good.
         """
         self.require_info()
-        for index, sample in enumerate(request.samples):
-            self._by_sample[sample.id] = (request, index)
-        request.unread_tokens = len(request.prompt_token_ids)
-        self.load.own += request.unread_tokens + SAMPLE_TOKENS * len(request.samples)
         try:
-            if self.state == "ready":
-                self._send_submit(request)
+            self._enter(request)
             await request.accepted.wait()
         except BaseException:
             self.abort(request)
@@ -142,6 +138,22 @@ class EngineClient:
         if request.error is not None:
             raise request.error
         return not request.displaced
+
+    def adopt(self, request: Request) -> None:
+        """Go on with what another engine had accepted, from the tokens that it has."""
+        try:
+            self._enter(request)
+        except Exception as error:
+            self._fault([sample.id for sample in request.samples], error)
+
+    def _enter(self, request: Request) -> None:
+        unfinished = [(i, s.id) for i, s in enumerate(request.samples) if not request.generation.sample_finished(i)]
+        for index, id in unfinished:
+            self._by_sample[id] = (request, index)
+        request.unread_tokens = len(request.prompt_token_ids)
+        self.load.own += request.unread_tokens + SAMPLE_TOKENS * len(unfinished)
+        if self.state == "ready":
+            self._send_submit(request)
 
     def displace(self) -> None:
         """Give up what was not accepted yet: it may go to another engine."""
@@ -160,24 +172,37 @@ class EngineClient:
             if self.state == "ready":
                 self._send(Abort(ids))
 
-    async def next_update(self, request: Request) -> SampleUpdate | None:
-        """The request's next update; None after the last."""
-        while not request.updates:
-            if request.error is not None:
-                raise request.error
-            if request.generation.finished or request.aborted:
-                return None
-            request.changed.clear()
-            await request.changed.wait()
-        return request.updates.popleft()
+    async def last_words(self) -> None:
+        """Returns once all is handled that the engine said before its end."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        while self.state == "ready" and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
+    def give_up(self, error: EngineDeadError, *, after_kill: bool) -> list[Request]:
+        """The engine is gone for good, and its last words were heard. Returns the requests that it had accepted, for
+        another to go on with. What waits to be accepted is displaced, and what it seems to have died of fails.
+        """
+        self._end(error)
+        self._judge(after_kill)
+        accepted = [request for request in self._requests() if request.accepted.is_set()]
+        for request in accepted:
+            self._forget(request)
+        self.displace()
+        return accepted
 
     def fail_all(self, error: EngineDeadError) -> None:
         """The engine is gone for good: every unfinished request, and every later one, ends with `error`."""
-        self.state, self._dead = "down", error
-        self._settled.set()
+        self._end(error)
         for request in self._requests():
             self._forget(request)
             request.fail(error)
+
+    def _end(self, error: EngineDeadError) -> None:
+        if self.state != "gone" and not self._socket.closed:
+            self._socket.disconnect(self._address)  # nobody will listen there again
+        self.state, self._dead, self.status = "gone", error, None
+        self.load.lost()
+        self._settled.set()
 
     async def close(self) -> None:
         if self._socket.closed:
@@ -308,20 +333,17 @@ class EngineClient:
 
     def _take_ready(self, message: Ready) -> None:
         info = message.info
-        if self.info is not None and self.info.instance == info.instance:
+        if self.state == "gone" or (self.info is not None and self.info.instance == info.instance):
             return
         self.num_restarts += self.info is not None
         self.info, self.state = info, "ready"
         self.load_progress.update("ready", 1.0, self._heard)
         self._settled.set()
         # Frames come in order: all that the engine before this one said is handled, and it can be judged.
-        given_up = culprits(self._requests(), after_kill=message.after_kill)
-        for request in given_up:
-            self._forget(request)
-            request.fail(PoisonRequestError(_POISON))
+        given_up = self._judge(message.after_kill)
         requests = self._requests()
         if requests or given_up:
-            self._log.info("requests resubmitted", requests=len(requests), given_up=len(given_up),
+            self._log.info("requests resubmitted", requests=len(requests), given_up=given_up,
                            suspects=sum(request.suspicion > 0 for request in requests))
         for request in requests:
             try:
@@ -329,6 +351,14 @@ class EngineClient:
             except Exception as error:
                 self._fault([sample.id for sample in request.samples], error)
         self._changed()
+
+    def _judge(self, after_kill: bool) -> int:
+        """After an engine's end: how many requests were given up for it."""
+        given_up = culprits(self._requests(), after_kill=after_kill)
+        for request in given_up:
+            self._forget(request)
+            request.fail(PoisonRequestError(_POISON))
+        return len(given_up)
 
     # The engine going away
 

@@ -1,7 +1,7 @@
 """The engines behind one front: a client each, and the choice between them where there are several.
 
-They open together: until all were ready once there is no capacity as configured, afterwards one is enough. Used by
-`AsyncLLMEngine`; the choice itself is `routing`'s.
+They open together: until all were ready once there is no capacity as configured, afterwards one is enough. Requests
+whose engine is gone for good go on at another. Used by `AsyncLLMEngine`; the choice itself is `routing`'s.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+import structlog
+
 from quire.engine.errors import EngineDeadError, OverloadedError
 from quire.engine.frontend.client import EngineClient
 from quire.engine.frontend.request import Request
 from quire.engine.frontend.routing import Router, is_limited
 from quire.engine.messages import EngineInfo
+
+log = structlog.get_logger(__name__)
 
 QUIET_S = 5.0  # a ready engine speaks every second; from one that does not, new requests keep away where they can
 
@@ -38,10 +42,12 @@ class EngineGroup:
 
     @property
     def state(self) -> str:
-        """As a client's; "ready" while one is, once they have opened."""
-        states = {client.state for client in self.clients}
+        """As a client's, those that are gone left out; "ready" while one is, once they have opened."""
+        states = {client.state for client in self.clients} - {"gone"}
         if self.info is not None and "ready" in states:
             return "ready"
+        if not states:
+            return "gone"
         return "down" if states == {"down"} else "loading"
 
     @property
@@ -101,8 +107,36 @@ class EngineGroup:
                 raise
             request.take_back()
 
+    def abort(self, request: Request) -> None:
+        """Drop what is unfinished of `request`, wherever it is. Does nothing to a finished one."""
+        for client in self.clients:
+            client.abort(request)
+
+    async def lose(self, place: int, error: EngineDeadError, *, after_kill: bool = False, opened: bool = False) -> None:
+        """The engine there is gone for good. Its requests go on at another; where none is left, or before they opened,
+        all ends with `error`.
+
+        `opened`: all were ready before, whether or not this front heard of it.
+        """
+        lost = self.clients[place]
+        if lost.state == "gone":
+            return
+        await lost.last_words()
+        self._opened = self._opened or opened
+        router = self._router
+        if router is None or not self._opened or all(client.state == "gone" for client in self.clients
+                                                     if client is not lost):
+            self.fail_all(error)
+            return
+        accepted = lost.give_up(error, after_kill=after_kill)
+        self._changed(place)
+        for request in accepted:
+            self.clients[self._place(router, request)].adopt(request)
+        log.warning("engine is gone for good", engine=place, requests_moved=len(accepted))
+
     def fail_all(self, error: EngineDeadError) -> None:
-        """The engines are gone for good, as one of them is: every request, and every later one, ends with `error`."""
+        """The engines are gone for good, as the last of them is: every request, and every later one, ends with `error`.
+        """
         self.info = None
         for client in self.clients:
             client.fail_all(error)
@@ -112,6 +146,8 @@ class EngineGroup:
 
     def _place(self, router: Router, request: Request) -> int:
         ready = [place for place, client in enumerate(self.clients) if client.state == "ready"]
+        if not ready:  # those that may come back
+            ready = [place for place, client in enumerate(self.clients) if client.state != "gone"]
         if is_limited(request.key):  # one that is merely slow keeps it, and its counts hold
             return router.home(request.key.name, ready)
         lively = [place for place in ready if self.clients[place].silent_s < QUIET_S]
@@ -126,7 +162,7 @@ class EngineGroup:
 
     @property
     def _last(self) -> EngineClient:
-        behind = [client for client in self.clients if client.state != "ready"]
+        behind = [client for client in self.clients if client.state not in ("ready", "gone")]
         return min(behind or self.clients, key=lambda client: client.loading[1])
 
     def _changed(self, place: int) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -35,11 +37,13 @@ class EngineProcess:
             for address, environment in zip(self.addresses, own_environments)]
         os.close(read_end)
 
-    def watch(self, on_end: Callable[[EngineDeadError], None]) -> None:
-        """Calls `on_end`, in another thread, when a process ends: with what its end means to requests."""
-        for process in self._processes:
+    def watch(self, on_end: Callable[[int, EngineDeadError, bool], None]) -> None:
+        """Calls `on_end`, in another thread, when a process ends: with its place, what its end means to requests, and
+        whether it was killed from outside."""
+        for place, process in enumerate(self._processes):
             # A daemon: asyncio.run() and the interpreter would wait for any other thread, and this one waits for them.
-            threading.Thread(target=_wait, args=(process, on_end), name="engine-watch", daemon=True).start()
+            threading.Thread(target=_wait, args=(process, partial(on_end, place)), name="engine-watch",
+                             daemon=True).start()
 
     def stop(self) -> None:
         for process in self._processes:
@@ -55,6 +59,7 @@ class EngineProcess:
         self._directory.cleanup()
 
 
-def _wait(process: subprocess.Popen[bytes], on_end: Callable[[EngineDeadError], None]) -> None:
+def _wait(process: subprocess.Popen[bytes], on_end: Callable[[EngineDeadError, bool], None]) -> None:
     code = process.wait()
-    on_end(EngineDeadError(f"The engine process ended with exit code {code}; its log says why."))
+    on_end(EngineDeadError(f"The engine process ended with exit code {code}; its log says why."),
+           code == -signal.SIGKILL)

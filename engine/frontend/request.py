@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from quire.engine.frontend.generation import Generation, SampleUpdate
-from quire.engine.messages import NO_KEY, KeyLimits, RateState, SampleSpec, Sampling, Submit
+from quire.engine.messages import NO_KEY, Delta, KeyLimits, RateState, SampleSpec, Sampling, Submit
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +52,25 @@ class Request:
             queue_timeout_s = max(0.001, self.made_at + queue_timeout_s - time.perf_counter())
         return Submit(instance, self.request_id, self.prompt_token_ids, self.sampling, samples, self.priority, self.key,
                       self.cache_salt, queue_timeout_s, self.accepted.is_set(), self.suspicion > 0)
+
+    async def next_update(self) -> SampleUpdate | None:
+        """None after the last."""
+        while not self.updates:
+            if self.error is not None:
+                raise self.error
+            if self.generation.finished or self.aborted:
+                return None
+            self.changed.clear()
+            await self.changed.wait()
+        return self.updates.popleft()
+
+    def cut_short(self) -> None:
+        """A last update for each unfinished sample: what was held back of it, and that it was aborted."""
+        for index, sample in enumerate(self.samples):
+            update = self.generation.push(index, Delta(sample.id, [], "abort"))
+            if update is not None:
+                self.updates.append(update)
+        self.changed.set()
 
     def take_back(self) -> None:
         """Before another client gets it, when one was displaced."""

@@ -11,7 +11,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from quire.engine.errors import InvalidRequestError, OverloadedError
+from quire.engine.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.messages import EngineInfo, RateState, TokenLogprobs
 from quire.engine.sampling_params import SamplingParams
@@ -97,6 +97,7 @@ class FakeEngine:
         self.load_eta_s: float | None = 12.5
         self.silent_s = 0.0
         self.status = None
+        self.lost: dict[int, bool] = {}
         self.others: list[FakeEngine] = []  # behind the same front
         self.tokenizer: FakeTokenizer | None = FakeTokenizer()
         self.chat_template = FakeTemplate()
@@ -129,6 +130,10 @@ class FakeEngine:
         ids = prompt if isinstance(prompt, list) else FakeTokenizer().encode(prompt)
         self.streams.append(FakeStream(self, ids, params))
         return self.streams[-1]
+
+    async def lose(self, place: int, error: EngineDeadError, *, after_kill: bool) -> None:
+        if place not in self.lost:
+            self.lost[place] = after_kill
 
     async def watch(self) -> None:
         await asyncio.Event().wait()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
 
+from quire.app import gone_file
 from quire.app.main import create_app
 from quire.app.reload import request_reload
 from quire.engine import logs
@@ -60,6 +63,31 @@ async def test_an_engine_that_restarts_is_alive_and_started_and_not_ready(client
     reply = await client.get("/readyz")
     assert (reply.status_code, reply.json()["status"]) == (503, "restarting")
     assert "retry-after" in reply.headers
+
+
+async def test_with_an_engine_gone_for_good_the_server_is_ready_and_says_that_it_is_degraded(
+        client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    other = FakeEngine()
+    other.state, fake.others = "down", [other]
+    assert (await client.get("/readyz")).json() == {"status": "ready"}
+    other.state = "gone"
+    reply = await client.get("/readyz")
+    assert (reply.status_code, reply.json()) == (200, {"status": "degraded", "engines_gone": [1]})
+    assert (await client.get("/livez")).status_code == 200
+    fake.state = "gone"
+    assert (await client.get("/readyz")).status_code == 503
+
+
+async def test_a_worker_hears_which_engines_are_gone_whenever_it_comes(
+        make_app: Callable[..., Starlette], fake: FakeEngine, tmp_path: Path) -> None:
+    gone_file.write(str(tmp_path / "gone"), {1: True})
+    app = make_app()
+    async with app.router.lifespan_context(app):
+        while fake.lost != {1: True}:
+            await asyncio.sleep(0.01)
+        gone_file.write(str(tmp_path / "gone"), {1: True, 0: False})
+        while fake.lost != {1: True, 0: False}:
+            await asyncio.sleep(0.01)
 
 
 async def test_an_engine_that_hangs_and_is_not_replaced_is_not_alive(client: httpx.AsyncClient,

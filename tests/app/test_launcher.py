@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import structlog
 
-from quire.app import engine_child, sd_notify
+from quire.app import engine_child, gone_file, sd_notify
 from quire.app.engine_slot import EngineSlot
 from quire.app.launcher import Launcher, _changed
 from quire.app.listen import listen, url_of
@@ -27,7 +27,7 @@ from quire.app.settings import ServeSettings
 from quire.app.worker_settings import for_workers
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError
-from quire.engine.exit_codes import EXIT_BROKEN, EXIT_LOAD
+from quire.engine.exit_codes import EXIT_BROKEN, EXIT_CONFIG, EXIT_LOAD
 from quire.engine.heartbeat import OVERDUE_S
 from tests.e2e.server import until
 
@@ -63,7 +63,7 @@ def test_two_servers_cannot_share_a_run_directory(tmp_path: Path) -> None:
 def test_a_run_directory_forgets_the_server_before(tmp_path: Path) -> None:
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics" / "counter_1.db").write_text("old")
-    for name in ("drain", "opened", "engine.sock", "engine-1.sock"):
+    for name in ("drain", "opened", "gone", "engine.sock", "engine-1.sock"):
         (tmp_path / name).write_text("0")
     with RunDirectory(str(tmp_path)) as run_dir:
         assert os.listdir(run_dir.path) == ["metrics"]
@@ -126,8 +126,8 @@ def test_the_watchdog_starves_when_a_silent_engine_is_not_replaced(systemd: sock
     monkeypatch.setenv("WATCHDOG_USEC", "1000000")
     launcher = Launcher(ServeSettings(engine_stall_timeout=5))
     for silent_s, fed in ((0.0, True), (5 + OVERDUE_S - 1, True), (5 + OVERDUE_S + 1, False)):
-        engines: Any = [SimpleNamespace(child=SimpleNamespace(silent_s=lambda now, silent_s=each: silent_s))
-                        for each in (0.0, silent_s)]
+        engines: Any = [SimpleNamespace(child=SimpleNamespace(silent_s=lambda now, silent_s=each: silent_s), gone=gone)
+                        for each, gone in ((0.0, False), (silent_s, False), (1e6, True))]
         launcher._slots = engines
         launcher._watchdog()
         if fed:
@@ -231,6 +231,55 @@ def test_a_server_that_cannot_have_a_process_now_tries_again_and_gives_up_in_the
     launcher._exit_code, launcher._was_ready = None, False
     launcher._start_engine(launcher._slots[0])
     assert launcher._exit_code == EXIT_LOAD
+
+
+@pytest.fixture
+def opened(tmp_path: Path, slots: list[EngineSlot]) -> Launcher:
+    """A launcher of two engines that were both ready."""
+    launcher = Launcher(ServeSettings(engine=EngineArgs(data_parallel_size=2)))
+    launcher._shared = for_workers(ServeSettings(), str(tmp_path), 0)
+    launcher._slots, launcher._was_ready = slots, True
+    return launcher
+
+
+def test_the_last_engine_is_given_up_with_the_server_and_one_before_it_without(opened: Launcher,
+                                                                              slots: list[EngineSlot]) -> None:
+    for slot, killed, left in ((slots[1], True, [slots[0]]), (slots[0], False, [])):
+        slot.last_was_killed = killed
+        opened._start_again(slot, None, EXIT_BROKEN)
+        assert opened._left == left
+        assert opened._exit_code == (None if left else EXIT_BROKEN)
+        assert opened._due.pop(opened._look_whether_ready, None) or not left
+        assert gone_file.read(opened._shared.gone_file) == {1: True}
+
+
+def test_one_that_cannot_be_started_any_more_or_cannot_even_be_killed_is_given_up_alone(
+        opened: Launcher, slots: list[EngineSlot]) -> None:
+    child: Any = SimpleNamespace(serving_since=1.0, hung=False, immortal=True, end_if_hung=lambda now: now,
+                                 silent_s=lambda now: 1e6, pid=0)
+    opened._engine_ended(slots[0], child, EXIT_CONFIG)
+    assert (slots[0].gone, opened._exit_code) == (True, None)
+    slots[0].gone, slots[0].child = False, child
+    opened._end_if_hung()
+    assert (slots[0].gone, opened._exit_code) == (True, None)
+    slots[0].child = None
+
+
+def test_before_all_were_ready_the_loss_of_one_is_the_end(opened: Launcher, slots: list[EngineSlot]) -> None:
+    opened._was_ready = False
+    opened._engine_ended(slots[0], SimpleNamespace(serving_since=None, hung=False), EXIT_LOAD)  # type: ignore[arg-type]
+    assert opened._exit_code == EXIT_LOAD
+
+
+def test_workers_are_told_again_where_the_disk_was_full(opened: Launcher, slots: list[EngineSlot],
+                                                        tmp_path: Path) -> None:
+    (tmp_path / "gone.new").mkdir()
+    opened._start_again(slots[1], None, EXIT_BROKEN)
+    assert opened._exit_code is None
+    (tmp_path / "gone.new").rmdir()
+    assert opened._tell_workers_who_is_gone in opened._due
+    opened._tell_workers_who_is_gone()
+    assert gone_file.read(opened._shared.gone_file) == {1: False}
 
 
 def test_too_few_gpus_for_the_engines_are_a_configuration_error_at_once() -> None:

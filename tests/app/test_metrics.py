@@ -122,6 +122,7 @@ async def test_each_engine_speaks_under_its_own_label(client: httpx.AsyncClient,
         return {sample.labels["engine"]: sample.value for sample in families[name].samples}
 
     assert of("quire:engine_ready") == {"0": 1, "1": 0}
+    assert of("quire:engine_gone") == {"0": 0, "1": 0}
     assert of("vllm:num_requests_running") == {"0": 2}
     other.status = STATUS
     text = (await client.get("/metrics")).text

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from quire.engine.config import EngineArgs
-from quire.engine.errors import ConfigError, InvalidRequestError
+from quire.engine.errors import ConfigError, InvalidRequestError, MisuseError
+from quire.engine.frontend import async_llm
 from quire.engine.frontend.async_llm import AsyncEngineArgs, AsyncLLMEngine
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.frontend.outputs import OutputBuilder, RequestOutput
 from quire.engine.messages import Delta, Deltas, Started
-from quire.engine.sampling_params import SamplingParams
+from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 from tests.engine.frontend.test_engine_group import Engine, until
 
 FIRST = 1  # the first request's sample id
@@ -108,13 +109,58 @@ def test_arguments_of_vllms_engine_are_taken_where_they_ask_for_nothing():
         AsyncEngineArgs(max_model_length=512)
 
 
+@pytest.mark.parametrize(("kind", "texts"), [
+    (RequestOutputKind.CUMULATIVE, [[7], [7]]), (RequestOutputKind.DELTA, [[7], []]),
+    (RequestOutputKind.FINAL_ONLY, [[7]])])
+async def test_the_last_output_of_an_aborted_request_says_so_and_has_what_there_was(
+        llm: AsyncLLMEngine, engine: Engine, kind: RequestOutputKind, texts: list[list[int]]) -> None:
+    await engine.serve()
+    params = SamplingParams(max_tokens=9, detokenize=False, output_kind=kind)
+    found: list[tuple[list[int], bool, str | None]] = []
+
+    async def read() -> None:
+        async for output in llm.generate([5], params, "r"):
+            found.append((list(output.outputs[0].token_ids), output.finished, output.outputs[0].finish_reason))
+
+    task = asyncio.create_task(read())
+    await until(lambda: engine.submitted)
+    await engine.say(Deltas([Delta(FIRST, [7])]))
+    await until(lambda: len(found) == len(texts) - 1)
+    await asyncio.sleep(0.05)
+    await llm.abort("r")
+    await asyncio.wait_for(task, 10)
+    assert found == [(tokens, last, "abort" if last else None)
+                     for tokens, last in zip(texts, [False] * (len(texts) - 1) + [True])]
+    await until(lambda: engine.aborted == [FIRST])
+    await llm.abort("r")  # is over, or never was
+
+
+async def test_of_a_request_that_is_aborted_samples_that_ended_keep_their_end(llm: AsyncLLMEngine,
+                                                                            engine: Engine) -> None:
+    await engine.serve()
+    params = SamplingParams(n=2, max_tokens=9, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    async def read() -> list[RequestOutput]:
+        return [output async for output in llm.generate([5], params, "r")]
+
+    task = asyncio.create_task(read())
+    await until(lambda: engine.submitted)
+    await engine.say(Deltas([Delta(FIRST, [7], "stop")]))
+    await asyncio.sleep(0.1)
+    await llm.abort("r")
+    [output] = await asyncio.wait_for(task, 10)
+    assert output.finished
+    assert [sample.finish_reason for sample in output.outputs] == ["stop", "abort"]
+
+
 async def test_a_request_that_the_engine_has_not_accepted_yet_can_be_aborted(llm: AsyncLLMEngine,
                                                                              engine: Engine) -> None:
     tasks = [asyncio.create_task(outputs(llm, name)) for name in ("a", "b")]
     await asyncio.sleep(0.1)  # both wait for the engine
     await llm.abort(["a", "b", "unknown"])
     await engine.serve()
-    assert await asyncio.wait_for(asyncio.gather(*tasks), 10) == [[], []]
+    for outputs_of in await asyncio.wait_for(asyncio.gather(*tasks), 10):
+        assert [(output.finished, output.outputs[0].finish_reason) for output in outputs_of] == [(True, "abort")]
 
 
 async def test_an_output_that_cannot_be_built_ends_its_request_alone(llm: AsyncLLMEngine, engine: Engine,
@@ -134,6 +180,47 @@ async def test_an_output_that_cannot_be_built_ends_its_request_alone(llm: AsyncL
         await asyncio.wait_for(sick, 10)
     assert [output.finished for output in await asyncio.wait_for(sound, 10)] == [True]
     await until(lambda: engine.aborted == [FIRST])
+
+
+async def test_in_another_event_loop_it_says_what_to_do_at_once(llm: AsyncLLMEngine, engine: Engine) -> None:
+    await engine.serve()
+    with pytest.raises(MisuseError, match="run_coroutine_threadsafe"):
+        await asyncio.to_thread(asyncio.run, outputs(llm, "r"))
+    with pytest.raises(MisuseError, match="run_coroutine_threadsafe"):
+        await asyncio.to_thread(asyncio.run, llm.abort("r"))
+    assert not engine.submitted
+
+
+def test_after_its_event_loop_is_closed_it_says_so_and_can_be_closed(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    stops: list[str] = []
+
+    async def first() -> AsyncLLMEngine:
+        played = Engine(tmp_path, 0)
+        llm = await AsyncLLMEngine.connect([played.address], EngineArgs(skip_tokenizer_init=True))
+        monkeypatch.setattr(llm, "_process", SimpleNamespace(stop=lambda: stops.append("stopped")))
+        assert llm._group is not None
+        await llm._group.close()
+        await played.end()
+        return llm
+
+    llm = asyncio.run(first())
+    with pytest.raises(MisuseError, match=r"each asyncio\.run"):
+        asyncio.run(outputs(llm, "r"))
+    asyncio.run(llm.close())
+    assert stops == ["stopped"]
+
+
+async def test_a_child_that_was_forked_says_so_and_ends_no_engine_of_its_parent(llm: AsyncLLMEngine, engine: Engine,
+                                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    await engine.serve()
+    with monkeypatch.context() as in_child:
+        in_child.setattr(async_llm.os, "getpid", lambda: -1)
+        in_child.setattr(llm, "_process", SimpleNamespace(stop=lambda: pytest.fail("the parent's")))
+        with pytest.raises(MisuseError, match="spawn"):
+            await outputs(llm, "r")
+        await llm.close()
+    assert llm.state != "down"
 
 
 async def test_closing_twice_is_closing_once(llm: AsyncLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,8 +40,8 @@ async def accepted(group: EngineGroup, name: str) -> Request:
     return made
 
 
-async def next_of(group: EngineGroup, one: Request) -> SampleUpdate | None:
-    return await asyncio.wait_for(group.clients[0].next_update(one), 10)
+async def next_of(one: Request) -> SampleUpdate | None:
+    return await asyncio.wait_for(one.next_update(), 10)
 
 
 def breaks(*_: Any) -> Any:
@@ -55,15 +55,15 @@ async def test_a_fault_in_one_requests_text_ends_it_alone_here_and_in_the_engine
     ids = [one.samples[0].id for one in (sick, sound)]
     await engine.say(Deltas([Delta(id, [7]) for id in ids]))
     with pytest.raises(ZeroDivisionError):
-        await next_of(group, sick)
-    update = await next_of(group, sound)
+        await next_of(sick)
+    update = await next_of(sound)
     assert update is not None
     assert update.token_ids == [7]
     await until(lambda: engine.aborted)
     assert engine.aborted == ids[:1]
     assert group.clients[0].load.total == request_load(sound)
     await engine.say(Deltas([Delta(ids[0], [8]), Delta(ids[1], [8], "length"), Delta(12345, [9])]))
-    update = await next_of(group, sound)
+    update = await next_of(sound)
     assert update is not None
     assert update.finish_reason == "length"
     assert (await accepted(group, "later")).error is None
@@ -80,9 +80,9 @@ async def test_what_was_produced_before_a_fault_is_shown_before_it(group: Engine
     sick.generation.push = breaks  # type: ignore[method-assign]
     await engine.say(Deltas([Delta(sick.samples[0].id, [8])]))
     await until(lambda: sick.error)
-    assert await next_of(group, sick) is not None
+    assert await next_of(sick) is not None
     with pytest.raises(ZeroDivisionError):
-        await next_of(group, sick)
+        await next_of(sick)
 
 
 @pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x92\xa6deltas\x91\x92\x01\xa3abc", b"\x91\xa7unknown"])
@@ -92,12 +92,12 @@ async def test_a_frame_that_cannot_be_read_ends_what_it_may_have_been_about_and_
     with capture_logs() as logs:
         await engine.send(frame)
         with pytest.raises(QuireError, match="could not be read"):
-            await next_of(group, before)
+            await next_of(before)
     assert [(entry["event"], "exc_info" in entry) for entry in logs] == [("message of the engine cannot be read", True)]
     await until(lambda: engine.aborted == [before.samples[0].id])
     later = await accepted(group, "later")
     await engine.say(Deltas([Delta(later.samples[0].id, [7], "length")]))
-    assert await next_of(group, later) is not None
+    assert await next_of(later) is not None
 
 
 async def test_a_request_that_cannot_be_sent_again_fails_alone_when_the_engine_is_back(group: EngineGroup,
@@ -109,10 +109,10 @@ async def test_a_request_that_cannot_be_sent_again_fails_alone_when_the_engine_i
     engine.rise()
     await engine.serve()
     with pytest.raises(UnicodeEncodeError):
-        await next_of(group, sick)
+        await next_of(sick)
     await until(lambda: engine.submitted[2:] == ["sound"])
     await engine.say(Deltas([Delta(sound.samples[0].id, [7], "length")]))
-    assert await next_of(group, sound) is not None
+    assert await next_of(sound) is not None
 
 
 async def test_words_about_requests_that_are_gone_are_passed_over(group: EngineGroup, engine: Engine) -> None:
@@ -121,7 +121,7 @@ async def test_words_about_requests_that_are_gone_are_passed_over(group: EngineG
     await until(lambda: one.started)
     group.clients[0].abort(one)
     await engine.say(Deltas([Delta(one.samples[0].id, [7])]))
-    assert await next_of(group, one) is None
+    assert await next_of(one) is None
 
 
 @pytest.mark.parametrize("part", ["_handle", "_send", "_lost"])
@@ -133,7 +133,7 @@ async def test_a_connection_that_breaks_ends_every_request_and_whoever_watches_i
     monkeypatch.setattr(group.clients[0], part, breaks)
     await (engine.fall() if part == "_lost" else engine.say(Started([])))
     with pytest.raises(EngineDeadError, match="nobody foresaw it"):
-        await next_of(group, one)
+        await next_of(one)
     with pytest.raises(EngineDeadError, match="connection to the engine broke") as caught:
         await asyncio.wait_for(watching, 10)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)

@@ -14,7 +14,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from quire.engine.errors import EngineDeadError, OverloadedError
+from quire.engine.errors import EngineDeadError, OverloadedError, PoisonRequestError
 from quire.engine.frontend import engine_group
 from quire.engine.frontend.engine_group import EngineGroup
 from quire.engine.frontend.generation import Generation
@@ -49,6 +49,7 @@ class Engine:
         self.address = f"ipc://{directory}/{place}.sock"
         self.accepts = True
         self.submitted: list[str] = []
+        self.submits: list[Submit] = []
         self.aborted: list[int] = []
         self._place, self._max_model_len = place, max_model_len
         self._number = 0
@@ -103,6 +104,7 @@ class Engine:
                 self.aborted += message.ids
             if isinstance(message, Submit):
                 self.submitted.append(message.request_id)
+                self.submits.append(message)
                 if self.accepts:
                     await self.say(Accepted([sample.id for sample in message.samples]), worker)
 
@@ -243,6 +245,118 @@ async def test_an_accepted_request_waits_for_its_own_engine(group: EngineGroup, 
     assert engines[1 - place].submitted == []
 
 
+GONE = EngineDeadError("gone for good")
+
+
+async def lose(group: EngineGroup, engines: list[Engine], place: int) -> None:
+    await engines[place].fall()
+    await asyncio.wait_for(group.lose(place, GONE), 10)
+
+
+async def test_what_an_engine_had_accepted_goes_on_at_another_when_it_is_gone_for_good(group: EngineGroup,
+                                                                                      engines: list[Engine]) -> None:
+    moved = request(group, "moved")
+    id = moved.samples[0].id
+    place = group.clients.index(await group.submit(moved))
+    await engines[place].say(Deltas([Delta(id, [7, 8])]))
+    await until(lambda: moved.updates)
+    other = engines[1 - place]
+    await lose(group, engines, place)
+    await until(lambda: other.submits)
+    [sent] = other.submits
+    assert sent.resumed
+    assert (sent.samples[0].output_token_ids, sent.samples[0].seed) == ([7, 8], moved.samples[0].seed)
+    await other.say(Deltas([Delta(id, [9], "length")]))
+    updates = [await asyncio.wait_for(moved.next_update(), 10) for _ in range(3)]
+    assert [update and update.token_ids for update in updates] == [[7, 8], [9], None]
+    assert moved.num_resumed == 1
+    assert (group.state, group.clients[place].state) == ("ready", "gone")
+    assert [await place_of(group) for _ in range(3)] == [1 - place] * 3
+    assert group.clients[place].load.total == 0
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_what_a_gone_engine_had_waits_for_one_that_may_come_back(group: EngineGroup, engines: list[Engine],
+                                                                      accepted: bool) -> None:
+    group._router._order = [0, 1]  # type: ignore[union-attr]
+    engines[0].accepts = accepted
+    task = asyncio.create_task(group.submit(request(group, "moved")))
+    await until(lambda: engines[0].submitted == ["moved"])
+    if accepted:
+        await asyncio.wait_for(task, 10)
+    await engines[1].fall()
+    await until(lambda: group.clients[1].state == "down")
+    await lose(group, engines, 0)
+    assert group.state == "down"
+    engines[1].rise()
+    await engines[1].serve()
+    await until(lambda: engines[1].submitted == ["moved"])
+    await asyncio.wait_for(task, 10)
+
+
+async def test_with_the_last_engine_all_ends_with_an_error(group: EngineGroup, engines: list[Engine]) -> None:
+    requests = [request(group, str(number)) for number in range(2)]
+    for each in requests:
+        await group.submit(each)
+    for place, engine in enumerate(engines):
+        engine.accepts = False
+        await lose(group, engines, place)
+    for each in requests:
+        with pytest.raises(EngineDeadError, match="gone for good"):
+            await asyncio.wait_for(each.next_update(), 10)
+    with pytest.raises(EngineDeadError, match="gone for good"):
+        await group.submit(request(group))
+    assert group.state == "gone"
+
+
+async def test_before_they_opened_the_loss_of_one_is_that_of_all(engines: list[Engine]) -> None:
+    async with front(engines) as group:
+        await engines[0].serve()
+        waiting = asyncio.create_task(group.wait_ready())
+        await lose(group, engines, 1)
+        with pytest.raises(EngineDeadError, match="gone for good"):
+            await asyncio.wait_for(waiting, 10)
+        assert group.state == "gone"
+
+
+async def test_a_worker_that_missed_the_opening_serves_on_with_those_left(engines: list[Engine]) -> None:
+    async with front(engines) as group:
+        await engines[0].serve()
+        await until(lambda: group.clients[0].state == "ready")
+        await group.lose(1, GONE, opened=True)
+        assert group.state == "ready"
+        assert await place_of(group) == 0
+
+
+async def test_a_request_that_it_seems_to_have_died_of_moves_nowhere(group: EngineGroup, engines: list[Engine]) -> None:
+    deadly, innocent = request(group, "deadly"), request(group, "innocent")
+    key = KeyLimits("k", max_concurrent=9)
+    deadly.key = innocent.key = key
+    place = group.clients.index(await group.submit(deadly))
+    await group.submit(innocent)
+    await engines[place].say(Started([deadly.samples[0].id]))
+    await until(lambda: deadly.started)
+    deadly.suspicion = 2  # it was there when the engine before this one broke
+    await lose(group, engines, place)
+    with pytest.raises(PoisonRequestError):
+        await asyncio.wait_for(deadly.next_update(), 10)
+    await until(lambda: engines[1 - place].submitted == ["innocent"])
+
+
+async def test_keys_of_an_engine_that_is_gone_have_one_new_home_in_all_workers(group: EngineGroup,
+                                                                               engines: list[Engine]) -> None:
+    async with front(engines) as other:
+        await asyncio.wait_for(other.wait_ready(), 10)
+        keys = [KeyLimits(name, max_concurrent=9) for name in "abcdef"]
+        homes = [await place_of(group, key=key) for key in keys]
+        assert set(homes) == {0, 1}
+        await engines[0].fall()
+        for each in (group, other):
+            await each.lose(0, GONE)
+        assert {await place_of(each, key=key) for each in (group, other) for key in keys} == {1}
+        assert len(engines[1].submitted) == len(keys) * 3, "those that ran at the other came here too"
+
+
 class DyingEngine(threading.Thread):
     """Takes a request up and ends, whatever the worker's loop does meanwhile."""
 
@@ -337,4 +451,4 @@ async def test_when_one_is_gone_for_good_all_is(group: EngineGroup) -> None:
     group.fail_all(EngineDeadError("gone"))
     with pytest.raises(EngineDeadError):
         group.require_info()
-    assert group.state == "down"
+    assert group.state == "gone"
