@@ -83,8 +83,9 @@ fi
 
 # The environment, named after what goes into it
 
+# quire/ holds links to the folders of the tree: by -L the files are listed, and copied, below it.
 sources() {
-    cd "$checkout" && find pyproject.toml README.md LICENSE app engine kernels loadtest \
+    cd "$checkout" && find -L pyproject.toml README.md LICENSE quire \
         -name __pycache__ -prune -o -type f -print | LC_ALL=C sort
 }
 

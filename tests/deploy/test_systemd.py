@@ -14,6 +14,7 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
+import setuptools
 
 from quire.app.keys.key_file import load_key_file
 from quire.app.launcher import EXIT_CONFIG, STOP_ENGINE_S, STOP_HTTP_MARGIN_S
@@ -309,10 +310,48 @@ def test_another_python_or_a_gpu_makes_another_environment(tmp_path: Path) -> No
     assert planned(tmp_path, python, path, "--cpu") != without
 
 
+@pytest.fixture
+def no_locks(tmp_path: Path) -> Path:
+    """What Quire needs is left out, since tests fetch nothing."""
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    for name in ("base", "torch-cpu", "torch", "cuda", "model"):
+        (locks / f"{name}.txt").write_text("# none\n")
+    return locks
+
+
+def install(root: Path, locks: Path, *options: str | Path) -> Path:
+    """A real environment, with the setuptools of these tests in it; where it is."""
+    tools = locks.parent / "tools"
+    tools.mkdir(exist_ok=True)
+    if not (tools / "setuptools").exists():
+        (tools / "setuptools").symlink_to(Path(setuptools.__file__).parent)
+    done = subprocess.run(
+        [SYSTEMD / "install.sh", "--root", root, "--locks", locks, "--python", sys.executable, "--cpu", *options],
+        env=os.environ | {"PYTHONPATH": str(tools)}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return (root / "opt/quire" / (root / "opt/quire/current").readlink()).resolve()
+
+
 @pytest.mark.slow
-def test_each_version_gets_an_environment_once_and_the_last_two_stay(tmp_path: Path) -> None:
-    """Real environments, of a real wheel; what it needs is left out, since tests fetch nothing."""
-    source, locks, root = tmp_path / "source", tmp_path / "locks", tmp_path / "root"
+@pytest.mark.timeout(400)
+def test_a_checkout_is_installed_whole_and_under_one_name(tmp_path: Path, no_locks: Path) -> None:
+    release = install(tmp_path / "root", no_locks)
+    assert (release / "bin/quire").exists() and not (release / "source").exists()
+    (packages,) = release.glob("lib/python*/site-packages")
+    names = {path.name for path in packages.iterdir() if path.suffix != ".dist-info"}
+    assert names - {"pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth"} == {"quire"}
+    tracked = run("git", "ls-files", "*.py", cwd=ROOT).stdout.split()
+    ours = {f"quire/{name}" for name in tracked if name.split("/")[0] in ("app", "engine", "kernels", "loadtest")}
+    installed = {str(path.relative_to(packages)) for path in (packages / "quire").rglob("*")}
+    assert ours - installed == set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_each_version_gets_an_environment_once_and_the_last_two_stay(tmp_path: Path, no_locks: Path) -> None:
+    """Of a real wheel."""
+    source, root = tmp_path / "source", tmp_path / "root"
     for name in ("app", "engine", "kernels", "loadtest"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "quire", source / "quire", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -322,25 +361,16 @@ def test_each_version_gets_an_environment_once_and_the_last_two_stay(tmp_path: P
                "--wheel-dir", tmp_path, source)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    locks.mkdir()
-    for name in ("base", "torch-cpu", "torch", "cuda", "model"):
-        (locks / f"{name}.txt").write_text("# none\n")
 
-    def install() -> str:
-        done = run(SYSTEMD / "install.sh", "--root", root, "--wheel", wheel, "--locks", locks, "--python",
-                   sys.executable, "--cpu")
-        assert done.returncode == 0, done.stderr
-        return str((root / "opt/quire/current").readlink())
-
-    first = install()
-    assert (root / "opt/quire" / first / "bin/quire").exists()
+    first = install(root, no_locks, "--wheel", wheel)
+    assert (first / "bin/quire").exists()
     written = tree(root)
-    assert install() == first and tree(root) == written
-    names = [first]
+    assert install(root, no_locks, "--wheel", wheel) == first and tree(root) == written
+    releases = [first]
     for number in range(2):
-        (locks / "base.txt").write_text(f"# {number}\n")
-        names.append(install())
-        assert str((root / "opt/quire/previous").readlink()) == names[-2]
-    assert {f"releases/{path.name}" for path in (root / "opt/quire/releases").iterdir()} == set(names[1:])
+        (no_locks / "base.txt").write_text(f"# {number}\n")
+        releases.append(install(root, no_locks, "--wheel", wheel))
+        assert (root / "opt/quire" / (root / "opt/quire/previous").readlink()).resolve() == releases[-2]
+    assert set((root / "opt/quire/releases").iterdir()) == set(releases[1:])
     assert run(SYSTEMD / "uninstall.sh", "--root", root).returncode == 0
     assert not (root / "opt/quire").exists()
