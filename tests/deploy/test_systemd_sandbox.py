@@ -70,7 +70,7 @@ class Sandbox:
         mounts = ["--ro-bind", "/", "/", "--dev", "/dev"]
         for hidden in ("/tmp", "/run", "/home", "/root", "/var/lib", "/var/cache", "/var/log"):
             mounts += ["--tmpfs", hidden]
-        for place in {sys.base_prefix, sys.prefix, str(ROOT)}:  # a checkout may well lie in a home
+        for place in map(os.path.realpath, (sys.base_prefix, sys.prefix, ROOT)):  # a checkout may well lie in a home
             mounts += ["--ro-bind", place, place]
         for place, folder in writable.items():
             mounts += ["--bind", str(folder), place]
