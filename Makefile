@@ -20,11 +20,12 @@ runtime_locks := requirements/base.txt requirements/torch.txt requirements/torch
 dev_locks := requirements/dev.txt requirements/triton.txt
 runtime := $(stamps)/runtime-$(call checksum,$(runtime_locks) pyproject.toml)
 dev := $(stamps)/dev-$(call checksum,$(runtime_locks) $(dev_locks))
-# The container image's versions, in an environment of their own; checkov, whose hundred packages would move ours.
+# The container image's versions, in an environment of their own; checkov and LiteLLM, whose packages would move ours.
 image_locks := requirements/image-base.txt requirements/image.txt requirements/image-dev.txt requirements/model.txt
 image_pins := build/image-pins
 image_pins_done := $(image_pins)/.installed-$(call checksum,$(image_locks) pyproject.toml)
 checkov := build/checkov/bin/checkov
+litellm := build/litellm/bin/litellm
 version = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 docker_build = docker build --build-arg REVISION=$(shell git rev-parse HEAD) $(ARGS)
 has_cpu_torch := $(bin)/python -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'
@@ -54,7 +55,7 @@ test-faults: $(dev) ## Kill things under load and see that no request fails (min
 check-clients: $(dev) ## Try client programs with SDKs old and new (needs network)
 	@$(bin)/python -m tests.clients.run
 
-check-deploy: $(dev) $(checkov) ## Try all of deploy/; build and run the image (root, buildah; minutes)
+check-deploy: $(dev) $(checkov) $(litellm) ## Try all of deploy/; build and run the image (root, buildah; minutes)
 	@$(bin)/python -m tests.deploy.image
 	@$(bin)/python -m pytest -m 'not gpu' tests/deploy $(ARGS)
 
@@ -112,6 +113,10 @@ $(dev): $(runtime)
 $(checkov):
 	@$(PYTHON) -m venv build/checkov
 	@$(call pip_in,build/checkov) checkov==3.3.30
+
+$(litellm):
+	@$(PYTHON) -m venv build/litellm
+	@$(call pip_in,build/litellm) 'litellm[proxy]==1.108.7'
 
 $(image_pins_done):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \

@@ -41,7 +41,8 @@ run rm -f -- "$lib/systemd/system/quire.service" "$lib/systemd/system/quire@.ser
 run rm -rf -- "$root/usr/local/share/quire" "$root/opt/quire"
 if [ -n "$purge" ]; then
     run rm -rf -- "$root/etc/quire" "$root/var/lib/quire" "$root/var/cache/quire" "$root/var/log/quire"
-    run rm -f -- "$root/etc/credstore/quire.VLLM_API_KEY" "$root/etc/credstore/quire.keys"
+    run rm -f -- "$root/etc/credstore/quire.VLLM_API_KEY" "$root/etc/credstore/quire.keys" \
+        "$root/etc/credstore/quire.HF_TOKEN"
 fi
 if [ -z "$root" ]; then
     run systemctl daemon-reload

@@ -12,28 +12,29 @@ from typing import Any
 Document = dict[str, Any]
 
 
-def _object(required: list[str], **properties: Any) -> Document:
+def closed(required: list[str], **properties: Any) -> Document:
+    """The schema of an object that has these properties and no others."""
     return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
 
 
-_ANY = {"type": "object"}  # a Kubernetes type, which has a schema of its own; or nothing that is used here
-_STRING, _BOOLEAN, _NUMBER = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
-_STRINGS = {"type": "object", "additionalProperties": _STRING}
+ANY = {"type": "object"}  # a Kubernetes type, which has a schema of its own; or nothing that is used here
+STRING, BOOLEAN, NUMBER = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
+STRINGS = {"type": "object", "additionalProperties": STRING}
 
-_GROUP = {"rayStartParams": _STRINGS, "resources": _STRINGS, "labels": _STRINGS, "template": _ANY}
-_HEAD = _object(["template"], **_GROUP, headService=_ANY, enableIngress=_BOOLEAN, serviceType=_STRING)
-_WORKERS = _object(
-    ["groupName", "minReplicas", "maxReplicas", "template"], **_GROUP, groupName=_STRING, replicas=_NUMBER,
-    minReplicas=_NUMBER, maxReplicas=_NUMBER, numOfHosts=_NUMBER, idleTimeoutSeconds=_NUMBER, scaleStrategy=_ANY,
-    suspend=_BOOLEAN)
-SCHEMA = _object(
+_GROUP = {"rayStartParams": STRINGS, "resources": STRINGS, "labels": STRINGS, "template": ANY}
+_HEAD = closed(["template"], **_GROUP, headService=ANY, enableIngress=BOOLEAN, serviceType=STRING)
+_WORKERS = closed(
+    ["groupName", "minReplicas", "maxReplicas", "template"], **_GROUP, groupName=STRING, replicas=NUMBER,
+    minReplicas=NUMBER, maxReplicas=NUMBER, numOfHosts=NUMBER, idleTimeoutSeconds=NUMBER, scaleStrategy=ANY,
+    suspend=BOOLEAN)
+SCHEMA = closed(
     ["apiVersion", "kind", "metadata", "spec"], apiVersion={"const": "ray.io/v1"}, kind={"const": "RayCluster"},
-    metadata=_object(["name"], name=_STRING, namespace=_STRING, labels=_STRINGS, annotations=_STRINGS),
-    spec=_object(
-        ["headGroupSpec"], rayVersion=_STRING, suspend=_BOOLEAN, managedBy=_STRING, headServiceAnnotations=_STRINGS,
-        enableInTreeAutoscaling=_BOOLEAN, autoscalerOptions=_ANY, gcsFaultToleranceOptions=_ANY,
-        authOptions=_object([], mode={"enum": ["disabled", "token"]}, secretName=_STRING, enableK8sTokenAuth=_BOOLEAN),
-        upgradeStrategy=_object([], type={"enum": ["Recreate", "None"]}),
+    metadata=closed(["name"], name=STRING, namespace=STRING, labels=STRINGS, annotations=STRINGS),
+    spec=closed(
+        ["headGroupSpec"], rayVersion=STRING, suspend=BOOLEAN, managedBy=STRING, headServiceAnnotations=STRINGS,
+        enableInTreeAutoscaling=BOOLEAN, autoscalerOptions=ANY, gcsFaultToleranceOptions=ANY,
+        authOptions=closed([], mode={"enum": ["disabled", "token"]}, secretName=STRING, enableK8sTokenAuth=BOOLEAN),
+        upgradeStrategy=closed([], type={"enum": ["Recreate", "None"]}),
         headGroupSpec=_HEAD, workerGroupSpecs={"type": "array", "items": _WORKERS}))
 
 

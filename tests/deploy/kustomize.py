@@ -1,5 +1,6 @@
-"""Builds of deploy/k8s: every overlay, every component on overlays with and without a GPU, and all of them together;
-on the one that has no Deployment, those that patch none.
+"""Builds of deploy/k8s: every overlay, every component on overlays with and without a GPU, and all of them together, as
+far as they go together; on the one that has no Deployment, those that patch none. Two models are two of these beside a
+gateway, and have tests of their own.
 
 Knows kubectl and the folders, nothing of what is in them.
 """
@@ -22,12 +23,14 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "deploy" / "k8s"
 Document = dict[str, Any]
 
-OVERLAYS = sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml"))
+TWO = "two-models"
+OVERLAYS = sorted({path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml")} - {TWO})
 COMPONENTS = sorted(str(path.parent.relative_to(K8S / "components")) for path in K8S.rglob("kustomization.yaml")
                     if path.is_relative_to(K8S / "components"))
 RAY = "ray"  # a RayCluster's head is the server's pod
 _WITHOUT_A_DEPLOYMENT = ["gateway", "ingress", "monitoring", "tracing"]
 _LAST = ["tls", "tls/exec-probes"]  # they change what others bring
+_INSTEAD = {"hpa": "keda"}  # one or the other
 
 
 def _builds() -> dict[str, tuple[str, list[str]]]:
@@ -37,7 +40,8 @@ def _builds() -> dict[str, tuple[str, list[str]]]:
             found[f"{overlay}+{component}"] = overlay, [*_LAST[:_LAST.index(component)], component] \
                 if component in _LAST else [component]
     found |= {f"{RAY}+{component}": (RAY, [component]) for component in _WITHOUT_A_DEPLOYMENT}
-    found["everything"] = "gpus", [*(component for component in COMPONENTS if component not in _LAST), *_LAST]
+    for name, left_out in (("everything", _INSTEAD.values()), ("everything else", _INSTEAD)):
+        found[name] = "gpus", [*(component for component in COMPONENTS if component not in (*_LAST, *left_out)), *_LAST]
     return found
 
 
@@ -54,18 +58,25 @@ def _copy() -> Path:
 
 
 @functools.cache
-def build(name: str) -> tuple[Document, ...]:
-    """The documents of a build, as `kubectl apply -k` would send them."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("needs kubectl, for its kustomize")
+def build(name: str, suffix: str = "") -> tuple[Document, ...]:
+    """The documents of a build, as `kubectl apply -k` would send them; `suffix`: with this nameSuffix."""
+    if name == TWO:
+        return _rendered(K8S / "overlays" / TWO)
     overlay, components = BUILDS[name]
-    folder = _copy() / "builds" / name.replace("/", "-")
+    folder = _copy() / "builds" / (name.replace("/", "-") + suffix)
     folder.mkdir(parents=True)
     (folder / "kustomization.yaml").write_text(yaml.safe_dump({
         "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
         "resources": [os.path.relpath(_copy() / "overlays" / overlay, folder)],
+        "nameSuffix": suffix,
         "components": [os.path.relpath(_copy() / "components" / component, folder) for component in components]}))
+    return _rendered(folder)
+
+
+def _rendered(folder: Path) -> tuple[Document, ...]:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("needs kubectl, for its kustomize")
     done = subprocess.run([kubectl, "kustomize", str(folder)], text=True, capture_output=True, timeout=60)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
@@ -101,6 +112,11 @@ def pod(name: str) -> Document:
 def container(name: str) -> Document:
     (only,) = pod(name)["containers"]
     return only
+
+
+def containers(name: str) -> list[Document]:
+    """Also those that run before the server."""
+    return [*pod(name).get("initContainers", []), container(name)]
 
 
 def settings_of(name: str) -> dict[str, str]:

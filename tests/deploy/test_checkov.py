@@ -16,7 +16,7 @@ import yaml
 
 from tests.deploy import kuberay
 from tests.deploy.dockerfile import DOCKERFILE, ROOT
-from tests.deploy.kustomize import K8S, RAY, build, of_kind
+from tests.deploy.kustomize import K8S, RAY, TWO, build, of_kind
 
 CHECKOV = shutil.which("checkov", path=f"{ROOT / 'build/checkov/bin'}:{os.environ['PATH']}")
 
@@ -42,7 +42,7 @@ def test_it_would_find_something(tmp_path: Path) -> None:
     assert "CKV_DOCKER_8" in findings("--framework", "dockerfile", "--file", bad)
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "everything", RAY])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "everything", "everything else", TWO, RAY])
 def test_the_manifests(name: str, tmp_path: Path) -> None:
     rendered = tmp_path / "all.yaml"
     of_kuberay = [made for cluster in of_kind(name, "RayCluster") for made in kuberay.pods(cluster)]

@@ -158,10 +158,16 @@ def test_quire_takes_the_settings_that_it_is_given(tmp_path: Path) -> None:
     environment = {name: _filled_in(value) for name, value in SERVICES["quire"]["environment"].items()}
     examples = (ROOT / "deploy" / "compose" / "quire.env").read_text().replace("\n#", "\n").splitlines()[1:]
     environment |= dict(line.split("=", 1) for line in examples)
-    known = {variable(name) for name in OPTIONS} | {"VLLM_API_KEY_FILE", "HF_HOME", "TRITON_CACHE_DIR"}
+    known = {variable(name) for name in OPTIONS} | {
+        "VLLM_API_KEY_FILE", "HF_HOME", "HF_TOKEN_PATH", "TRITON_CACHE_DIR"}
     assert set(environment) <= known
     loaded = load({}, environment | {"VLLM_API_KEY_FILE": str(tmp_path / "key")})  # which names all that is wrong
     assert loaded.settings.has_keys and loaded.settings.admin_port == 9000
+
+
+def test_quire_gets_the_hubs_token_as_a_secret() -> None:
+    quire = SERVICES["quire"]
+    assert quire["environment"]["HF_TOKEN_PATH"] == "/run/secrets/hf_token" and "hf_token" in quire["secrets"]
 
 
 def _filled_in(value: str) -> str:
@@ -180,7 +186,7 @@ def test_secrets_are_made_once_and_lie_where_compose_looks(tmp_path: Path) -> No
         contents.append({path.name: path.read_text() for path in directory.iterdir()})
     assert contents[0] == contents[1]
     assert set(contents[0]) == {Path(secret["file"]).name for secret in SPEC["secrets"].values()}
-    assert len(contents[0]["vllm_api_key"].strip()) >= 32
+    assert len(contents[0]["vllm_api_key"].strip()) >= 32 and contents[0]["hf_token"] == ""
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     # Each container reads them as a user of its own.
     assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o644}

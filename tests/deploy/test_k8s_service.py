@@ -22,11 +22,23 @@ from quire.app.routes import PUBLIC, ROUTES
 from quire.app.settings import ServeSettings
 from quire.app.sources import load
 from quire.engine.errors import ConfigError
-from tests.deploy.kustomize import BUILDS, K8S, RAY, ROOT, container, deployment, of_kind, pod, settings_of, the
+from tests.deploy.kustomize import (
+    BUILDS,
+    K8S,
+    RAY,
+    ROOT,
+    container,
+    containers,
+    deployment,
+    of_kind,
+    pod,
+    settings_of,
+    the,
+)
 
 MARGIN_S = 10
-OF_OTHERS = {"HF_HOME", "HF_HUB_OFFLINE", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "HOME", "NVIDIA_VISIBLE_DEVICES",
-             "VLLM_API_KEY_FILE"}
+OF_OTHERS = {"HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN_PATH", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "HOME",
+             "NVIDIA_VISIBLE_DEVICES", "VLLM_API_KEY_FILE"}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 every_build = pytest.mark.parametrize("name", BUILDS)
@@ -83,6 +95,9 @@ def test_what_the_server_writes_to_is_writable_and_what_it_reads_is_mounted(name
         assert not volume.get("persistentVolumeClaim", {}).get("readOnly")
     files = [settings[key] for key in settings if key.endswith("_FILE") or "_SSL_" in key]
     assert all("secret" in mount_of(name, path) for path in files)
+    if "HF_TOKEN_PATH" in settings:
+        asking = containers(name)[0]  # the one that fetches
+        assert settings["HF_TOKEN_PATH"] in {f"{mount['mountPath']}/token" for mount in asking["volumeMounts"]}
     if settings["QUIRE_MODEL"].startswith("/"):
         assert mount_of(name, settings["QUIRE_MODEL"])["persistentVolumeClaim"]["readOnly"]
 
@@ -189,6 +204,18 @@ def test_the_autoscaler_asks_for_metrics_that_the_adapter_makes_of_the_services_
     ours = set(re.findall(r"`((?:vllm|quire):\w+)`", (ROOT / "docs" / "observability.md").read_text()))
     for rule in rules:
         assert rule["name"]["matches"] in ours and f'"{rule["name"]["matches"]}"' in rule["seriesQuery"]
+
+
+def test_keda_asks_for_metrics_of_the_services_own_in_the_job_that_the_operator_makes() -> None:
+    name = "gpus+keda"
+    ours = set(re.findall(r"`((?:vllm|quire):\w+)`", (ROOT / "docs" / "observability.md").read_text()))
+    label = the("monitoring", "ServiceMonitor")["spec"]["jobLabel"]
+    (job,) = {service["metadata"]["labels"][label] for service in of_kind(name, "Service")}
+    triggers = the(name, "ScaledObject")["spec"]["triggers"]
+    for trigger in triggers:
+        (metric, selector), = re.findall(r"\((\w+:\w+)\{(.*)\}\[1m\]\)", trigger["metadata"]["query"])
+        assert metric in ours and selector == f'namespace="quire",job="{job}"'
+    assert int(triggers[1]["metadata"]["threshold"]) < 256, "what a GPU of less than 70 GB runs at once"
 
 
 def test_traces_go_where_the_network_lets_them(tmp_path: Path) -> None:

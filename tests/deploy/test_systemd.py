@@ -153,7 +153,8 @@ def test_instances_share_models_and_nothing_else() -> None:
 def test_credentials_are_those_that_the_server_looks_for_and_may_be_missing() -> None:
     """A source with a path would have to exist."""
     credentials = dict(value.split(":") for value in Unit(UNIT).all("LoadCredential"))
-    assert set(credentials) == {"VLLM_API_KEY", "quire-keys"}
+    assert set(credentials) == {"VLLM_API_KEY", "quire-keys", "HF_TOKEN"}
+    assert Unit(UNIT).environment["HF_TOKEN_PATH"] == "/run/credentials/quire.service/HF_TOKEN"
     assert not any("/" in source for source in credentials.values())
 
 
