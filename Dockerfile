@@ -67,7 +67,8 @@ COPY --from=builder /opt/sbom/quire.cdx.json /usr/share/sbom/
 COPY deploy/image/entrypoint.sh deploy/image/ready.py /opt/quire/libexec/
 
 # Written to: /cache, /run/quire and /tmp, and nothing else. The host is 0.0.0.0 so that a published port works, and a
-# server without a key says so at its start.
+# server without a key says so at its start. /run/quire is group 0's, or a volume's with a mode of its own; nobody else
+# sees it.
 ENV PATH=/opt/quire/bin:$PATH \
     HOME=/tmp \
     HF_HOME=/cache/huggingface \
@@ -76,7 +77,8 @@ ENV PATH=/opt/quire/bin:$PATH \
     PYTHONNOUSERSITE=1 \
     PYTHONSAFEPATH=1 \
     QUIRE_HOST=0.0.0.0 \
-    QUIRE_RUN_DIR=/run/quire
+    QUIRE_RUN_DIR=/run/quire \
+    QUIRE_ALLOW_SHARED_RUN_DIR=true
 WORKDIR /
 # Group 0 is enough: any other user of it may run the image too.
 USER 10001:0

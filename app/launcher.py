@@ -29,7 +29,7 @@ from quire.app.listen import listen, listen_admin, url_of
 from quire.app.open_files import raise_limit
 from quire.app.probe import Readiness, probe
 from quire.app.reload import request_reload
-from quire.app.run_dir import RunDirectory
+from quire.app.run_dir import run_directory
 from quire.app.sd_notify import Systemd
 from quire.app.settings import ServeSettings, flag
 from quire.app.telemetry.audit import AuditError, AuditLog
@@ -82,7 +82,9 @@ class Launcher:
         """
         raise_limit()
         own_environments = environments(self._settings.engine, os.environ)
-        with RunDirectory(self._settings.run_dir) as run_dir, contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
+            run_dir = stack.enter_context(run_directory(self._settings.run_dir,
+                                                        shared=self._settings.allow_shared_run_dir))
             self._socket = stack.enter_context(listen(self._settings))
             self._url = url_of(self._socket, self._settings.scheme)
             self._admin_socket = listen_admin(self._settings)
@@ -90,7 +92,7 @@ class Launcher:
             if self._admin_socket is not None:
                 admin_port = stack.enter_context(self._admin_socket).getsockname()[1]
                 log.info("admin port", url=url_of(self._admin_socket, self._settings.scheme))
-            self._shared: WorkerSettings = for_workers(self._settings, run_dir.path, int(time.time()), admin_port)
+            self._shared: WorkerSettings = for_workers(self._settings, run_dir, int(time.time()), admin_port)
             self._shared.save()
             self._levels = LevelFile(self._shared.reload_file)
             self._lifeline, lifeline_end = os.pipe()
@@ -234,8 +236,11 @@ class Launcher:
             self._http = None
             if self._stop_signals:
                 self._exit_code = EXIT_OK
+            elif code == EXIT_BROKEN:  # gunicorn's master told how many
+                self._give_up(EXIT_BROKEN, "HTTP workers ended too often")
             else:
-                self._give_up(EXIT_BROKEN if self._was_ready else EXIT_LOAD, "the HTTP service ended", status=code)
+                self._give_up(*((EXIT_BROKEN, "the HTTP service ended") if self._was_ready else
+                                (EXIT_LOAD, "the HTTP service could not start")), status=code)
         if os.getpid() == 1:
             self._reap_orphans()
 

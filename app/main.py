@@ -23,6 +23,7 @@ from quire.app.middleware.root_path import RootPathMiddleware
 from quire.app.routes import PUBLIC, QUIET, ROUTES, handler_of
 from quire.app.service import Service
 from quire.app.telemetry.audit import AuditLog
+from quire.app.telemetry import shared_values
 from quire.app.telemetry.metrics import Metrics
 from quire.app.tls import Tls
 from quire.app.worker_settings import WorkerSettings
@@ -73,3 +74,4 @@ def _tracing(settings: WorkerSettings, metrics: Metrics) -> Tracing | None:
 
 def from_run_dir() -> Starlette:
     return create_app(WorkerSettings.from_run_dir(os.environ["QUIRE_RUN_DIR"]))
+    shared_values.use()

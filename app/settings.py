@@ -111,6 +111,8 @@ class ServeSettings:
         "Directory for sockets and metrics, one per server. Unset: $RUNTIME_DIRECTORY, or a private temporary one.")})
 
     @property
+    allow_shared_run_dir: bool = field(default=False, metadata={"help": (
+        "Take a --run-dir that is another user's or open to others: a container's volume, which nobody else sees.")})
     def model_names(self) -> list[str]:
         return self.served_model_name or [self.engine.model]
 

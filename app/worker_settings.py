@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from quire.app.settings import ServeSettings
+from quire.engine.errors import ConfigError
 from quire.engine.frontend.shares import addresses
 
 
@@ -59,9 +60,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.run_dir}/gone"
 
     def save(self) -> None:
+        """Raises ConfigError where there is no room."""
         path = Path(self.run_dir) / "settings.json"
-        path.touch(mode=0o600)
-        path.write_bytes(msgspec.json.encode(self))
+        try:
+            path.touch(mode=0o600)
+            path.write_bytes(msgspec.json.encode(self))
+        except OSError as error:
+            raise ConfigError(f"--run-dir: {self.run_dir} cannot be written to: {error.strerror}") from None
 
     @classmethod
     def from_run_dir(cls, run_dir: str) -> WorkerSettings:

@@ -14,6 +14,7 @@ import sys
 
 import msgspec
 import structlog
+import zmq
 
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError, PassingError, RankError, WeightError
@@ -46,7 +47,11 @@ def main() -> int:
         levels.follow()
 
     levels.follow()
-    server = EngineServer(options.address, alive, after_kill=options.after_kill)
+    try:
+        server = EngineServer(options.address, alive, after_kill=options.after_kill)
+    except zmq.ZMQError as error:  # no room for a socket
+        log.error("engine cannot listen", address=options.address, reason=str(error))
+        return EXIT_BROKEN
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     return serve(server, args, heartbeat)

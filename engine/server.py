@@ -10,7 +10,7 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -71,7 +71,8 @@ class EngineServer:
         self._socket.setsockopt(zmq.SNDHWM, 0)  # bounded by what may run and queue, not by frames
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.copy_threshold = 0  # so that even a small message can be watched leaving
-        self._socket.bind(address)
+        with _private_files():
+            self._socket.bind(address)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decoder = msgspec.msgpack.Decoder(Down)
         self._core: EngineCore | None = None
@@ -193,6 +194,16 @@ class EngineServer:
     def _send(self, identity: bytes, message: Up) -> None:
         # ROUTER drops what is addressed to a worker that is gone, which is what we want.
         self._socket.send_multipart([identity, self._encode(message)])
+
+
+@contextlib.contextmanager
+def _private_files() -> Iterator[None]:
+    """A socket that is made meanwhile can be connected to by this user alone: whoever may is served, without a key."""
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _identity(owner: object) -> bytes:

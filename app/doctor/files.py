@@ -13,7 +13,7 @@ from quire.app.doctor.finding import Finding, fail, ok, warn
 from quire.app.doctor.gpu import Gpu
 from quire.app.keys.key import Key
 from quire.app.keys.key_file import load_key_file
-from quire.app.run_dir import MAX_PATH
+from quire.app.run_dir import MAX_PATH, openness, wanted_run_dir
 from quire.app.settings import ServeSettings
 from quire.app.telemetry.audit import AuditLog
 from quire.app.tls import Tls, check_tls
@@ -75,10 +75,14 @@ def check_audit_log(settings: ServeSettings) -> list[Finding]:
 
 
 def check_run_dir(settings: ServeSettings) -> list[Finding]:
-    path = settings.run_dir or os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or tempfile.gettempdir()
+    wanted = wanted_run_dir(settings.run_dir)
+    path = wanted or tempfile.gettempdir()
     if len(os.path.abspath(path)) > MAX_PATH:
         return [fail("run directory", f"{path} is longer than {MAX_PATH} characters, too long for a socket",
                      "give a shorter --run-dir")]
+    judged = wanted and os.path.isdir(wanted) and not settings.allow_shared_run_dir
+    if judged and (problem := openness(wanted, os.stat(wanted))):
+        return [fail("run directory", problem, "mend that, or give another --run-dir")]
     return [check_writable("run directory", path, "give a directory that this user may write to with --run-dir")]
 
 

@@ -184,7 +184,7 @@ class Metrics:
     def expose(self, collectors: Iterable[Collector]) -> bytes:
         """The text of /metrics: all workers' counts, and what `collectors` say. Reads files: not on the event loop."""
         counted = self.registry
-        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR") and not shared_values.alone:
             counted = CollectorRegistry()
             MultiProcessCollector(counted)
         said = CollectorRegistry()

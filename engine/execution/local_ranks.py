@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 import time
 
 import msgspec
@@ -14,6 +13,7 @@ from quire.engine.errors import RankError
 from quire.engine.execution.hardware import Hardware, of_this_machine
 from quire.engine.execution.rank import RankSpec
 from quire.engine.module_command import module_command
+from quire.engine.private_dir import PrivateDirectory
 
 STOP_S = 5.0
 # What ranks of one machine say to each other leaves by no wire.
@@ -24,8 +24,8 @@ class LocalRanks:
     host = "127.0.0.1"
 
     def __init__(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="quire-ranks-")
-        self.address = f"ipc://{self._directory.name}/core.sock"
+        self._directory = PrivateDirectory()
+        self.address = f"ipc://{self._directory.path}/core.sock"
         self._lifeline_end, self._lifeline = os.pipe()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ends: list[int] = []
@@ -71,4 +71,4 @@ class LocalRanks:
                 process.wait()
         for descriptor in (self._lifeline_end, *self._ends):
             os.close(descriptor)
-        self._directory.cleanup()
+        self._directory.remove()

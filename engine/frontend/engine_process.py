@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from quire.engine.config import EngineArgs
 from quire.engine.errors import EngineDeadError
 from quire.engine.frontend.shares import addresses, environments
 from quire.engine.module_command import module_command
+from quire.engine.private_dir import PrivateDirectory
 
 STOP_S = 10.0
 
@@ -27,8 +27,8 @@ class EngineProcess:
     def __init__(self, args: EngineArgs) -> None:
         """Raises ConfigError where there are too few GPUs."""
         own_environments = environments(args, os.environ)
-        self._directory = tempfile.TemporaryDirectory(prefix="quire-")
-        self.addresses = addresses(self._directory.name, args.data_parallel_size)
+        self._directory = PrivateDirectory()
+        self.addresses = addresses(self._directory.path, args.data_parallel_size)
         read_end, self._lifeline = os.pipe()
         self._processes = [
             subprocess.Popen([*module_command("quire.engine"), "--address", address, "--lifeline", str(read_end),
@@ -56,7 +56,7 @@ class EngineProcess:
                 process.kill()
                 process.wait()
         os.close(self._lifeline)
-        self._directory.cleanup()
+        self._directory.remove()
 
 
 def _wait(process: subprocess.Popen[bytes], on_end: Callable[[EngineDeadError, bool], None]) -> None:

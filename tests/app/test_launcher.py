@@ -21,7 +21,7 @@ from quire.app.engine_slot import EngineSlot
 from quire.app.launcher import Launcher, _changed
 from quire.app.listen import listen, url_of
 from quire.app.reload import request_reload
-from quire.app.run_dir import RunDirectory
+from quire.app.run_dir import run_directory
 from quire.app.sd_notify import Systemd
 from quire.app.settings import ServeSettings
 from quire.app.worker_settings import for_workers
@@ -52,11 +52,11 @@ def test_a_unix_socket_left_by_a_dead_server_is_taken_over_a_file_is_not(tmp_pat
 
 def test_two_servers_cannot_share_a_run_directory(tmp_path: Path) -> None:
     path = str(tmp_path / "run")
-    with RunDirectory(path) as first:
-        with pytest.raises(ConfigError, match="--run-dir"), RunDirectory(path):
+    with run_directory(path) as first:
+        with pytest.raises(ConfigError, match="--run-dir"), run_directory(path):
             pass
-        assert first.path == path
-    with RunDirectory(path):
+        assert first == path
+    with run_directory(path):
         pass
 
 
@@ -65,24 +65,56 @@ def test_a_run_directory_forgets_the_server_before(tmp_path: Path) -> None:
     (tmp_path / "metrics" / "counter_1.db").write_text("old")
     for name in ("drain", "opened", "gone", "engine.sock", "engine-1.sock"):
         (tmp_path / name).write_text("0")
-    with RunDirectory(str(tmp_path)) as run_dir:
-        assert os.listdir(run_dir.path) == ["metrics"]
-        assert not os.listdir(f"{run_dir.path}/metrics")
+    tmp_path.chmod(0o700)
+    with run_directory(str(tmp_path)) as run_dir:
+        assert os.listdir(run_dir) == ["metrics"]
+        assert not os.listdir(f"{run_dir}/metrics")
 
 
 def test_a_run_directory_too_long_for_a_socket_is_not_made(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 90)
-    with pytest.raises(ConfigError, match="longer than 80 characters"), RunDirectory(str(path)):
+    with pytest.raises(ConfigError, match="longer than 80 characters"), run_directory(str(path)):
         pass
     assert not path.exists()
 
 
 def test_a_private_run_directory_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    with RunDirectory(None) as run_dir:
-        path = run_dir.path
+    with run_directory(None) as run_dir:
+        path = run_dir
         assert os.stat(path).st_mode & 0o077 == 0
     assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("mode", [0o750, 0o770, 0o701, 0o707, 0o1777])
+def test_a_run_directory_open_to_others_is_refused_unless_it_is_said_that_there_are_none(
+        mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match="is open to others"), run_directory(str(path)):
+        pass
+    assert not os.listdir(path), "untouched"
+    with run_directory(str(path), shared=True):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+def test_a_run_directory_of_another_user_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir(mode=0o700)
+    os.chown(path, 12345, 0)
+    with pytest.raises(ConfigError, match="belongs to user 12345"), run_directory(str(path)):
+        pass
+
+
+def test_a_run_directory_that_is_made_is_its_users_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with run_directory(str(tmp_path / "run")) as path:
+            assert os.stat(path).st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
 
 
 @pytest.fixture
