@@ -15,10 +15,12 @@ from starlette.datastructures import Headers
 from quire.app.errors import ApiError
 from quire.app.in_flight import Running
 from quire.app.settings import ServeSettings
-from quire.app.telemetry.record import RequestRecord
+from quire.app.telemetry.record import CLIENT_DEADLINE, RequestRecord
+from quire.engine.errors import OverloadedError
 
 # The engine refuses what waits too long; a request that it never got, because it is away, is refused here a bit later.
 _QUEUE_GRACE_S = 1.0
+_QUEUE_TIMEOUT = "queue_timeout"  # the engine's word for it
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Deadline:
 
     seconds: float
     source: str
+    chosen: bool = False  # by the client
+
+    def reason(self, own: str) -> str:
+        """For metrics: that a client had no longer time is no failure of the server's."""
+        return CLIENT_DEADLINE if self.chosen else own
 
 
 @dataclass(frozen=True)
@@ -59,18 +66,24 @@ class Deadlines:
     def _end_total(self, running: Running) -> None:
         # Not to be tried again: the same request would take as long again, and its work is lost each time.
         running.end("deadline", ApiError(504, _message("The request did not finish", self.total),
-                                         headers={"x-should-retry": "false"}, reason="deadline_total"))
+                                         headers={"x-should-retry": "false"},
+                                         reason=self.total.reason("deadline_total")))
 
     def _end_ttft(self, running: Running, record: RequestRecord) -> None:
         if record.first_token is None:
             running.end("deadline", ApiError(504, _message("The request had no first token", self.ttft),
-                                             reason="deadline_ttft"))
+                                             reason=self.ttft.reason("deadline_ttft")))
 
     def _end_queue(self, running: Running, record: RequestRecord) -> None:
         if record.submitted is not None and record.num_samples == 0:
             running.end("deadline", ApiError(
                 503, _message("The engine is restarting, and the request was not taken up", self.queue),
-                headers={"retry-after": "5"}, reason="queue_timeout"))
+                headers={"retry-after": "5"}, reason=self.queue.reason(_QUEUE_TIMEOUT)))
+
+    def name_choice(self, error: OverloadedError) -> None:
+        """The engine's refusal after a time in the queue that the client chose says so."""
+        if error.reason == _QUEUE_TIMEOUT:
+            error.reason = self.queue.reason(_QUEUE_TIMEOUT)
 
 
 def _message(what: str, deadline: Deadline) -> str:
@@ -89,4 +102,4 @@ def _shorter(headers: Headers, name: str, limit_s: float, flag: str) -> Deadline
         raise ApiError(400, f"The header {name} must be a number of seconds greater than 0, got {given[:50]!r}.", name)
     if limit_s and seconds >= limit_s:
         return Deadline(limit_s, flag)
-    return Deadline(seconds, f"the header {name}")
+    return Deadline(seconds, f"the header {name}", chosen=True)

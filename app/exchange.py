@@ -69,6 +69,15 @@ class Exchange:
         """For the reply: where the key stands with its limits, as of the last prompt accepted."""
         return rate_headers(self._record.rate)
 
+    def check_prompts(self, num_prompts: int) -> None:
+        """Raises ApiError for more prompts than the key may ever have running or send, as each counts as a request."""
+        key = self._record.key
+        limits = (key.max_concurrent, "unfinished requests"), (key.requests_per_minute, "requests a minute")
+        for limit, what in limits:
+            if limit and num_prompts > limit:
+                raise ApiError(400, f"{num_prompts} prompts count as {num_prompts} requests, and the key {key.name!r} "
+                                    f"may have {limit} {what}. Send at most {limit} prompts at a time.", "prompt")
+
     def stream(self, frames: AsyncGenerator[bytes, None]) -> EventStream:
         """The reply made of `frames`."""
         return EventStream(frames, self._running, headers=self.headers,
@@ -83,11 +92,10 @@ class Exchange:
         try:
             stream = await self._service.engine.submit(
                 prompt, params, record.request_id, priority=self._key.effective_priority(priority), key=record.key,
-                cache_salt=cache_salt, queue_timeout_s=self._deadlines.queue_timeout_s(record),
-                add_special_tokens=add_special_tokens)
+                cache_salt=self._service.prefix_salt(self._key, cache_salt),
+                queue_timeout_s=self._deadlines.queue_timeout_s(record), add_special_tokens=add_special_tokens)
         except OverloadedError as error:
-            self._service.door.note(record.key.name, error)
-            raise
+            raise self._service.door.refused(record.key.name, error) from None
         self._streams.append(stream)
         record.rate = stream.rate
         record.num_samples += params.n
@@ -98,16 +106,20 @@ class Exchange:
     async def updates(self, samples_per_prompt: int) -> AsyncGenerator[SampleUpdate, None]:
         """Every update of every prompt; `index` is the choice's: prompt by prompt, sample by sample."""
         prompts = self.prompt_token_ids
-        async for prompt_index, update in _merge(self._streams):
-            if update.finish_reason == "error":
-                self._record.finish_reasons.append("error")
-                raise ApiError(500, INTERNAL)
-            if update.index == 0 and update.num_cached_tokens is not None:
-                self._record.cached_tokens += update.num_cached_tokens
-                self._service.metrics.prompt_taken_up(len(prompts[prompt_index]), update.num_cached_tokens)
-            update.index += prompt_index * samples_per_prompt
-            self._count(update)
-            yield update
+        try:
+            async for prompt_index, update in _merge(self._streams):
+                if update.finish_reason == "error":
+                    self._record.finish_reasons.append("error")
+                    raise ApiError(500, INTERNAL)
+                if update.index == 0 and update.num_cached_tokens is not None:
+                    self._record.cached_tokens += update.num_cached_tokens
+                    self._service.metrics.prompt_taken_up(len(prompts[prompt_index]), update.num_cached_tokens)
+                update.index += prompt_index * samples_per_prompt
+                self._count(update)
+                yield update
+        except OverloadedError as error:
+            self._deadlines.name_choice(error)
+            raise
 
     async def close(self) -> None:
         streams, self._streams = self._streams, []

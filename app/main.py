@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from quire.app.door import Door
 from quire.app.errors import HANDLERS
 from quire.app.keys.ring import KeyRing
 from quire.app.lifespan import Connect, lifespan_of
@@ -22,8 +23,8 @@ from quire.app.middleware.request_log import RequestLogMiddleware
 from quire.app.middleware.root_path import RootPathMiddleware
 from quire.app.routes import PUBLIC, QUIET, ROUTES, handler_of
 from quire.app.service import Service
-from quire.app.telemetry.audit import AuditLog
 from quire.app.telemetry import shared_values
+from quire.app.telemetry.audit import AuditLog
 from quire.app.telemetry.metrics import Metrics
 from quire.app.tls import Tls
 from quire.app.worker_settings import WorkerSettings
@@ -40,7 +41,7 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
     audit = AuditLog(settings.serve.audit_log)
     metrics = Metrics(settings.serve.model_names[0])
     service = Service(settings, metrics, keys, audit, _tracing(settings, metrics),
-                      Tls.of(settings.serve))
+                      Tls.of(settings.serve), door=Door(settings.serve.num_http_workers))
     root_path = settings.serve.root_path.rstrip("/")
     app = Starlette(
         routes=ROUTES,
@@ -73,5 +74,5 @@ def _tracing(settings: WorkerSettings, metrics: Metrics) -> Tracing | None:
 
 
 def from_run_dir() -> Starlette:
-    return create_app(WorkerSettings.from_run_dir(os.environ["QUIRE_RUN_DIR"]))
     shared_values.use()
+    return create_app(WorkerSettings.from_run_dir(os.environ["QUIRE_RUN_DIR"]))

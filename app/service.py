@@ -57,6 +57,11 @@ class Service:
         built_in = self.settings.serve.engine.generation_config == "vllm"
         return {} if built_in else self.engine.model_config.generation_defaults
 
+    def prefix_salt(self, key: Key, asked: str) -> str:
+        """What a cached prefix goes by beside its tokens. Whether a prompt was there before shows in its time and in
+        `cached_tokens`, so no key finds what another sent."""
+        return asked if self.settings.serve.share_prefixes else key.salted(asked)
+
     def naming_limits(self) -> AbstractContextManager[None]:
         """What is refused inside as too long says why, where the model itself would take it."""
         return naming_limits(self.settings.serve.engine, self.engine.model_config, self.engine.info)

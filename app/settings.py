@@ -89,6 +89,8 @@ class ServeSettings:
     admin_host: str = field(default="127.0.0.1", metadata={"help": "Address of --admin-port."})
     api_key_file: str | None = field(default=None, metadata={"help": (
         "File of named keys (quire keys create), read again when it changes.")})
+    share_prefixes: bool = field(default=False, metadata={"help": (
+        "Keys find each other's cached prompts: faster where they begin alike, and each can tell what others sent.")})
     audit_log: str | None = field(default=None, metadata={"help": "File that gets a line for every admin action."})
     engine_stall_timeout: float = field(default=60.0, metadata={"help": (
         "Seconds without a sign of life from a ready engine after which it is killed and started again.")})
@@ -109,10 +111,10 @@ class ServeSettings:
         "Accepted for compatibility; every reply carries x-request-id.")})
     run_dir: str | None = field(default=None, metadata={"help": (
         "Directory for sockets and metrics, one per server. Unset: $RUNTIME_DIRECTORY, or a private temporary one.")})
-
-    @property
     allow_shared_run_dir: bool = field(default=False, metadata={"help": (
         "Take a --run-dir that is another user's or open to others: a container's volume, which nobody else sees.")})
+
+    @property
     def model_names(self) -> list[str]:
         return self.served_model_name or [self.engine.model]
 

@@ -16,7 +16,17 @@ MINUTE_NS = 60 * 10**9
 REFUSAL_S = 0.05  # for so long a worker may refuse by itself what waits for others to end
 CONCURRENCY_RETRY_S = 1.0
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
+UNKNOWN_SPACING_S = 0.05  # where nothing left the queue lately
 MAX_IDLE_ACCOUNTS = 1024
+# Tokens that may wait where nobody says: so many times what the KV cache holds, work for minutes, and at least so many,
+# some 40 MB of them.
+QUEUED_CACHES = 16
+MIN_QUEUED_TOKENS = 2**20
+
+
+def most_queued_tokens(given: int | None, cache_tokens: int) -> int:
+    """What --max-queued-tokens is, or comes to where it is unset."""
+    return given if given is not None else max(QUEUED_CACHES * cache_tokens, MIN_QUEUED_TOKENS)
 
 
 class Admission:
@@ -77,14 +87,16 @@ class Admission:
             return _refusal(
                 message, "overloaded", "queue_requests", f"The queue is full: {num_waiting} samples wait, this request "
                 f"has {len(message.samples)}, and --max-queued-requests is {limit}. Try again later.",
-                self._departed_requests.time_for(num_waiting + len(message.samples) - limit, now))
+                self._departed_requests.time_for(num_waiting + len(message.samples) - limit, now),
+                spacing_s=self._departed_requests.spacing_s(len(message.samples), now))
         limit = self._max_queued_tokens
         num_tokens = len(message.prompt_token_ids)
         if limit is not None and num_waiting and num_waiting_tokens + num_tokens > limit:
             return _refusal(
                 message, "overloaded", "queue_tokens", f"The queue is full: {num_waiting_tokens} tokens wait, this "
                 f"prompt has {num_tokens}, and --max-queued-tokens is {limit}. Try again later.",
-                self._departed_tokens.time_for(num_waiting_tokens + num_tokens - limit, now))
+                self._departed_tokens.time_for(num_waiting_tokens + num_tokens - limit, now),
+                spacing_s=self._departed_tokens.spacing_s(num_tokens, now))
         return None
 
 
@@ -218,6 +230,15 @@ class _Flow:
         elapsed_s = (self._before_ns + now - self._began) / 1e9
         return float(min(max(math.ceil(count * elapsed_s / max(gone, 1)), MIN_RETRY_S), MAX_RETRY_S))
 
+    def spacing_s(self, count: int, now: int) -> float:
+        """Seconds that `count` more take to go by, however short: what is to lie between two who come again."""
+        self._roll(now)
+        gone = self._before + self._count
+        if not gone:
+            return UNKNOWN_SPACING_S
+        # A burst, as the first step takes up, is no pace: it counts as that of a second.
+        return min(count * max((self._before_ns + now - self._began) / 1e9, 1.0) / gone, MAX_RETRY_S)
+
     def _roll(self, now: int) -> None:
         elapsed = now - self._began
         if elapsed >= self.WINDOW_NS:
@@ -227,6 +248,6 @@ class _Flow:
 
 
 def _refusal(message: Submit, kind: str, reason: str, text: str, retry_after_s: float, rate: RateState | None = None,
-             closed_s: float = REFUSAL_S) -> Rejected:
+             closed_s: float = REFUSAL_S, spacing_s: float = 0.0) -> Rejected:
     return Rejected([sample.id for sample in message.samples], kind, text, retry_after_s=retry_after_s, reason=reason,
-                    rate=rate, closed_s=closed_s)
+                    rate=rate, closed_s=closed_s, spacing_s=spacing_s)

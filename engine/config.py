@@ -66,7 +66,8 @@ class EngineArgs:
     max_logprobs: int = _argument(20, "Most alternatives a request may ask for per token; -1 = no limit.")
     max_queued_requests: int = _argument(4096, "Samples that may wait, in each engine; beyond it requests get 503.")
     max_queued_tokens: int | None = _argument(
-        None, "Tokens of prompts that may wait, in each engine; beyond it requests get 503. Unset: no limit.")
+        None, "Tokens of prompts that may wait, in each engine; beyond it requests get 503. Unset: 16 times "
+        "what the KV cache holds, or 1048576 if that is more.")
     generation_config: str = _argument(
         "auto", "auto: sampling defaults from the model's generation_config.json; vllm: built-in defaults.")
     chat_template: str | None = _argument(None, "Chat template: a file or the template itself.")

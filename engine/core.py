@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-from quire.engine.admission import Account, Admission
+from quire.engine.admission import Account, Admission, most_queued_tokens
 from quire.engine.config import EngineArgs, SchedulerConfig
 from quire.engine.division import require_divisible
 from quire.engine.errors import InvalidRequestError
@@ -81,8 +81,10 @@ class EngineCore:
             enable_prefix_caching=args.enable_prefix_caching,
             num_microbatches=args.pipeline_parallel_size,
         ))
-        self._admission = Admission(None if offline else args.max_queued_requests,
-                                    None if offline else args.max_queued_tokens)
+        cache_tokens = self._executor.num_blocks * args.block_size
+        self._admission = Admission(
+            None if offline else args.max_queued_requests,
+            None if offline else most_queued_tokens(args.max_queued_tokens, cache_tokens))
         self._unfinished: defaultdict[Owner, dict[int, _Submission]] = defaultdict(dict)  # by sample id
         self._timed: dict[_Submission, None] = {}  # those that no step took up yet and that may not wait for ever
         self._trials = Trials(partial(_try, self.scheduler))

@@ -63,7 +63,7 @@ class OverloadedError(QuireError):
     """
 
     def __init__(self, message: str, retry_after_s: float, *, own_limit: bool = False, reason: str = "",
-                 rate: RateState | None = None, closed_s: float = 0.0) -> None:
+                 rate: RateState | None = None, closed_s: float = 0.0, spacing_s: float = 0.0) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
@@ -71,6 +71,7 @@ class OverloadedError(QuireError):
         self.reason = reason
         self.rate = rate  # where the key stands with its limits a minute
         self.closed_s = closed_s
+        self.spacing_s = spacing_s
 
 
 class ConfigError(QuireError, ValueError):

@@ -140,6 +140,7 @@ class Rejected(msgspec.Struct, array_like=True, tag="rejected", frozen=True):
     rate: RateState | None = None
     # The worker may refuse alike submissions itself, before tokenizing, for so long ("limit": of this key only).
     closed_s: float = 0.0
+    spacing_s: float = 0.0  # of a full queue: how long it takes to let in one more submission alike
 
 
 class Started(msgspec.Struct, array_like=True, tag="started", frozen=True):

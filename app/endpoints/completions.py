@@ -44,6 +44,7 @@ async def completions(request: Request) -> Response:
     body = msgspec.structs.replace(body, prompt=msgspec.Raw())  # which would hold all of what was sent
     body_was_read(request)
     body.check(service.settings.serve, len(prompts))
+    exchange.check_prompts(len(prompts))
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = body.sampling_params(service.model_defaults, max_tokens, body.num_logprobs)
     record.asked = Asked("text_completion", model, body.stream, params, f"cmpl-{record.request_id}")

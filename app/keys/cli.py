@@ -34,6 +34,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--priority", type=int, metavar="P",
                         help="of its requests, which may ask for a later one; lower runs first [0]")
     create.add_argument("--weight", type=float, metavar="W", help="its share among keys of one priority [1]")
+    create.add_argument("--prefix-group", metavar="NAME",
+                        help="keys of one group find each other's cached prompts; unset: only its own")
     create.add_argument("--admin", action="store_true", default=None, help="it may use /admin and /metrics")
     listing = commands.add_parser("list", help="names, limits and times")
     revoke = commands.add_parser("revoke", help="take a key out; running servers refuse it within a second or two")

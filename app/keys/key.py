@@ -39,6 +39,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_per_minute: Count = 0
     max_concurrent: Count = 0
     admin: bool = False
+    prefix_group: Name | None = None  # keys of one group find each other's cached prefixes
 
     @property
     def limits(self) -> KeyLimits:
@@ -51,6 +52,13 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models
+
+    def salted(self, cache_salt: str) -> str:
+        """Whose prefixes it may find. Without a name there are no keys to keep apart."""
+        if not self.name:
+            return cache_salt
+        whose = f"key:{self.name}" if self.prefix_group is None else f"group:{self.prefix_group}"
+        return f"{whose}\n{cache_salt}"
 
     def effective_priority(self, asked: int) -> int:
         return asked if self.priority is None else max(asked, self.priority)

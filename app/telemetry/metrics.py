@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from quire.app.telemetry.record import RequestRecord
+from quire.app.telemetry import shared_values
+from quire.app.telemetry.record import CLIENT_DEADLINE, RequestRecord
 from quire.engine.messages import FINISH_REASONS, REJECTIONS
 from quire.engine.stderr import stderr
 
@@ -81,7 +82,7 @@ class Metrics:
             self._success.labels(*self.labels, finished)
         for rejected in REJECTIONS:
             self._rejected.labels(rejected)
-        self._http = self._counter("http_requests", "HTTP requests", "method", "handler", "status")
+        self._http = self._counter("http_requests", "HTTP requests", "method", "handler", "status", "deadline")
         self._spans_dropped = self._counter("quire:spans_dropped",
                                             "Trace spans that the collector did not take in time")
         self._log_lines_dropped = self._counter("quire:log_lines_dropped",
@@ -141,7 +142,8 @@ class Metrics:
     # At a request's end
 
     def request_ended(self, record: RequestRecord, handler: str) -> None:
-        self._http.labels(record.method, handler, str(record.status)).inc()
+        deadline = "client" if record.rejected == CLIENT_DEADLINE else ""  # an empty label is none
+        self._http.labels(record.method, handler, str(record.status), deadline).inc()
         if record.rejected:
             self._rejected.labels(record.rejected).inc()
         if record.aborted:

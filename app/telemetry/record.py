@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from quire.engine.sampling_params import SamplingParams
 
 
+CLIENT_DEADLINE = "client_deadline"  # why a request was refused, or ended: the client's own time for it was over
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a well-formed request for text asked for."""

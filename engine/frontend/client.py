@@ -328,7 +328,8 @@ class EngineClient:
                 error: Exception = InvalidRequestError(message.message, message.param or None)
             else:
                 error = OverloadedError(message.message, message.retry_after_s, own_limit=message.kind == "limit",
-                                        reason=message.reason, rate=message.rate, closed_s=message.closed_s)
+                                        reason=message.reason, rate=message.rate, closed_s=message.closed_s,
+                                        spacing_s=message.spacing_s)
             request.fail(error)
 
     def _take_ready(self, message: Ready) -> None:

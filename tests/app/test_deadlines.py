@@ -62,9 +62,8 @@ async def stuck(make_app: Callable[..., Starlette], fake: FakeEngine) -> AsyncIt
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("header", "reason", "retry"), [
-    ("x-ttft-timeout", "deadline_ttft", None), ("x-request-timeout", "deadline_total", "false")])
-async def test_before_the_reply_began_it_is_504(stuck: httpx.AsyncClient, fake: FakeEngine, header: str, reason: str,
+@pytest.mark.parametrize(("header", "retry"), [("x-ttft-timeout", None), ("x-request-timeout", "false")])
+async def test_before_the_reply_began_it_is_504(stuck: httpx.AsyncClient, fake: FakeEngine, header: str,
                                                 retry: str | None, stream: bool) -> None:
     with capture_logs() as logs:
         reply = await stuck.post("/v1/chat/completions", json=CHAT | {"stream": stream}, headers={header: "0.05"})
@@ -75,7 +74,10 @@ async def test_before_the_reply_began_it_is_504(stuck: httpx.AsyncClient, fake: 
     assert reply.headers.get("x-should-retry") == retry
     assert fake.streams[0].closed
     line = next(line for line in logs if line["event"] == "request")
-    assert (line["status"], line["rejected"], line["aborted"]) == (504, reason, "deadline")
+    assert (line["status"], line["rejected"], line["aborted"]) == (504, "client_deadline", "deadline")
+    failed = 'status="504"} 1.0'
+    assert f'{{deadline="client",handler="/v1/chat/completions",method="POST",{failed}' in (
+        await stuck.get("/metrics")).text, "which the alerts leave out"
 
 
 async def test_the_servers_own_deadline_names_its_flag(make_app: Callable[..., Starlette], fake: FakeEngine) -> None:
@@ -141,3 +143,13 @@ async def test_an_engine_that_is_away_does_not_hold_a_request_beyond_its_queue_t
     assert reply.status_code == 503
     assert "restarting" in reply.json()["error"]["message"]
     assert reply.headers["retry-after"]
+
+
+@pytest.mark.parametrize(("headers", "reason"), [({}, "queue_timeout"), ({"x-queue-timeout": "5"}, "client_deadline")])
+async def test_the_engines_refusal_after_a_time_in_the_queue_says_whose_choice_it_was(
+        client: httpx.AsyncClient, fake: FakeEngine, headers: dict[str, str], reason: str) -> None:
+    fake.fails_after, fake.failure = 0, OverloadedError("too long", 1.0, reason="queue_timeout")
+    with capture_logs() as logs:
+        reply = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+    assert reply.status_code == 503
+    assert next(line for line in logs if line["event"] == "request")["rejected"] == reason

@@ -41,8 +41,8 @@ times = st.integers(0, 800).map(lambda n: n / 8)  # without rounding
 @given(closed_s=times, passed_s=times, own_limit=st.booleans())
 def test_closed_for_as_long_as_the_engine_said_and_for_whom(closed_s: float, passed_s: float, own_limit: bool) -> None:
     clock = Clock()
-    door = Door(clock)
-    door.note("a", OverloadedError("no", closed_s, own_limit=own_limit, closed_s=closed_s))
+    door = Door(clock=clock)
+    door.refused("a", OverloadedError("no", closed_s, own_limit=own_limit, closed_s=closed_s))
     clock.now += passed_s
     closed = clock.now - 1000.0 < closed_s
     assert refuses(door, "a") is closed
@@ -54,9 +54,10 @@ def test_closed_for_as_long_as_the_engine_said_and_for_whom(closed_s: float, pas
 
 def test_the_refusal_is_the_engines_with_the_time_that_is_left() -> None:
     clock = Clock()
-    door = Door(clock)
+    door = Door(clock=clock)
     rate = RateState(limit_requests=60, remaining_requests=0, reset_requests_s=30.0)
-    door.note("a", OverloadedError("slow down", 10.0, own_limit=True, reason="key_requests", rate=rate, closed_s=10.0))
+    door.refused("a", OverloadedError("slow down", 10.0, own_limit=True, reason="key_requests", rate=rate,
+                                      closed_s=10.0))
     clock.now += 4
     with pytest.raises(OverloadedError, match="slow down") as caught:
         door.check("a")
@@ -66,10 +67,10 @@ def test_the_refusal_is_the_engines_with_the_time_that_is_left() -> None:
 
 
 def test_memory_is_one_entry_a_key() -> None:
-    door = Door(Clock())
+    door = Door(clock=Clock())
     for i in range(1000):
-        door.note(f"key-{i % 3}", OverloadedError("no", 1.0, own_limit=True, closed_s=1.0))
-        door.note(f"key-{i % 3}", OverloadedError("no", 1.0, closed_s=1.0))
+        door.refused(f"key-{i % 3}", OverloadedError("no", 1.0, own_limit=True, closed_s=1.0))
+        door.refused(f"key-{i % 3}", OverloadedError("no", 1.0, closed_s=1.0))
     assert len(door._closed) == 4
 
 
@@ -90,7 +91,7 @@ async def test_a_refusal_does_not_wait_for_the_body(make_app: Callable[..., Star
     app = make_app()
     async with app.router.lifespan_context(app):
         if state == "closed":
-            app.state.service.door.note("", OverloadedError("full", 1.0, closed_s=60.0))
+            app.state.service.door.refused("", OverloadedError("full", 1.0, closed_s=60.0))
         else:
             fake.info = None
         connection = Connection(app, b"")

@@ -76,7 +76,7 @@ async def test_a_request_is_counted_once_in_everything(client: httpx.AsyncClient
                  "request_prefill_time_seconds", "request_decode_time_seconds", "request_inference_time_seconds",
                  "request_time_per_output_token_seconds"):
         assert found[f"vllm:{name}_count"] == 2, name
-    assert found['http_requests_total{handler="/v1/chat/completions",method="POST",status="200"}'] == 2
+    assert found['http_requests_total{deadline="",handler="/v1/chat/completions",method="POST",status="200"}'] == 2
     assert found["quire:http_requests_in_flight"] == 0
 
 

@@ -180,8 +180,8 @@ async def test_requests_are_counted_once(client: httpx.AsyncClient) -> None:
     assert lines['vllm:request_success_total{engine="0",finished_reason="stop",model_name="m"}'] == "4.0"
     assert lines[f"vllm:time_to_first_token_seconds_count{{{labels}}}"] == "2.0"
     assert lines[f"vllm:inter_token_latency_seconds_count{{{labels}}}"] == "16.0"
-    assert lines['http_requests_total{handler="/v1/chat/completions",method="POST",status="200"}'] == "2.0"
-    assert lines['http_requests_total{handler="other",method="GET",status="404"}'] == "1.0"
+    assert lines['http_requests_total{deadline="",handler="/v1/chat/completions",method="POST",status="200"}'] == "2.0"
+    assert lines['http_requests_total{deadline="",handler="other",method="GET",status="404"}'] == "1.0"
 
 
 async def test_tokenize_and_detokenize_are_inverse(client: httpx.AsyncClient) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire.engine.admission import MAX_IDLE_ACCOUNTS, Account, Admission
+from quire.engine.admission import MAX_IDLE_ACCOUNTS, Account, Admission, most_queued_tokens
 from quire.engine.messages import KeyLimits, Rejected, SampleSpec, Sampling, Submit
 
 SECOND = 10**9
@@ -216,3 +216,19 @@ def test_never_more_at_once_than_allowed(limit: int, arrivals: list[bool]) -> No
                 running.append(answer)
         elif running:
             running.popleft().num_running -= 1
+
+
+def test_queued_tokens_have_a_limit_that_grows_with_the_cache_and_is_never_small() -> None:
+    assert most_queued_tokens(None, cache_tokens=5456) == 1_048_576
+    assert most_queued_tokens(None, cache_tokens=500_000) == 8_000_000
+    assert most_queued_tokens(100, cache_tokens=500_000) == 100
+
+
+def test_the_spacing_of_places_is_the_queues_pace_and_a_burst_is_none() -> None:
+    admission, clock = door(requests=10, tokens=1000)
+    assert refused(admission, submit(), 10).spacing_s == 0.05, "nothing left it yet: unknown"
+    admission.departed(64, 6400)
+    assert refused(admission, submit(), 10).spacing_s == 1 / 64, "not 64 in no time"
+    clock.advance(8.0)
+    assert refused(admission, submit(n=2), 10).spacing_s == 2 * 8 / 64
+    assert refused(admission, submit(num_tokens=800), 1, 300).spacing_s == 1.0
