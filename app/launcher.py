@@ -334,6 +334,7 @@ class Launcher:
             log.warning("stopping now", signal=name)
             self._exit_code = EXIT_OK
             return
+        self._find_out_who_serves()
         log.info("draining", signal=name, drain_delay_s=settings.drain_delay,
                  shutdown_timeout_s=settings.shutdown_timeout)
         drain_s = settings.drain_delay + settings.shutdown_timeout
@@ -346,6 +347,15 @@ class Launcher:
             log.error("load balancers cannot be told of the drain", reason=str(error))
         self._in(settings.drain_delay, self._close_port)
         self._in(drain_s + STOP_HTTP_MARGIN_S, self._end_drain)
+
+    def _find_out_who_serves(self) -> None:
+        """Clients may know that it is ready before the next look at that, and from now on there is none: an engine that
+        dies in the drain must be replaced for them, as it would have been without it."""
+        for engine in self._engines:
+            engine.take_beats(time.monotonic())
+        serves = [slot.serves for slot in self._left]
+        self._was_ready = self._was_ready or any(serves)
+        self._ready = all(serves)
 
     def _close_port(self) -> None:
         self._socket.close()

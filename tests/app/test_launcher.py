@@ -398,3 +398,22 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     code = ("import sys, quire.app.cli, quire.app.launcher\n"
             "assert not {'torch', 'transformers', 'starlette', 'tokenizers', 'gunicorn'} & set(sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_an_engine_that_dies_in_a_drain_is_replaced_if_it_served_though_nobody_had_looked(
+        served: bool, launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine(SimpleNamespace):
+        def take_beats(self, now: float) -> bool:  # which the pipe holds, and nobody has read yet
+            self.serving_since = now if served else None
+            return False
+
+    engine: Any = Engine(serving_since=None, hung=False, pid=0)
+    slot = EngineSlot(ServeSettings(), "ipc:///nowhere", "", {}, 0)
+    slot.child = engine
+    launcher._slots = [slot]
+    launcher._asked_to_stop("SIGTERM")
+    slot.child = None
+    launcher._engine_ended(slot, engine, -signal.SIGKILL)
+    assert launcher._exit_code == (None if served else 0)
+    assert len(launcher._due) == (3 if served else 2), "the port's close, the drain's end, and the next engine's start"
