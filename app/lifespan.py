@@ -47,7 +47,12 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
         def reload() -> None:
             levels.follow()
             # In a thread: parsing a long file takes a while.
-            loop.run_in_executor(None, service.keys.reload).add_done_callback(_keys_read)
+            loop.run_in_executor(None, read_keys).add_done_callback(_keys_read)
+
+        def read_keys() -> bool:
+            read = service.keys.reload()
+            service.metrics.expect_keys(key.name for key in service.keys.keys)
+            return read
 
         loop = asyncio.get_running_loop()
         jobs = [_watch_drain(service, Path(settings.drain_file)), _watch_files(service, reload), service.metrics.tick(),

@@ -40,6 +40,7 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
     keys = KeyRing(settings.key_digests, settings.serve.api_key_file, settings.last_good_key_file)
     audit = AuditLog(settings.serve.audit_log)
     metrics = Metrics(settings.serve.model_names[0])
+    metrics.expect_keys(key.name for key in keys.keys)
     service = Service(settings, metrics, keys, audit, _tracing(settings, metrics),
                       Tls.of(settings.serve), door=Door(settings.serve.num_http_workers))
     root_path = settings.serve.root_path.rstrip("/")

@@ -34,6 +34,14 @@ MAX_KEY_NAMES = 1000  # beyond it, keys are counted together: every label is mem
 OTHER_KEYS = "other"
 TICK_S = 0.5
 LABELS = ("model_name", "engine")
+# Label values that are known ahead. Beside the engine's REJECTIONS, what is refused before it is asked.
+EARLY_REJECTIONS = ("key", "host", "loading", "draining", "body_too_large", "bodies", "deadline_ttft", "deadline_total",
+                    CLIENT_DEADLINE, "malformed", "method", "head_too_large", "http_version", "header_timeout",
+                    "body_timeout", "connections", "pipelining", "client_certificate")
+ABORTS = ("disconnect", "deadline", "shutdown")
+SOURCES = ("local_compute", "local_cache_hit")
+GENERATING = ("/v1/chat/completions", "/v1/completions")
+STATUSES = ("200", "400", "401", "403", "404", "413", "429", "499", "500", "503", "504")
 
 
 class Metrics:
@@ -78,10 +86,6 @@ class Metrics:
         self._key_requests = self._counter("quire:key_requests", "Requests by key name", "key")
         self._key_prompt_tokens = self._counter("quire:key_prompt_tokens", "Prompt tokens by key name", "key")
         self._key_output_tokens = self._counter("quire:key_output_tokens", "Output tokens by key name", "key")
-        for finished in FINISH_REASONS:  # at 0 from the start, so that the first one is seen as an increase
-            self._success.labels(*self.labels, finished)
-        for rejected in REJECTIONS:
-            self._rejected.labels(rejected)
         self._http = self._counter("http_requests", "HTTP requests", "method", "handler", "status", "deadline")
         self._spans_dropped = self._counter("quire:spans_dropped",
                                             "Trace spans that the collector did not take in time")
@@ -92,6 +96,32 @@ class Metrics:
                                     registry=self.registry, multiprocess_mode="livesum")
         self._loop_lag = Histogram("quire:event_loop_lag_seconds", "How late the workers' event loops run what is due",
                                    buckets=_LAG_S, registry=self.registry)
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """What is known ahead is there from the start: rate() sees the first of a kind only as an increase from 0."""
+        for counter in (self._prompt_tokens, self._prompt_tokens_cached, self._generation_tokens, self._resumed):
+            counter.labels(*self.labels)
+        for source in SOURCES:
+            self._prompt_tokens_by_source.labels(*self.labels, source)
+        for finished in FINISH_REASONS:
+            self._success.labels(*self.labels, finished)
+        for rejected in (*REJECTIONS, *EARLY_REJECTIONS):
+            self._rejected.labels(rejected)
+        for aborted in ABORTS:
+            self._aborted.labels(aborted)
+        for handler in GENERATING:
+            for status in STATUSES:
+                self._http.labels("POST", handler, status, "")
+            for status in ("503", "504"):
+                self._http.labels("POST", handler, status, "client")
+
+    def expect_keys(self, names: Iterable[str]) -> None:
+        """Keys that there are, whether they were used or not."""
+        for name in names:
+            key = self._key_label(name)
+            for counter in (self._key_requests, self._key_prompt_tokens, self._key_output_tokens):
+                counter.labels(key)
 
     def _model_histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, LABELS, buckets=buckets, registry=self.registry).labels(*self.labels)
@@ -104,8 +134,8 @@ class Metrics:
     def prompt_taken_up(self, num_tokens: int, num_cached: int) -> None:
         self._prompt_tokens.labels(*self.labels).inc(num_tokens)
         self._prompt_tokens_cached.labels(*self.labels).inc(num_cached)
-        self._prompt_tokens_by_source.labels(*self.labels, "local_compute").inc(num_tokens - num_cached)
-        self._prompt_tokens_by_source.labels(*self.labels, "local_cache_hit").inc(num_cached)
+        self._prompt_tokens_by_source.labels(*self.labels, SOURCES[0]).inc(num_tokens - num_cached)
+        self._prompt_tokens_by_source.labels(*self.labels, SOURCES[1]).inc(num_cached)
 
     def tokens_generated(self, num_tokens: int) -> None:
         # Called for every token of every stream, so it only adds; `_count_tokens` follows within a tick.

@@ -13,6 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
+from quire.app.keys.key import NEVER, Key, digest_of
+from quire.app.keys.key_file import write_key_file
 from quire.app.telemetry import metrics as m
 from quire.app.telemetry.record import Asked, RequestRecord
 from quire.engine.messages import Distribution, KeyLimits, Status
@@ -206,3 +208,33 @@ async def test_scraping_does_not_hold_up_the_loop(make_app: Callable[..., Starle
             transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         await scrape(client)
     assert seen[0] is not threading.main_thread()
+
+
+async def test_counters_are_at_zero_before_the_first_request(make_app: Callable[..., Starlette],
+                                                             tmp_path: Path) -> None:
+    path = str(tmp_path / "keys.yaml")
+    write_key_file(path, [Key(name="ann", sha256="0" * 64, created=NEVER)])
+    app = make_app(key_digests=[digest_of("the operator's own")], api_key_file=path)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        headers = {"authorization": "Bearer the operator's own"}
+        found = Scraped((await client.get("/metrics", headers=headers)).text)
+        counters = [family for family in found.families.values() if family.type == "counter"]
+        assert [family.name for family in counters if not family.samples] == []
+        for name in ('vllm:request_success_total{finished_reason="error"}', "vllm:prompt_tokens_total",
+                     "vllm:generation_tokens_total", 'vllm:prompt_tokens_by_source_total{source="local_cache_hit"}',
+                     'quire:requests_rejected_total{reason="draining"}',
+                     'quire:requests_aborted_total{reason="disconnect"}',
+                     'http_requests_total{deadline="",handler="/v1/completions",method="POST",status="500"}',
+                     'http_requests_total{deadline="client",handler="/v1/completions",method="POST",status="504"}',
+                     'quire:key_requests_total{key="ann"}', "quire:requests_resumed_total"):
+            assert found[name] == 0, name
+        write_key_file(path, [Key(name=name, sha256=digit * 64, created=NEVER)
+                              for name, digit in (("ann", "0"), ("bob", "1"))])
+        app.state.service.keys.reload()
+        Path(app.state.service.settings.reload_file).write_text('{"log_level": "info"}')
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if 'quire:key_requests_total{key="bob"}' in Scraped((await client.get("/metrics", headers=headers)).text):
+                return
+        raise AssertionError("a key that comes later is not there")

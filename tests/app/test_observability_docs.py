@@ -44,6 +44,13 @@ def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
     assert {name for name in exposed if not name.endswith("_created")} == documented("Metrics")
 
 
+def test_every_reason_of_a_refusal_is_documented_and_there_from_the_start() -> None:
+    text = DOCS.read_text().split("\nReasons of a refusal.")[1].split("\n\n")[0]
+    exposed = Metrics("m").expose([]).decode()
+    assert set(re.findall(r"`([a-z_]+)`", text)) == set(re.findall(
+        r'^quire:requests_rejected_total\{reason="(\w+)"\} 0\.0$', exposed, re.MULTILINE))
+
+
 def test_every_log_field_is_documented_and_every_documented_one_exists() -> None:
     record = RequestRecord(
         "id", "POST", "/", "127.0.0.1", "trace", 1.0, ended=5.0, status=200, key=KeyLimits("k"), rejected="r",
