@@ -1,4 +1,5 @@
-"""The command `quire`: serve, check, doctor, keys, chat, complete, bench, version. Parses flags; the rest is elsewhere.
+"""The command `quire`: serve, check, doctor, pull, keys, chat, complete, bench, version. Parses flags; the rest is
+elsewhere.
 
 Help is quick: nothing heavy is imported before a command needs it, torch never.
 """
@@ -76,6 +77,10 @@ def _run(argv: list[str]) -> int:
         from quire.loadtest.__main__ import main as bench
 
         return bench(argv[1:])
+    if argv[:1] == ["pull"]:
+        from quire.app.pull import main as pull  # late: it brings the tokenizer
+
+        return pull(argv[1:])
     if argv[:1] == ["doctor"]:
         return _doctor(argv[1:])
     if argv[:1] in (["serve"], ["check"]):
@@ -88,6 +93,8 @@ def _run(argv: list[str]) -> int:
     commands.add_parser("check", help="show the settings that serve would use, or all that is wrong with them",
                         add_help=False)
     commands.add_parser("doctor", help="look at this machine as serve would find it, and say what to do",
+                        add_help=False)
+    commands.add_parser("pull", help="fetch a model from a hub, so that the first start need not wait for it",
                         add_help=False)
     keys.add_commands(commands.add_parser("keys", help="make, list and revoke the keys of --api-key-file"))
     chat = commands.add_parser("chat", help="talk to a running server")
@@ -243,13 +250,12 @@ def _serve(loaded: Loaded, short_keys: list[str], argv: list[str]) -> int:
     # Late: only `serve` needs sockets, child processes and logs.
     import structlog
 
-    from quire.app import sd_notify
     from quire.app.launcher import Launcher
     from quire.app.telemetry.audit import AuditError, AuditLog
     from quire.engine.frontend.chat_template import load_chat_template
     from quire.engine.frontend.tokenizer_files import tokenizer_path
     from quire.engine.logs import configure_logging
-    from quire.engine.weights.locate import resolve_model
+    from quire.engine.weights.locate import is_hub_model, resolve_model
 
     settings = loaded.settings
     configure_logging(settings.log_level)
@@ -261,12 +267,12 @@ def _serve(loaded: Loaded, short_keys: list[str], argv: list[str]) -> int:
     audit = AuditLog(settings.audit_log)
     try:
         audit.check()
-        with sd_notify.starting("finding or fetching the model"):
-            model = resolve_model(settings.engine)  # one that is not there is known, or fetched, before anything starts
-        if not settings.engine.skip_tokenizer_init:
-            tokenizer_path(model, settings.engine.tokenizer)
-        if settings.engine.chat_template is not None:
-            load_chat_template(model, settings.engine.chat_template, None)  # refused now, not at the first chat
+        if not is_hub_model(settings.engine):  # one that is not there is known before anything starts
+            model = resolve_model(settings.engine)
+            if not settings.engine.skip_tokenizer_init:
+                tokenizer_path(model, settings.engine.tokenizer)
+            if settings.engine.chat_template is not None:
+                load_chat_template(model, settings.engine.chat_template, None)
         audit.write("server start", "begun", version=__version__, model=settings.engine.model)
         code = Launcher(settings, reread=lambda: load_settings("serve", argv).settings).run()
     except (ConfigError, AuditError) as error:

@@ -26,6 +26,7 @@ from quire.app.announce import Announcer
 from quire.app.engine_child import EngineChild, stop_all
 from quire.app.engine_slot import EngineSlot
 from quire.app.listen import listen, listen_admin, url_of
+from quire.app.model_child import ModelChild
 from quire.app.open_files import raise_limit
 from quire.app.probe import Readiness, probe
 from quire.app.reload import request_reload
@@ -41,11 +42,13 @@ from quire.engine.heartbeat import OVERDUE_S
 from quire.engine.logs import LevelFile
 from quire.engine.module_command import module_command
 from quire.engine.stderr import replace_broken
+from quire.engine.weights.locate import is_hub_model
 
 log = structlog.get_logger("quire")
 
 EXIT_OK, EXIT_HUNG = 0, 71
 PROBE_S = 0.2
+TELL_FETCH_S = 0.5
 STOP_ENGINE_S = 5.0
 STOP_ENGINE_NOW_S = 0.5
 STOP_HTTP_MARGIN_S = 10.0
@@ -68,6 +71,9 @@ class Launcher:
         self._systemd = Systemd()
         self._slots: list[EngineSlot] = []
         self._http: subprocess.Popen[bytes] | None = None
+        self._model: ModelChild | None = None  # while it looks at the model's files, or fetches them
+        self._fetches = is_hub_model(settings.engine)  # engines wait for it then
+        self._error: ConfigError | None = None  # why the model cannot be served
         self._due: dict[Callable[[], None], float] = {}  # what is to be done, and when
         self._exit_code: int | None = None  # set: stop everything, then leave with it
         self._was_ready = False
@@ -78,7 +84,7 @@ class Launcher:
         """Serve until told to stop; returns the exit code.
 
         Raises:
-            ConfigError: port, directory or GPUs cannot be had.
+            ConfigError: port, directory, GPUs or the model's files cannot be had.
         """
         raise_limit()
         own_environments = environments(self._settings.engine, os.environ)
@@ -104,22 +110,31 @@ class Launcher:
                 EngineSlot(self._settings, address, self._shared.reload_file, environment, place)
                 for place, (address, environment) in enumerate(zip(self._shared.engine_addresses, own_environments))]
             try:
-                for slot in self._slots:
-                    self._start_engine(slot)
+                self._model = ModelChild(self._settings, self._shared.fetch_file, self._inherited(), self._lifeline)
+                if self._fetches:
+                    self._in(0, self._tell_fetch)
+                else:
+                    self._start_engines()
                 self._start_http()
                 self._watchdog()
                 while self._exit_code is None:
                     self._tick()
             finally:
                 self._stop_all()
+            if self._error is not None:
+                raise self._error
             return self._exit_code
 
     # Starting
 
+    def _inherited(self) -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
+
     def _environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
+        # Engines and workers read the files that one process fetched, and the same ones when they are started again.
+        fetched = {"HF_HUB_OFFLINE": "1"} if self._fetches else {}
         admin = {} if self._admin_socket is None else {"QUIRE_ADMIN_FD": str(self._admin_socket.fileno())}
-        return inherited | admin | {
+        return self._inherited() | fetched | admin | {
             "QUIRE_RUN_DIR": self._shared.run_dir,
             "QUIRE_LIFELINE": str(self._lifeline),
             "QUIRE_LISTEN_FD": str(self._socket.fileno()),
@@ -135,6 +150,10 @@ class Launcher:
     @property
     def _left(self) -> list[EngineSlot]:
         return [slot for slot in self._slots if not slot.gone]
+
+    def _start_engines(self) -> None:
+        for slot in self._slots:
+            self._start_engine(slot)
 
     def _start_engine(self, slot: EngineSlot) -> None:
         with contextlib.suppress(OSError), open(self._shared.engine_starts_file, "ab") as starts:
@@ -216,6 +235,12 @@ class Launcher:
             self._systemd.status(f"serving with {len(left)} of {len(self._slots)} engines")
         self._ready = self._was_ready = True
 
+    def _tell_fetch(self) -> None:
+        if self._model is not None:
+            state = self._model.state
+            self._systemd.loading(f"{state.phase} {state.fraction:.0%}")
+            self._in(TELL_FETCH_S, self._tell_fetch)
+
     def _watchdog(self) -> None:
         interval_s = self._systemd.watchdog_s
         if interval_s is None:
@@ -229,6 +254,8 @@ class Launcher:
     # Children that end
 
     def _reap(self) -> None:
+        if self._model is not None and self._model.ended():
+            self._model_ended(self._model)
         for slot in self._slots:
             if (ended := slot.take_ended()) is not None and not slot.gone:
                 self._engine_ended(slot, *ended)
@@ -243,6 +270,13 @@ class Launcher:
                                 (EXIT_LOAD, "the HTTP service could not start")), status=code)
         if os.getpid() == 1:
             self._reap_orphans()
+
+    def _model_ended(self, model: ModelChild) -> None:
+        self._model = None
+        if model.error is not None:
+            self._error, self._exit_code = model.error, EXIT_CONFIG
+        elif self._fetches:
+            self._start_engines()
 
     def _engine_ended(self, slot: EngineSlot, engine: EngineChild, code: int) -> None:
         self._ready = False
@@ -291,7 +325,7 @@ class Launcher:
 
     def _reap_orphans(self) -> None:
         """As PID 1, children of children become ours when their parent dies; someone must take their exit codes."""
-        ours = {child.pid for child in (*self._engines, self._http) if child is not None}
+        ours = {child.pid for child in (*self._engines, self._http, self._model) if child is not None}
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in ours:
                 os.waitpid(ended.si_pid, 0)
@@ -334,6 +368,10 @@ class Launcher:
             log.warning("stopping now", signal=name)
             self._exit_code = EXIT_OK
             return
+        if self._model is not None and self._fetches:  # nothing is served yet
+            log.info("stopping", signal=name, reason="the model is not fetched yet")
+            self._exit_code = EXIT_OK
+            return
         self._find_out_who_serves()
         log.info("draining", signal=name, drain_delay_s=settings.drain_delay,
                  shutdown_timeout_s=settings.shutdown_timeout)
@@ -369,6 +407,8 @@ class Launcher:
 
     def _stop_all(self) -> None:
         """HTTP first, at once: whoever could finish has. Then the engines, politely for a moment."""
+        if self._model is not None:
+            self._model.stop()
         if self._http is not None:
             if self._exit_code not in (None, EXIT_OK) and self._was_ready:
                 self._end_streams(self._http)

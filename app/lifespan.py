@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 DRAIN_POLL_S = GONE_POLL_S = 0.2
 LEAVE_S = 2.0
 _GONE = "The engine ended too often and is not started again; the server's log says why."
+FETCH_POLL_S = 0.05
 
 
 class Connect(Protocol):
@@ -39,8 +40,8 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         settings = service.settings
-        service.connected_engine = await connect(settings.engine_addresses, settings.serve.engine,
-                                                 opened=Path(settings.opened_file).exists())
+        if not Path(settings.fetch_file).exists():
+            await _connect(service, connect)
         levels = LevelFile(settings.reload_file)
         levels.follow()  # a worker that takes a dead one's place begins where the others are
 
@@ -56,7 +57,7 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
 
         loop = asyncio.get_running_loop()
         jobs = [_watch_drain(service, Path(settings.drain_file)), _watch_files(service, reload), service.metrics.tick(),
-                service.engine.watch(), _watch_gone(service)]
+                _follow_engines(service, connect), _watch_gone(service)]
         if service.tls is not None:
             jobs.append(service.tls.follow(settings.reload_file))
         tasks = [asyncio.create_task(job) for job in jobs]
@@ -69,11 +70,28 @@ def lifespan_of(service: Service, connect: Connect) -> Callable[[Starlette], Abs
         deadline = time.monotonic() + LEAVE_S
         while len(service.in_flight) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        await service.engine.close()
+        if service.connected_engine is not None:
+            await service.connected_engine.close()
         if service.tracing is not None:
             await service.tracing.close()
 
     return lifespan
+
+
+async def _connect(service: Service, connect: Connect) -> None:
+    settings = service.settings
+    service.connected_engine = await connect(settings.engine_addresses, settings.serve.engine,
+                                             opened=Path(settings.opened_file).exists())
+
+
+async def _follow_engines(service: Service, connect: Connect) -> None:
+    """From when the model's files are here; until then the service answers without them."""
+    while service.connected_engine is None:
+        if Path(service.settings.fetch_file).exists():
+            await asyncio.sleep(FETCH_POLL_S)
+        else:
+            await _connect(service, connect)
+    await service.engine.watch()
 
 
 def _task_ended(task: asyncio.Task[None]) -> None:

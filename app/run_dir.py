@@ -21,7 +21,7 @@ MAX_PATH = 80  # a Unix socket's path may have 107 characters, "/engine-63.sock"
 # Metrics of one HTTP worker, settings, sockets; what a directory must have room for before a server starts in it.
 ROOM_BYTES = 4 * 2**20
 _FILES = ("settings.json", "drain", "drain.new", "reload", "keys.json", "probe.sock", "engine_starts", "opened",
-          "gone", "gone.new")
+          "gone", "gone.new", "fetch", "fetch.new")
 
 
 def wanted_run_dir(flag: str | None) -> str:

@@ -1,7 +1,7 @@
 """systemd's notification protocol, where systemd asked for it: datagrams of `NAME=value` lines.
 
 The launcher says what it knows through `Systemd`; what that means in systemd's words, and how often it bears repeating,
-is decided here. `starting` is for the command line, before there is a launcher.
+is decided here.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import time
-from collections.abc import Iterator
 
 # A load that makes progress may take as long as it does: systemd is asked for so much more time again and again.
 LOADING_S = 120.0
@@ -59,27 +57,6 @@ class Systemd:
 
     def stopping(self, within_s: float) -> None:
         _send("STOPPING=1", "STATUS=draining", _extension(within_s))
-
-
-@contextlib.contextmanager
-def starting(status: str) -> Iterator[None]:
-    """While something runs that may take long and says nothing of itself, as a fetch does, a thread tells systemd."""
-    over = threading.Event()
-
-    def tell() -> None:
-        speaker = Systemd()
-        while True:
-            speaker.loading(status)
-            if over.wait(REPEAT_S):
-                return
-
-    thread = threading.Thread(target=tell, name="systemd", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _extension(seconds: float) -> str:

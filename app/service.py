@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from quire.app.door import Door
 from quire.app.errors import ApiError
+from quire.app.fetch_state import FetchState
 from quire.app.in_flight import InFlight
 from quire.app.keys.key import ANYONE, Key
 from quire.app.keys.ring import KeyRing
@@ -19,6 +20,7 @@ from quire.app.telemetry.metrics import Metrics
 from quire.app.telemetry.record import RequestRecord
 from quire.app.tls import Tls
 from quire.app.worker_settings import WorkerSettings
+from quire.engine.errors import OverloadedError
 from quire.engine.frontend.async_llm import AsyncLLMEngine
 from quire.engine.frontend.context_limit import naming_limits
 from quire.engine.frontend.tokenizer import Tokenizer
@@ -41,8 +43,18 @@ class Service:
 
     @property
     def engine(self) -> AsyncLLMEngine:
-        assert self.connected_engine is not None, "requests come only after the lifespan has begun"
+        """Raises OverloadedError while the model's files are not here."""
+        if self.connected_engine is None:
+            state = self.fetch_state()
+            raise OverloadedError(f"The model is not ready yet: {state.phase}, {state.fraction:.0%}.",
+                                  retry_after_s=5.0, reason="loading")
         return self.connected_engine
+
+    def fetch_state(self) -> FetchState:
+        try:
+            return FetchState.load(self.settings.fetch_file)
+        except FileNotFoundError:  # the files are here since just now
+            return FetchState("starting")
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -50,6 +50,11 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.run_dir}/engine_starts"
 
     @property
+    def fetch_file(self) -> str:
+        """Exists until the model's files are here and found readable; holds a FetchState."""
+        return f"{self.run_dir}/fetch"
+
+    @property
     def opened_file(self) -> str:
         """Exists once all engines were ready: from then on one is enough, also for a worker that comes later."""
         return f"{self.run_dir}/opened"

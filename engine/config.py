@@ -40,6 +40,7 @@ class EngineArgs:
     skip_tokenizer_init: bool = _argument(False, "No tokenizer: prompts and outputs are token ids.")
     trust_remote_code: bool = _argument(False, "Accepted for compatibility; Quire never runs code out of a checkpoint.")
     revision: str | None = _argument(None, "Revision of a hub model.")
+    download_dir: str | None = _argument(None, "Where a hub's files are kept; its client's own cache if unset.")
     dtype: str = _argument("auto", "auto (the checkpoint's), half, bfloat16 or float32.")
     load_format: str = _argument("auto", "auto, safetensors, gguf, or dummy (random weights).")
     device: str = _argument("auto", "auto, cuda or cpu.")

@@ -26,35 +26,45 @@ async def livez(request: Request) -> Response:
 
 async def startupz(request: Request) -> Response:
     service = service_of(request)
-    return _json(200, {"status": "started"}) if service.engine.info is not None else _not_ready(service, "loading")
+    engine = service.connected_engine
+    return _json(200, {"status": "started"}) if engine and engine.info is not None else _not_ready(service)
 
 
 async def readyz(request: Request) -> Response:
     service = service_of(request)
     if service.in_flight.draining:
         return _json(503, {"status": "draining"}, {"retry-after": "5"})
-    engine = service.engine
+    engine = service.connected_engine
+    if engine is None:
+        return _not_ready(service)
     if engine.state == "ready":
         gone = [place for place, one in enumerate(engine.engines) if one.state == "gone"]
         status: dict[str, object] = {"status": "degraded", "engines_gone": gone} if gone else {"status": "ready"}
         return _hung(service) or _json(200, status)
     if engine.state == "gone":  # the server is about to end
         return _json(503, {"status": "gone"})
-    return _not_ready(service, "loading" if engine.info is None else "restarting")
+    return _not_ready(service)
 
 
 def _hung(service: Service) -> Response | None:
-    silent_s = service.engine.silent_s
+    silent_s = 0.0 if service.connected_engine is None else service.connected_engine.silent_s
     if silent_s > service.settings.serve.engine_stall_timeout + OVERDUE_S:
         return _json(503, {"status": "hung", "silent_s": round(silent_s, 1)})
     return None
 
 
-def _not_ready(service: Service, status: str) -> Response:
-    phase, fraction = service.engine.loading
-    eta_s = service.engine.load_eta_s
+def _not_ready(service: Service) -> Response:
+    engine = service.connected_engine
+    if engine is None:
+        state = service.fetch_state()
+        return _loading("loading", state.phase, state.fraction, state.eta_s,
+                        {"bytes": state.bytes, "total_bytes": state.total_bytes or None})
+    return _loading("loading" if engine.info is None else "restarting", *engine.loading, engine.load_eta_s, {})
+
+
+def _loading(status: str, phase: str, fraction: float, eta_s: float | None, more: dict[str, object]) -> Response:
     return _json(503, {"status": status, "phase": phase, "fraction": round(fraction, 4),
-                       "eta_s": None if eta_s is None else round(eta_s, 1)}, {"retry-after": "2"})
+                       "eta_s": None if eta_s is None else round(eta_s, 1)} | more, {"retry-after": "2"})
 
 
 async def version(request: Request) -> Response:

@@ -20,9 +20,6 @@ async def metrics(request: Request) -> Response:
 
 
 def _expose(service: Service) -> bytes:
-    metrics = service.metrics
-    return metrics.expose([
-        EngineCollector(service.engine, service.settings.serve.engine, metrics.labels[0]),
-        ServiceCollector(service),
-        ProcessCollector(),
-    ])
+    metrics, engine = service.metrics, service.connected_engine
+    engines = [] if engine is None else [EngineCollector(engine, service.settings.serve.engine, metrics.labels[0])]
+    return metrics.expose([*engines, ServiceCollector(service), ProcessCollector()])

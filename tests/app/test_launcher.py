@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 import structlog
 
-from quire.app import engine_child, gone_file, sd_notify
+from quire.app import engine_child, gone_file
 from quire.app.engine_slot import EngineSlot
 from quire.app.launcher import Launcher, _changed
 from quire.app.listen import listen, url_of
@@ -348,21 +346,6 @@ def test_a_reload_that_cannot_be_asked_for_leaves_nothing_behind(tmp_path: Path)
     with pytest.raises(OSError):
         request_reload(str(tmp_path / "reload"), "info")
     assert os.listdir(tmp_path) == ["reload"]
-
-
-def test_systemd_hears_of_a_fetch_while_it_lasts(systemd: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sd_notify, "REPEAT_S", 0.1)
-    heard: list[str] = []
-
-    def hear() -> bool:
-        with contextlib.suppress(BlockingIOError):
-            heard.append(systemd.recv(200).decode())
-        return len(heard) >= 4
-
-    with sd_notify.starting("fetching"):
-        until(hear)
-    assert heard == ["STATUS=fetching", *["EXTEND_TIMEOUT_USEC=120000000"] * 3]
-    assert not [thread for thread in threading.enumerate() if thread.name == "systemd"]
 
 
 def test_a_hub_that_cannot_be_reached_is_worth_another_try(systemd: socket.socket, tmp_path: Path) -> None:

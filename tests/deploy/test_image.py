@@ -226,7 +226,7 @@ def test_a_stop_during_a_download_is_heard(start: Start) -> None:
             connection, _ = hub.accept()
             asked_at = time.monotonic()
             os.kill(process_1(server), signal.SIGTERM)
-            assert server.wait_exit(20) == 128 + signal.SIGTERM
+            assert server.wait_exit(20) == 0
             assert time.monotonic() - asked_at < 5
             connection.close()
         finally:

@@ -1,0 +1,32 @@
+"""How far the model's files are, in a file of the run directory that exists until they are here and found readable.
+
+Written by the process that sees to them (`quire.app.model_files`), read by the launcher and the HTTP workers.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+
+class FetchState(msgspec.Struct, frozen=True):
+    phase: str = "looking for the model"
+    bytes: int = 0
+    total_bytes: int = 0  # 0: not known yet
+    eta_s: float | None = None
+    problems: list[str] = []  # why the model cannot be served, once that is known
+
+    @property
+    def fraction(self) -> float:
+        return self.bytes / self.total_bytes if self.total_bytes else 0.0
+
+    def save(self, path: str) -> None:
+        Path(path + ".new").write_bytes(msgspec.json.encode(self))
+        os.replace(path + ".new", path)  # whole or not at all: others poll for it
+
+    @classmethod
+    def load(cls, path: str) -> FetchState:
+        """Raises FileNotFoundError once the files are here."""
+        return msgspec.json.decode(Path(path).read_bytes(), type=cls)
