@@ -20,7 +20,6 @@ DTYPES = {"auto": "auto", "half": "float16", "float16": "float16", "bfloat16": "
 BACKENDS = ("mp", "ray")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 DEFAULT_MODEL = "smollm2-135m-instruct"
-CPU_KV_BYTES = 240 << 20  # of KV cache, on a CPU, where nobody says
 
 
 def _argument(default: Any, help: str) -> Any:
@@ -49,7 +48,7 @@ class EngineArgs:
     seed: int = _argument(0, "Seeds dummy weights, and LLM requests that bring no seed of their own.")
     gpu_memory_utilization: float = _argument(0.92, "Share of the GPU's memory to take.")
     kv_cache_memory_bytes: int | None = _argument(
-        None, "Bytes of KV cache per device; overrides gpu_memory_utilization. On CPU: 240 MiB if unset.")
+        None, "Bytes of KV cache per device; overrides gpu_memory_utilization. On CPU, if unset: one context's.")
     num_gpu_blocks_override: int | None = _argument(None, "Exact number of KV blocks (tests).")
     block_size: int = _argument(16, "Tokens a KV block holds: 16, 32, 64 or 128.")
     enable_prefix_caching: bool = _argument(True, "Reuse the KV blocks of equal prompt prefixes.")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from quire.app.doctor.finding import Finding, fail, gib, ok, warn
 from quire.app.doctor.gpu import Gpu
-from quire.engine.config import CPU_KV_BYTES, DTYPES, EngineArgs
+from quire.engine import cpu_cache
+from quire.engine.config import DTYPES, EngineArgs
 from quire.engine.division import require_divisible
 from quire.engine.errors import ConfigError, WeightError
 from quire.engine.frontend.chat_template import load_chat_template
@@ -59,7 +60,8 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
         return [*found, fail("model", str(error), "fetch the model again")]
     token = kv_bytes_per_token(model, dtype)
     if not on_gpu:
-        return [*found, check_host_memory(args, weights, token, available_bytes())]
+        context = min(args.max_model_len or model.max_position_embeddings, model.max_position_embeddings)
+        return [*found, check_host_memory(args, weights, token, context, available_bytes())]
     share = args.num_ranks  # about: what every rank has whole is small
     return [*found, *(check_gpu_memory(args, model, weights // share, max(1, token // share), gpu) for gpu in gpus)]
 
@@ -93,9 +95,12 @@ def check_gpu_memory(args: EngineArgs, model: ModelConfig, weights: int, token_b
                           min(model.max_position_embeddings, SHORT_CONTEXT))
 
 
-def check_host_memory(args: EngineArgs, weights: int, token_bytes: int, available: int) -> Finding:
+def check_host_memory(args: EngineArgs, weights: int, token_bytes: int, context: int, available: int) -> Finding:
     num_ranks = 1 if args.distributed_executor_backend == "ray" else args.num_ranks  # on this machine, for all we know
-    cache, num_engines = num_ranks * (args.kv_cache_memory_bytes or CPU_KV_BYTES), args.data_parallel_size
+    num_engines = args.data_parallel_size
+    cache = num_ranks * (args.kv_cache_memory_bytes or cpu_cache.default_bytes(
+        context * token_bytes // num_ranks, asked_for=args.max_model_len is not None,
+        free_bytes=max(0, available - num_engines * weights), num_sharers=num_ranks * num_engines))
     says = f"weights {gib(weights)} and {gib(cache)} of KV cache in {gib(available)} of free memory"
     if num_engines > 1:
         says = f"{num_engines} times {says}"

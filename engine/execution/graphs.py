@@ -7,9 +7,10 @@ entries point to the table's spare row. Steps that fit no size are run kernel by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ MAX_DECODES = 1024
 MIXED_DECODES = (1, 16, 64, 128, 256)
 PREFILL_TOKENS = (16, 64, 128, 192, 256, 384, 512)
 MAX_PREFILLS = 8
+MEASURED_GRAPHS = 8
 MIN_SHARING = 16  # decodes: fewer are not worth a second set of graphs
 
 
@@ -92,6 +94,26 @@ def all_sizes(max_rows: int, *, with_sharing: bool) -> list[Size]:
     return sorted(sizes, key=lambda size: -size.num_tokens)
 
 
+def predicted_bytes(sizes: list[Size], capture: Callable[[list[Size]], None], free_bytes: Callable[[], int]) -> int:
+    """What all graphs of `sizes` (largest first) will take, told by what some take that `capture` makes.
+
+    Of each kind the largest makes the common pool as large as it gets. The others add what the driver keeps for a
+    graph, which is much the same for all, since all have the same kernels.
+    """
+    kinds = {(size.shared, size.num_prefill_tokens > 0): size for size in reversed(sizes)}
+    largest = [size for size in sizes if size in kinds.values()]
+    others = [size for size in sizes if size not in largest]
+    told = others[::max(1, len(others) // MEASURED_GRAPHS)]
+    before = free_bytes()
+    capture(largest)
+    between = free_bytes()
+    if not told:
+        return before - between
+    capture(told)
+    each = (between - free_bytes()) / len(told)
+    return before - between + math.ceil(each * len(others))
+
+
 @dataclass(slots=True)
 class Captured:
     graph: torch.cuda.CUDAGraph
@@ -112,8 +134,9 @@ class StepGraphs:
         self._captured: dict[Size, Captured] = {}
         self._sizes: list[Size] = []  # captured, smallest first
 
-    def capture(self, sizes: list[Size], progress: Callable[[str, float], None]) -> None:
-        pool = torch.cuda.graph_pool_handle()
+    def capture(self, sizes: list[Size], progress: Callable[[str, float], None], pool: Any = None) -> None:
+        """All of one `pool`, or of a new one, which is as large as the largest needs it."""
+        pool = pool or torch.cuda.graph_pool_handle()
         warmed: set[tuple[bool, bool]] = set()
         for done, size in enumerate(sizes):
             progress("capturing graphs", done / len(sizes))
@@ -127,7 +150,7 @@ class StepGraphs:
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # NCCL watches from its own
                 logits, token_ids = self._step(size, vector)
             self._captured[size] = Captured(graph, vector, logits, token_ids)
-        self._sizes = sorted(sizes, key=lambda size: (size.num_tokens, size.num_decodes))
+        self._sizes = sorted(self._captured, key=lambda size: (size.num_tokens, size.num_decodes))
 
     def rehearse(self, sizes: list[Size]) -> None:
         """Steps of some of the sizes, without a graph and over padding, that use the kernels of all."""

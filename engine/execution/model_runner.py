@@ -7,13 +7,14 @@ them reads a device value.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.execution import batch, kv_cache, warm_up
-from quire.engine.execution.graphs import Size, StepGraphs, all_sizes
+from quire.engine.execution.graphs import Size, StepGraphs, all_sizes, predicted_bytes
 from quire.engine.execution.pending import Pending
 from quire.engine.execution.request_table import (
     FREQUENCY,
@@ -93,6 +94,19 @@ class ModelRunner:
     def _capture(self, progress: Progress) -> None:
         self.graphs = self._step_graphs()
         self.graphs.capture(self._graph_sizes(), progress)
+
+    @torch.inference_mode()
+    def measure_graphs(self) -> int:
+        """Bytes of the device that captured graphs will take, before there is a cache."""
+        if self.config.args.enforce_eager:
+            return 0
+        self.allocate(1)
+        capture = partial(self._step_graphs().capture, progress=lambda *_: None, pool=torch.cuda.graph_pool_handle())
+        found = predicted_bytes(self._graph_sizes(), capture, free_device_bytes)
+        self.kv_caches = []
+        del capture  # and the graphs with it
+        torch.cuda.empty_cache()
+        return found
 
     def _step_graphs(self) -> StepGraphs:
         return StepGraphs(self.model, self.table, self.kv_caches, self.block_size, self.config.max_model_len)
@@ -194,6 +208,13 @@ class ModelRunner:
             if position - host.num_prompt_tokens < host.min_tokens:
                 entries += [(place, token) for token in host.stop_token_ids]
         return np.array(entries, np.int32).T.copy() if entries else None
+
+
+def free_device_bytes() -> int:
+    """Of the GPU, with nothing of it that torch only keeps for later."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
 
 
 def _samples_first(plan: StepPlan) -> bool:

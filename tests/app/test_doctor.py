@@ -70,7 +70,8 @@ def test_what_would_keep_the_server_from_starting_is_found_at_once(tmp_path: Pat
         code, found = doctor(
             "--port", str(taken.getsockname()[1]), "--host", "127.0.0.1", "--api-key-file", str(keys),
             "--ssl-certfile", str(readable), "--ssl-keyfile", str(readable), "--run-dir", str(not_a_dir),
-            "--max-model-len", "8000", "--device", "cuda", "--audit-log", str(tmp_path / "no" / "audit"),
+            "--max-model-len", "8000", "--kv-cache-memory-bytes", "99999999", "--device", "cuda",
+            "--audit-log", str(tmp_path / "no" / "audit"),
             wrapper="ulimit -n 512;")
     assert code == 1
     for check in ("port", "key file", "certificate", "run directory", "GPU", "memory", "file limit", "audit log"):
@@ -98,10 +99,10 @@ def test_several_engines_need_several_gpus_and_memory_on_each() -> None:
     assert verdicts["GPU 0"] == OK
     assert "GPUs" not in {f.check for f in check_gpus(GPUS, "", "auto", 2)}
     assert [f.verdict for f in check_model(EngineArgs(data_parallel_size=2), GPUS)][1:] == [OK, OK]
-    one, two = (check_host_memory(EngineArgs(data_parallel_size=n), 2 * GIB, 1024, 3 * GIB) for n in (1, 2))
+    one, two = (check_host_memory(EngineArgs(data_parallel_size=n), 2 * GIB, 1024, 8192, 3 * GIB) for n in (1, 2))
     assert (one.verdict, two.verdict) == (OK, FAIL)
     half = EngineArgs(tensor_parallel_size=2, kv_cache_memory_bytes=GIB)  # each rank has its own
-    assert [check_host_memory(half, GIB, 1024, n * GIB).verdict for n in (2, 3)] == [FAIL, OK]
+    assert [check_host_memory(half, GIB, 1024, 8192, n * GIB).verdict for n in (2, 3)] == [FAIL, OK]
 
 
 @pytest.mark.parametrize(("flag", "value", "check", "said"), [
@@ -232,10 +233,17 @@ def test_a_gpu_that_others_filled_is_no_room() -> None:
 
 def test_a_cache_larger_than_the_memory_fails_and_its_flag_is_named() -> None:
     args = EngineArgs(kv_cache_memory_bytes=400 * GIB)
-    for finding in (check_host_memory(args, GIB, 1024, 20 * GIB),
+    for finding in (check_host_memory(args, GIB, 1024, 8192, 20 * GIB),
                     check_gpu_memory(args, resolve_model(args), GIB, 1024, GPUS[0])):
         assert finding.verdict == FAIL
         assert "--kv-cache-memory-bytes" in finding.advice
+
+
+def test_a_context_that_was_asked_for_must_fit_and_one_that_was_not_gives_way() -> None:
+    asked, not_asked = (check_host_memory(EngineArgs(max_model_len=length), GIB, 2**20, 8192, 4 * GIB)
+                        for length in (8192, None))
+    assert (asked.verdict, not_asked.verdict) == (FAIL, OK)
+    assert "1.5 GiB of KV cache" in not_asked.says
 
 
 def test_weights_are_counted_as_they_are_held() -> None:

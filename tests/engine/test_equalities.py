@@ -54,7 +54,7 @@ def alone(llm, prompts) -> list[list[int]]:
 
 
 def run(prompts: list[list[int]], params: SamplingParams | None = None, **kwargs) -> tuple[LLM, list[list[int]]]:
-    llm = LLM(dtype="float32", max_model_len=2048, **kwargs)
+    llm = LLM(dtype="float32", **{"max_model_len": 2048, **kwargs})
     return llm, ids_of(llm.generate(as_prompts(prompts), params or greedy(), use_tqdm=False))
 
 
@@ -82,7 +82,7 @@ def test_chunked_equals_whole(alone, prompts):
 
 
 def test_preempted_equals_undisturbed(alone, prompts):
-    llm, preempted = run(prompts, num_gpu_blocks_override=24)
+    llm, preempted = run(prompts, num_gpu_blocks_override=24, max_model_len=None)
     assert llm._core.scheduler.num_preemptions > 0
     assert preempted == alone
 
@@ -97,7 +97,7 @@ def test_sampled_output_depends_on_seed_alone_not_on_company(llm, prompts):
     together = ids_of(llm.generate(as_prompts(prompts), params, use_tqdm=False))
     again = [ids_of(llm.generate([p], params, use_tqdm=False))[0] for p in as_prompts(prompts)[:4]]
     assert together[:4] == again
-    _, preempted = run(prompts, params, num_gpu_blocks_override=24, async_scheduling=True)
+    _, preempted = run(prompts, params, num_gpu_blocks_override=24, max_model_len=None, async_scheduling=True)
     assert preempted == together
 
 
@@ -152,8 +152,9 @@ def test_no_block_is_held_when_all_is_done(llm):
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("mode", ["batched", "cached", "chunked", "preempted", "overlapped"])
 def test_32_prompts_of_1_to_1500_tokens_equal_transformers(long_prompts, long_expected, mode):
-    kwargs = {"chunked": {"max_num_batched_tokens": 64}, "preempted": {"num_gpu_blocks_override": 110},
-              "overlapped": {"async_scheduling": True}}.get(mode, {"kv_cache_memory_bytes": 2 << 30})
+    kwargs = {"chunked": {"max_num_batched_tokens": 64}, "overlapped": {"async_scheduling": True},
+              "preempted": {"num_gpu_blocks_override": 110, "max_model_len": None}}.get(
+                  mode, {"kv_cache_memory_bytes": 2 << 30})
     # Blocks run out while samples grow, so preemption takes more of them than transformers has time for.
     num_tokens = 96 if mode == "preempted" else NEW_TOKENS
     llm, found = run(long_prompts, greedy(num_tokens), **kwargs)

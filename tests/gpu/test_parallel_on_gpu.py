@@ -36,7 +36,8 @@ def test_a_split_model_agrees_with_transformers(checkpoint: Path, prompts: list[
         pytest.skip("its 14 heads do not divide by 4")
     torch.backends.cuda.matmul.allow_tf32 = False
     room = {"graphs": {}, "eager": {"enforce_eager": True}, "tight": {"num_gpu_blocks_override": 76}}[mode]
-    llm = LLM(model=str(checkpoint), dtype=dtype, max_model_len=2048, kv_cache_memory_bytes=1 << 30,
+    length = 1216 if mode == "tight" else 2048
+    llm = LLM(model=str(checkpoint), dtype=dtype, max_model_len=length, kv_cache_memory_bytes=1 << 30,
               skip_tokenizer_init=True, tensor_parallel_size=size, pipeline_parallel_size=num_stages, **room)
     try:
         outputs = generate(llm, prompts[:10] if mode == "tight" else prompts)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quire.engine.execution import batch, kv_cache
-from quire.engine.execution.graphs import MAX_PREFILLS, Size, StepGraphs, all_sizes, decode_sizes
+from quire.engine.execution.graphs import MAX_PREFILLS, Size, StepGraphs, all_sizes, decode_sizes, predicted_bytes
 from quire.engine.execution.request_table import RequestTable
 from quire.engine.execution.upload import Upload
 from quire.engine.messages import Sampling
@@ -115,3 +115,18 @@ def test_the_smallest_size_with_room_is_chosen(model: CausalLM) -> None:
     assert size(20, [30], shared=True) is None, "no mixed graph knows of a shared beginning"
     graphs._sizes = [each for each in graphs._sizes if not each.shared]
     assert size(3, [], shared=True) == Size(4), "none was captured for what is shared: it is read for each"
+
+
+@pytest.mark.parametrize("rows", [1, 12, 1024])
+def test_what_all_graphs_take_is_told_by_some(rows: int) -> None:
+    """On a stand-in for the device: a pool, as large as the largest needs it, and the driver's share for each."""
+    sizes = all_sizes(rows, with_sharing=True)
+
+    def taken(captured: list[Size]) -> int:
+        pool = max((size.num_tokens * (3 if size.shared else 2) for size in captured), default=0)
+        return pool * 2**20 + len(captured) * 7 * 2**20
+
+    done: list[Size] = []
+    found = predicted_bytes(sizes, done.extend, lambda: 2**40 - taken(done))
+    assert found == taken(sizes)
+    assert len(done) == len(set(done)) <= 20
