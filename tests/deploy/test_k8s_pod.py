@@ -1,7 +1,7 @@
 """The server with a pod's own settings: what the kubelet, a client and Prometheus would see, from the load to the end.
 
-The pod of the overlay cpu with the components tls and tls/exec-probes, its paths moved under a folder of the test's.
-It is a process here, in no container, and no kubelet is there.
+The pod of the overlay cpu with the components tls and tls/exec-probes, the image's own settings, and its paths under
+a folder of the test's. It is a process here, in no container, and no kubelet is there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import httpx
 import pytest
 import trustme
 
+from tests.deploy.dockerfile import stages
 from tests.deploy.kustomize import container, pod, settings_of
 from tests.e2e.server import KEY, start, until
 
@@ -34,6 +35,7 @@ def root() -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="quire-pod-")
     for mount in container(POD)["volumeMounts"]:
         Path(folder + mount["mountPath"]).mkdir(parents=True)
+        Path(folder + mount["mountPath"]).chmod(0o777)  # as the kubelet makes an emptyDir
     yield folder
     shutil.rmtree(folder)
 
@@ -47,7 +49,9 @@ def probe(root: str, name: str) -> int:
 
 
 def test_a_pods_life(root: str) -> None:
-    settings = {name: root + value if value.startswith("/") else value for name, value in settings_of(POD).items()}
+    own = {name: value for name, value in stages()["server"].environment.items() if name.startswith("QUIRE_")}
+    settings = {name: root + value if value.startswith("/") else value
+                for name, value in (own | settings_of(POD)).items()}
     Path(settings["VLLM_API_KEY_FILE"]).write_text(KEY)
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")

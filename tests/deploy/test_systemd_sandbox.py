@@ -51,6 +51,7 @@ class Sandbox:
         self._folder = folder
         self.run_dir, self.cache, self.logs = (self._made(name) for name in ("run", "cache", "logs"))
         self._state, self._credentials, notify = (self._made(name) for name in ("state", "credentials", "notify"))
+        self.run_dir.chmod(int(self.unit.one("RuntimeDirectoryMode"), 8))
         (self._credentials / "VLLM_API_KEY").write_text(KEY + "\n")
         (self._credentials / "VLLM_API_KEY").chmod(0o400)
         self.systemd = Systemd(notify / "socket")
