@@ -30,13 +30,14 @@ COMPONENTS = sorted(str(path.parent.relative_to(K8S / "components")) for path in
 RAY = "ray"  # a RayCluster's head is the server's pod
 _WITHOUT_A_DEPLOYMENT = ["gateway", "ingress", "monitoring", "tracing"]
 _LAST = ["tls", "tls/exec-probes"]  # they change what others bring
-_INSTEAD = {"hpa": "keda"}  # one or the other
+_INSTEAD = {"models": "pull", "hpa": "keda"}  # one or the other
+_OF_GPUS = ["pull"]  # nothing is fetched without one
 
 
 def _builds() -> dict[str, tuple[str, list[str]]]:
     found: dict[str, tuple[str, list[str]]] = {overlay: (overlay, []) for overlay in OVERLAYS}
     for component in COMPONENTS:
-        for overlay in ("cpu", "gpus"):
+        for overlay in ("gpus",) if component in _OF_GPUS else ("cpu", "gpus"):
             found[f"{overlay}+{component}"] = overlay, [*_LAST[:_LAST.index(component)], component] \
                 if component in _LAST else [component]
     found |= {f"{RAY}+{component}": (RAY, [component]) for component in _WITHOUT_A_DEPLOYMENT}

@@ -53,8 +53,8 @@ def test_docker_compose_takes_every_profile(files: tuple[str, ...], profiles: tu
 
 def test_what_starts_in_which_profile() -> None:
     in_profile = {profile: {name for name, service in SERVICES.items() if service.get("profiles", [""]) == [profile]}
-                  for profile in ("", "observe", "load")}
-    assert in_profile == {"": ALWAYS, "observe": OBSERVE, "load": {"locust"}}
+                  for profile in ("", "observe", "load", "pull")}
+    assert in_profile == {"": ALWAYS, "observe": OBSERVE, "load": {"locust"}, "pull": {"pull"}}
 
 
 @needs_compose
@@ -165,9 +165,14 @@ def test_quire_takes_the_settings_that_it_is_given(tmp_path: Path) -> None:
     assert loaded.settings.has_keys and loaded.settings.admin_port == 9000
 
 
-def test_quire_gets_the_hubs_token_as_a_secret() -> None:
-    quire = SERVICES["quire"]
-    assert quire["environment"]["HF_TOKEN_PATH"] == "/run/secrets/hf_token" and "hf_token" in quire["secrets"]
+def test_a_model_is_pulled_to_where_quire_looks_for_it_with_the_same_token() -> None:
+    pull, quire = SERVICES["pull"], SERVICES["quire"]
+    assert pull["image"] == quire["image"] and pull["user"] == quire["user"]
+    for service in (pull, quire):
+        assert service["environment"]["HF_HOME"].startswith("/cache/") and "cache:/cache" in service["volumes"]
+        assert service["environment"]["HF_TOKEN_PATH"] == "/run/secrets/hf_token" and "hf_token" in service["secrets"]
+    assert pull["environment"]["HF_HOME"] == quire["environment"]["HF_HOME"]
+    assert pull["command"] == [quire["environment"]["QUIRE_MODEL"]] and "edge" in pull["networks"], "the way out"
 
 
 def _filled_in(value: str) -> str:

@@ -236,6 +236,7 @@ def test_a_stop_during_a_download_is_heard(start: Start) -> None:
 @pytest.mark.parametrize(("arguments", "variables", "code", "says"), [
     (["version"], {}, 0, f"quire {quire.__version__}"),
     (["--help"], {}, 0, "doctor"),
+    (["pull"], {}, 0, ".gguf"),
     (["doctor", "--device", "cpu"], {"VLLM_API_KEY": KEY}, 0, "0 failed"),
     (["check", "--max-model-len", "2k"], {"VLLM_API_KEY": KEY}, 0, "2000"),
     (["bench", "--help"], {}, 0, "throughput"),

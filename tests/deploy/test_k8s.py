@@ -315,6 +315,7 @@ def test_nothing_goes_in_or_out_that_no_policy_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "way_out"), [("gpu", {"quire-dns", "quire-hub"}), ("cpu", {"quire-dns"}),
+                                               ("gpus+pull", {"quire-dns", "quire-hub"}),
                                                ("gpus+models", {"quire-dns"}), (RAY, {"quire-dns", "quire-ray"})])
 def test_only_who_fetches_models_reaches_the_internet(name: str, way_out: set[str]) -> None:
     policies = of_kind(name, "NetworkPolicy")

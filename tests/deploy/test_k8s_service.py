@@ -102,6 +102,15 @@ def test_what_the_server_writes_to_is_writable_and_what_it_reads_is_mounted(name
         assert mount_of(name, settings["QUIRE_MODEL"])["persistentVolumeClaim"]["readOnly"]
 
 
+def test_what_is_pulled_before_is_what_the_server_looks_for_without_a_hub() -> None:
+    (pull,) = pod("gpus+pull")["initContainers"]
+    server = container("gpus+pull")
+    assert pull["envFrom"] == server["envFrom"] and settings_of("gpus+pull")["HF_HUB_OFFLINE"] == "1"
+    assert pull["env"] == [{"name": "HF_HUB_OFFLINE", "value": "0"}]
+    assert {"name": "cache", "mountPath": "/cache"} in pull["volumeMounts"]
+    assert "hub-token" not in {mount["name"] for mount in server["volumeMounts"]}
+
+
 @every_build
 def test_the_grace_period_is_longer_than_the_drain(name: str, tmp_path: Path) -> None:
     settings = loaded(name, tmp_path)
