@@ -17,8 +17,8 @@ class VocabEmbedding:
         self._parallel = parallel
         self._read_rows: RowReader | None = None
 
-    def leave_in_file(self, view: View) -> None:
-        """Keep no table in memory where rows can be read one by one: the head has a copy of its own."""
+    def keep_as_stored(self, view: View) -> None:
+        """Keep the table as the file stores it, and make floats of single rows: the head has a copy of its own."""
         if self._parallel.size == 1 and self.weight.dtype == torch.float32:
             self._read_rows = view.rows_on_demand("weight")
             if self._read_rows is not None:

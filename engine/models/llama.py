@@ -60,7 +60,7 @@ class Llama(CausalLM):
             return
         self.head = VocabHead(self.embedding.weight, config.vocab_size, parallel)
         if self.head.has_copied and stage.is_last:
-            self.embedding.leave_in_file(embedded)
+            self.embedding.keep_as_stored(embedded)
 
     @staticmethod
     def attention_biases(hf: dict[str, Any]) -> tuple[bool, bool]:

@@ -45,7 +45,7 @@ class Checkpoint(ABC):
                               f"{list(shape)}")
 
     def rows_on_demand(self, name: str) -> RowReader | None:
-        """A way to read single rows of a matrix later, also after `close`, where the format makes that cheap."""
+        """A way to read single rows of a matrix later, also after `close`, where that saves memory."""
         return None
 
     def close(self) -> None:  # noqa: B027  (nothing to close is the common case)
@@ -99,7 +99,7 @@ class View:
         return out
 
     def rows_on_demand(self, name: str) -> RowReader | None:
-        """For a matrix that was taken: its rows straight from the file, where that is cheap."""
+        """For a matrix that was taken: its rows out of what the file stores, where keeping that saves memory."""
         return self._checkpoint.rows_on_demand(self._prefix + name)
 
     def refuse_unread(self, ignorable: Callable[[str], bool]) -> None:

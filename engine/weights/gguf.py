@@ -70,7 +70,13 @@ class GgufCheckpoint(Checkpoint):
         kind, _, row_bytes = self._layout(tensor)
         assert len(tensor.shape) == 2, tensor
         assert not self._permuted_heads(name), tensor
-        stored = self._file.rows(tensor.offset, tensor.shape[0], row_bytes, tensor.name)
+        num_rows = tensor.shape[0]
+        stored = np.empty((num_rows, row_bytes), np.uint8)
+        step = max(1, _CHUNK_ELEMENTS // row_bytes)
+        for start in range(0, num_rows, step):
+            begin, part = tensor.offset + start * row_bytes, stored[start:start + step]
+            with self._file.span(begin, begin + part.nbytes, tensor.name) as data:
+                part.reshape(-1)[:] = data
 
         def read(rows: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(_floats(stored[rows.numpy()], kind))

@@ -1,6 +1,7 @@
 """A read-only view of a file's bytes that gives its memory back: mapped pages count as resident until released.
 
-Used by the checkpoint readers, one tensor at a time.
+Used by the checkpoint readers, one tensor at a time, and only while they load: a file that shrinks takes the pages away
+that are mapped, and whoever reads them then gets SIGBUS.
 """
 
 from __future__ import annotations
@@ -37,12 +38,6 @@ class MappedFile:
         yield self._bytes[start:stop]
         if stop > start:
             self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
-
-    def rows(self, start: int, num_rows: int, row_bytes: int, what: str) -> np.ndarray:
-        """[num_rows, row_bytes] uint8, valid for as long as it is kept; only rows that are read become resident."""
-        stop = start + num_rows * row_bytes
-        self._check(start, stop, what)
-        return self._bytes[start:stop].reshape(num_rows, row_bytes)
 
     def _check(self, start: int, stop: int, what: str) -> None:
         if not 0 <= start <= stop <= self.num_bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,18 @@ def test_logits_equal_those_of_the_model_it_was_made_from(family: str, config: d
     reference = tiny.write(tmp_path / "hf", family, **config)
     write_model(tmp_path / "m.gguf", reference, family)
     got = PagedRun(load(tmp_path / "m.gguf"), 1, 64).step({0: PROMPT})[0]
+    torch.testing.assert_close(got, tiny.logits(reference, PROMPT), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["m.gguf", "hf/model.safetensors"])
+def test_a_file_that_shrinks_takes_nothing_from_a_model_that_is_loaded(weights: str, tmp_path: Path) -> None:
+    reference = tiny.write(tmp_path / "hf", "llama", tie_word_embeddings=True)
+    write_model(tmp_path / "m.gguf", reference, "llama")
+    file = tmp_path / weights
+    model = load(file if file.suffix == ".gguf" else file.parent)
+    assert str(file) not in Path("/proc/self/maps").read_text()  # else reading on would be SIGBUS
+    os.truncate(file, 0)
+    got = PagedRun(model, 1, 64).step({0: PROMPT})[0]
     torch.testing.assert_close(got, tiny.logits(reference, PROMPT), atol=1e-4, rtol=1e-4)
 
 

@@ -60,7 +60,7 @@ def test_loading_leaves_little_more_in_memory_than_the_weights(smollm2_path: Pat
 import resource, torch
 torch.set_num_threads(2)
 from tests.engine.models.paging import load
-import quire.engine.models.llama, engine.weights.gguf
+import quire.engine.models.llama, quire.engine.weights.gguf
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
 model = load("smollm2-135m-instruct")
