@@ -167,7 +167,7 @@ def test_quire_takes_the_settings_that_it_is_given(tmp_path: Path) -> None:
 
 def test_a_model_is_pulled_to_where_quire_looks_for_it_with_the_same_token() -> None:
     pull, quire = SERVICES["pull"], SERVICES["quire"]
-    assert pull["image"] == quire["image"] and pull["user"] == quire["user"]
+    assert pull["image"] == quire["image"] and pull["build"] == quire["build"] and pull["user"] == quire["user"]
     for service in (pull, quire):
         assert service["environment"]["HF_HOME"].startswith("/cache/") and "cache:/cache" in service["volumes"]
         assert service["environment"]["HF_TOKEN_PATH"] == "/run/secrets/hf_token" and "hf_token" in service["secrets"]

@@ -81,7 +81,7 @@ def test_the_gateways_pod_is_restricted_and_takes_its_keys_from_secrets() -> Non
     asked = {value.removeprefix("os.environ/") for model in config()["model_list"]
              for value in [model["litellm_params"]["api_key"]]} | {"LITELLM_MASTER_KEY"}
     assert set(keys) == asked and not any(key.get("optional") for key in keys.values())
-    assert keys["QUIRE_API_KEY"] == {"name": "quire", "key": "api-key"}
+    assert {key["name"] for key in keys.values()} == {"litellm"}, "that of the servers may hold several, a line each"
 
 
 def test_the_gateway_reaches_both_servers_and_clients_reach_the_gateway() -> None:
