@@ -157,15 +157,16 @@ async def _merge(streams: list[Stream]) -> AsyncIterator[tuple[int, SampleUpdate
         async for update in streams[0]:
             yield 0, update
         return
-    queue: asyncio.Queue[tuple[int, SampleUpdate] | Exception | None] = asyncio.Queue()
+    # With an end, so that what a slow reader leaves waits in the streams, which merge it.
+    queue: asyncio.Queue[tuple[int, SampleUpdate] | Exception | None] = asyncio.Queue(2 * len(streams))
 
     async def pump(index: int, stream: Stream) -> None:
         try:
             async for update in stream:
-                queue.put_nowait((index, update))
-            queue.put_nowait(None)
+                await queue.put((index, update))
+            await queue.put(None)
         except Exception as error:
-            queue.put_nowait(error)
+            await queue.put(error)
 
     tasks = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
     try:

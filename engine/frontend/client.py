@@ -316,8 +316,7 @@ class EngineClient:
             if not delta.finish_reason:  # a stop string in the text, which the engine cannot know
                 self._send(Abort([delta.id]))
         if update is not None:
-            request.updates.append(update)
-            request.changed.set()
+            request.put(update)
 
     def _reject(self, message: Rejected) -> None:
         for id in message.ids:

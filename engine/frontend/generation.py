@@ -27,6 +27,15 @@ class SampleUpdate:
     stop_reason: int | str | None = None
     num_cached_tokens: int | None = None  # known on the first update of a sample, None afterwards
 
+    def absorb(self, later: SampleUpdate) -> None:
+        """Tell what `later`, the next of the same sample, tells too."""
+        self.text += later.text
+        self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
+        self.finish_reason, self.stop_reason = later.finish_reason, later.stop_reason
+        if self.num_cached_tokens is None:
+            self.num_cached_tokens = later.num_cached_tokens
+
 
 class Generation:
     """The samples of one request.

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from quire.engine.frontend.generation import Generation, SampleUpdate
 from quire.engine.messages import NO_KEY, Delta, KeyLimits, RateState, SampleSpec, Sampling, Submit
 
+FAR_BEHIND = 64  # updates
+MOST_MERGED_TOKENS = 64  # of them as one, so that none takes long to encode
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -37,6 +40,7 @@ class Request:
     aborted: bool = False
     displaced: bool = False  # given up by a client before its engine accepted it
     updates: deque[SampleUpdate] = field(default_factory=deque)
+    merging: dict[int, SampleUpdate] = field(default_factory=dict)  # by sample, which of `updates` later ones join
     error: Exception | None = None
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -62,14 +66,28 @@ class Request:
                 return None
             self.changed.clear()
             await self.changed.wait()
-        return self.updates.popleft()
+        update = self.updates.popleft()
+        if self.merging.get(update.index) is update:
+            del self.merging[update.index]
+        return update
+
+    def put(self, update: SampleUpdate) -> None:
+        """For `next_update`. A reader that is far behind gets several as one: each takes 2 KB while it waits."""
+        merged = self.merging.get(update.index)
+        if merged is not None and len(merged.token_ids) < MOST_MERGED_TOKENS:
+            merged.absorb(update)
+        else:
+            self.updates.append(update)
+            if len(self.updates) > FAR_BEHIND:
+                self.merging[update.index] = update
+        self.changed.set()
 
     def cut_short(self) -> None:
         """A last update for each unfinished sample: what was held back of it, and that it was aborted."""
         for index, sample in enumerate(self.samples):
             update = self.generation.push(index, Delta(sample.id, [], "abort"))
             if update is not None:
-                self.updates.append(update)
+                self.put(update)
         self.changed.set()
 
     def take_back(self) -> None:
