@@ -131,7 +131,7 @@ async def on_wrong_method(request: Request, error: Exception) -> Response:
     headers = getattr(error, "headers", None) or {}
     allowed = headers.get("Allow", "another method")
     return _reply(request, ApiError(
-        405, f"{request.url.path} takes {allowed}, not {request.method}.", headers=dict(headers)))
+        405, f"{request.url.path[:200]} takes {allowed}, not {request.method}.", headers=dict(headers)))
 
 
 HANDLERS = {

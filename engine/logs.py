@@ -35,6 +35,7 @@ def configure_logging(level: str = "info") -> None:
         processors.append(lambda logger, method, event: {"engine": int(number), **event})
     processors += [structlog.processors.format_exc_info, redact]
     if sys.stderr.isatty():
+        processors.append(_escape)
         processors.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))
     else:
         processors.append(structlog.processors.JSONRenderer())
@@ -45,6 +46,15 @@ def configure_logging(level: str = "info") -> None:
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, stderr)),
         cache_logger_on_first_use=True,
     )
+
+
+def _escape(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What a client wrote must not move the cursor, or hide a line: a terminal obeys some characters. JSON has none."""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            kept = "\n" if name == "exception" else ""
+            event[name] = "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in value)
+    return event
 
 
 def set_level(level: str) -> None:

@@ -114,11 +114,11 @@ class SamplingParams:
         self.min_p = number("min_p", self.min_p, 0, 1)
         self.repetition_penalty = finite("repetition_penalty", self.repetition_penalty)
         if self.repetition_penalty <= 0:
-            raise InvalidRequestError(f"repetition_penalty must be greater than zero, got {self.repetition_penalty}.",
-                                      "repetition_penalty")
+            raise InvalidRequestError("repetition_penalty must be greater than zero, got "
+                                      f"{shown(self.repetition_penalty)}.", "repetition_penalty")
         number("repetition_penalty", self.repetition_penalty, 1 / MAX_REPETITION, MAX_REPETITION)
         if is_integer(self.top_k) and self.top_k < -1:
-            raise InvalidRequestError(f"top_k must be 0 (disable), or at least 1, got {self.top_k}.", "top_k")
+            raise InvalidRequestError(f"top_k must be 0 (disable), or at least 1, got {shown(self.top_k)}.", "top_k")
         self.top_k = integer("top_k", self.top_k, -1, 2**31 - 1)
         if self.seed is not None:
             self.seed = integer("seed", self.seed, -(2**63), 2**63 - 1)

@@ -44,10 +44,15 @@ async def completions(request: Request) -> Response:
     body = msgspec.structs.replace(body, prompt=msgspec.Raw())  # which would hold all of what was sent
     body_was_read(request)
     body.check(service.settings.serve, len(prompts))
+    body.check_echo(prompts)
     exchange.check_prompts(len(prompts))
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = body.sampling_params(service.model_defaults, max_tokens, body.num_logprobs)
     record.asked = Asked("text_completion", model, body.stream, params, f"cmpl-{record.request_id}")
+    echoed = [""] * len(prompts)
+    if body.echo:
+        echoed = [prompt if isinstance(prompt, str) else await in_background(service.tokenizer.decode, prompt, False)
+                  for prompt in prompts]
     try:
         with service.naming_limits():
             for prompt in prompts:
@@ -56,7 +61,7 @@ async def completions(request: Request) -> Response:
     except BaseException:  # one was refused, or the client left: the accepted ones must not run on
         await exchange.close()
         raise
-    reply = _Replies(service, exchange, body, prompts, params, model, f"cmpl-{record.request_id}")
+    reply = _Replies(service, exchange, body, echoed, params, model, f"cmpl-{record.request_id}")
     if body.stream:
         return exchange.stream(reply.frames())
     return Response(_encode(await reply.whole()), headers=exchange.headers, media_type="application/json")
@@ -65,7 +70,7 @@ async def completions(request: Request) -> Response:
 class _Replies:
     """The two forms of one reply. Choice i is sample i % n of prompt i // n."""
 
-    def __init__(self, service: Service, exchange: Exchange, body: CompletionRequest, prompts: list[str | list[int]],
+    def __init__(self, service: Service, exchange: Exchange, body: CompletionRequest, echoed: list[str],
                  params: SamplingParams, model: str, id: str) -> None:
         self._exchange = exchange
         self._body = body
@@ -73,7 +78,6 @@ class _Replies:
         self._model = model
         self._id = id
         self._created = service.now()
-        echoed = [_as_text(service, prompt) if body.echo else "" for prompt in prompts]
         self._echoed = [text for text in echoed for _ in range(n)]
         self._logprobs: list[LegacyLogprobs | None] = [None] * len(self._echoed)
         if params.logprobs is not None:
@@ -128,7 +132,3 @@ class _Replies:
             self._head, b'{"index":%d,"text":' % update.index, _encode(update.text), b',"logprobs":',
             _encode(logprobs), b',"finish_reason":', _encode(update.finish_reason), b',"stop_reason":',
             _encode(update.stop_reason), b"}]", usage, b"}\n\n"])
-
-
-def _as_text(service: Service, prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt, skip_special_tokens=False)

@@ -15,6 +15,8 @@ from quire.engine.errors import context_length_error
 from quire.engine.frontend.prompts import check_json
 
 DEFAULT_MAX_TOKENS = 16
+MAX_ECHO_CHARACTERS = 2**20  # of more than one copy
+_CHARACTERS_OF_AN_ID = 4
 _MOST_ID_BYTES = 64  # in JSON, white space included
 _TOKEN_IDS = re.compile(rb"\[\s*-?\d")  # how a list of them begins
 _PROMPT = msgspec.json.Decoder(str | list[msgspec.Raw])
@@ -41,6 +43,15 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
         check_logprobs("logprobs", self.num_logprobs, settings)
         if self.echo and self.num_logprobs is not None:
             raise ApiError(400, "echo together with logprobs is not supported by this version.", "echo")
+
+    def check_echo(self, prompts: list[str | list[int]]) -> None:
+        """Raises ApiError (400) where the reply would hold far more text than the request."""
+        num_copies = self.n or 1
+        size = num_copies * sum(len(p) if isinstance(p, str) else _CHARACTERS_OF_AN_ID * len(p) for p in prompts)
+        if self.echo and size > MAX_ECHO_CHARACTERS and num_copies * len(prompts) > 1:
+            raise ApiError(400, f"echo would repeat about {size} characters ({len(prompts)} prompts, n = {num_copies}); "
+                           f"a reply may repeat at most {MAX_ECHO_CHARACTERS}. Leave echo out, or send fewer prompts or "
+                           "a smaller n.", "echo")
 
     def prompts(self, max_prompts: int, max_model_len: int) -> list[str | list[int]]:
         """One or more prompts, each text or token ids. Raises ApiError, InvalidRequestError.

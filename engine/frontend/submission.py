@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
+from quire.engine.arguments import shown
 from quire.engine.errors import ContextLengthError, InvalidRequestError, context_length_error
 from quire.engine.frontend.prompts import Prompt
 from quire.engine.frontend.tokenizer import Tokenizer
@@ -21,7 +22,7 @@ def check_prompt(prompt_token_ids: list[int], vocab_size: int) -> None:
         raise InvalidRequestError("The prompt is empty: it must hold at least one token.", "prompt")
     low, high = min(prompt_token_ids), max(prompt_token_ids)
     if low < 0 or high >= vocab_size:
-        raise InvalidRequestError(f"prompt holds token id {low if low < 0 else high}; this model's ids are 0 to "
+        raise InvalidRequestError(f"prompt holds token id {shown(low if low < 0 else high)}; this model's ids are 0 to "
                                   f"{vocab_size - 1}.", "prompt")
 
 
@@ -59,7 +60,7 @@ def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_
                                   "logprobs")
     for token in params.stop_token_ids or []:
         if not 0 <= token < 2**31:
-            raise InvalidRequestError(f"stop_token_ids holds {token}, which is no token id.", "stop_token_ids")
+            raise InvalidRequestError(f"stop_token_ids holds {shown(token)}, which is no token id.", "stop_token_ids")
     stops = dict.fromkeys(params.stop_token_ids or [])
     if not params.ignore_eos:
         stops.update(dict.fromkeys(eos_token_ids))

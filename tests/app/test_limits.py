@@ -26,6 +26,8 @@ from quire.app.schemas.unknown import UnknownFields
 from quire.app.settings import ServeSettings
 from quire.engine.config import EngineArgs
 from quire.engine.errors import InvalidRequestError, context_length_error
+from quire.engine.frontend.submission import numbers
+from quire.engine.sampling_params import SamplingParams
 from tests.app.fake_engine import INFO, FakeEngine
 
 MESSAGE = {"role": "user", "content": "x"}
@@ -64,6 +66,8 @@ def nested(depth: int) -> Any:
     ("chat/completions", {"cache_salt": "a" * 257}, "cache_salt", ["at most 256 characters", "got 257"]),
     ("completions", {"prompt": ["a"] * 5}, "prompt", ["at most 4 prompts", "--max-prompts", "got 5"]),
     ("completions", {"prompt": ["a"] * 4, "n": 3}, "n", ["12 samples", "at most 8", "--max-queued-requests"]),
+    ("completions", {"prompt": ["a" * 200_000, "b" * 200_000], "n": 3, "echo": True}, "echo",
+     ["about 1200000 characters", "at most 1048576", "smaller n"]),
     ("completions", {"prompt": "a", "logprobs": 6}, "logprobs", ["at most 5", "got 6"]),
     ("completions", {"prompt": [7] * 200_000}, "prompt", [f"maximum context length is {INFO.max_model_len}", "200000"]),
 ])
@@ -118,17 +122,18 @@ async def test_what_is_too_long_is_told_what_sets_the_limit(
                 assert all(part in message for part in said) is (own > 100), message
 
 
-def read(raw: bytes, schema: Any) -> None:
+def read(raw: bytes, schema: Any) -> SamplingParams:
     """All that an endpoint does with a body before a prompt is rendered or tokenized."""
     limits = ServeSettings()
     body = parse_body(raw, schema, UnknownFields())
     if isinstance(body, ChatRequest):
         body.check(limits)
         body.conversation(UnknownFields(), 8192)
-        body.sampling_params({}, body.most_tokens, body.top_logprobs)
+        return body.sampling_params({}, body.most_tokens, body.top_logprobs)
     elif isinstance(body, CompletionRequest):
         body.check(limits, len(body.prompts(limits.max_prompts, 8192)))
-        body.sampling_params({}, body.max_tokens, body.num_logprobs)
+        return body.sampling_params({}, body.max_tokens, body.num_logprobs)
+    return SamplingParams()
 
 
 def test_a_body_of_lists_is_not_unfolded() -> None:
@@ -172,6 +177,25 @@ def test_what_is_refused_or_passed_over_is_never_built(raw: bytes, schema: Any, 
         assert tracemalloc.get_traced_memory()[1] < 2 * len(raw) + 2**16  # copies of the bytes
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("schema", [ChatRequest, CompletionRequest])
+def test_no_refusal_repeats_more_than_the_beginning_of_a_value(schema: Any) -> None:
+    digits = "9" * 4300
+    values_ = [digits, f"-{digits}", f"[{digits}]", f"[-{digits}]", json.dumps("x" * 9000), json.dumps(["x" * 9000]),
+               f'{{"a":{digits}}}', f'{{"{"x" * 9000}":1}}']
+    own = '"messages":[{"role":"user","content":"x"}]' if schema is ChatRequest else '"prompt":"x"'
+    said = []
+    for name in (*schema.__struct_fields__, "x" * 9000):
+        for value in values_:
+            raw = f"{{{own},{json.dumps(name)}:{value}}}"
+            try:
+                params = read(raw.encode(), schema)
+                numbers(params, 1, max_model_len=8192, max_logprobs=20, vocab_size=100, eos_token_ids=[1], clamp=False)
+            except (ApiError, InvalidRequestError) as error:
+                said.append(error.message)
+    assert len(said) > 100
+    assert max(map(len, said)) < 500, max(said, key=len)
 
 
 async def test_a_long_list_of_prompts_is_decoded_off_the_loop(
