@@ -12,6 +12,7 @@ import sys
 from typing import Any, NoReturn
 
 from quire import __version__
+from quire.app.command_parser import CommandParser
 from quire.app.keys import cli as keys
 from quire.app.keys.key import SHORTEST_KEY, digest_of, plain_key
 from quire.app.keys.key_file import load_key_file
@@ -85,10 +86,10 @@ def _run(argv: list[str]) -> int:
         return _doctor(argv[1:])
     if argv[:1] in (["serve"], ["check"]):
         return _serve_or_check(argv[0], argv[1:])
-    parser = argparse.ArgumentParser(prog="quire", description="A server for open-weight language models.",
-                                     epilog="To begin: quire serve; then, in another terminal, quire chat.")
+    parser = CommandParser(prog="quire", description="A server for open-weight language models.",
+                           epilog="To begin: quire serve; then, in another terminal, quire chat.")
     parser.add_argument("--version", action="version", version=f"quire {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve a model over HTTP (quire serve --help)", add_help=False)
     commands.add_parser("check", help="show the settings that serve would use, or all that is wrong with them",
                         add_help=False)
@@ -104,6 +105,9 @@ def _run(argv: list[str]) -> int:
     commands.add_parser("bench", help="measure (quire bench --help)", add_help=False)
     commands.add_parser("version", help="print the version")
     options = parser.parse_args(argv)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return EXIT_CONFIG
     if options.command == "version":
         print(f"quire {__version__}")
         return 0
@@ -291,7 +295,10 @@ def _serve(loaded: Loaded, short_keys: list[str], argv: list[str]) -> int:
 
 def _add_client(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", nargs="?", help="what to say; without it, lines are read from the terminal")
-    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="the server's base address [%(default)s]")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--url", default="http://127.0.0.1:8000/v1", help=(
+        "the server's base address; http:// and /v1 may be left out [%(default)s]"))
+    where.add_argument("--port", type=int, metavar="N", help="its port on this machine, in place of --url")
     parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY", ""), help="the key; also VLLM_API_KEY")
     parser.add_argument("--model", default=None, help="the model's name; the server's first if unset")
     parser.add_argument("--max-tokens", type=int, default=None, help="most tokens of a reply")

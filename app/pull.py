@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from quire.app.command_parser import CommandParser
 from quire.app.fetch_progress import FetchProgress
 from quire.app.options import OPTIONS, variable
 from quire.app.settings import flag
@@ -27,9 +28,9 @@ _NAMES = ("revision", "download_dir")
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire pull", usage="quire pull [MODEL] [--flag VALUE ...]", epilog=_EPILOG,
-                                     description="Fetch a model, so that the first start need not wait for it.",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(prog="quire pull", usage="quire pull [MODEL] [--flag VALUE ...]", epilog=_EPILOG,
+                           description="Fetch a model, so that the first start need not wait for it.",
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=os.environ.get(variable("model"), EngineArgs.model),
                         metavar="MODEL", help=OPTIONS["model"].help)
     for name in _NAMES:

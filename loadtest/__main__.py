@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         # Each brings libraries that the others do without.
         module = importlib.import_module(f"quire.loadtest.{MEASUREMENTS[argv[0]][0]}")
     except ModuleNotFoundError as error:
-        print(f"quire bench {argv[0]}: the package {error.name} is not installed; run: pip install 'quire[bench]', or "
+        print(f"quire bench {argv[0]}: the package {error.name} is not installed; run: pip install {error.name}, or "
               "make install-dev in a checkout", file=sys.stderr)
         return 2
     try:

@@ -132,3 +132,10 @@ def test_flags_in_documents_exist():
     readme = (ROOT / "README.md").read_text()
     table = re.findall(r"^\| `(--[\w-]+)", readme, re.MULTILINE)
     assert table and [name for name in table if name not in known] == []
+
+
+def test_hints_name_packages_that_an_index_has():
+    """Quire itself is on none."""
+    texts = [*(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")), *DOCUMENTS]
+    pattern = re.compile(r"pip install [^\n]*?\bquire\b")
+    assert [str(path) for path in texts if pattern.search(path.read_text())] == []

@@ -30,7 +30,8 @@ def check_python(found: tuple[int, ...]) -> Finding:
 def check_torch(gpus: list[Gpu], installed: Callable[[str], str]) -> list[Finding]:
     torch = _installed("torch", installed)
     if not torch:
-        return [fail("torch", "not installed", "pip install quire, in the Python that runs it")]
+        return [fail("torch", "not installed", f"pip install 'torch>={'.'.join(map(str, LEAST_TORCH))}', in the Python "
+                     "that runs quire; or make install in a checkout")]
     if _numbers(torch) < LEAST_TORCH:
         return [fail("torch", torch, f"install {'.'.join(map(str, LEAST_TORCH))} or newer")]
     if not gpus:
@@ -40,7 +41,7 @@ def check_torch(gpus: list[Gpu], installed: Callable[[str], str]) -> list[Findin
     found = [ok("torch", torch)]
     triton = _installed("triton", installed)
     found.append(ok("triton", triton) if triton else
-                 fail("triton", "not installed", "pip install 'quire[cuda]': the kernels for GPUs are written in it"))
+                 fail("triton", "not installed", "pip install 'triton>=3.1': the kernels for GPUs are written in it"))
     cuda = _cuda_major(torch, installed)
     driver, least = _numbers(gpus[0].driver)[:1], LEAST_DRIVER.get(cuda, 0)
     if driver < (least,):

@@ -1,4 +1,4 @@
-"""Ranks as actors of a Ray cluster, for engines that need more than one machine. Needs the extra `quire[ray]`.
+"""Ranks as actors of a Ray cluster, for engines that need more than one machine. Needs the package ray.
 
 Ray finds the machines, starts the actors and notices lost nodes; plans and tensors do not pass through it. Every node
 needs Quire, and the model at the same path or from the same hub.
@@ -27,7 +27,7 @@ try:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 except ImportError as error:
-    raise ConfigError("--distributed-executor-backend: ray is not installed; pip install 'quire[ray]'") from error
+    raise ConfigError("--distributed-executor-backend: ray is not installed; pip install 'ray>=2.40'") from error
 
 POLL_S = 0.5
 STOP_S = 10.0

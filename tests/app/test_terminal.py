@@ -10,10 +10,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from unittest.mock import patch
 
 import pytest
 
+from quire.app import terminal
 from quire.app.cli import main
+from quire.app.terminal import _Choice, _Event, _Usage
 from tests.app.conftest import KEY
 
 EVENT = b'data: {"choices":[{"text":"Once"}]}\n\n'
@@ -25,6 +28,7 @@ def answering(body: bytes, status: str = "200 OK") -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         def answer() -> None:
             connection, _ = listener.accept()
+            listener.close()  # nobody answers a second one
             with connection, suppress(OSError):  # the client may have enough, and be gone
                 connection.recv(65536)
                 connection.sendall(f"HTTP/1.1 {status}\r\nconnection: close\r\n\r\n".encode() + body)
@@ -70,7 +74,7 @@ def test_an_event_that_cannot_be_read_is_not_blamed_on_the_url(capsys: pytest.Ca
     assert f"{url} sent an event that cannot be read" in told
 
 
-@pytest.mark.parametrize("url", ["nonsense", "http://a..b/v1", "http://127.0.0.1/caf\u00e9", "http://[::1/v1"])
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/v1", "http://a..b/v1", "http://127.0.0.1/caf\u00e9", "http://[::1/v1"])
 def test_a_url_that_is_none_is_named(capsys: pytest.CaptureFixture[str], url: str) -> None:
     assert main(["complete", "--url", url, "Tell me"]) == 1
     assert capsys.readouterr().err.startswith("quire: --url: ")
@@ -79,7 +83,7 @@ def test_a_url_that_is_none_is_named(capsys: pytest.CaptureFixture[str], url: st
 @pytest.mark.parametrize(("path", "status", "key", "said"), [
     ("/v1", "401 Unauthorized", "", "-> give it with --api-key, or as VLLM_API_KEY"),
     ("/v1", "401 Unauthorized", KEY, "-> the key of --api-key or VLLM_API_KEY is another"),
-    ("", "404 Not Found", "", "-> --url is the base address, which mostly ends in /v1: "),
+    ("/other", "404 Not Found", "", "-> --url is the base address, which mostly ends in /v1: "),
     ("/v1", "404 Not Found", "", "no such model\n")])
 def test_a_refusal_says_what_to_do(capsys: pytest.CaptureFixture[str], path: str, status: str, key: str,
                                    said: str) -> None:
@@ -95,17 +99,60 @@ def test_a_text_that_is_not_utf8_is_refused(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "quire: what was typed is not UTF-8\n"
 
 
-def test_at_a_terminal_a_failure_is_not_the_end() -> None:
+def at_a_terminal(typed: bytes, *arguments: str) -> subprocess.CompletedProcess[str]:
     ours, theirs = pty.openpty()
-    with socket.socket() as deaf:  # bound, and nobody listens
-        deaf.bind(("127.0.0.1", 0))
-        command = [sys.executable, "-m", "quire", "chat", "--url", f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"]
-        os.write(ours, b"one\n\ntwo\n\x04")
-        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=30, check=False)
+    os.write(ours, typed)
+    done = subprocess.run([sys.executable, "-m", "quire", "chat", *arguments], stdin=theirs, capture_output=True,
+                          text=True, timeout=30, check=False)
     os.close(ours)
     os.close(theirs)
+    return done
+
+
+def test_where_nobody_answers_it_says_how_to_start_a_server() -> None:
+    with socket.socket() as deaf:  # bound, and nobody listens
+        deaf.bind(("127.0.0.1", 0))
+        done = at_a_terminal(b"one\n", "--port", str(deaf.getsockname()[1]))
+    assert done.returncode == 1
+    assert "does not answer: Connection refused -> start a server with: quire serve" in done.stderr
+
+
+def test_at_a_terminal_a_failure_is_not_the_end_and_commands_are_not_sent() -> None:
+    with answering(b'{"data": [{"id": "some-model"}]}') as url:  # and nothing after
+        done = at_a_terminal(b"/system Be brief.\n/nonsense\n/help\none\n\ntwo\n/clear\n\x04", "--url", url)
     assert done.returncode == 0
-    assert done.stderr.count("does not answer: Connection refused") == 2
+    assert f"some-model at {url}" in done.stderr
+    assert done.stderr.count("does not answer") == 2
+    for said in ("told first from now on: Be brief.", "there is no command /nonsense", "/system TEXT", "forgotten"):
+        assert said in done.stderr
+
+
+@pytest.mark.parametrize("given", ["{}", "http://{}", "http://{}/", "http://{}/v1", "{}/v1/"])
+def test_an_address_may_lack_its_scheme_and_its_v1(capsys: pytest.CaptureFixture[str], given: str) -> None:
+    with answering(EVENT + b"data: [DONE]\n\n") as url:
+        address = url.removeprefix("http://").removesuffix("/v1")
+        assert main(["complete", "--url", given.format(address), "Tell me"]) == 0
+    assert capsys.readouterr().out == "Once\n"
+
+
+def test_the_length_and_the_speed_of_a_reply_are_told() -> None:
+    moments = iter([10.0, 10.5, 12.5])
+    events = [_Event([_Choice(text="Once")]), _Event([_Choice(text=" upon")]), _Event(usage=_Usage(21))]
+    with patch.object(terminal.time, "perf_counter", lambda: next(moments)):
+        assert terminal._print_reply(iter(events)) == "(21 tokens; the first after 0.50 s, then 10.0 tokens/s)"
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    (["srve"], "there is no 'srve'; did you mean 'serve'?"), (["nothing"], "there are serve, check"),
+    (["chat", "--ulr", "x"], "there is no setting '--ulr'; did you mean '--url'?"),
+    (["keys", "creat"], "did you mean 'create'?"), (["chat", "--port", "many"], "invalid int value: 'many'"),
+    (["pull", "--revison=x"], "did you mean '--revision'?"), (["complete", "a", "b"], "b: not expected here")])
+def test_a_mistyped_command_or_flag_is_one_line_with_what_was_meant(capsys: pytest.CaptureFixture[str],
+                                                                    argv: list[str], said: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and said in told and told.count("\n") == 1
 
 
 def test_a_key_that_no_header_can_hold_is_named_and_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
