@@ -28,7 +28,8 @@ OF_CLIENTS_IN_MESSAGES = frozenset({
 })
 
 # Fields that have another name here, or belong to another path.
-_MEANT = {"num_predict": "max_tokens", "stop_sequences": "stop", "repeat_penalty": "repetition_penalty"}
+_MEANT = {"max_completion_tokens": "max_tokens", "num_predict": "max_tokens", "repeat_penalty": "repetition_penalty",
+          "stop_sequences": "stop"}
 _ELSEWHERE = {
     "prompt": "prompt is a field of /v1/completions; /v1/chat/completions takes messages",
     "messages": "messages is a field of /v1/chat/completions; /v1/completions takes prompt",

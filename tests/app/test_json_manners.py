@@ -68,6 +68,7 @@ async def test_samples_of_no_chance_are_equal_ones(client: httpx.AsyncClient, fa
     (CHAT | {"stop": ["a", 5]}, "stop[1]", "stop[1] must be text, got 5."),
     (CHAT | {"stop": {"a": 1}}, "stop", 'stop must be text or a list, got {"a":1}.'),
     (CHAT | {"stop_token_ids": [1, "x" * 200]}, "stop_token_ids[1]", 'must be an integer, got "' + "x" * 59 + "..."),
+    (CHAT | {"stop_token_ids": [1.0, 2.5]}, "stop_token_ids[1]", "must be an integer, got 2.5."),
     (CHAT | {"stream": "yes"}, "stream", 'stream must be true or false, got "yes".'),
     (CHAT | {"stream": True, "stream_options": {"include_usage": 2}}, "stream_options.include_usage",
      "must be true or false, got 2."),

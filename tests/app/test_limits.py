@@ -122,13 +122,13 @@ async def test_what_is_too_long_is_told_what_sets_the_limit(
                 assert all(part in message for part in said) is (own > 100), message
 
 
-def read(raw: bytes, schema: Any) -> SamplingParams:
+def read(raw: bytes, schema: Any, take_all: bool = False) -> SamplingParams:
     """All that an endpoint does with a body before a prompt is rendered or tokenized."""
-    limits = ServeSettings()
-    body = parse_body(raw, schema, UnknownFields())
+    limits, unknown = ServeSettings(), UnknownFields(take_all=take_all)
+    body = parse_body(raw, schema, unknown)
     if isinstance(body, ChatRequest):
         body.check(limits)
-        body.conversation(UnknownFields(), 8192)
+        body.conversation(unknown, 8192)
         return body.sampling_params({}, body.most_tokens, body.top_logprobs)
     elif isinstance(body, CompletionRequest):
         body.check(limits, len(body.prompts(limits.max_prompts, 8192)))
@@ -226,10 +226,11 @@ values = st.recursive(scalars, lambda inner: st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(body=st.dictionaries(st.sampled_from(FIELDS), values, max_size=5), schema=st.sampled_from(SCHEMAS))
-def test_any_json_is_taken_or_refused_never_an_accident(body: dict[str, Any], schema: Any) -> None:
+@given(body=st.dictionaries(st.sampled_from(FIELDS), values, max_size=5), schema=st.sampled_from(SCHEMAS),
+       take_all=st.booleans())
+def test_any_json_is_taken_or_refused_never_an_accident(body: dict[str, Any], schema: Any, take_all: bool) -> None:
     with contextlib.suppress(ApiError, InvalidRequestError):
-        read(json.dumps(body).encode(), schema)
+        read(json.dumps(body).encode(), schema, take_all)
 
 
 @settings(max_examples=200, deadline=None)
