@@ -49,9 +49,9 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
         num_copies = self.n or 1
         size = num_copies * sum(len(p) if isinstance(p, str) else _CHARACTERS_OF_AN_ID * len(p) for p in prompts)
         if self.echo and size > MAX_ECHO_CHARACTERS and num_copies * len(prompts) > 1:
-            raise ApiError(400, f"echo would repeat about {size} characters ({len(prompts)} prompts, n = {num_copies}); "
-                           f"a reply may repeat at most {MAX_ECHO_CHARACTERS}. Leave echo out, or send fewer prompts or "
-                           "a smaller n.", "echo")
+            raise ApiError(400, f"echo would repeat about {size} characters ({len(prompts)} prompts, n = {num_copies});"
+                           f" a reply may repeat at most {MAX_ECHO_CHARACTERS}. Leave echo out, or send fewer prompts "
+                           "or a smaller n.", "echo")
 
     def prompts(self, max_prompts: int, max_model_len: int) -> list[str | list[int]]:
         """One or more prompts, each text or token ids. Raises ApiError, InvalidRequestError.
