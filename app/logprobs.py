@@ -1,11 +1,12 @@
 """The engine's log-probabilities (token ids and numbers) in the two shapes of OpenAI's API.
 
 A token that is no whole text is spelled as OpenAI spells it, each byte that belongs to no character as `\\xf0`: with
-U+FFFD for them all, different tokens would look the same.
+U+FFFD for them all, different tokens would look the same. What is kept until the end of a reply is JSON already.
 """
 
 from __future__ import annotations
 
+from quire.app.json_pieces import as_raw
 from quire.app.schemas.chat import ChatLogprob, ChatLogprobs, TopLogprob
 from quire.app.schemas.completions import CompletionLogprobs
 from quire.engine.frontend.detokenizer import Detokenizer
@@ -23,7 +24,7 @@ def chat_logprobs(tokenizer: Tokenizer, update: SampleUpdate) -> ChatLogprobs:
         top = [TopLogprob(_spelled(tokenizer.token_bytes(id)), max(logprob, FLOOR), list(tokenizer.token_bytes(id)))
                for id, logprob in zip(token.top_ids, token.top_logprobs)]
         data = tokenizer.token_bytes(token_id)
-        content.append(ChatLogprob(_spelled(data), max(token.logprob, FLOOR), list(data), top))
+        content.append(as_raw(ChatLogprob(_spelled(data), max(token.logprob, FLOOR), list(data), top)))
     return ChatLogprobs(content)
 
 
@@ -44,7 +45,7 @@ class LegacyLogprobs:
             lists.tokens.append(self._key(token_id))
             lists.token_logprobs.append(max(token.logprob, FLOOR))
             lists.text_offset.append(self._num_characters)
-            lists.top_logprobs.append(self._by_text(token_id, token))
+            lists.top_logprobs.append(as_raw(self._by_text(token_id, token)))
             self._num_characters += len(self._detokenizer.push([token_id]))
         if update.finish_reason is not None:  # a stop string was cut off
             lists.text_offset = [min(offset, self._num_sent) for offset in lists.text_offset]

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from quire.app.background import in_background
 from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
+from quire.app.json_pieces import all_as_raw
 from quire.app.logprobs import LegacyLogprobs
 from quire.app.middleware.body_limit import body_was_read
 from quire.app.schemas.body import read_body
@@ -101,7 +102,7 @@ class _Replies:
                     ends[update.index] = update
         choices = [CompletionChoice(i, texts[i], logprobs[i], end.finish_reason or "abort", end.stop_reason)
                    for i, end in enumerate(ends) if end is not None]
-        return CompletionReply(id=self._id, created=self._created, model=self._model, choices=choices,
+        return CompletionReply(id=self._id, created=self._created, model=self._model, choices=await all_as_raw(choices),
                                usage=self._exchange.usage)
 
     async def frames(self) -> AsyncGenerator[bytes, None]:

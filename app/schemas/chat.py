@@ -202,7 +202,7 @@ class ChatLogprob(msgspec.Struct):
 
 
 class ChatLogprobs(msgspec.Struct):
-    content: list[ChatLogprob]
+    content: list[msgspec.Raw]  # of ChatLogprob
     refusal: None = None
 
 
@@ -226,7 +226,7 @@ class ChatReply(msgspec.Struct, kw_only=True):
     object: str = "chat.completion"
     created: int
     model: str
-    choices: list[ChatChoice]
+    choices: list[msgspec.Raw]  # of ChatChoice
     usage: Usage
     service_tier: None = None
     system_fingerprint: None = None

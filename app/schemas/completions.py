@@ -46,12 +46,12 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
 
     def check_echo(self, prompts: list[str | list[int]]) -> None:
         """Raises ApiError (400) where the reply would hold far more text than the request."""
-        num_copies = self.n or 1
-        size = num_copies * sum(len(p) if isinstance(p, str) else _CHARACTERS_OF_AN_ID * len(p) for p in prompts)
-        if self.echo and size > MAX_ECHO_CHARACTERS and num_copies * len(prompts) > 1:
-            raise ApiError(400, f"echo would repeat about {size} characters ({len(prompts)} prompts, n = {num_copies});"
-                           f" a reply may repeat at most {MAX_ECHO_CHARACTERS}. Leave echo out, or send fewer prompts "
-                           "or a smaller n.", "echo")
+        n = self.n or 1
+        size = n * sum(len(p) if isinstance(p, str) else _CHARACTERS_OF_AN_ID * len(p) for p in prompts)
+        if self.echo and size > MAX_ECHO_CHARACTERS and n * len(prompts) > 1:
+            raise ApiError(400, f"echo would repeat about {size} characters ({len(prompts)} prompts, n = {n}). "
+                           f"At most {MAX_ECHO_CHARACTERS} may be: leave echo out, send fewer prompts or a smaller n.",
+                           "echo")
 
     def prompts(self, max_prompts: int, max_model_len: int) -> list[str | list[int]]:
         """One or more prompts, each text or token ids. Raises ApiError, InvalidRequestError.
@@ -103,7 +103,7 @@ class CompletionLogprobs(msgspec.Struct):
     text_offset: list[int]
     token_logprobs: list[float]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[msgspec.Raw]  # of each token an object: text to logprob
 
 
 class CompletionChoice(msgspec.Struct):
@@ -120,7 +120,7 @@ class CompletionReply(msgspec.Struct, kw_only=True):
     object: str = "text_completion"
     created: int
     model: str
-    choices: list[CompletionChoice]
+    choices: list[msgspec.Raw]  # of CompletionChoice
     usage: Usage
     service_tier: None = None
     system_fingerprint: None = None

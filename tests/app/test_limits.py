@@ -67,7 +67,7 @@ def nested(depth: int) -> Any:
     ("completions", {"prompt": ["a"] * 5}, "prompt", ["at most 4 prompts", "--max-prompts", "got 5"]),
     ("completions", {"prompt": ["a"] * 4, "n": 3}, "n", ["12 samples", "at most 8", "--max-queued-requests"]),
     ("completions", {"prompt": ["a" * 200_000, "b" * 200_000], "n": 3, "echo": True}, "echo",
-     ["about 1200000 characters", "at most 1048576", "smaller n"]),
+     ["about 1200000 characters", "At most 1048576", "smaller n"]),
     ("completions", {"prompt": "a", "logprobs": 6}, "logprobs", ["at most 5", "got 6"]),
     ("completions", {"prompt": [7] * 200_000}, "prompt", [f"maximum context length is {INFO.max_model_len}", "200000"]),
 ])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from quire.app.logprobs import LegacyLogprobs, chat_logprobs
+from quire.app.schemas.chat import ChatLogprob
 from quire.app.schemas.completions import CompletionLogprobs
 from quire.engine.frontend.generation import Generation, SampleUpdate
 from quire.engine.frontend.tokenizer import load_tokenizer
@@ -70,10 +72,10 @@ def test_alternatives_that_are_no_text_do_not_hide_each_other() -> None:
     _, lists = legacy([update], [1])
     spelled = "".join(f"\\x{byte:02x}" if byte >= 0x80 else chr(byte) for byte in TOKENIZER.token_bytes(chosen))
     assert lists.tokens == ["bytes:" + spelled]
-    top = lists.top_logprobs[0]
+    top = msgspec.json.decode(lists.top_logprobs[0])
     assert top["bytes:" + spelled] == -0.5
     assert sorted(top.values(), reverse=True) == logprobs
-    chat = chat_logprobs(TOKENIZER, update).content[0]
+    chat = msgspec.json.decode(chat_logprobs(TOKENIZER, update).content[0], type=ChatLogprob)
     assert chat.token == spelled
     assert len({alternative.token for alternative in chat.top_logprobs}) == len(ids)
     assert [bytes(alternative.bytes) for alternative in chat.top_logprobs] == [*map(TOKENIZER.token_bytes, ids)]
@@ -86,7 +88,7 @@ def test_the_chosen_token_keeps_its_text_whoever_else_has_it(first: bool) -> Non
     own = -1.0 if first else -3.0
     update = SampleUpdate(0, "", [beyond], [TokenLogprobs(own, 1, top, [-1.0, -2.0, -3.0])])
     _, lists = legacy([update], [1])
-    found = lists.top_logprobs[0]
+    found = msgspec.json.decode(lists.top_logprobs[0])
     assert found[""] == own
     assert len(found) == 3
     assert f"token_id:{beyond + 1}" in found
@@ -94,4 +96,5 @@ def test_the_chosen_token_keeps_its_text_whoever_else_has_it(first: bool) -> Non
 
 def test_a_chosen_token_that_is_not_among_the_likeliest_is_there() -> None:
     _, lists = legacy([SampleUpdate(0, "Hi", IDS[:1], [TokenLogprobs(-9.0, 50, [5], [-0.1])])], [1])
-    assert lists.top_logprobs[0] == {TOKENIZER.token_text(5): -0.1, TOKENIZER.token_text(IDS[0]): -9.0}
+    found = msgspec.json.decode(lists.top_logprobs[0])
+    assert found == {TOKENIZER.token_text(5): -0.1, TOKENIZER.token_text(IDS[0]): -9.0}
