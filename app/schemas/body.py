@@ -59,6 +59,7 @@ _MOST_SHOWN_CHARACTERS = 60
 
 _BOM = b"\xef\xbb\xbf"
 _NULL = msgspec.Raw(b"null")
+_EMPTY = (msgspec.Raw(b"[]"), msgspec.Raw(b"{}"), msgspec.Raw(b'""'))  # false and 0 may mean something
 # msgspec itself takes 15 us for some floats.
 _ANYTHING: msgspec.json.Decoder[Any] = msgspec.json.Decoder(float_hook=float)
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
@@ -124,7 +125,7 @@ def parse_body(raw: bytes, schema: type[T], unknown: UnknownFields) -> T:
             if name in UNSUPPORTED:
                 _refuse_unless_neutral(name, value)
             else:
-                unknown.meet(name, name, decoders, OF_CLIENTS)
+                unknown.meet(name, name, decoders, OF_CLIENTS, is_empty=value in _EMPTY)
             continue
         decoder = decoders[name]
         decoded = values[name] = value if decoder is None else decode_field(name, decoder, value)

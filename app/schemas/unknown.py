@@ -35,6 +35,7 @@ _ELSEWHERE = {
     "messages": "messages is a field of /v1/chat/completions; /v1/completions takes prompt",
     "input": "input is a field of OpenAI's responses and embeddings; send messages to /v1/chat/completions, or prompt "
              "to /v1/completions",
+    "enable_thinking": "enable_thinking is the chat template's: send it within chat_template_kwargs",
     "extra_body": "extra_body is an argument of OpenAI's SDK, which puts what is in it into the body itself: send its "
                   "fields beside the others",
 }
@@ -51,9 +52,13 @@ class UnknownFields:
         self._ignored = {} if ignored is None else ignored
         self._take_all = take_all
 
-    def meet(self, name: str, path: str, known: Iterable[str], of_clients: frozenset[str] = frozenset()) -> None:
-        """A field `name`, which stands at `path` beside those that are `known`. Raises ApiError (400) that names it."""
-        if not self._take_all and name not in of_clients:
+    def meet(self, name: str, path: str, known: Iterable[str], of_clients: frozenset[str] = frozenset(),
+             is_empty: bool = False) -> None:
+        """A field `name`, which stands at `path` beside those that are `known`; one that `is_empty` asks for nothing.
+
+        Raises ApiError (400) that names it.
+        """
+        if not (self._take_all or is_empty or name in of_clients):
             raise ApiError(400, _refusal(name[:100], path[:100], known), path[:100])
         if len(self._ignored) < _MOST_KEPT:
             self._ignored[_INDEX.sub("[]", path[:100])] = None  # once, however many messages have it

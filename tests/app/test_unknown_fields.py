@@ -37,6 +37,13 @@ async def test_what_clients_note_for_themselves_is_taken_and_named(client: httpx
     assert "warning" not in (await post(client, path, user="u", metadata={"a": "b"})).headers
 
 
+async def test_what_is_empty_asks_for_nothing(client: httpx.AsyncClient) -> None:
+    reply = await post(client, files=[], tool_ids=[], options={}, mood="", nothing=None)
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["warning"] == '199 quire "fields ignored: files, tool_ids, options, mood"'
+    assert (await post(client, think=False)).status_code == 400, "may mean something"
+
+
 async def test_in_messages_too_however_many_they_are(client: httpx.AsyncClient, fake: FakeEngine) -> None:
     messages = [{"role": "user", "content": "x", "id": str(i), "timestamp": i + 1} for i in range(30)]
     reply = await post(client, messages=messages)
@@ -54,6 +61,7 @@ async def test_in_messages_too_however_many_they_are(client: httpx.AsyncClient, 
     ("chat/completions", {"zzz": 1}, "zzz", "There is no request field 'zzz'."),
     ("chat/completions", {"prompt": "x"}, "prompt", "/v1/completions"),
     ("completions", {"messages": MESSAGES}, "messages", "/v1/chat/completions"),
+    ("chat/completions", {"enable_thinking": False}, "enable_thinking", "chat_template_kwargs"),
     ("chat/completions", {"extra_body": {"top_k": 1}}, "extra_body", "beside the others"),
     ("chat/completions", {"messages": [{"role": "user", "content": "x", "nmae": "y"}]}, "messages[0].nmae",
      "did you mean 'name'?"),
