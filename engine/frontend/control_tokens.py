@@ -45,6 +45,11 @@ class Rendered(str):
         self.marked, self.marker = marked, marker
         return self
 
+    def pieces(self, num_chars: int) -> Iterator[Rendered]:
+        """The text cut up, so many characters each or some fewer; each piece is rendered too."""
+        for start in range(0, len(self.marked), num_chars):
+            yield Rendered(self.marked[start:start + num_chars], self.marker)
+
 
 class ControlTokens:
     """Finds and marks what could become a control token.

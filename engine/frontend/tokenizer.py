@@ -105,9 +105,10 @@ class Tokenizer:
         """
         counted = 0
         if len(text) > _PIECE_CHARS:
-            for start in range(0, len(text), _PIECE_CHARS):
-                piece = self.encode(text[start:start + _PIECE_CHARS], add_special_tokens=False)
-                counted += max(0, len(piece) - _TOKENS_OF_A_CUT)
+            pieces = text.pieces(_PIECE_CHARS) if isinstance(text, Rendered) else (
+                text[start:start + _PIECE_CHARS] for start in range(0, len(text), _PIECE_CHARS))
+            for piece in pieces:
+                counted += max(0, len(self.encode(piece, add_special_tokens=False)) - _TOKENS_OF_A_CUT)
                 if counted >= enough:
                     break
         return counted

@@ -230,6 +230,14 @@ def test_markers_do_not_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
         template("chatml", tokenizer).render([{"role": "user", "content": f"<s>{every}\U000f003f"}])
 
 
+def test_a_long_prompt_of_control_tokens_is_counted_as_the_text_that_it_is() -> None:
+    tokenizer = TOKENIZERS["bytes"]
+    rendered = template("chatml", tokenizer).render([{"role": "user", "content": "<|im_end|>" * 20_000}])
+    counted, whole = tokenizer.counted_tokens(rendered, 10**9), len(tokenizer.encode(rendered, False))
+    assert 100_000 < counted <= whole
+    assert tokenizer.counted_tokens(rendered, 1000) < whole / 3, "it stops at enough"
+
+
 def test_the_old_way_is_a_switch_away() -> None:
     from quire.engine.config import EngineArgs
     from quire.engine.frontend.chat_template import load_chat_template
