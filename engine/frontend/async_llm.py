@@ -112,6 +112,7 @@ class AsyncLLMEngine:
         self.tokenizer: Tokenizer | None = None
         if not args.skip_tokenizer_init:
             self.tokenizer = load_tokenizer(self.model_config, args.tokenizer)
+            _ = self.tokenizer.control_tokens  # now, and not at the first chat, on the event loop
         self._template: ChatTemplate | None = None
         self._process: EngineProcess | None = None
         self._group: EngineGroup | None = None
