@@ -15,6 +15,7 @@ import structlog
 from quire.app.engine_child import EngineChild
 from quire.app.restart_policy import RestartPolicy
 from quire.app.settings import ServeSettings
+from quire.engine.oom_kills import OomKills
 
 log = structlog.get_logger("quire")
 
@@ -29,6 +30,8 @@ class EngineSlot:
         self._own_environment = own_environment
         self._policy = RestartPolicy(settings.max_engine_restarts)
         self.place = place
+        self._oom_kills = OomKills()
+        self.last_cause = ""  # of the last engine's end, for log lines
         self.last_was_killed = False  # from outside: see quire.engine.messages.Ready
         self.gone = False  # for good: no engine is started here any more
         self.facts = {"engine": place} if settings.engine.data_parallel_size > 1 else {}  # for log lines
@@ -40,6 +43,7 @@ class EngineSlot:
 
     def start(self, environment: dict[str, str], lifeline: int) -> None:
         """Raises OSError where the system gives no process; the slot stays empty."""
+        self._oom_kills = OomKills()
         self.child = EngineChild([*self._arguments, *(["--after-kill"] if self.last_was_killed else [])],
                                  environment | self._own_environment, lifeline, self._settings.engine_stall_timeout,
                                  self.facts)
@@ -52,6 +56,7 @@ class EngineSlot:
         self.child = None
         child.close()
         self.last_was_killed = code == -signal.SIGKILL and not child.hung
+        self.last_cause = "watchdog" if child.hung else self._oom_kills.cause(code)
         return child, code
 
     def restart_delay_s(self, ended: EngineChild, code: int) -> float | None:
@@ -59,7 +64,7 @@ class EngineSlot:
         now = time.monotonic()
         delay_s = self._policy.failed(now, 0.0 if ended.serving_since is None else now - ended.serving_since)
         if delay_s is not None:
-            log.warning("engine ended", status=code, cause="watchdog" if ended.hung else "crash", restart_in_s=delay_s,
+            log.warning("engine ended", status=code, cause=self.last_cause, restart_in_s=delay_s,
                         **self.facts)
         return delay_s
 

@@ -285,10 +285,10 @@ class Launcher:
             return
         if code == EXIT_CONFIG or not (self._was_ready or engine.serving_since):  # it would be the same again
             self._lose(slot, EXIT_CONFIG if code == EXIT_CONFIG else EXIT_LOAD, "the engine could not start",
-                       status=code, **slot.facts)
+                       status=code, cause=slot.last_cause, **slot.facts)
             return
         self._start_again(slot, slot.restart_delay_s(engine, code), EXIT_HUNG if engine.hung else EXIT_BROKEN,
-                          status=code)
+                          status=code, cause=slot.last_cause)
 
     def _start_again(self, slot: EngineSlot, delay_s: float | None, exit_code: int, **facts: object) -> None:
         """After `delay_s`; None: it failed too often, which is worth `exit_code` if it was the last."""

@@ -23,6 +23,7 @@ from quire.engine.execution.executor import Executor, InProcessExecutor, Launche
 from quire.engine.execution.hardware import of_this_machine
 from quire.engine.execution.placement import placement
 from quire.engine.execution.rank_group import RankGroup
+from quire.engine.memory_need import require_host_memory
 from quire.engine.messages import Accepted, Delta, EngineInfo, Rejected, Status, Submit, TokenLogprobs
 from quire.engine.plan import StepPlan
 from quire.engine.scheduling.request import Request
@@ -62,6 +63,8 @@ class EngineCore:
         try:
             self.config = config = settle(args, model, of_this_machine() if ranks is None else ranks.hardware(),
                                           offline=offline)
+            if config.device == "cpu":
+                require_host_memory(args, model, config.dtype)
         except BaseException:
             if ranks is not None:
                 ranks.stop()

@@ -32,6 +32,11 @@ def free_and_total(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup
     return free, total
 
 
+def own_groups(root: Path, own: Path) -> list[Path]:
+    """The directories of the control groups that this process is in, and of those around them, of either version."""
+    return [group for group, _ in _groups(root, own)]
+
+
 def _groups(root: Path, own: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
     """The process' own and those that they lie in: each may have a limit. In a container the outermost is often all
     that can be seen."""

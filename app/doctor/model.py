@@ -5,26 +5,24 @@ An estimate from file sizes and shapes, before anything is loaded: what steps ne
 
 from __future__ import annotations
 
-import math
 import re
 from functools import partial
 from pathlib import Path
 
 from quire.app.doctor.finding import Finding, fail, gib, ok, warn
 from quire.app.doctor.gpu import Gpu
-from quire.engine import cpu_cache
 from quire.engine.config import DTYPES, EngineArgs
 from quire.engine.division import require_divisible
 from quire.engine.errors import ConfigError, WeightError
 from quire.engine.frontend.chat_template import load_chat_template
 from quire.engine.frontend.tokenizer import load_tokenizer
 from quire.engine.host_memory import available_bytes
+from quire.engine.memory_need import MemoryNeed
 from quire.engine.model_config import ModelConfig
-from quire.engine.weights.gguf_metadata import read_header
 from quire.engine.weights.locate import resolve_model
+from quire.engine.weights.size import kv_bytes_per_token, weight_bytes
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 SHORT_CONTEXT = 4096  # tokens; a cache that holds fewer serves no long prompt and few requests at once
 _LESS = "a smaller model, --dtype half, or a shorter --max-model-len"
 
@@ -55,30 +53,15 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
     except ConfigError as error:
         found += [fail("tokenizer", problem, "see the flag that it names") for problem in error.problems]
     try:
-        weights = 0 if args.load_format == "dummy" else weight_bytes(model, dtype)
+        weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy")
     except (WeightError, OSError) as error:
         return [*found, fail("model", str(error), "fetch the model again")]
     token = kv_bytes_per_token(model, dtype)
     if not on_gpu:
-        context = min(args.max_model_len or model.max_position_embeddings, model.max_position_embeddings)
-        return [*found, check_host_memory(args, weights, token, context, available_bytes())]
+        available = available_bytes()
+        return [*found, check_host_memory(args, MemoryNeed.of(args, model, dtype, available), token, available)]
     share = args.num_ranks  # about: what every rank has whole is small
     return [*found, *(check_gpu_memory(args, model, weights // share, max(1, token // share), gpu) for gpu in gpus)]
-
-
-def weight_bytes(model: ModelConfig, dtype: str) -> int:
-    """In memory, as `dtype`: a GGUF file's numbers are unpacked, a checkpoint of another type is converted."""
-    path = Path(model.path)
-    if model.file_format == "gguf":
-        return sum(math.prod(tensor.shape) for tensor in read_header(path).tensors.values()) * ITEM_BYTES[dtype]
-    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    if not size:
-        raise WeightError(f"{path} holds no *.safetensors files")
-    return size * ITEM_BYTES[dtype] // ITEM_BYTES[model.dtype]
-
-
-def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * ITEM_BYTES[dtype]
 
 
 def check_gpu_memory(args: EngineArgs, model: ModelConfig, weights: int, token_bytes: int, gpu: Gpu) -> Finding:
@@ -95,18 +78,14 @@ def check_gpu_memory(args: EngineArgs, model: ModelConfig, weights: int, token_b
                           min(model.max_position_embeddings, SHORT_CONTEXT))
 
 
-def check_host_memory(args: EngineArgs, weights: int, token_bytes: int, context: int, available: int) -> Finding:
-    num_ranks = 1 if args.distributed_executor_backend == "ray" else args.num_ranks  # on this machine, for all we know
-    num_engines = args.data_parallel_size
-    cache = num_ranks * (args.kv_cache_memory_bytes or cpu_cache.default_bytes(
-        context * token_bytes // num_ranks, asked_for=args.max_model_len is not None,
-        free_bytes=max(0, available - num_engines * weights), num_sharers=num_ranks * num_engines))
-    says = f"weights {gib(weights)} and {gib(cache)} of KV cache in {gib(available)} of free memory"
-    if num_engines > 1:
-        says = f"{num_engines} times {says}"
-    if num_engines * (weights + cache) > available:
+def check_host_memory(args: EngineArgs, need: MemoryNeed, token_bytes: int, available: int) -> Finding:
+    """As each engine asks when it starts, and for all of them together."""
+    says = f"weights {gib(need.weights)} and {gib(need.cache)} of KV cache in {gib(available)} of free memory"
+    if args.data_parallel_size > 1:
+        says = f"{args.data_parallel_size} times {says}"
+    if args.data_parallel_size * need.total > available:
         return fail("memory", says, f"free memory or raise the container's limit, or take {_less(args)}")
-    return _check_context("memory", says, cache // token_bytes, args.max_model_len, 1)
+    return _check_context("memory", says, need.cache // token_bytes, args.max_model_len, 1)
 
 
 def _less(args: EngineArgs) -> str:

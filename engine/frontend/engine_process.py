@@ -16,6 +16,7 @@ from quire.engine.config import EngineArgs
 from quire.engine.errors import EngineDeadError
 from quire.engine.frontend.shares import addresses, environments
 from quire.engine.module_command import module_command
+from quire.engine.oom_kills import OomKills
 from quire.engine.private_dir import PrivateDirectory
 
 STOP_S = 10.0
@@ -30,6 +31,7 @@ class EngineProcess:
         self._directory = PrivateDirectory()
         self.addresses = addresses(self._directory.path, args.data_parallel_size)
         read_end, self._lifeline = os.pipe()
+        self._oom_kills = OomKills()
         self._processes = [
             subprocess.Popen([*module_command("quire.engine"), "--address", address, "--lifeline", str(read_end),
                               "--args", msgspec.json.encode(args).decode()],
@@ -42,7 +44,7 @@ class EngineProcess:
         whether it was killed from outside."""
         for place, process in enumerate(self._processes):
             # A daemon: asyncio.run() and the interpreter would wait for any other thread, and this one waits for them.
-            threading.Thread(target=_wait, args=(process, partial(on_end, place)), name="engine-watch",
+            threading.Thread(target=_wait, args=(process, self._oom_kills, partial(on_end, place)), name="engine-watch",
                              daemon=True).start()
 
     def stop(self) -> None:
@@ -59,7 +61,8 @@ class EngineProcess:
         self._directory.remove()
 
 
-def _wait(process: subprocess.Popen[bytes], on_end: Callable[[EngineDeadError, bool], None]) -> None:
+def _wait(process: subprocess.Popen[bytes], kills: OomKills, on_end: Callable[[EngineDeadError, bool], None]) -> None:
     code = process.wait()
-    on_end(EngineDeadError(f"The engine process ended with exit code {code}; its log says why."),
-           code == -signal.SIGKILL)
+    killed = code == -signal.SIGKILL
+    how = f"was {kills.cause(code)} (SIGKILL)" if killed else f"ended with exit code {code}; its log says why"
+    on_end(EngineDeadError(f"The engine process {how}."), killed)

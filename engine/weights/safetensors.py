@@ -1,12 +1,11 @@
 """Checkpoints in safetensors files: one, or several with an index.
 
-The format is a length, a JSON table and bytes; it is read here rather than by the package of that name because that
-keeps whole files resident. Called by `quire.engine.weights.load`.
+Read here rather than by the package of that name because that keeps whole files resident. Called by
+`quire.engine.weights.load`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ import torch
 from quire.engine.errors import WeightError
 from quire.engine.weights.checkpoint import Checkpoint, Shape
 from quire.engine.weights.mapped_file import MappedFile
+from quire.engine.weights.safetensors_files import files_of, header_of
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class _Entry:
 
 class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, directory: Path) -> None:
-        self._files = [MappedFile(path) for path in _files(directory)]
+        self._files = [MappedFile(path) for path in files_of(directory)]
         self._entries: dict[str, _Entry] = {}
         for file in self._files:
             for name, entry in _table(file):
@@ -67,37 +66,10 @@ class SafetensorsCheckpoint(Checkpoint):
             file.close()
 
 
-def _files(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
-        whole = directory / "model.safetensors"
-        if whole.is_file():
-            return [whole]
-        raise WeightError(f"{directory} holds neither model.safetensors nor model.safetensors.index.json; convert "
-                          "pytorch_model.bin and the like to safetensors first")
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise WeightError(f"{index}: is not an index of safetensors files: {error!r}") from error
-    for name in names:
-        if Path(name).name != name:
-            raise WeightError(f"{index}: names {name!r}, which is not a file of that directory")
-        if not (directory / name).is_file():
-            raise WeightError(f"{index}: names {name!r}, which is not there; was the download completed?")
-    return [directory / name for name in names]
-
-
 def _table(file: MappedFile) -> Iterable[tuple[str, _Entry]]:
-    with file.span(0, 8, "the header's length") as data:
-        length = int.from_bytes(data.tobytes(), "little")
-    if length > _MAX_HEADER_BYTES:
-        raise WeightError(f"{file.path}: is not a safetensors file (a header of {length} bytes)")
-    with file.span(8, 8 + length, "the header") as data:
-        raw = data.tobytes()
+    table, base = header_of(file.path)
     try:
-        table = json.loads(raw)
-        return [(name, _entry(file, name, value, 8 + length)) for name, value in table.items()
-                if name != "__metadata__"]
+        return [(name, _entry(file, name, value, base)) for name, value in table.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightError(f"{file.path}: the header is malformed: {error!r}") from error
 

@@ -19,12 +19,13 @@ from quire.app.doctor.files import check_certificate, check_writable
 from quire.app.doctor.finding import FAIL, GIB, OK, WARN, Finding
 from quire.app.doctor.gpu import Gpu, check_compiler, check_gpus, gpus_needed, parse, visible
 from quire.app.doctor.host import EARLIEST, check_clock, check_files, check_shared_memory
-from quire.app.doctor.model import check_gpu_memory, check_host_memory, check_model, weight_bytes
+from quire.app.doctor.model import check_gpu_memory, check_host_memory, check_model
 from quire.app.doctor.ports import check_ports
 from quire.app.doctor.report import table
 from quire.app.doctor.versions import check_python, check_versions
 from quire.app.settings import ServeSettings
 from quire.engine.config import EngineArgs
+from quire.engine.memory_need import MemoryNeed
 from quire.engine.weights.locate import resolve_model
 
 SMI = """\
@@ -99,10 +100,13 @@ def test_several_engines_need_several_gpus_and_memory_on_each() -> None:
     assert verdicts["GPU 0"] == OK
     assert "GPUs" not in {f.check for f in check_gpus(GPUS, "", "auto", 2)}
     assert [f.verdict for f in check_model(EngineArgs(data_parallel_size=2), GPUS)][1:] == [OK, OK]
-    one, two = (check_host_memory(EngineArgs(data_parallel_size=n), 2 * GIB, 1024, 8192, 3 * GIB) for n in (1, 2))
+    one, two = (check_host_memory(EngineArgs(data_parallel_size=n), MemoryNeed(2 * GIB, GIB // 4), 1024, 3 * GIB)
+                for n in (1, 2))
     assert (one.verdict, two.verdict) == (OK, FAIL)
-    half = EngineArgs(tensor_parallel_size=2, kv_cache_memory_bytes=GIB)  # each rank has its own
-    assert [check_host_memory(half, GIB, 1024, 8192, n * GIB).verdict for n in (2, 3)] == [FAIL, OK]
+    half = EngineArgs(tensor_parallel_size=2, kv_cache_memory_bytes=GIB)
+    need = MemoryNeed.of(half, resolve_model(half), "float32", 3 * GIB)
+    assert need.cache == 2 * GIB, "each rank has its own"
+    assert [check_host_memory(half, need, 1024, n * GIB).verdict for n in (2, 3)] == [FAIL, OK]
 
 
 @pytest.mark.parametrize(("flag", "value", "check", "said"), [
@@ -128,7 +132,9 @@ def test_a_model_whose_weights_are_missing(tmp_path: Path) -> None:
         "num_hidden_layers": 1, "num_attention_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}))
     args = EngineArgs(model=str(tmp_path), skip_tokenizer_init=True)
     assert [f.verdict for f in check_model(args, [])] == [OK, FAIL]
-    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    assert [f.verdict for f in check_model(args, [])] == [OK, FAIL]
+    (tmp_path / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     assert [f.verdict for f in check_model(args, [])] == [OK, OK]
     assert check_model(args, GPUS)[1].check == "GPU memory"
 
@@ -233,22 +239,20 @@ def test_a_gpu_that_others_filled_is_no_room() -> None:
 
 def test_a_cache_larger_than_the_memory_fails_and_its_flag_is_named() -> None:
     args = EngineArgs(kv_cache_memory_bytes=400 * GIB)
-    for finding in (check_host_memory(args, GIB, 1024, 8192, 20 * GIB),
+    for finding in (check_host_memory(args, MemoryNeed(GIB, 400 * GIB), 1024, 20 * GIB),
                     check_gpu_memory(args, resolve_model(args), GIB, 1024, GPUS[0])):
         assert finding.verdict == FAIL
         assert "--kv-cache-memory-bytes" in finding.advice
 
 
 def test_a_context_that_was_asked_for_must_fit_and_one_that_was_not_gives_way() -> None:
-    asked, not_asked = (check_host_memory(EngineArgs(max_model_len=length), GIB, 2**20, 8192, 4 * GIB)
-                        for length in (8192, None))
+    found = []
+    for length in (8192, None):
+        args = EngineArgs(max_model_len=length)
+        need = MemoryNeed.of(args, resolve_model(args), "float32", GIB)
+        found.append(check_host_memory(args, need, 46080, need.weights + 300 * 2**20))
+    asked, not_asked = found
     assert (asked.verdict, not_asked.verdict) == (FAIL, OK)
-    assert "1.5 GiB of KV cache" in not_asked.says
-
-
-def test_weights_are_counted_as_they_are_held() -> None:
-    model = resolve_model(EngineArgs())
-    assert weight_bytes(model, "float32") == 2 * weight_bytes(model, "float16") == 4 * 134515008
 
 
 @pytest.mark.parametrize(("packages", "driver", "verdicts"), [

@@ -1,0 +1,52 @@
+"""How much memory a model's weights will take, from what its files say of themselves, before any of them is read.
+
+Imports no torch. Called by the engine before it loads, and by `quire doctor`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from quire.engine.errors import WeightError
+from quire.engine.model_config import ModelConfig
+from quire.engine.weights.gguf_metadata import read_header
+from quire.engine.weights.safetensors_files import files_of, header_of
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False) -> int:
+    """As `dtype`: a GGUF file's numbers are unpacked, a checkpoint of another type is converted.
+
+    Raises WeightError for files that do not say it.
+    """
+    return _num_elements(model, dummy) * ITEM_BYTES[dtype]
+
+
+def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * ITEM_BYTES[dtype]
+
+
+def _num_elements(model: ModelConfig, dummy: bool) -> int:
+    if dummy:
+        return _num_dummy_elements(model)
+    path = Path(model.path)
+    if model.file_format == "gguf":
+        return sum(math.prod(tensor.shape) for tensor in read_header(path).tensors.values())
+    total = 0
+    for file in files_of(path):
+        table, _ = header_of(file)
+        try:
+            total += sum(math.prod(entry["shape"]) for entry in table.values())
+        except (KeyError, TypeError) as error:
+            raise WeightError(f"{file}: the header is malformed: {error!r}") from error
+    return total
+
+
+def _num_dummy_elements(model: ModelConfig) -> int:
+    """Random weights come from no file: the matrices of a layer as all families here have them, and the embedding."""
+    heads, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    layer = model.hidden_size * (2 * heads + 2 * kv + 3 * int(model.hf.get("intermediate_size", 0)))
+    tables = 1 if model.hf.get("tie_word_embeddings", False) else 2
+    return model.num_layers * layer + tables * model.vocab_size * model.hidden_size

@@ -1,0 +1,93 @@
+"""A model too large for the machine is refused before it is read, with what it needs and what there is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quire import LLM
+from quire.engine import memory_need
+from quire.engine.config import EngineArgs
+from quire.engine.errors import ConfigError, MemoryShortageError, PassingError, WeightError
+from quire.engine.memory_need import MemoryNeed
+from quire.engine.oom_kills import OomKills
+from quire.engine.weights.locate import resolve_model
+from quire.engine.weights.size import weight_bytes
+
+GIB = 2**30
+SMOLLM2_ELEMENTS = 134_515_008
+
+
+def test_weights_are_counted_as_they_are_held() -> None:
+    model = resolve_model(EngineArgs())
+    assert weight_bytes(model, "float32") == 2 * weight_bytes(model, "float16") == 4 * SMOLLM2_ELEMENTS
+    assert weight_bytes(model, "float32", dummy=True) == pytest.approx(4 * SMOLLM2_ELEMENTS, rel=0.001), "by its shape"
+
+
+def save(directory: Path, name: str, shapes: dict[str, list[int]], dtype: str = "BF16") -> None:
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for tensor, shape in shapes.items():
+        table[tensor] = {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}
+    raw = json.dumps(table).encode()
+    (directory / name).write_bytes(len(raw).to_bytes(8, "little") + raw)
+
+
+def test_of_a_checkpoint_the_files_that_its_index_names_are_counted_by_their_headers(tmp_path: Path) -> None:
+    save(tmp_path, "a.safetensors", {"x": [1000, 10], "y": [7]})
+    save(tmp_path, "b.safetensors", {"z": [3, 3]})
+    save(tmp_path, "consolidated.safetensors", {"x": [1000, 10]})  # the same again, as some repositories have it
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(
+        {"weight_map": {"x": "a.safetensors", "y": "a.safetensors", "z": "b.safetensors"}}))
+    model = replace(resolve_model(EngineArgs()), path=str(tmp_path), file_format="hf")
+    assert weight_bytes(model, "float32") == 4 * 10_016
+    (tmp_path / "b.safetensors").write_bytes(b"\xff" * 4)
+    with pytest.raises(WeightError, match=r"b\.safetensors"):
+        weight_bytes(model, "float32")
+
+
+@pytest.mark.parametrize(("free", "total", "error"), [(GIB // 2, GIB, MemoryShortageError),
+                                                      (GIB // 2, GIB // 2, ConfigError)])
+def test_what_does_not_fit_is_refused_before_it_is_read(free: int, total: int, error: type[ConfigError],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_need, "free_and_total", lambda: (free, total))
+    monkeypatch.setattr("quire.engine.weights.load.load_model", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(error, match=r"^--model: .* needs 0\.7 GiB of memory, 0\.5 GiB for weights in float32 and 0\.2 "
+                                    r"GiB for KV cache, and 0\.5 GiB of") as caught:
+        LLM(device="cpu")
+    assert isinstance(caught.value, PassingError) is (error is MemoryShortageError), "exit code 3, or 2"
+
+
+def test_each_rank_of_this_machine_has_a_cache_and_a_clusters_are_not_all_here() -> None:
+    model = resolve_model(EngineArgs())
+    of_two = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": GIB}
+    assert MemoryNeed.of(EngineArgs(**of_two), model, "float32", 4 * GIB) == MemoryNeed(4 * SMOLLM2_ELEMENTS, 2 * GIB)
+    cluster = EngineArgs(**of_two, distributed_executor_backend="ray")
+    assert MemoryNeed.of(cluster, model, "float32", 4 * GIB) == MemoryNeed(2 * SMOLLM2_ELEMENTS, GIB)
+
+
+@pytest.mark.parametrize(("group", "machine", "cause"), [
+    ("1 -> 2", "1 -> 2", "killed for memory"),
+    ("1 -> 1", "1 -> 2", "killed, probably for memory"),
+    ("1 -> 1", "1 -> 1", "killed from outside"),
+    ("none", "1 -> 1", "killed, probably for memory"),
+    ("none", "none", "killed, probably for memory"),
+])
+def test_sigkill_is_explained_by_what_the_kernel_counts(group: str, machine: str, cause: str, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("0::/pod/container\n")
+    (tmp_path / "cgroup/pod/container").mkdir(parents=True)
+
+    def count(moment: int) -> None:
+        for told, file, text in ((group, "cgroup/pod/container/memory.events", "low 0\noom 7\noom_kill {}\n"),
+                                 (machine, "vmstat", "nr_free_pages 5\noom_kill {}\n")):
+            if told != "none":
+                (tmp_path / file).write_text(text.format(told.split(" -> ")[moment]))
+
+    count(0)
+    kills = OomKills(f"{tmp_path}/vmstat", f"{tmp_path}/cgroup", f"{tmp_path}/own")
+    count(1)
+    assert kills.cause(-9) == cause
+    assert kills.cause(-11) == kills.cause(1) == "crash"
