@@ -150,6 +150,8 @@ class Scheduler:
             if request is not leader:
                 request.leader = leader
         leader.followers = requests[1:]
+        # Now rather than in a plan, which may let many in: the server counts the time that a submission takes.
+        self._hash_prompt(leader)
         self._waiting.enter(requests)
 
     def abort(self, key: Hashable) -> Request | None:
@@ -322,9 +324,14 @@ class Scheduler:
         index = self._allocator.index
         if index is None:
             return []
+        return index.match(request.block_hashes[:self._hash_prompt(request)])
+
+    def _hash_prompt(self, request: Request) -> int:
+        """Makes the hashes of all blocks that the request may reuse; how many they are."""
         num_full = (request.num_total - 1) // self.config.block_size
-        extend_hashes(request.block_hashes, request.token_ids, num_full, self.config.block_size, request.cache_salt)
-        return index.match(request.block_hashes[:num_full])
+        if self._allocator.index is not None:
+            extend_hashes(request.block_hashes, request.token_ids, num_full, self.config.block_size, request.cache_salt)
+        return num_full
 
     def _count_prompt(self, request: Request, reuse: _Reuse) -> None:
         """Counts a prompt the first time a sample of it runs; a sample that shares its leader's blocks adds nothing."""

@@ -8,6 +8,7 @@ from quire.engine.config import SchedulerConfig
 from quire.engine.errors import InvalidRequestError
 from quire.engine.messages import Sampling
 from quire.engine.plan import StepPlan, StepResult
+from quire.engine.scheduling.prefix_index import extend_hashes
 from quire.engine.scheduling.request import Request
 from quire.engine.scheduling.scheduler import Scheduler, TokenEvent
 
@@ -301,3 +302,22 @@ def test_what_fits_exactly_is_served() -> None:
     s.check_admissible(60, 4)
     s.add([request("a", 60, max_tokens=4)])
     finish_all(s)
+
+
+def test_a_plan_that_lets_many_in_does_not_hash_their_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step waits for its plan, and cached prompts take no room in one: as many as there are rows may come in."""
+    s = scheduler(max_num_batched_tokens=64)
+    s.add([request("first", 41)])
+    commit(s, plan(s))
+    for i in range(7):
+        s.add([request(str(i), 41)])
+    hashed: list[int] = []
+
+    def noting(hashes: list[bytes], token_ids: Any, num_full: int, *args: Any) -> None:
+        hashed.append(num_full - len(hashes))
+        extend_hashes(hashes, token_ids, num_full, *args)
+
+    monkeypatch.setattr("quire.engine.scheduling.scheduler.extend_hashes", noting)
+    plan(s)
+    assert s.num_running == 8
+    assert not sum(hashed)
