@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from quire.app import otlp_endpoint
 from quire.app.door import Door
 from quire.app.errors import HANDLERS
 from quire.app.keys.ring import KeyRing
@@ -32,8 +33,6 @@ from quire.engine.frontend.async_llm import AsyncLLMEngine
 
 if TYPE_CHECKING:
     from quire.app.telemetry.tracing import Tracing
-
-_OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.connect) -> Starlette:
@@ -66,12 +65,13 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
 def _tracing(settings: WorkerSettings, metrics: Metrics) -> Tracing | None:
     endpoint = settings.serve.otlp_traces_endpoint
     off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none"
-    if off or not (endpoint or any(os.environ.get(name) for name in _OTLP_VARIABLES)):
+    if off or not (endpoint or any(os.environ.get(name) for name in otlp_endpoint.VARIABLES)):
         return None
     # Late: a worker that does not trace does not load OpenTelemetry.
     from quire.app.telemetry.tracing import Tracing
 
-    return Tracing(endpoint, settings.serve.trace_sample_ratio, metrics.spans_dropped)
+    return Tracing(endpoint and otlp_endpoint.with_path(endpoint), settings.serve.trace_sample_ratio,
+                   metrics.spans_dropped)
 
 
 def from_run_dir() -> Starlette:

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from quire.app.otlp_endpoint import without_credentials
 from quire.app.settings import ServeSettings
 from quire.engine.config import EngineArgs
 
-_CREDENTIALS = re.compile(r"(?<=//)[^/]*@|\?.*")  # of an address
 _HUMAN_INTEGER = re.compile(r"(-?\d+(?:\.\d+)?)([kKmMgG])")
 # As vLLM reads them: small letters are powers of 1000, capitals of 1024.
 _MULTIPLIERS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -124,6 +124,6 @@ def shown(settings: ServeSettings) -> dict[str, Any]:
         if name == "api_key" and value:
             value = f"{len(value)} set (not shown)"
         if name == "otlp_traces_endpoint" and value:
-            value = _CREDENTIALS.sub("", value)
+            value = without_credentials(value)
         values[name] = value
     return values

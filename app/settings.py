@@ -10,6 +10,7 @@ import ipaddress
 import os
 from dataclasses import dataclass, field
 
+from quire.app import otlp_endpoint
 from quire.engine.config import EngineArgs
 from quire.engine.logs import LEVELS
 
@@ -97,8 +98,8 @@ class ServeSettings:
     max_engine_restarts: int = field(default=4, metadata={"help": (
         "Engine restarts within five minutes; at the next failure the server gives up with exit code 70.")})
     otlp_traces_endpoint: str | None = field(default=None, metadata={"help": (
-        "OTLP/HTTP address for traces, as http://collector:4318/v1/traces; also OTEL_EXPORTER_OTLP_TRACES_ENDPOINT. "
-        "Unset: no tracing.")})
+        "OTLP/HTTP address for traces, as http://collector:4318, with /v1/traces where it has no path; also "
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT. Unset: no tracing.")})
     trace_sample_ratio: float = field(default=1.0, metadata={"help": (
         "Share of requests to trace that come without a sampling decision of their caller's.")})
     log_content: bool = field(default=False, metadata={"help": (
@@ -181,8 +182,9 @@ class ServeSettings:
                             ("max_prompts", 1), ("max_connections_per_ip", 0), ("max_engine_restarts", 0)):
             if getattr(self, name) < least:
                 found.append(f"{flag(name)}: {getattr(self, name)} is less than {least}")
-        if self.otlp_traces_endpoint and not self.otlp_traces_endpoint.startswith(("http://", "https://")):
-            found.append(f"--otlp-traces-endpoint: {self.otlp_traces_endpoint!r} does not begin with http:// or https://")
+        if self.otlp_traces_endpoint and (said := otlp_endpoint.problem(self.otlp_traces_endpoint)):
+            shown = otlp_endpoint.without_credentials(self.otlp_traces_endpoint)
+            found.append(f"--otlp-traces-endpoint: {shown!r} {said}")
         if not 0 <= self.trace_sample_ratio <= 1:
             found.append(f"--trace-sample-ratio: {self.trace_sample_ratio} is not in 0..1")
         if self.log_content and not self.log_content_is_permitted:

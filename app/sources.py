@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quire.app import strict_yaml
+from quire.app import otlp_endpoint, strict_yaml
 from quire.app.keys.sources import key_sources
 from quire.app.options import OPTIONS, parse, shown, unknown, variable
 from quire.app.settings import ServeSettings, flag
@@ -63,6 +63,8 @@ def load(flags: dict[str, Any], environment: Mapping[str, str], problems: list[s
     if problems:
         raise ConfigError(problems)
     variables = {"QUIRE_CONFIG", *map(variable, OPTIONS)}
+    if not settings.otlp_traces_endpoint:
+        warnings += otlp_endpoint.warnings(environment)
     warnings += [unknown(name, variables) for name in mistyped(environment, variables)]
     return Loaded(settings, sources, warnings)
 

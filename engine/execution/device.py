@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
+import structlog
 import torch
 
 from quire.engine.config import DTYPES, EngineArgs, EngineConfig
@@ -14,6 +16,8 @@ from quire.engine.model_config import ModelConfig
 
 BFLOAT16_CAPABILITY = (8, 0)
 LARGE_GPU_BYTES = 70 * 10**9
+# Its own printer, so that lines go to stderr in a program that never configured structlog too.
+_log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
 
 
 def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline: bool = False) -> EngineConfig:
@@ -37,11 +41,14 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
 
 
 def _device(args: EngineArgs, hardware: Hardware) -> str:
+    if args.device == "auto" and hardware.unusable:
+        _log.warning("the GPU is not used, the CPU computes, many times slower", reason=hardware.unusable,
+                     advice="quire doctor looks closer; --device cpu says that this is meant, --device cuda refuses it")
     if args.device == "cpu" or (args.device == "auto" and not hardware.num_gpus):
         return "cpu"
     if not hardware.num_gpus:
-        raise ConfigError("--device: cuda was asked for, but torch sees no GPU; check the driver (nvidia-smi) and that "
-                          "torch is a CUDA build, or use --device cpu")
+        raise ConfigError("--device: cuda was asked for, but " + (hardware.unusable or (
+            "torch sees no GPU; check the driver (nvidia-smi) and that torch is a CUDA build, or use --device cpu")))
     if args.distributed_executor_backend != "ray" and args.num_ranks > hardware.num_gpus:
         raise ConfigError(f"--tensor-parallel-size times --pipeline-parallel-size is {args.num_ranks}, and torch sees "
                           f"{hardware.num_gpus} GPUs; lower them, or show it more (CUDA_VISIBLE_DEVICES)")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from quire.app.cli import load_settings, main
 from quire.app.options import OPTIONS, parse, variable
+from quire.app.otlp_endpoint import with_path
 from quire.app.sources import load
 from quire.app.worker_settings import WorkerSettings, for_workers
 from quire.engine.errors import ConfigError
@@ -285,3 +286,22 @@ def test_the_admin_port_is_another_than_the_main_one() -> None:
     assert any("--admin-port: 8000 is --port too" in problem for problem in problems_of(["--admin-port", "8000"]))
     assert load_settings("serve", ["--admin-port", "8000", "--uds", "/run/q.sock"]).settings.admin_port == 8000
     assert load_settings("serve", ["--admin-port", "0", "--port", "0"]).settings.admin_port == 0
+
+
+@pytest.mark.parametrize(("url", "said"), [
+    ("http://collector:4317", "names gRPC's port; traces go over HTTP, mostly to http://collector:4318/v1/traces"),
+    ("grpc://collector:4317", "does not begin with http:// or https://; traces go over HTTP"),
+    ("http://", "names no host"), ("http://a:port/", "is no address")])
+def test_an_address_for_traces_that_is_grpcs_is_refused_with_the_other(url: str, said: str) -> None:
+    (problem,) = problems_of(["--otlp-traces-endpoint", url])
+    assert problem.startswith("--otlp-traces-endpoint: ") and said in problem
+
+
+def test_an_address_for_traces_gets_its_path_and_variables_of_others_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url, sent_to in (("http://c:4318", "http://c:4318/v1/traces"), ("http://c:4318/", "http://c:4318/v1/traces"),
+                         ("https://c/otlp", "https://c/otlp")):
+        assert load_settings("serve", ["--otlp-traces-endpoint", url]).warnings == []
+        assert with_path(url) == sent_to
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")
+    (warning,) = load_settings("serve", []).warnings
+    assert warning.startswith("OTEL_EXPORTER_OTLP_ENDPOINT: it names gRPC's port")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from structlog.testing import capture_logs
 
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError
 from quire.engine.execution.device import settle
-from quire.engine.execution.hardware import Hardware
+from quire.engine.execution.hardware import Hardware, why_unusable
 from quire.engine.model_config import ModelConfig
 
 
@@ -66,3 +69,48 @@ def test_a_pipeline_has_as_many_steps_in_flight_as_stages():
 def test_a_context_beyond_the_model_is_refused():
     with pytest.raises(ConfigError, match="1001 is more than the 1000 positions"):
         settle(EngineArgs(device="cpu", max_model_len=1001), model(), NO_GPU)
+
+
+def machine(root: Path, *, devices: int = 1, mode: int = 0o666) -> Path:
+    """The files of a machine with NVIDIA's driver."""
+    (root / "proc/driver/nvidia").mkdir(parents=True)
+    (root / "proc/driver/nvidia/version").write_text("NVRM version")
+    (root / "dev").mkdir()
+    for number in range(devices):
+        (root / f"dev/nvidia{number}").touch()
+        (root / f"dev/nvidia{number}").chmod(mode)
+    return root
+
+
+def test_a_machine_without_a_gpu_has_none_that_is_unusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert why_unusable(tmp_path) == ""
+    assert why_unusable(machine(tmp_path / "gpu")) != ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert why_unusable(tmp_path / "gpu") == "", "it was hidden on purpose"
+
+
+def test_why_a_gpu_cannot_be_used_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nUpdate it.")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.version.cuda", None)
+    assert "built without CUDA" in why_unusable(machine(tmp_path / "a"))
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.init", init)
+    assert "too old (found version 11040)" in why_unusable(tmp_path / "a")
+    assert "--gpus all" in why_unusable(machine(tmp_path / "b", devices=0))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert "may not open /dev/nvidia0" in why_unusable(tmp_path / "a")
+
+
+def test_a_gpu_that_cannot_be_used_is_an_error_or_said_aloud() -> None:
+    unusable = Hardware(0, unusable="the driver is too old")
+    with pytest.raises(ConfigError, match="cuda was asked for, but the driver is too old"):
+        settle(EngineArgs(device="cuda"), model(), unusable)
+    with capture_logs() as logged:
+        assert settle(EngineArgs(), model(), unusable).device == "cpu"
+        assert settle(EngineArgs(device="cpu"), model(), unusable).device == "cpu"
+        assert settle(EngineArgs(), model(), NO_GPU).device == "cpu"
+    assert [(line["log_level"], line["reason"]) for line in logged] == [("warning", "the driver is too old")]
