@@ -80,7 +80,7 @@ def serve(server: EngineServer, args: EngineArgs, heartbeat: Heartbeat) -> int:
 
     with reporter(loading) as progress:
         try:
-            core = EngineCore(args, progress)
+            core = EngineCore(args, progress, server.step_advances)
         except (PassingError, WeightError, RankError, OSError) as error:
             log.error("model not loaded", model=args.model, reason=str(error))
             return EXIT_LOAD

@@ -48,8 +48,12 @@ class _Submission:
 
 
 class EngineCore:
-    def __init__(self, args: EngineArgs, progress: Callable[[str, float], None], *, offline: bool = False) -> None:
+    def __init__(self, args: EngineArgs, progress: Callable[[str, float], None],
+                 advances: Callable[[], None] = lambda: None, *, offline: bool = False) -> None:
         """Loads the model. `offline`: nobody waits for single tokens; steps may be longer, and the queue has no limits.
+
+        `advances` is called within each step that may be long, those on a CPU, as often as it gets on: at each layer,
+        by the thread that called `step`.
 
         Raises:
             ConfigError: the configuration does not fit the model or the device.
@@ -69,8 +73,8 @@ class EngineCore:
             if ranks is not None:
                 ranks.stop()
             raise
-        self._executor: Executor = (InProcessExecutor(config, progress) if ranks is None
-                                    else RankGroup(config, ranks, progress))
+        self._executor: Executor = (InProcessExecutor(config, progress, advances) if ranks is None
+                                    else RankGroup(config, ranks, progress, advances))
         return_freed_memory()
         max_model_len = config.max_model_len
         if args.max_model_len is None:  # what nobody insisted on gives way to what fits

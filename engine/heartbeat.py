@@ -1,6 +1,7 @@
 """The engine's sign of life: a byte into a pipe that its parent reads, about once a second while it loads or serves.
 
-The byte says which of the two. A beat is given after a step or an idle poll, so silence means that neither happened.
+The byte says which of the two. A beat is given after a step or an idle poll, and within a long step that gets on, so
+silence means that nothing of it happened.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Heartbeat:
         self._beat(LOADING)
 
     def serving(self) -> None:
-        """A step was made, or there was none to make."""
+        """A step was made or gets on, or there was none to make."""
         self._beat(SERVING)
 
     def _beat(self, kind: bytes) -> None:

@@ -107,6 +107,10 @@ class Prepared(msgspec.Struct, array_like=True, tag="prepared"):
     """Plans may come."""
 
 
+class Advances(msgspec.Struct, array_like=True, tag="advances"):
+    """A step of this rank gets on; told now and then where it may be long, on a CPU."""
+
+
 class Done(msgspec.Struct, array_like=True, tag="done"):
     result: StepResult
     num_graph_steps: int  # that CUDA graphs carried out so far
@@ -120,4 +124,4 @@ class Failed(msgspec.Struct, array_like=True, tag="failed"):
 
 
 ToRank = Allocate | StepPlan
-FromRank = RankLoading | Capacity | Prepared | Done | Failed
+FromRank = RankLoading | Capacity | Prepared | Advances | Done | Failed

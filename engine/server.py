@@ -61,7 +61,7 @@ class _Worker:
 
 class EngineServer:
     def __init__(self, address: str, beat: Callable[[], None] = lambda: None, *, after_kill: bool = False) -> None:
-        """`beat` is called about once a second from `run`, where there was a step or there is nothing to do.
+        """`beat` is called about once a second from `run`, where a step was made or gets on, or there is nothing to do.
 
         `after_kill`: as in messages.Ready.
         """
@@ -94,6 +94,15 @@ class EngineServer:
             self._broadcast(self._loading)
         if self._stopping:
             raise SystemExit(0)
+
+    def step_advances(self) -> None:
+        """Called from within a step, as often as it gets on: neither the parent nor workers are to take one that is
+        merely long for a hang."""
+        now = time.monotonic()
+        if self._core is not None and now >= self._last_beat + HOUSEKEEPING_S:
+            self._last_beat = now
+            self._beat()
+            self._broadcast(self._core.status())
 
     def stop(self) -> None:
         """Leave `run` after the step in hand. Safe to call from a signal handler."""
@@ -184,6 +193,8 @@ class EngineServer:
         if core.is_moving(since=self._last_beat):
             self._last_beat = now
             self._beat()
+        self._receive(timeout_ms=0)  # what workers said during a long step: they were not silent
+        now = time.monotonic()
         for identity in [identity for identity, worker in self._workers.items() if worker.gone(now)]:
             worker = self._workers.pop(identity)
             worker.forget()

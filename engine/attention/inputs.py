@@ -5,6 +5,7 @@ Sequences are in plan order: the first `num_decodes` have one query token each, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +37,8 @@ class AttentionInputs:
     # The host's own copies for the CPU path (lists parallel to seqs); None under CUDA, which never reads them.
     host_query_lens: list[int] | None = None
     host_context_lens: list[int] | None = None
+    # Called at each layer on a CPU, where a step may be long: it gets on. None under CUDA.
+    advances: Callable[[], None] | None = None
     # What a backend works out at the first layer and needs again at the others; its own business.
     scratch: dict[str, Any] = field(default_factory=dict)
 

@@ -27,6 +27,8 @@ class PagedAttention:
 
         `only_last`: of the inputs' last tokens alone, [seqs, heads * head_dim].
         """
+        if inputs.advances is not None:
+            inputs.advances()
         k_cache, v_cache = kv_cache
         heads = qkv.view(qkv.shape[0], -1, self.head_dim)
         q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)

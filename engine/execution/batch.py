@@ -6,6 +6,8 @@ touched by the host: also a token sampled one step ago is read from the table.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -54,8 +56,8 @@ def token_positions(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -
     return np.repeat(rows, lengths), positions.astype(np.int32, copy=False)
 
 
-def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int, *,
-           host_lists: bool) -> tuple[torch.Tensor, AttentionInputs]:
+def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int, *, host_lists: bool,
+           advances: Callable[[], None] | None = None) -> tuple[torch.Tensor, AttentionInputs]:
     """Token ids [tokens] int32, and what attention needs to know."""
     ends = plan.ends
     max_context_len = max(ends)
@@ -76,5 +78,6 @@ def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int,
         shared=(upload["shared"][0], upload["shared"][1]) if plan.shared_places else None,
         host_query_lens=plan.num_tokens if host_lists else None,
         host_context_lens=ends if host_lists else None,
+        advances=advances,
     )
     return step.token_ids, inputs

@@ -5,6 +5,7 @@ Called by the core, which learns from a rank its capacity, once, and then each s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -50,9 +51,9 @@ class Executor(Protocol):
 class InProcessExecutor:
     """Rank 0 of 1, on this process's device."""
 
-    def __init__(self, config: EngineConfig, progress: Progress) -> None:
+    def __init__(self, config: EngineConfig, progress: Progress, advances: Callable[[], None]) -> None:
         prepare_cpu(config.args)
-        self._runner = ModelRunner(config, Parallel(), progress)
+        self._runner = ModelRunner(config, Parallel(), progress, advances)
         self.num_blocks = settle_blocks(self._runner, config, progress)
         self._runner.allocate(self.num_blocks)
         self._runner.prepare(progress)

@@ -39,9 +39,12 @@ Progress = Callable[[str, float], None]
 class ModelRunner:
     """One rank's device side: model, KV cache, request table, CUDA graphs."""
 
-    def __init__(self, config: EngineConfig, parallel: Parallel, progress: Progress) -> None:
+    def __init__(self, config: EngineConfig, parallel: Parallel, progress: Progress,
+                 advances: Callable[[], None]) -> None:
+        """`advances` is called within steps on a CPU, as `core` says."""
         self.config = config
         self.device = torch.device(config.device)
+        self._advances = advances if self.device.type == "cpu" else None
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.block_size = config.args.block_size
         self.model = load_model(config, parallel, self.device, self.dtype, progress)
@@ -170,7 +173,7 @@ class ModelRunner:
     def _logits(self, plan: StepPlan, upload: Upload) -> torch.Tensor | None:
         """Logits of the sampling rows, [samples, vocab], kernel by kernel; None where no row samples, or not here."""
         token_ids, attention = batch.gather(plan, upload, self.table, self.block_size,
-                                            host_lists=self.device.type == "cpu")
+                                            host_lists=self.device.type == "cpu", advances=self._advances)
         hidden = self.model.forward(token_ids, attention, self.kv_caches)
         if hidden is None or not any(plan.samples):
             return None

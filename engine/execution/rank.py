@@ -13,6 +13,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -26,10 +27,11 @@ from quire.engine.errors import ConfigError, PassingError, WeightError
 from quire.engine.lifeline import die_with_parent
 from quire.engine.logs import configure_logging
 from quire.engine.openmp import share_cores
-from quire.engine.plan import Allocate, Capacity, Done, Failed, FromRank, Prepared, RankLoading, ToRank
+from quire.engine.plan import Advances, Allocate, Capacity, Done, Failed, FromRank, Prepared, RankLoading, ToRank
 from quire.engine.stderr import dump_stacks_on_faults, stderr
 
 LAST_WORDS_MS = 2000
+ADVANCES_S = 0.5  # a rank's part of a long step says so often enough for the engine's beat of a second
 
 
 class RankSpec(msgspec.Struct, frozen=True):
@@ -105,6 +107,14 @@ def _serve(spec: RankSpec, link: Link) -> None:
     def progress(phase: str, fraction: float) -> None:
         link.send(RankLoading(phase, fraction))
 
+    advanced = 0.0
+
+    def advances() -> None:
+        nonlocal advanced
+        if (now := time.monotonic()) >= advanced + ADVANCES_S:
+            advanced = now
+            link.send(Advances())
+
     config = spec.config
     if config.device == "cuda":
         torch.cuda.set_device(spec.device_index)
@@ -112,7 +122,8 @@ def _serve(spec: RankSpec, link: Link) -> None:
     progress("meeting the other ranks", 0.0)
     # Loads have no limit, and of one that died all hear otherwise.
     store = TCPStore(spec.meeting_host, spec.meeting_port, is_master=False, timeout=timedelta(days=1))
-    runner = ModelRunner(config, join(spec.rank, config, store, torch.device(config.device)), progress)
+    runner = ModelRunner(config, join(spec.rank, config, store, torch.device(config.device)), progress,
+                         advances)
     link.send(Capacity(settle_blocks(runner, config, progress), runner.model.vocab_size))
     order = link.receive()
     assert isinstance(order, Allocate)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 import weakref
+from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -22,6 +23,7 @@ from quire.engine.execution.placement import Placement
 from quire.engine.execution.rank import RankSpec
 from quire.engine.logs import level
 from quire.engine.plan import (
+    Advances,
     Allocate,
     Capacity,
     Done,
@@ -40,8 +42,10 @@ LAST_WORDS_S = 0.3  # for what ranks say when they end
 
 
 class RankGroup:
-    def __init__(self, config: EngineConfig, placement: Placement, progress: Progress) -> None:
+    def __init__(self, config: EngineConfig, placement: Placement, progress: Progress,
+                 advances: Callable[[], None]) -> None:
         """Returns when all ranks are prepared. Raises as `executor` says."""
+        self._advances = advances
         self._placement = placement
         self._stop_ranks = weakref.finalize(self, placement.stop)
         self._num_ranks = config.args.num_ranks
@@ -81,6 +85,8 @@ class RankGroup:
             if isinstance(message, Done):
                 self.num_graph_steps = message.num_graph_steps
                 return message.result
+            if isinstance(message, Advances):
+                self._advances()
 
     def check(self) -> None:
         # Leaves the socket alone, where results may wait to be asked for: a rank that broke ends after its last words.

@@ -43,7 +43,7 @@ path, heads, kv_heads, head_dim = pathlib.Path(sys.argv[1]), *map(int, sys.argv[
     "max_position_embeddings": 4096, "torch_dtype": "bfloat16", "rms_norm_eps": 1e-5}))
 args = EngineArgs(model=str(path), load_format="dummy", device="cpu", dtype="bfloat16", max_num_seqs=1024,
                   max_num_batched_tokens=8192)
-runner = ModelRunner(settle(args, resolve_model(args), Hardware(0)), Parallel(), lambda *_: None)
+runner = ModelRunner(settle(args, resolve_model(args), Hardware(0)), Parallel(), lambda *_: None, lambda: None)
 with compile_ahead._Zeros():
     runner._rehearse()
     at_the_start = set(launched)
