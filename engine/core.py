@@ -24,7 +24,7 @@ from quire.engine.execution.hardware import of_this_machine
 from quire.engine.execution.placement import placement
 from quire.engine.execution.rank_group import RankGroup
 from quire.engine.memory_need import require_host_memory
-from quire.engine.messages import Accepted, Delta, EngineInfo, Rejected, Status, Submit, TokenLogprobs
+from quire.engine.messages import Accepted, Delta, EngineInfo, Part, Rejected, Status, Submit, TokenLogprobs
 from quire.engine.plan import StepPlan
 from quire.engine.scheduling.request import Request
 from quire.engine.scheduling.scheduler import Scheduler, TokenEvent
@@ -34,6 +34,7 @@ from quire.engine.trials import Trials
 from quire.engine.weights.locate import resolve_model
 
 Owner = Hashable
+Started = Callable[[list[tuple[Owner, int]], list[tuple[Owner, Part]]], None]
 
 
 @dataclass(eq=False, slots=True)
@@ -193,11 +194,11 @@ class EngineCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._in_flight)
 
-    def step(self, started: Callable[[list[tuple[Owner, int]]], None] = lambda _: None) \
-            -> list[tuple[Owner, Delta]]:
+    def step(self, started: Started = lambda samples, parts: None) -> list[tuple[Owner, Delta]]:
         """Plan and launch a step, then commit the oldest one in flight, if enough are, and return what it produced.
 
-        `started` is called before the launch, which may be the engine's end, with the samples that wait no longer.
+        `started` is called before the launch, which may be the engine's end, with the samples that wait no longer and
+        the parts of prompts that it computes.
         After an error here (RankError among them) the engine is of no use: nobody knows what was carried out.
         """
         assert self.is_sound
@@ -206,10 +207,10 @@ class EngineCore:
         self.is_sound = True
         return deltas
 
-    def _step(self, started: Callable[[list[tuple[Owner, int]]], None]) -> list[tuple[Owner, Delta]]:
+    def _step(self, started: Started) -> list[tuple[Owner, Delta]]:
         plan = self.scheduler.plan()
-        if new := self.scheduler.take_started():
-            started(self._take_up(new))
+        if parts := self.scheduler.take_parts():
+            started(self._take_up(self.scheduler.take_started()), list(map(_told, parts)))
         if plan is not None:
             self._stats.launched(plan, time.monotonic())
             self._in_flight.append((plan, self._executor.launch(plan)))
@@ -272,6 +273,12 @@ class EngineCore:
             step_tokens=self._stats.tokens.distribution(),
             log_lines_dropped=stderr.num_dropped,
         )
+
+
+def _told(part: tuple[Request, int, int]) -> tuple[Owner, Part]:
+    request, first, end = part
+    owner, id = cast(tuple[Owner, int], request.key)
+    return owner, Part(id, first, end)
 
 
 def _try(scheduler: Scheduler, suspect: _Submission) -> bool:

@@ -143,10 +143,22 @@ class Rejected(msgspec.Struct, array_like=True, tag="rejected", frozen=True):
     spacing_s: float = 0.0  # of a full queue: how long it takes to let in one more submission alike
 
 
+class Part(msgspec.Struct, array_like=True, frozen=True):
+    """Of a sample's tokens, those that a step computes before one is sampled behind them."""
+
+    id: int
+    first: int
+    end: int
+
+
 class Started(msgspec.Struct, array_like=True, tag="started", frozen=True):
-    """Samples that a step took up for the first time since they were submitted: their time in the queue is over."""
+    """Told before each step that computes a part of a prompt, since the engine may end in it: see `resumption`.
+
+    ids: samples that are taken up for the first time since they were submitted; their time in the queue is over.
+    """
 
     ids: list[int]
+    parts: list[Part] = []
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 import zmq
 
-from quire.engine.messages import Abort, Delta, Deltas, Down, Heartbeat, Loading, Ready, Started, Submit, Up
+from quire.engine.messages import Abort, Delta, Deltas, Down, Heartbeat, Loading, Part, Ready, Started, Submit, Up
 
 if TYPE_CHECKING:  # the core brings torch, and the socket must answer workers before that is imported
     from quire.engine.core import EngineCore
@@ -168,13 +168,15 @@ class EngineServer:
         elif isinstance(message, Submit) and message.instance == core.info.instance:
             self._send(identity, core.submit(identity, message))
 
-    def _tell_started(self, samples: Iterable[tuple[object, int]]) -> None:
-        by_worker: dict[bytes, list[int]] = {}
+    def _tell_started(self, samples: Iterable[tuple[object, int]], parts: Iterable[tuple[object, Part]]) -> None:
+        by_worker: dict[bytes, Started] = {}
+        for worker, part in parts:
+            by_worker.setdefault(_identity(worker), Started([], [])).parts.append(part)
         for worker, id in samples:
-            by_worker.setdefault(_identity(worker), []).append(id)
-        for identity, ids in by_worker.items():
+            by_worker[_identity(worker)].ids.append(id)
+        for identity, started in by_worker.items():
             # The step may be the end of this process, and who started it must be known to those who survive.
-            tracker = self._socket.send_multipart([identity, self._encode(Started(ids))], copy=False, track=True)
+            tracker = self._socket.send_multipart([identity, self._encode(started)], copy=False, track=True)
             assert tracker is not None
             with contextlib.suppress(zmq.NotDone):
                 tracker.wait(LEAVING_S)

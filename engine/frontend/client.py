@@ -295,6 +295,9 @@ class EngineClient:
 
     def _take_started(self, message: Started) -> None:
         now = time.perf_counter()
+        for part in message.parts:
+            if part.id in self._by_sample:
+                self._by_sample[part.id][0].begins(part.first, part.end)
         for id in message.ids:
             if id in self._by_sample:
                 request, _ = self._by_sample[id]

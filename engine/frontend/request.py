@@ -6,6 +6,7 @@ The owner of these facts; `client` and `resumption` write them, `AsyncLLMEngine`
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from quire.engine.frontend.generation import Generation, SampleUpdate
 from quire.engine.messages import NO_KEY, Delta, KeyLimits, RateState, SampleSpec, Sampling, Submit
 
+ANYWHERE = (0, sys.maxsize)
 FAR_BEHIND = 64  # updates
 MOST_MERGED_TOKENS = 64  # of them as one, so that none takes long to encode
 
@@ -36,6 +38,9 @@ class Request:
     started: bool = False
     productive: bool = False
     suspicion: int = 0
+    place: tuple[int, int] = ANYWHERE  # first and end of the tokens that the engine may be at
+    struck: tuple[int, int] = ANYWHERE  # where all that made it suspect may have happened
+    last_first: int = 0  # of the part that the engine began last
     unread_tokens: int = 0  # of the prompt, in its engine's load until the first output
     aborted: bool = False
     displaced: bool = False  # given up by a client before its engine accepted it
@@ -56,6 +61,11 @@ class Request:
             queue_timeout_s = max(0.001, self.made_at + queue_timeout_s - time.perf_counter())
         return Submit(instance, self.request_id, self.prompt_token_ids, self.sampling, samples, self.priority, self.key,
                       self.cache_salt, queue_timeout_s, self.accepted.is_set(), self.suspicion > 0)
+
+    def begins(self, first: int, end: int) -> None:
+        """The engine is about to compute its tokens from `first` to `end`; a step before this one may still run."""
+        self.place = (first if self.place == ANYWHERE else min(first, self.last_first), end)
+        self.last_first = first
 
     async def next_update(self) -> SampleUpdate | None:
         """None after the last."""

@@ -76,6 +76,7 @@ class Scheduler:
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
         self._in_flight: deque[tuple[int, list[Request]]] = deque()  # step, requests that it samples for
         self._started: list[Request] = []  # taken up for the first time, and not reported yet
+        self._parts: list[tuple[Request, int, int]] = []  # of prompts, planned and not reported yet: from, to before
         self._running_changed = False  # since the shared beginning was looked for
         self._shared = NOTHING_SHARED
 
@@ -188,6 +189,11 @@ class Scheduler:
         started, self._started = self._started, []
         return started
 
+    def take_parts(self) -> list[tuple[Request, int, int]]:
+        """What steps computed of prompts since this was last asked: positions from the second to before the third."""
+        parts, self._parts = self._parts, []
+        return parts
+
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Takes in the oldest planned step's tokens. Those of requests that ended meanwhile are dropped.
 
@@ -248,8 +254,7 @@ class Scheduler:
         for request in prefilling:
             if not draft.budget:
                 return
-            draft.compute(request)
-            self._register(request)
+            self._compute_part(request, draft)
 
     def _grow(self, request: Request, place: int, draft: Draft) -> bool:
         """One block more for the running request at `place`, at the cost of those behind it; False if it must wait.
@@ -303,9 +308,14 @@ class Scheduler:
         draft.enter(request)
         if reuse.copied >= 0:
             draft.copy(reuse.copied, blocks[len(reuse.shared)])
-        draft.compute(request)
-        self._register(request)
+        self._compute_part(request, draft)
         return True
+
+    def _compute_part(self, request: Request, draft: Draft) -> None:
+        first = request.num_computed
+        draft.compute(request)
+        self._parts.append((request, first, request.num_computed))
+        self._register(request)
 
     def _reusable(self, request: Request, step: int) -> _Reuse:
         """Of the leader, once its prompt is computed, else of the prefix cache; never all of a request's tokens, as the

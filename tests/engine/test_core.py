@@ -8,7 +8,9 @@ import pytest
 
 from quire.engine.config import EngineArgs
 from quire.engine.core import EngineCore
-from quire.engine.messages import SampleSpec, Sampling, Submit
+from quire.engine.execution.executor import Launched
+from quire.engine.messages import Part, SampleSpec, Sampling, Submit
+from quire.engine.plan import StepPlan
 from tests.engine.models import tiny
 
 NUM_LAYERS = 2
@@ -34,3 +36,25 @@ def test_a_step_tells_at_each_layer_that_it_gets_on(tmp_path: Path, num_ranks: i
             assert 1 <= len(told) <= num_ranks * NUM_LAYERS * num_steps
     finally:
         core.close()
+
+
+def test_which_part_of_a_prompt_a_step_computes_is_told_before_it(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "llama", num_hidden_layers=NUM_LAYERS)
+    core = EngineCore(EngineArgs.of({"model": str(tmp_path), "device": "cpu", "max_num_batched_tokens": 16,
+                                     "max_model_len": 64, "cpu_threads": 1}), lambda *_: None)
+    core.submit("owner", Submit(core.info.instance, "r", [*range(40)], Sampling(max_tokens=3), [SampleSpec(1, 1)]))
+    launch, told = core._executor.launch, []
+
+    def watched(plan: StepPlan) -> Launched:
+        told.append("step")
+        return launch(plan)
+
+    core._executor.launch = watched  # type: ignore[method-assign]
+    while core.has_work:
+        core.step(lambda samples, parts: told.append((samples, parts)))
+    core.close()
+    assert told == [
+        ([("owner", 1)], [("owner", Part(1, 0, 16))]), "step",
+        ([], [("owner", Part(1, 16, 32))]), "step",
+        ([], [("owner", Part(1, 32, 40))]), "step",
+        "step", "step"]

@@ -7,12 +7,14 @@ import os
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import httpx
 import openai
 import pytest
 
-from tests.e2e.server import KEY, Server, serving
+from tests.e2e.server import KEY, Server, serving, until
 
 NUM_STREAMS, NUM_AT_ONCE, NUM_KILLS = 500, 48, 30
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "small", "red", "birds", "by", "that", "old", "house"]
@@ -113,3 +115,29 @@ async def test_no_request_fails_and_no_text_changes(num_engines: int) -> None:
         assert not disturbed.failures
         assert not different, [(expected[n], outcomes[n]) for n in different[:3]]
         assert server.process.poll() is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_long_prompt_is_not_blamed_for_kills_that_strike_it_again_and_again() -> None:
+    """Each kill finds it alone and without a token, elsewhere in its prompt."""
+    with serving("--max-engine-restarts", "100", "--max-num-batched-tokens", "32", "--max-model-len", "4096",
+                 "--kv-cache-memory-bytes", "300M", "--no-enable-prefix-caching") as server:
+        request = {"prompt": [7 + number % 900 for number in range(3500)], "max_tokens": 5, "temperature": 0}
+
+        def ask() -> httpx.Response:
+            return httpx.post(f"{server.url}/v1/completions", json=request, timeout=300,
+                              headers={"authorization": f"Bearer {KEY}"})
+
+        with ThreadPoolExecutor(1) as pool:
+            expected = pool.submit(ask).result().json()["choices"]
+            struck = pool.submit(ask)
+            for number, seconds in enumerate((2.0, 1.0, 3.0, 1.5, 2.5, 0.5)):
+                until(lambda number=number: len(server.events("requests resubmitted")) == number, 60)
+                time.sleep(seconds)
+                assert not struck.done(), "killed while it was read"
+                os.kill(server.pids()["engine"][0], signal.SIGKILL)
+                until(lambda number=number: len(server.events("engine ended")) == number + 1)
+            reply = struck.result()
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["choices"] == expected

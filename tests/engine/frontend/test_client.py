@@ -14,7 +14,7 @@ from quire.engine.errors import EngineDeadError, QuireError
 from quire.engine.frontend.engine_group import EngineGroup
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.frontend.request import Request
-from quire.engine.messages import Delta, Deltas, Started
+from quire.engine.messages import Delta, Deltas, Part, Started
 from tests.engine.frontend.test_engine_group import Engine, request, until
 
 
@@ -139,3 +139,16 @@ async def test_a_connection_that_breaks_ends_every_request_and_whoever_watches_i
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     with pytest.raises(EngineDeadError):
         await group.submit(request(group, "later"))
+
+
+async def test_the_client_remembers_where_in_its_prompt_a_request_may_be(group: EngineGroup, engine: Engine) -> None:
+    """The step before the one that is told of may still run."""
+    one = await accepted(group, "one")
+    id = one.samples[0].id
+    places = []
+    for first, ids in ((0, [id]), (4, []), (8, [])):
+        await engine.say(Started(ids, [Part(id, first, first + 4), Part(999, 0, 1)]))
+        await until(lambda end=first + 4: one.place[1] == end)  # type: ignore[misc]
+        places.append(one.place)
+    assert places == [(0, 4), (0, 8), (4, 12)]
+    assert one.started

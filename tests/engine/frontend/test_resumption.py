@@ -45,6 +45,47 @@ def test_a_suspect_that_a_new_engine_held_back_is_not_judged_again() -> None:
     assert not any(culprits([held], after_kill=False) for _ in range(9))
 
 
+def killed(each: Request, *parts: tuple[int, int]) -> bool:
+    """After the engine had begun these parts of its prompt; whether the request is given up."""
+    for part in parts:
+        each.begins(*part)
+    return crash(each, after_kill=True)
+
+
+def test_kills_within_a_long_prompt_that_gets_on_between_them_are_never_its_fault() -> None:
+    long = request("long")
+    parts = [(start, start + 512) for start in range(0, 512 * 8, 512)]
+    for number in (2, 5, 8, 3, 6, 1, 4, 7, 2, 8):
+        assert not killed(long, *parts[:number])
+        assert long.suspicion <= 2
+
+
+def test_a_prompt_with_a_deadly_place_is_given_up_at_its_fourth_kill_however_it_is_cut() -> None:
+    """Its engine may have told of the part after the one that it died of."""
+    rng = random.Random(1)
+    for _ in range(200):
+        deadly = request("deadly")
+        place = rng.randrange(4096)
+        outcomes = []
+        for _ in range(4):
+            starts = sorted({0, *rng.sample(range(1, 4096), 6)})
+            parts = [*zip(starts, [*starts[1:], 4096])]
+            at = next(i for i, (first, end) in enumerate(parts) if first <= place < end)
+            outcomes.append(killed(deadly, *parts[:at + 1 + rng.randrange(2)]))
+        assert outcomes == [False, False, False, True]
+
+
+def test_breaks_count_wherever_they_strike_and_a_token_clears_all() -> None:
+    each = request("r")
+    each.begins(0, 10)
+    assert not crash(each)
+    each.suspicion = 0  # as a token does
+    each.begins(0, 10)
+    assert not crash(each)
+    each.begins(10, 20)
+    assert crash(each)
+
+
 @dataclass
 class Engine:
     """Takes up to two waiting requests a step; each gives a token in the step after it was taken up, or kills it."""
