@@ -261,12 +261,11 @@ class EngineClient:
                     self._take(delta)
                 except Exception as error:
                     self._fault([delta.id], error)
-        elif isinstance(message, Started):
-            self._take_started(message)
-        elif isinstance(message, Accepted):
-            self._accept(message)
-        elif isinstance(message, Rejected):
-            self._reject(message)
+        elif isinstance(message, (Started, Accepted, Rejected)):
+            try:
+                self._take_word(message)
+            except Exception as error:
+                self._fault(message.ids, error)
         elif isinstance(message, Status):
             self.status = message
             self.load.heard(message)
@@ -285,6 +284,14 @@ class EngineClient:
                 request, _ = self._by_sample[id]
                 self.abort(request)
                 request.fail(error)
+
+    def _take_word(self, message: Started | Accepted | Rejected) -> None:
+        if isinstance(message, Started):
+            self._take_started(message)
+        elif isinstance(message, Accepted):
+            self._accept(message)
+        else:
+            self._reject(message)
 
     def _accept(self, message: Accepted) -> None:
         for id in message.ids:

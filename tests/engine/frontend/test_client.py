@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from quire.engine.errors import EngineDeadError, QuireError
 from quire.engine.frontend.engine_group import EngineGroup
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.frontend.request import Request
-from quire.engine.messages import Delta, Deltas, Part, Started
+from quire.engine.messages import Accepted, Delta, Deltas, Part, Rejected, Started, Up
 from tests.engine.frontend.test_engine_group import Engine, request, until
 
 
@@ -71,6 +71,21 @@ async def test_a_fault_in_one_requests_text_ends_it_alone_here_and_in_the_engine
 
 def request_load(one: Request) -> int:
     return 128 * len(one.samples)  # its prompt is read
+
+
+@pytest.mark.parametrize(("part", "word"), [
+    ("_take_started", Started), ("_accept", Accepted), ("_reject", lambda ids: Rejected(ids, "invalid", "no"))])
+async def test_a_fault_in_a_word_about_one_request_ends_it_alone(
+        group: EngineGroup, engine: Engine, monkeypatch: pytest.MonkeyPatch, part: str,
+        word: Callable[[list[int]], Up]) -> None:
+    sick, sound = await accepted(group, "sick"), await accepted(group, "sound")
+    with monkeypatch.context() as broken:
+        broken.setattr(group.clients[0], part, breaks)
+        await engine.say(word([sick.samples[0].id]))
+        with pytest.raises(ZeroDivisionError):
+            await next_of(sick)
+    await engine.say(Deltas([Delta(sound.samples[0].id, [7], "length")]))
+    assert await next_of(sound) is not None
 
 
 async def test_what_was_produced_before_a_fault_is_shown_before_it(group: EngineGroup, engine: Engine) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +21,9 @@ import zmq.asyncio
 
 from quire.engine.errors import EngineDeadError, OverloadedError, PoisonRequestError
 from quire.engine.frontend import engine_group
+from quire.engine.frontend.async_llm import _lose
 from quire.engine.frontend.engine_group import EngineGroup
+from quire.engine.frontend.engine_process import EngineProcess
 from quire.engine.frontend.generation import Generation
 from quire.engine.frontend.request import Request
 from quire.engine.frontend.submission import samples
@@ -307,6 +314,38 @@ async def test_with_the_last_engine_all_ends_with_an_error(group: EngineGroup, e
     with pytest.raises(EngineDeadError, match="gone for good"):
         await group.submit(request(group))
     assert group.state == "gone"
+
+
+async def test_a_program_hears_of_its_own_engines_end_and_serves_on_with_the_other(group: EngineGroup,
+                                                                                  engines: list[Engine]) -> None:
+    heard: list[tuple[int, str, bool]] = []
+    processes = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
+    process: Any = SimpleNamespace(_processes=processes)
+
+    def on_end(place: int, error: EngineDeadError, killed: bool) -> None:
+        heard.append((place, str(error), killed))
+        _lose(loop, group, place, error, killed)
+
+    loop = asyncio.get_running_loop()
+    EngineProcess.watch(process, on_end)
+    processes[1].kill()
+    await engines[1].fall()
+    await until(lambda: group.clients[1].state == "gone")
+    assert heard == [(1, "The engine process ended with exit code -9; its log says why.", True)]
+    assert group.state == "ready"
+    assert await place_of(group) == 0
+    processes[0].terminate()
+    await engines[0].fall()
+    await until(lambda: group.state == "gone")
+    assert [killed for _, _, killed in heard] == [True, False]
+
+
+def test_an_end_after_that_of_the_loop_troubles_nobody() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    nobody: Any = SimpleNamespace()
+    nobody.lose = partial(EngineGroup.lose, nobody)
+    _lose(loop, nobody, 0, GONE, False)
 
 
 async def test_before_they_opened_the_loss_of_one_is_that_of_all(engines: list[Engine]) -> None:
