@@ -198,8 +198,10 @@ class EngineClient:
             request.fail(error)
 
     def _end(self, error: EngineDeadError) -> None:
+        for task in self._tasks:  # nobody will speak or listen there again
+            task.cancel()
         if self.state != "gone" and not self._socket.closed:
-            self._socket.disconnect(self._address)  # nobody will listen there again
+            self._socket.disconnect(self._address)
         self.state, self._dead, self.status = "gone", error, None
         self.load.lost()
         self._settled.set()
@@ -248,6 +250,8 @@ class EngineClient:
             try:
                 message = self._decoder.decode(frame)
             except msgspec.DecodeError as error:
+                if self.state != "ready":  # it may have been the word that the engine is, which comes only once
+                    raise
                 self._log.error("message of the engine cannot be read", exc_info=error)
                 # It may have held anybody's tokens: better no answer than one with a hole in it.
                 self._fault(list(self._by_sample), QuireError(_UNREADABLE))
@@ -343,7 +347,7 @@ class EngineClient:
 
     def _take_ready(self, message: Ready) -> None:
         info = message.info
-        if self.state == "gone" or (self.info is not None and self.info.instance == info.instance):
+        if self.info is not None and self.info.instance == info.instance:
             return
         self.num_restarts += self.info is not None
         self.info, self.state = info, "ready"

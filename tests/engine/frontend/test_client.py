@@ -115,6 +115,20 @@ async def test_a_frame_that_cannot_be_read_ends_what_it_may_have_been_about_and_
     assert await next_of(later) is not None
 
 
+async def test_a_frame_that_cannot_be_read_before_the_engine_is_ready_ends_the_connection(group: EngineGroup,
+                                                                                        engine: Engine) -> None:
+    one = await accepted(group, "one")
+    await engine.fall()
+    await until(lambda: group.state == "down")
+    engine.rise()
+    await until(lambda: group.state == "loading")
+    await engine.send(b"")
+    with pytest.raises(EngineDeadError, match="connection to the engine broke"):
+        await next_of(one)
+    with pytest.raises(EngineDeadError):
+        await asyncio.wait_for(group.watch(), 10)
+
+
 async def test_a_request_that_cannot_be_sent_again_fails_alone_when_the_engine_is_back(group: EngineGroup,
                                                                                       engine: Engine) -> None:
     sick, sound = await accepted(group, "sick"), await accepted(group, "sound")
