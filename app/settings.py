@@ -96,8 +96,8 @@ class ServeSettings:
     engine_stall_timeout: float = field(default=60.0, metadata={"help": (
         "Seconds without a sign of life from a ready engine after which it is killed and started again.")})
     max_engine_restarts: int = field(default=4, metadata={"help": (
-        "Restarts of an engine within five minutes; at the next failure it is given up, and with the last one the server "
-        "(exit code 70).")})
+        "Restarts of an engine within five minutes; at the next failure it is given up, with the last one the server, "
+        "too (exit code 70).")})
     otlp_traces_endpoint: str | None = field(default=None, metadata={"help": (
         "OTLP/HTTP address for traces, as http://collector:4318, with /v1/traces where it has no path; also "
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT. Unset: no tracing.")})

@@ -16,7 +16,7 @@ import structlog
 
 from quire.app import engine_child, gone_file
 from quire.app.engine_slot import EngineSlot
-from quire.app.launcher import Launcher, _changed
+from quire.app.launcher import EXIT_OK, Launcher, _changed
 from quire.app.listen import listen, url_of
 from quire.app.reload import request_reload
 from quire.app.run_dir import run_directory
@@ -310,6 +310,35 @@ def test_workers_are_told_again_where_the_disk_was_full(opened: Launcher, slots:
     assert opened._tell_workers_who_is_gone in opened._due
     opened._tell_workers_who_is_gone()
     assert gone_file.read(opened._shared.gone_file) == {1: False}
+
+
+HTTP = """
+import signal, sys, time
+def leave(*_):
+    print(open(sys.argv[1]).read())
+    sys.exit()
+signal.signal(signal.SIGTERM, leave)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("exit_code", "told"), [(EXIT_BROKEN, '{"0":false,"1":false}'), (EXIT_OK, "")])
+def test_workers_that_are_told_of_the_end_may_tell_their_clients_before_it(tmp_path: Path, exit_code: int,
+                                                                          told: str) -> None:
+    launcher = Launcher(ServeSettings())
+    launcher._shared = for_workers(ServeSettings(), str(tmp_path), 0)
+    launcher._slots = [EngineSlot(ServeSettings(), "", "", {}, place) for place in range(2)]
+    launcher._was_ready, launcher._socket, launcher._admin_socket = True, socket.socket(), None
+    launcher._http = subprocess.Popen([sys.executable, "-c", HTTP, str(tmp_path / "gone")], stdout=subprocess.PIPE,
+                                      start_new_session=True)
+    with launcher._http as http:
+        assert http.stdout is not None
+        assert http.stdout.readline() == b"up\n"
+        launcher._exit_code = exit_code
+        launcher._stop_all()
+        launcher._socket.close()
+        assert http.stdout.read().decode().strip() == told
 
 
 def test_too_few_gpus_for_the_engines_are_a_configuration_error_at_once() -> None:
