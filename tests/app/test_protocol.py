@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
@@ -94,7 +97,8 @@ class Wire:
 
 
 @contextmanager
-def wire(max_open: int = 10_000, **changes: Any) -> Iterator[Wire]:
+def wire(max_open: int = 10_000, listener: socket.socket | None = None, tls: dict[str, str] | None = None,
+         **changes: Any) -> Iterator[Wire]:
     refused: list[str] = []
     settings = ServeSettings(**(LIMITS | changes))
     app = App()
@@ -102,9 +106,9 @@ def wire(max_open: int = 10_000, **changes: Any) -> Iterator[Wire]:
         app, http=partial(HttpProtocol, connections=Connections(
             settings, None, refused.append, max_open)),  # type: ignore[arg-type]
         loop="uvloop", ws="none", lifespan="off", log_config=None, access_log=False,
-        timeout_keep_alive=settings.keep_alive_timeout)  # type: ignore[arg-type]
+        timeout_keep_alive=settings.keep_alive_timeout, **(tls or {}))  # type: ignore[arg-type]
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listener or socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -519,9 +523,33 @@ def test_a_long_answer_is_not_cut_by_the_deadlines_of_senders() -> None:
         assert receive(client).replies[0].body == b"onetwo"
 
 
+ENDLESS = b"GET /endless HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
 def test_a_client_that_does_not_read_is_cut() -> None:
     with wire() as server, connect(server.address) as client:
-        client.sendall(b"GET /endless HTTP/1.1\r\nHost: h\r\n\r\n")
+        client.sendall(ENDLESS)
+        _until(lambda: "disconnect" in server.app.seen)
+
+
+def test_a_client_that_does_not_read_is_cut_on_a_unix_socket_too(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    with wire(listener=listener) as server, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "s"))
+        client.sendall(ENDLESS)
+        _until(lambda: "disconnect" in server.app.seen)
+
+
+def test_a_client_that_does_not_read_is_cut_under_tls_too(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    pem = tmp_path / "pem"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pem)
+    with (wire(tls={"ssl_certfile": str(pem), "ssl_keyfile": str(pem)}) as server,
+          connect(server.address, trust) as client):
+        client.sendall(ENDLESS)
         _until(lambda: "disconnect" in server.app.seen)
 
 
