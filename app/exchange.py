@@ -119,7 +119,7 @@ class Exchange:
                 yield update
         except OverloadedError as error:
             self._deadlines.name_choice(error)
-            raise
+            raise self._service.door.refused(self._record.key.name, error) from None
 
     async def close(self) -> None:
         streams, self._streams = self._streams, []

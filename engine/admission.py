@@ -62,7 +62,8 @@ class Admission:
         return Rejected(
             ids, "overloaded", f"No step took the request up within {round(timeout_s, 1):g} s, its limit for waiting "
             "in the queue (--queue-timeout, or less by x-queue-timeout). Try again later.",
-            retry_after_s=self._departed_requests.time_for(num_waiting + 1, self.now()), reason="queue_timeout")
+            retry_after_s=self._departed_requests.time_for(num_waiting + 1, self.now()), reason="queue_timeout",
+            spacing_s=self._departed_requests.spacing_s(len(ids), self.now()))
 
     def departed(self, num_requests: int, num_tokens: int) -> None:
         """So much left the queue to run."""

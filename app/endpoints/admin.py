@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -25,6 +26,8 @@ from quire.engine.logs import LEVELS
 if TYPE_CHECKING:
     from quire.engine.frontend.async_llm import AsyncLLMEngine
     from quire.engine.frontend.client import EngineClient
+
+log = structlog.get_logger(__name__)
 
 
 class LogLevel(msgspec.Struct, frozen=True):
@@ -56,7 +59,7 @@ async def keys(request: Request) -> Response:
 async def reload(request: Request) -> Response:
     service = service_of(request)
     _audited(request, "reload")
-    request_reload(service.settings.reload_file, _log_level(service))
+    _request(service, _log_level(service))
     return _json(202, {"status": "requested"})
 
 
@@ -66,8 +69,17 @@ async def log_level(request: Request) -> Response:
     if body.level not in LEVELS:
         raise ApiError(400, f"level must be one of {', '.join(LEVELS)}; got {body.level[:50]!r}.", "level")
     _audited(request, "log-level", level=body.level)
-    request_reload(service.settings.reload_file, body.level)
+    _request(service, body.level)
     return _json(202, {"status": "requested", "log_level": body.level})
+
+
+def _request(service: Service, level: str) -> None:
+    """Of all workers and the engine. Raises ApiError (503) where the run directory has no room for it."""
+    try:
+        request_reload(service.settings.reload_file, level)
+    except OSError as error:
+        log.error("reload refused, everything stays", problems=[f"--run-dir: {error.strerror}"])
+        raise ApiError(503, f"The run directory cannot be written to: {error.strerror}. Nothing was changed.") from None
 
 
 def _audited(request: Request, action: str, **details: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ import pytest
 from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
+from quire.app.endpoints import admin
 from quire.app.keys.key import Key, digest_of, new_secret
 from quire.app.keys.key_file import write_key_file
 from quire.app.routes import PUBLIC
@@ -226,6 +228,19 @@ async def test_reload_and_log_level_ask_all_workers_through_the_reload_file(keye
         assert (await send("limited", "/admin/log-level", "POST", json={"level": "debug"})).status_code == 403
         assert (await send("admin", "/admin/status")).json()["log_level"] == "debug"
     assert reload_file.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_run_directory_that_takes_no_more_refuses_a_change_and_says_so(
+        keyed: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: str, level: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(admin, "request_reload", full)
+    async with talking_to(keyed()) as send:
+        for path, body in (("reload", None), ("log-level", {"level": "debug"})):
+            reply = await send("admin", f"/admin/{path}", "POST", json=body)
+            assert reply.status_code == 503
+            assert "No space left on device. Nothing was changed." in reply.json()["error"]["message"]
 
 
 async def test_every_use_of_admin_is_in_the_audit_log_with_its_outcome(keyed: MakeApp, tmp_path: Path) -> None:

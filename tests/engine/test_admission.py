@@ -232,3 +232,4 @@ def test_the_spacing_of_places_is_the_queues_pace_and_a_burst_is_none() -> None:
     clock.advance(8.0)
     assert refused(admission, submit(n=2), 10).spacing_s == 2 * 8 / 64
     assert refused(admission, submit(num_tokens=800), 1, 300).spacing_s == 1.0
+    assert admission.overdue([1, 2], 300.0, 10).spacing_s == 2 * 8 / 64, "who waited in vain is spread too"
