@@ -259,7 +259,7 @@ def test_a_terminal_that_is_closed_ends_the_server() -> None:
     """Its SIGHUP means that, not a reload."""
     terminal, ours = os.openpty()
     program = ("import fcntl, os, termios; os.setsid(); fcntl.ioctl(2, termios.TIOCSCTTY, 0); "
-               "os.execvp(os.sys.executable, [os.sys.executable, '-m', 'app', 'serve', '--port', '0'])")
+               "os.execvp(os.sys.executable, [os.sys.executable, '-m', 'quire', 'serve', '--port', '0'])")
     process = subprocess.Popen([sys.executable, "-c", program], stdin=ours, stdout=ours, stderr=ours)
     os.close(ours)
     said = b""
