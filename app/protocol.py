@@ -38,7 +38,7 @@ MAX_PIPELINED = 8  # requests that may wait on a connection for the reply to the
 SLICE_BYTES = 8192  # that the parser gets at once: of what a client may send, some 0.5 ms
 LINES_A_SECOND = 10  # of refusals in the log of a worker
 # Of the open files that a worker may have, those that are not for connections; a full worker still answers probes.
-SPARE_FILES = 64
+SPARE_FILES = 256
 NUM_SHED = 16  # idle connections that are closed at once to make room
 LOOK_AGAIN_S = 0.1
 # How long a connection that is to be closed may go on sending: closed at once, it would get a reset, not the reply.
@@ -288,6 +288,10 @@ class HttpProtocol(HttpToolsProtocol):
         """Whether what comes is dropped."""
         return self._refusal is not None or self.transport.closed or self._is_last_in
 
+    @property
+    def _is_flooding(self) -> bool:
+        return self._refusal is not None and self._refusal.reason == "pipelining"
+
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
@@ -307,7 +311,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._take(data)
         if self._is_deaf:
             self._unparsed = memoryview(b"")
-        if not self._unparsed:
+        if not self._unparsed and not self._is_flooding:
             self.transport.release_reading()
         return bool(self._unparsed)
 
@@ -488,6 +492,7 @@ class HttpProtocol(HttpToolsProtocol):
                              request_id=request_id, client=self.client and self.client[0])
         if error.reason == "pipelining":  # those that wait are not answered: the client sends them again
             assert self._answering is not None
+            self.transport.hold_reading()  # for good: to drop what floods in takes longer than anything else here
             self.pipeline.clear()
             self.cycle = self._answering
         if self._receiving != _BODY:

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-TURN_S = 0.002  # that the loop is held for, and for one piece more
+TURN_S = 0.001  # that the loop is held for, and for one piece more
 
 
 class Turns:

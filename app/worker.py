@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 BEAT_S = 1.0
+# The loop accepts one connection of a socket each time around, and serves those before it in between: a probe behind
+# 400 others would wait until all of these are served. Descriptors of one socket count as so many.
+NUM_ACCEPTORS = 64
 # How long the event loop waits for its turn while another thread runs Python; 5 ms unless said otherwise.
 SWITCH_S = 0.001
 # gunicorn kills GRACE_S after the last stream's time is up; uvicorn cancels what is left half way there.
@@ -90,16 +93,21 @@ class _Server(Server):
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
-        loop = asyncio.get_running_loop()
         protocol: Any = self.config.http_protocol_class
         new_connection = partial(protocol, config=self.config, server_state=self.server_state,
                                  app_state=self.lifespan.state)
         self.servers = []
         for listener in sockets or []:
-            tls: dict[str, Any] = {}
-            if self._tls is not None and not is_probe_socket(listener):
-                tls = {"ssl": self._tls.context, "ssl_handshake_timeout": self._handshake_timeout_s,
-                       "ssl_shutdown_timeout": LINGER_S}
-            self.servers.append(await loop.create_server(new_connection, sock=listener, backlog=self.config.backlog,
-                                                         **tls))
+            if not is_probe_socket(listener):
+                for _ in range(NUM_ACCEPTORS - 1):
+                    self.servers.append(await self._listen(listener.dup(), new_connection))
+            self.servers.append(await self._listen(listener, new_connection))
         self.started = True
+
+    async def _listen(self, listener: socket.socket, new_connection: Any) -> asyncio.Server:
+        tls: dict[str, Any] = {}
+        if self._tls is not None and not is_probe_socket(listener):
+            tls = {"ssl": self._tls.context, "ssl_handshake_timeout": self._handshake_timeout_s,
+                   "ssl_shutdown_timeout": LINGER_S}
+        return await asyncio.get_running_loop().create_server(
+            new_connection, sock=listener, backlog=self.config.backlog, **tls)

