@@ -82,27 +82,34 @@ def _explained(name: str, error: Exception) -> ConfigError:
 @contextlib.contextmanager
 def _watching(name: str, revision: str | None, download_dir: str | None, report: Report) -> Iterator[None]:
     """Versions of the client tell of their progress each in another way; the disk tells the same of all."""
-    over, listed = threading.Event(), threading.Event()
+    over = threading.Event()
+    turn = threading.Lock()
+    seen: list[tuple[Path, dict[str, int]]] = []  # once the hub has said what there is
 
     def tell() -> None:
-        report(0, 0)
-        sizes = _sizes(name, revision)
-        listed.set()
-        blobs, total = _blobs(name, download_dir), sum(sizes.values())
-        while True:
-            last = over.wait(POLL_S)
-            report(_bytes_here(blobs, sizes), total)
-            if last:
-                return
+        if seen:
+            blobs, sizes = seen[0]
+            report(_bytes_here(blobs, sizes), sum(sizes.values()))
+        else:
+            report(0, 0)
 
-    thread = threading.Thread(target=tell, name="fetch-progress", daemon=True)
-    thread.start()
+    def follow() -> None:
+        tell()
+        seen.append((_blobs(name, download_dir), _sizes(name, revision)))
+        while not over.wait(POLL_S):
+            with turn:
+                if not over.is_set():
+                    tell()
+
+    # Not waited for: it may still wait for the hub.
+    threading.Thread(target=follow, name="fetch-progress", daemon=True).start()
     try:
         yield
+        with turn:
+            tell()
     finally:
-        over.set()
-        if listed.is_set():  # else it waits for the hub
-            thread.join()
+        with turn:
+            over.set()  # nothing is reported after this, whatever the thread waits for
 
 
 def _sizes(name: str, revision: str | None) -> dict[str, int]:

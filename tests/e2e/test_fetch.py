@@ -127,7 +127,7 @@ def test_a_fetch_is_told_in_bytes_and_then_the_model_is_served(hub: Hub, tmp_pat
 def test_a_server_whose_hub_refuses_ends_with_one_line(hub: Hub, tmp_path: Path) -> None:
     hub.status = 401
     server, _ = serve(hub, tmp_path)
-    assert server.wait_exit(30) == 2
+    assert server.wait_exit(30) == 2, "".join(server.lines)
     told = [line for line in server.lines if line.startswith("quire serve: ")]
     assert len(told) == 1 and "HF_TOKEN" in told[0]
     assert "Traceback" not in "".join(server.lines)
