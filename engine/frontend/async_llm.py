@@ -27,7 +27,7 @@ from quire.engine.frontend.generation import Generation, SampleUpdate
 from quire.engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
 from quire.engine.frontend.prompts import Prompt, off_the_loop, to_token_ids
 from quire.engine.frontend.request import Request
-from quire.engine.frontend.submission import check_length, check_prompt, numbers, samples
+from quire.engine.frontend.submission import check_length, check_prompt, end_token_ids, numbers, samples
 from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from quire.engine.frontend.unsupported import asked_for
 from quire.engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState
@@ -219,7 +219,8 @@ class AsyncLLMEngine:
         check_prompt(prompt_token_ids, info.vocab_size)
         sampling = numbers(params, len(prompt_token_ids), max_model_len=info.max_model_len,
                            max_logprobs=info.max_logprobs, vocab_size=info.vocab_size,
-                           eos_token_ids=self.model_config.eos_token_ids, clamp=clamp)
+                           clamp=clamp,
+                           eos_token_ids=end_token_ids(self.model_config, self.tokenizer))
         generation = Generation(params, prompt_token_ids, self.tokenizer, params.n)
         request = Request(request_id, prompt_token_ids, sampling, samples(params, group.new_ids(params.n)), generation,
                           priority, key, cache_salt, queue_timeout_s)

@@ -24,7 +24,7 @@ from quire.engine.frontend.context_limit import naming_limits
 from quire.engine.frontend.generation import Generation
 from quire.engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
 from quire.engine.frontend.prompts import Prompt, to_conversations, to_token_ids
-from quire.engine.frontend.submission import check_prompt, numbers, samples
+from quire.engine.frontend.submission import check_prompt, end_token_ids, numbers, samples
 from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from quire.engine.frontend.unsupported import asked_for
 from quire.engine.messages import Delta, Rejected, Submit
@@ -258,7 +258,8 @@ class _Run:
         params = dataclasses.replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
         check_prompt(ids, info.vocab_size)
         sampling = numbers(params, len(ids), max_model_len=info.max_model_len, max_logprobs=info.max_logprobs,
-                           vocab_size=info.vocab_size, eos_token_ids=self._core.config.model.eos_token_ids, clamp=True)
+                           vocab_size=info.vocab_size, clamp=True,
+                           eos_token_ids=end_token_ids(self._core.config.model, self._tokenizer))
         place, first = len(self._submits), len(self._place)
         sample_ids = range(first, first + params.n)
         self._place.update({id: (place, index) for index, id in enumerate(sample_ids)})

@@ -10,6 +10,7 @@ from quire.engine.errors import ContextLengthError, InvalidRequestError, context
 from quire.engine.frontend.prompts import Prompt
 from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.messages import SampleSpec, Sampling
+from quire.engine.model_config import ModelConfig
 from quire.engine.sampling_params import SamplingParams
 
 _MASK63 = 2**63 - 1
@@ -34,6 +35,13 @@ def check_length(prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer | 
         num_tokens = tokenizer.fewest_tokens(given)
     if num_tokens >= max_model_len:
         raise context_length_error(max_model_len, num_tokens, params.max_tokens or 1, at_least=isinstance(given, str))
+
+
+def end_token_ids(model: ModelConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Ids that end generation: the model's own, and the end that the tokenizer names; a chat model made from a base model
+    often names it there alone."""
+    named = tokenizer.eos_token_id if tokenizer is not None else None
+    return model.eos_token_ids if named is None else (*model.eos_token_ids, named)
 
 
 def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_logprobs: int, vocab_size: int,

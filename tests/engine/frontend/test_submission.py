@@ -12,11 +12,12 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from quire.engine.config import EngineArgs
 from quire.engine.errors import InvalidRequestError
-from quire.engine.frontend.submission import check_length, numbers
+from quire.engine.frontend.submission import check_length, end_token_ids, numbers
 from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from quire.engine.model_config import ModelConfig
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.weights.locate import resolve_model
+from tests.engine.frontend.conftest import model_at
 
 PARAMS = SamplingParams(max_tokens=5)
 
@@ -77,3 +78,8 @@ def test_what_may_drop_text_is_not_reckoned_with() -> None:
     assert build(normalizers.NFC()).fewest_tokens("x" * 60) == 3
     assert build(normalizers.Strip()).fewest_tokens("x" * 60) == 0
     assert build(None, strips=True).fewest_tokens("x" * 60) == 0
+
+
+def test_generation_ends_where_model_or_tokenizer_says(smollm2: Tokenizer) -> None:
+    assert end_token_ids(model_at("m", eos_token_ids=(0, 7)), smollm2) == (0, 7, 2)
+    assert end_token_ids(model_at("m", eos_token_ids=(0,)), None) == (0,)
