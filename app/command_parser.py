@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from quire.app.options import unknown
 
 
+class _Missing(Exception):
+    pass
+
+
 class CommandParser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        found, rest = self.parse_known_args(args, namespace)
-        for word in rest:
-            if word.startswith("-"):
-                name = word.partition("=")[0]
-                self.error(f"{name}: {unknown(name, _flags(self))}")
+        words = sys.argv[1:] if args is None else list(args)
+        try:
+            found, rest = super().parse_known_args(words, namespace)
+        except _Missing as missing:  # perhaps because it is mistyped
+            self._refuse_unknown([word for word in words if word.startswith("--")], _flags(self))
+            self._leave(str(missing))
+        self._refuse_unknown(rest, ())
         if rest:
             self.error(f"{rest[0]}: not expected here")
         return found
 
+    def _refuse_unknown(self, words: list[str], known: Iterable[str]) -> None:
+        known = list(known)
+        for word in words:
+            name = word.partition("=")[0]
+            if word.startswith("-") and name not in known:
+                self._leave(f"{name}: {unknown(name, _flags(self))}")
+
     def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required"):
+            raise _Missing(message)
+        self._leave(message)
+
+    def _leave(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} ({self.prog} --help)\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

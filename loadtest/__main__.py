@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
@@ -22,6 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] not in MEASUREMENTS:
         is_help = argv[:1] in (["--help"], ["-h"])
         out = sys.stdout if is_help else sys.stderr
+        if argv and not is_help:
+            near = difflib.get_close_matches(argv[0], MEASUREMENTS, n=1)
+            print(f"quire bench: there is no {argv[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""), file=out)
+            return 2
         print("usage: quire bench NAME [--help | flags]\n", file=out)
         for name, (_, purpose) in MEASUREMENTS.items():
             print(f"  {name:14}{purpose}", file=out)

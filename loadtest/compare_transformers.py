@@ -27,6 +27,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from quire.app.command_parser import CommandParser
+from quire.engine.errors import ConfigError
+from quire.loadtest.arguments import count, writable
 from quire.loadtest.workloads import HIGHEST_ID, LOWEST_ID
 
 PROMPT_LEN, OUTPUT_LEN = 64, 128
@@ -105,7 +108,7 @@ class Offline:
         try:
             return self._pipe.recv()
         except EOFError:
-            raise RuntimeError("a contender's process ended; what it said stands above") from None
+            raise ConfigError("a contender's process ended; what it said stands above") from None
 
     def resident_bytes(self) -> int:
         assert self._process.pid is not None
@@ -132,7 +135,7 @@ class Http:
         while not self._ready():
             if self._server.poll() is not None or time.perf_counter() - begin > READY_WITHIN_S:
                 self.close()
-                raise RuntimeError(f"quire serve did not become ready (exit code {self._server.returncode})")
+                raise ConfigError(f"quire serve did not become ready (exit code {self._server.returncode})")
             time.sleep(0.02)
         self.start_s = time.perf_counter() - begin
         self.tokens_per_s([_prompt(random.Random(1))])
@@ -183,46 +186,63 @@ def _prompt(rng: random.Random) -> list[int]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench transformers", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="turns per contender")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of each")
+    parser = CommandParser(prog="quire bench transformers", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=count, default=3, help="turns per contender")
+    parser.add_argument("--threads", type=count, default=len(os.sched_getaffinity(0)), help="CPU threads of each")
     parser.add_argument("--http", action="store_true", help="also through quire serve")
-    parser.add_argument("--json", metavar="FILE", help="write the results here too")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="write the results here too")
     args = parser.parse_args(argv)
 
     contenders: dict[str, Offline | Http] = {}
     try:
-        contenders["transformers"] = Offline(_transformers, args.threads)
-        contenders["quire"] = Offline(_quire, args.threads)
+        builds: dict[str, Callable[[], Offline | Http]] = {
+            "transformers": lambda: Offline(_transformers, args.threads),
+            "quire": lambda: Offline(_quire, args.threads)}
         if args.http:
-            contenders["quire over HTTP"] = Http(args.threads)
+            builds["quire over HTTP"] = lambda: Http(args.threads)
+        _tell(f"SmolLM2 on {args.threads} CPU thread(s), {' and '.join(builds)}, {args.repeats} round(s); "
+              "how long the rest takes is told after each")
+        for name, build in builds.items():
+            _tell(f"starting {name}")
+            contenders[name] = build()
         results = _measure(contenders, args.repeats)
     finally:
         for contender in contenders.values():
             contender.close()
     _print(results)
     if args.json:
-        Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 
 def _measure(contenders: dict[str, Offline | Http], repeats: int) -> dict[str, dict[str, Any]]:
     rng = random.Random(0)
     rates: dict[str, dict[int, list[float]]] = {name: {n: [] for n in BATCHES} for name in contenders}
-    for _ in range(repeats):
+    began = time.perf_counter()
+    for turn in range(repeats):
         for num_requests in BATCHES:
             for name, contender in contenders.items():
                 # Each sees prompts of its own, so that no cached prefix answers.
                 batch = [_prompt(rng) for _ in range(num_requests)]
                 rates[name][num_requests].append(contender.tokens_per_s(batch))
-                print(f"  {name}, {num_requests}: {rates[name][num_requests][-1]:.1f} tok/s", file=sys.stderr)
+                _tell(f"{name}, {num_requests} at once: {rates[name][num_requests][-1]:.1f} tok/s")
+        _tell(_time_left(time.perf_counter() - began, turn + 1, repeats))
     results: dict[str, dict[str, Any]] = {}
     for name, contender in contenders.items():
         medians = {f"tok_s_{n}": round(statistics.median(rates[name][n]), 1) for n in BATCHES}
         results[name] = {**medians, "start_s": round(contender.start_s, 1),
                          "resident_mb": round(contender.resident_bytes() / 1e6)}
     return results
+
+
+def _time_left(took_s: float, done: int, rounds: int) -> str:
+    return f"round {done} of {rounds} done" + (
+        f", about {took_s / done * (rounds - done):.0f} s to go" if done < rounds else "")
+
+
+def _tell(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def _print(results: dict[str, dict[str, Any]]) -> None:

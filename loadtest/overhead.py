@@ -31,6 +31,8 @@ from typing import Any
 
 import aiohttp
 
+from quire.app.command_parser import CommandParser
+from quire.loadtest.arguments import count
 from quire.loadtest.serve_client import Sent, send
 
 MODEL = "smollm2-135m-instruct"
@@ -205,12 +207,12 @@ def measure(on: Target, off: Target, args: argparse.Namespace) -> dict[str, Any]
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="quire bench overhead", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6, help="rounds on each server [%(default)s]")
-    parser.add_argument("--requests", type=int, default=64, help="requests of a round [%(default)s]")
-    parser.add_argument("--concurrency", type=int, default=16, help="of them at a time [%(default)s]")
-    parser.add_argument("--tokens", type=int, default=32, help="output tokens of each [%(default)s]")
+    parser = CommandParser(prog="quire bench overhead", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=count, default=6, help="rounds on each server [%(default)s]")
+    parser.add_argument("--requests", type=count, default=64, help="requests of a round [%(default)s]")
+    parser.add_argument("--concurrency", type=count, default=16, help="of them at a time [%(default)s]")
+    parser.add_argument("--tokens", type=count, default=32, help="output tokens of each [%(default)s]")
     parser.add_argument("--tls", action="store_true", help="HTTPS on the server with everything on (needs openssl)")
     args, flags = parser.parse_known_args(argv)
     if args.tls and shutil.which("openssl") is None:

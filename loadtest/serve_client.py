@@ -19,10 +19,13 @@ import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
+from quire.app.command_parser import CommandParser
 from quire.loadtest import workloads
+from quire.loadtest.arguments import count
 
 START_AFTER_S = 3.0  # client processes need this long to be up, so that all begin together
 TIMEOUT_S = 1800.0
@@ -154,26 +157,27 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="quire bench serve", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(prog="quire bench serve", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address [%(default)s]")
     parser.add_argument("--model", required=True, help="the served model's name")
     parser.add_argument("--workload", default="sharegpt", choices=list(workloads.load()), help="[%(default)s]")
     parser.add_argument("--vocab", type=int, default=32000, metavar="N",
                         help="vocabulary size of the model [%(default)s]")
-    parser.add_argument("--num-requests", type=int, metavar="N", help="only the first N requests")
+    parser.add_argument("--num-requests", type=count, metavar="N", help="only the first N requests")
     parser.add_argument("--rate", type=float, default=0.0, metavar="X",
                         help="Poisson arrivals a second; 0: all at once [0]")
-    parser.add_argument("--clients", type=int, default=4, metavar="N", help="client processes [%(default)s]")
+    parser.add_argument("--clients", type=count, default=4, metavar="N", help="client processes [%(default)s]")
     parser.add_argument("--api-key", "--key", dest="key", default=os.environ.get("VLLM_API_KEY", ""),
                         help="the key; also VLLM_API_KEY")
     args = parser.parse_args(argv)
-    for name, value in (("--num-requests", args.num_requests), ("--clients", args.clients)):
-        if value is not None and value < 1:
-            parser.error(f"{name}: {value} is less than 1")
     if not 0 <= args.rate < float("inf"):
         parser.error(f"--rate: {args.rate} is not 0 or a number of requests a second")
     if not args.url.startswith(("http://", "https://")):
         parser.error(f"--url: {args.url} does not begin with http:// or https://")
+    try:
+        (urlsplit(args.url).hostname or "").encode("idna")
+    except ValueError as error:
+        parser.error(f"--url: {args.url} is no address: {error}")
     args.url = args.url.rstrip("/").removesuffix("/v1")  # with which other clients are given it
     return args

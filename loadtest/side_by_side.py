@@ -23,7 +23,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from quire.app.command_parser import CommandParser
 from quire.engine.errors import ConfigError
+from quire.loadtest.arguments import count, writable
 
 HERE = Path(__file__).absolute().parents[2]
 WORKLOADS = "single,decode,prefill,sharegpt"
@@ -133,13 +135,13 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="quire bench side-by-side", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(prog="quire bench side-by-side", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, metavar="DIR", help="the other checkout")
     parser.add_argument("--model", action="append", default=[], metavar="DIR",
                         help="for the offline figures; several are taken")
     parser.add_argument("--workload", default=WORKLOADS, help="[%(default)s]")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="[%(default)s]")
+    parser.add_argument("--rounds", type=count, default=2, metavar="N", help="[%(default)s]")
     parser.add_argument("--flag", action="append", default=[], metavar="FLAG",
                         help="for both engines, such as --flag=--dtype=bfloat16; several are taken")
     parser.add_argument("--http", metavar="MODEL", help="serve this one too, and send it the sharegpt workload")
@@ -147,12 +149,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--http-vocab", type=int, default=49152, metavar="N", help="its vocabulary [%(default)s]")
     parser.add_argument("--rate", type=float, default=40.0, metavar="X",
                         help="requests a second over HTTP [%(default)s]")
-    parser.add_argument("--markdown", metavar="FILE", help="write the table here too")
+    parser.add_argument("--markdown", type=writable, metavar="FILE", help="write the table here too")
     args = parser.parse_args(argv)
     if not Path(args.before).is_dir():
         parser.error(f"--before: {args.before} is not a directory")
-    if args.rounds < 1:
-        parser.error(f"--rounds: {args.rounds} is less than 1")
+    if not (Path(args.before) / "loadtest" / "__main__.py").is_file():
+        parser.error(f"--before: {args.before} is no checkout of Quire")
     if not args.model and not args.http:
         parser.error("nothing to measure: give --model or --http")
     return args

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from quire import LLM, SamplingParams
+from quire.app.command_parser import CommandParser
 from quire.app.options import OPTIONS, parse
 from quire.app.settings import flag
 from quire.engine.errors import ConfigError
 from quire.loadtest import workloads
+from quire.loadtest.arguments import count, writable
 
 NUM_TTFT_PROBES = 5
 FIGURES = ("s", "out_tok_s", "total_tok_s", "ttft_ms", "tpot_ms")
@@ -33,15 +35,11 @@ ENGINE_FLAGS = [option for option in OPTIONS.values() if option.of_engine and op
 def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.num_requests is not None and args.num_requests < 1:
-        parser.error(f"--num-requests: {args.num_requests} is less than 1")
     names = list(workloads.load()) if args.workload == "all" else args.workload.split(",")
     unknown = sorted(set(names) - set(workloads.load()))
     if unknown:
-        parser.error(f"--workload: no {', '.join(unknown)}; there are {', '.join(workloads.load())} and all")
+        parser.error(f"--workload: no {', '.join(map(repr, unknown))}; there are {', '.join(workloads.load())} and all")
     peers = _peers(args.compare, args.peer_shape or Path(args.model).name) if args.compare else {}
-    if args.json:
-        _check_writable(args.json)  # what is wrong with it is told now, not after the work
 
     given = {option.name: getattr(args, option.name) for option in ENGINE_FLAGS}
     flags = {name: value for name, value in given.items() if value is not None}
@@ -56,29 +54,21 @@ def main(argv: list[str]) -> int:
         results[name] = _measure(llm, name, args.num_requests)
         print(_line(name, results[name], peers), flush=True)
     if args.json:
-        Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 
-def _check_writable(file: str) -> None:
-    try:
-        with open(file, "a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--json: {file} cannot be written: {error.strerror}") from None
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="quire bench throughput", description=__doc__,
-                                     usage="quire bench throughput --model MODEL [--flag VALUE ...]",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(prog="quire bench throughput", description=__doc__,
+                           usage="quire bench throughput --model MODEL [--flag VALUE ...]",
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model directory; loadtest/models holds the shapes of our log")
     parser.add_argument("--workload", default="all", help="names joined by commas, or all")
     parser.add_argument("--load-format", default="dummy", help="dummy (random weights), or as quire serve's")
-    parser.add_argument("--num-requests", type=int, help="only the first N requests of each workload")
+    parser.add_argument("--num-requests", type=count, help="only the first N requests of each workload")
     parser.add_argument("--compare", metavar="FILE", help="recorded figures, such as loadtest/peers/h200.json")
     parser.add_argument("--peer-shape", help="the model's name in that file; the directory's name if unset")
-    parser.add_argument("--json", metavar="FILE", help="write the results here too")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="write the results here too")
     group = parser.add_argument_group("engine flags, as of quire serve")
     for option in ENGINE_FLAGS:
         if option.type is bool:

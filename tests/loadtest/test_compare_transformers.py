@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from quire.engine.errors import ConfigError
 from quire.loadtest import compare_transformers as compare
 
 
@@ -18,7 +19,7 @@ def _echoes(num_threads: int) -> compare.Generate:
 
 
 def test_a_contender_that_ends_is_named_as_the_cause():
-    with pytest.raises(RuntimeError, match="process ended"):
+    with pytest.raises(ConfigError, match="process ended"):
         compare.Offline(_dies, 1)
 
 
@@ -43,3 +44,8 @@ def test_ratios_are_over_transformers(capsys):
     row = {"tok_s_16": 100.0, "tok_s_1": 10.0, "start_s": 5.0, "resident_mb": 1000}
     compare._print({"transformers": row, "quire": {**row, "tok_s_16": 150.0}})
     assert "150 (1.50x)" in capsys.readouterr().out
+
+
+def test_progress_tells_the_time_that_is_left():
+    assert compare._time_left(30.0, 1, 3) == "round 1 of 3 done, about 60 s to go"
+    assert compare._time_left(90.0, 3, 3) == "round 3 of 3 done"

@@ -103,7 +103,7 @@ def test_the_address_may_be_given_as_to_other_clients():
 def test_flags_that_make_no_sense_are_refused_by_name(capsys, flags):
     with pytest.raises(SystemExit):
         serve_client.main(["--model", "m", *flags])
-    assert f"error: {flags[0]}: {flags[1]}" in capsys.readouterr().err
+    assert f"{flags[0]}: {flags[1]}" in capsys.readouterr().err
 
 
 def test_quantiles_are_the_middle_and_the_worst_hundredth():

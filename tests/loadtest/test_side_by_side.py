@@ -19,7 +19,7 @@ def test_a_figure_is_told_with_its_ratio_where_both_trees_have_it() -> None:
 
 
 def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for flags in (["--before", "/nowhere", "--model", "m"], ["--before", "/"]):
+    for flags in (["--before", "/nowhere", "--model", "m"], ["--before", str(side_by_side.HERE)]):
         with pytest.raises(SystemExit):
             main(["side-by-side", *flags])
     told = capsys.readouterr().err
