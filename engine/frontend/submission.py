@@ -38,8 +38,10 @@ def check_length(prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer | 
 
 
 def end_token_ids(model: ModelConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """Ids that end generation: the model's own, and the end that the tokenizer names; a chat model made from a base model
-    often names it there alone."""
+    """Ids that end generation: the model's own, and the end that the tokenizer names.
+
+    A chat model that was made from a base model often names the end of a turn there alone.
+    """
     named = tokenizer.eos_token_id if tokenizer is not None else None
     return model.eos_token_ids if named is None else (*model.eos_token_ids, named)
 
