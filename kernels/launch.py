@@ -101,6 +101,7 @@ SUM_PROGRAMS = 132  # of a sum over ranks, at most: alike on each rank, whatever
 SUM_BLOCK = 16384  # elements of such a program's stretch
 
 ACTIVATION_BLOCK = 1024
+NORMED_HEADS = 8  # of a program
 COPY_BLOCK = 4096
 PENALTY_BLOCK = 1024
 SAMPLE_BLOCK = 4096  # vocabulary entries at a time, each of 8 warps' threads holding 16

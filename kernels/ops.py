@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 _STEM = {
     "rms_norm": "norms",
     "add_rms_norm": "norms",
+    "layer_norm": "layer_norm",
+    "add_layer_norm": "layer_norm",
+    "norm_heads": "head_norm",
     "gated_activation": "activation",
+    "activation": "activation",
     "rotary_and_cache": "rotary",
     "paged_attention": "attention",
     "copy_blocks": "blocks",
@@ -53,6 +57,23 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return _FUNCTIONS[x.device.type]["add_rms_norm"](x, residual, weight, eps)
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["layer_norm"](x, weight, bias, eps)
+
+
+def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None,
+                   eps: float) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["add_layer_norm"](x, residual, weight, bias, eps)
+
+
+def norm_heads(qk: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor, num_q: int, eps: float) -> None:
+    _FUNCTIONS[qk.device.type]["norm_heads"](qk, q_weight, k_weight, num_q, eps)
+
+
+def activation(x: torch.Tensor, kind: str) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["activation"](x, kind)
 
 
 def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:

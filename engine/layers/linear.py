@@ -12,36 +12,39 @@ import torch
 
 from quire.engine.layers.product import gated_product, product
 from quire.engine.parallel import Parallel
-from quire.engine.weights.checkpoint import View
+from quire.engine.weights.checkpoint import Rows, View, part_shape
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One checkpoint tensor of a fused layer, and which of its rows are this rank's."""
+    """What of one checkpoint tensor, of num_rows rows in all, goes into a fused layer on this rank."""
 
     name: str
     num_rows: int
-    rows: slice
+    rows: Rows
 
     @property
     def size(self) -> int:
-        return int(self.rows.stop - self.rows.start)
+        return part_shape((self.num_rows,), self.rows, slice(None))[0]
 
 
 class ColumnParallelLinear:
     """y = x W^T + b, where this rank computes some of y. `parts` lie one after the other in y.
 
-    With `gate`, an activation's name, y has two parts, and act(first) * second is returned.
+    With `gate`, an activation's name, y has two parts, and act(first) * second is returned. `transposed`: the
+    checkpoint stores [in, out], as GPT-2's Conv1D.
     """
 
-    def __init__(self, view: View, in_features: int, parts: list[Part], *, bias: bool, gate: str = "") -> None:
+    def __init__(self, view: View, in_features: int, parts: list[Part], *, bias: bool, gate: str = "",
+                 transposed: bool = False) -> None:
         out_features = sum(part.size for part in parts)
         weight = view.empty(out_features, in_features)
         biases = view.empty(out_features) if bias else None
         start = 0
         for part in parts:
             place = slice(start, start + part.size)
-            view.take(f"{part.name}.weight", (part.num_rows, in_features), rows=part.rows, out=weight[place])
+            view.take(f"{part.name}.weight", (part.num_rows, in_features), rows=part.rows, transposed=transposed,
+                      out=weight[place])
             if biases is not None:
                 view.take(f"{part.name}.bias", (part.num_rows,), rows=part.rows, out=biases[place])
             start = place.stop
@@ -56,11 +59,12 @@ class RowParallelLinear:
     """y = x W^T + b, where this rank has some of x and gives its part of a sum; the norm that follows adds up."""
 
     def __init__(self, view: View, in_features: int, out_features: int, columns: slice, parallel: Parallel, *,
-                 bias: bool) -> None:
+                 bias: bool, transposed: bool = False) -> None:
         biases = view.take("bias", (out_features,)) if bias else None
         # Added once, not once a rank.
         mine = biases if parallel.rank == 0 else None
-        self._product = product(view.take("weight", (out_features, in_features), columns=columns), mine)
+        weight = view.take("weight", (out_features, in_features), columns=columns, transposed=transposed)
+        self._product = product(weight, mine)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x)

@@ -38,16 +38,19 @@ class VocabEmbedding:
 class VocabHead:
     """Hidden states to logits. `weight` is this rank's rows; a tied model gives its embedding's."""
 
-    def __init__(self, weight: torch.Tensor, vocab_size: int, parallel: Parallel) -> None:
-        self._product = product(weight)
+    def __init__(self, weight: torch.Tensor, vocab_size: int, parallel: Parallel,
+                 bias: torch.Tensor | None = None) -> None:
+        self._product = product(weight, bias)
         self._vocab_size = vocab_size
         self.has_copied = isinstance(self._product, PackedProduct)
         self._parallel = parallel
 
     @classmethod
-    def load(cls, view: View, vocab_size: int, hidden_size: int, parallel: Parallel) -> VocabHead:
+    def load(cls, view: View, vocab_size: int, hidden_size: int, parallel: Parallel, *, bias: bool = False
+             ) -> VocabHead:
         rows = parallel.share_uneven(vocab_size)
-        return cls(view.take("weight", (vocab_size, hidden_size), rows=rows), vocab_size, parallel)
+        biases = view.take("bias", (vocab_size,), rows=rows) if bias else None
+        return cls(view.take("weight", (vocab_size, hidden_size), rows=rows), vocab_size, parallel, biases)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, hidden] -> [n, vocab]."""

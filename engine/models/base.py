@@ -40,7 +40,7 @@ class CausalLM:
         """
         stage = self.stage
         if stage.is_first:
-            hidden = self.embedding(token_ids)
+            hidden = self.embed(token_ids, inputs.positions)
         else:
             hidden = stage.receive(token_ids.shape[0], self.hidden_size, self.dtype, token_ids.device)
         hidden = self.decode(hidden, inputs, kv_caches)
@@ -50,6 +50,10 @@ class CausalLM:
             return hidden
         stage.send(hidden)
         return None
+
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """[tokens], [tokens] -> [tokens, hidden]."""
+        raise NotImplementedError
 
     def decode(self, hidden: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
         """[tokens, hidden] -> [tokens or seqs, hidden] through this stage's layers and, on the last, the final norm."""

@@ -15,6 +15,7 @@ import torch
 from quire.engine.errors import WeightError
 
 Shape = tuple[int, ...]
+Rows = slice | tuple[slice, ...]  # in stretches, where a fused tensor holds several things in turns
 RowReader = Callable[[torch.Tensor], torch.Tensor]  # row numbers [n] on the CPU -> float32 [n, columns]
 ALL = slice(None)
 
@@ -79,24 +80,39 @@ class View:
         """Where several `take`s will write."""
         return torch.empty(shape, device=self.device, dtype=self.dtype)
 
-    def take(self, name: str, shape: Shape, *, rows: slice = ALL, columns: slice = ALL,
+    def take(self, name: str, shape: Shape, *, rows: Rows = ALL, columns: slice = ALL, transposed: bool = False,
              out: torch.Tensor | None = None) -> torch.Tensor:
         """That part of the tensor whose whole shape is `shape`, written to `out` where given.
+
+        `transposed`: the checkpoint stores the matrix the other way round, [columns, rows].
 
         Raises:
             WeightError: the checkpoint has no such tensor, or one of another shape.
         """
         name = self._prefix + name
-        self._checkpoint.require(name, shape)
+        self._checkpoint.require(name, shape[::-1] if transposed else shape)
         part = part_shape(shape, rows, columns)
         if out is None:
             out = self.empty(*part)
         assert out.shape == part, (name, out.shape, part)
         if not out.is_meta:
-            self._checkpoint.read(name, out, rows, columns)
-        self._taken.add(name)
-        self._progress(math.prod(shape))
+            self._read(name, shape, rows, columns, transposed, out)
+        if name not in self._taken:
+            self._taken.add(name)
+            self._progress(math.prod(shape))
         return out
+
+    def _read(self, name: str, shape: Shape, rows: Rows, columns: slice, transposed: bool, out: torch.Tensor) -> None:
+        start = 0
+        for stretch in rows if isinstance(rows, tuple) else (rows,):
+            end = start + len(range(*stretch.indices(shape[0])))
+            if transposed:
+                turned = torch.empty_like(out[start:end].T, memory_format=torch.contiguous_format)
+                self._checkpoint.read(name, turned, columns, stretch)
+                out[start:end].copy_(turned.T)
+            else:
+                self._checkpoint.read(name, out[start:end], stretch, columns)
+            start = end
 
     def rows_on_demand(self, name: str) -> RowReader | None:
         """For a matrix that was taken: its rows out of what the file stores, where keeping that saves memory."""
@@ -111,10 +127,11 @@ class View:
                               f"{', '.join(unread[:5])}{more}; is its architecture the one that config.json names?")
 
 
-def part_shape(shape: Shape, rows: slice, columns: slice) -> Shape:
+def part_shape(shape: Shape, rows: Rows, columns: slice) -> Shape:
     assert columns == ALL or len(shape) == 2, "columns are a matrix's"
     sizes = list(shape)
-    sizes[0] = len(range(*rows.indices(sizes[0])))
+    stretches = rows if isinstance(rows, tuple) else (rows,)
+    sizes[0] = sum(len(range(*stretch.indices(shape[0]))) for stretch in stretches)
     if columns != ALL:
         sizes[1] = len(range(*columns.indices(sizes[1])))
     return tuple(sizes)

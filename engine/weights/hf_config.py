@@ -7,13 +7,14 @@ and `rope_theta`. Refuses to know torch and tensors. Called by `quire.engine.wei
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 from quire.engine.errors import ConfigError
 from quire.engine.model_config import ModelConfig
-from quire.engine.model_registry import ARCHITECTURES
+from quire.engine.model_registry import FAMILIES
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -47,6 +48,7 @@ def model_config(path: Path, file_format: str, hf: dict[str, Any], eos: int | li
                  generation_defaults: dict[str, Any]) -> ModelConfig:
     """The facts that the engine needs, out of a configuration in Hugging Face's names."""
     architecture = _architecture(path, hf)
+    hf = _in_standard_names(path, architecture, hf)
     heads = _count(path, hf, "num_attention_heads")
     hidden = _count(path, hf, "hidden_size")
     if not hf.get("head_dim") and hidden % heads:
@@ -86,10 +88,22 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _architecture(path: Path, hf: dict[str, Any]) -> str:
     named = hf.get("architectures") or []
     for name in named:
-        if name in ARCHITECTURES:
+        if name in FAMILIES:
             return str(name)
     raise ConfigError(f"{path}: architecture {', '.join(map(str, named)) or 'unknown (config.json names none)'} is not "
-                      f"supported; supported are {', '.join(sorted(ARCHITECTURES))}")
+                      f"supported; supported are {', '.join(sorted(FAMILIES))}")
+
+
+def _in_standard_names(path: Path, architecture: str, hf: dict[str, Any]) -> dict[str, Any]:
+    facts = FAMILIES[architecture].facts
+    if facts is None:
+        return hf
+    module, name = facts.split(":")
+    try:
+        translated: dict[str, Any] = getattr(importlib.import_module(f"quire.engine.model_facts.{module}"), name)(hf)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return translated
 
 
 def _count(path: Path, hf: dict[str, Any], name: str) -> int:

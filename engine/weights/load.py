@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from quire.engine.config import EngineConfig
-from quire.engine.model_registry import ARCHITECTURES
+from quire.engine.model_registry import FAMILIES
 from quire.engine.parallel import Parallel
 from quire.engine.weights.checkpoint import Checkpoint, View
 from quire.engine.weights.dummy import DummyCheckpoint
@@ -48,8 +48,8 @@ def load_model(config: EngineConfig, parallel: Parallel, device: torch.device, d
 
 
 def _model_class(architecture: str) -> Any:
-    module, name = ARCHITECTURES[architecture].split(":")
-    return getattr(importlib.import_module(module), name)
+    module, name = FAMILIES[architecture].model.split(":")
+    return getattr(importlib.import_module(f"quire.engine.models.{module}"), name)
 
 
 def _open(config: EngineConfig) -> Checkpoint:

@@ -149,13 +149,26 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return wide / (wide.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight.double()
 
 
-def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
-    gate, up = gate_up.double().chunk(2, dim=-1)
+def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    wide = x.double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    normed = centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    normed = normed if weight is None else normed * weight.double()
+    return normed if bias is None else normed + bias.double()
+
+
+def activation(x: torch.Tensor, kind: str) -> torch.Tensor:
+    x = x.double()
     if kind == "silu":
-        return gate * torch.sigmoid(gate) * up
-    if kind == "gelu_tanh":  # (1 + tanh(a)) / 2 as a sigmoid: torch's own form cancels for very negative gates
-        return gate * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)) * up
-    return torch.nn.functional.gelu(gate) * up
+        return x * torch.sigmoid(x)
+    if kind == "gelu_tanh":  # (1 + tanh(a)) / 2 as a sigmoid: torch's own form cancels for very negative values
+        return x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
+    return torch.nn.functional.gelu(x) if kind == "gelu" else x.clamp(min=0)
+
+
+def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return activation(gate, kind) * up.double()
 
 
 def rotated(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:

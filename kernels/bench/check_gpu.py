@@ -48,7 +48,34 @@ def check_norms(dtype: torch.dtype, quick: bool) -> Errors:
                                                     cases.rms_norm(heads, weight, 1e-6))
 
 
+def check_layer_norms(dtype: torch.dtype, quick: bool) -> Errors:
+    shapes = [(1, 1), (3, 33), (17, 768), (300, 4096), (5, 14336)]
+    for rows, size in shapes[:3] if quick else shapes:
+        x, residual = (torch.randn(rows, size, device=DEVICE, dtype=dtype) + 2 for _ in range(2))
+        weight, bias = (torch.randn(size, device=DEVICE, dtype=dtype) for _ in range(2))
+        for w, b in ((weight, bias), (weight, None), (None, None)) if size > 1 else ((weight, bias),):
+            yield f"layer_norm {rows}x{size}", cases.relative_error(ops.layer_norm(x, w, b, 1e-5),
+                                                                    cases.layer_norm(x, w, b, 1e-5))
+        total = x + residual
+        out = ops.add_layer_norm(x, residual, weight, bias, 1e-5)
+        yield f"add_layer_norm {rows}x{size}", cases.relative_error(out, cases.layer_norm(total, weight, bias, 1e-5))
+        yield f"residual {rows}x{size}", cases.relative_error(residual, total)
+
+
+def check_head_norms(dtype: torch.dtype, quick: bool) -> Errors:
+    for (num_q, num_k), head_dim in itertools.product(GROUPS[:2] if quick else GROUPS, (64, 128, 256)):
+        fused = torch.randn(77, num_q + 2 * num_k, head_dim, device=DEVICE, dtype=dtype)
+        qk, weights = fused[:, :num_q + num_k], torch.randn(2, head_dim, device=DEVICE, dtype=dtype)
+        right = torch.cat([cases.rms_norm(heads, weight, 1e-6)
+                           for heads, weight in zip(qk.split([num_q, num_k], dim=1), weights)], 1)
+        ops.norm_heads(qk, weights[0], weights[1], num_q, 1e-6)
+        yield f"norm_heads {num_q}/{num_k} d{head_dim}", cases.relative_error(qk, right)
+
+
 def check_activation(dtype: torch.dtype, quick: bool) -> Errors:
+    for kind in ("silu", "gelu_tanh", "gelu", "relu"):
+        x = torch.randn(3, 1025, device=DEVICE, dtype=dtype) * 3
+        yield f"{kind} alone", cases.relative_error(ops.activation(x, kind), cases.activation(x, kind))
     for kind, (rows, size) in itertools.product(("silu", "gelu_tanh", "gelu"), ((1, 1), (3, 1025), (200, 4864))):
         gate_up = torch.randn(rows, 2 * size, device=DEVICE, dtype=dtype) * 3
         yield f"{kind} {rows}x{size}", cases.relative_error(ops.gated_activation(gate_up, kind),
@@ -224,8 +251,8 @@ def check_product(dtype: torch.dtype, quick: bool) -> Errors:
                 cases.gated_activation(cases.product(small, weight, bias).to(dtype), "silu")))
 
 
-CHECKS = [check_norms, check_activation, check_rotary, check_attention, check_copy, check_step, check_penalties,
-          check_sampling, check_logprobs, check_product, check_wide_product]
+CHECKS = [check_norms, check_layer_norms, check_head_norms, check_activation, check_rotary, check_attention, check_copy,
+          check_step, check_penalties, check_sampling, check_logprobs, check_product, check_wide_product]
 
 
 def main(arguments: list[str] | None = None) -> int:

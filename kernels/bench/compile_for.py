@@ -26,7 +26,9 @@ from quire.kernels import (
     all_reduce,
     attention,
     blocks,
+    head_norm,
     launch,
+    layer_norm,
     logprobs,
     norms,
     penalties,
@@ -110,6 +112,13 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
         x = empty(3, size)
         yield "rms_norm", functools.partial(norms.rms_norm, x, x[0], 1e-5)
         yield "add_rms_norm", functools.partial(norms.add_rms_norm, x, x, x[0], 1e-5)
+        yield "layer_norm", functools.partial(layer_norm.layer_norm, x, x[0], x[0], 1e-5)
+        yield "add_layer_norm", functools.partial(layer_norm.add_layer_norm, x, x, x[0], None, 1e-5)
+    for head_dim in (64, 80, 128, 256):
+        qkv = empty(3, 12, head_dim)
+        yield "norm_heads", functools.partial(head_norm.norm_heads, qkv[:, :10], qkv[0, 0], qkv[0, 0], 8, 1e-6)
+    for kind in ("silu", "gelu_tanh", "gelu", "relu"):
+        yield f"{kind} alone", functools.partial(activation.activation, empty(3, 1025), kind)
     for kind in ("silu", "gelu_tanh", "gelu"):
         yield kind, functools.partial(activation.gated_activation, empty(3, 2050), kind)
     for heads, kv_heads, head_dim in ((9, 3, 64), (32, 32, 128), (28, 4, 128), (8, 8, 80)):

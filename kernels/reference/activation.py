@@ -1,4 +1,4 @@
-"""The gated activation of an MLP whose gate and up projections are one matrix."""
+"""The activation of an MLP: plain, or gated where gate and up projections are one matrix."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import torch
 import torch.nn.functional as F
 
 
+def activation(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """out = act(x), act one of "silu", "gelu_tanh", "gelu" and "relu"; computed in float32, out of x's dtype.
+
+    x: contiguous; out: new, of its shape.
+    """
+    if kind == "silu":
+        return F.silu(x)
+    if kind == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    if kind == "relu":
+        return F.relu(x)
+    assert kind == "gelu", kind
+    return F.gelu(x)
+
+
 def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
-    """out = act(gate) * up, act one of "silu", "gelu_tanh", "gelu".
+    """out = act(gate) * up, act as `activation`'s.
 
     gate_up: [tokens, 2 * size], gate first; out: [tokens, size], contiguous.
     The activation is computed in float32 and rounded to the dtype before up multiplies it.
     """
     gate, up = gate_up.chunk(2, dim=-1)
-    if kind == "silu":
-        out = F.silu(gate)
-    elif kind == "gelu_tanh":
-        out = F.gelu(gate, approximate="tanh")
-    else:
-        assert kind == "gelu", kind
-        out = F.gelu(gate)
-    return out.mul_(up)
+    return activation(gate, kind).mul_(up)

@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-linear-rope": ("llama", {"rope_parameters": LINEAR}),
     "mistral": ("mistral", {"sliding_window": None, "head_dim": 8}),
     "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 24}),
     "qwen2-tied-yarn": ("qwen2", {"tie_word_embeddings": True, "rope_parameters": YARN}),
 }
 PROMPT = [(31 * i + i * i) % tiny.SIZES["vocab_size"] for i in range(75)]

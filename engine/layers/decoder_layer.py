@@ -1,0 +1,126 @@
+"""The forms of a decoder layer: where its norms stand, and what adds to the residual when.
+
+A layer is called with the residual and the update that the layer before wants added to it, and gives both back, so that
+an addition and the norm behind it are one kernel. Refuses to know weights: a family puts a form together from blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.layers.norm import Norm
+from quire.engine.layers.self_attention import SelfAttention
+
+KVCache = tuple[torch.Tensor, torch.Tensor]
+Block = Callable[[torch.Tensor], torch.Tensor]
+Carried = tuple[torch.Tensor | None, torch.Tensor]  # update, residual
+Sum = Callable[[torch.Tensor], torch.Tensor]  # a rank's part of a sum -> the sum
+
+
+class DecoderLayer(Protocol):
+    """update, residual: [tokens, hidden] -> the layer's last update, not yet added, and the residual.
+
+    Adds `update` (None: nothing is to be added) and what comes before the last update to the residual: in place,
+    except that a model's last layer goes on with a copy of the rows of `inputs.last_tokens`, and both results are
+    [seqs, hidden]. Nobody asks for the others; of a long prompt, one layer less.
+    """
+
+    whole_updates: bool  # False: updates are a rank's part of a sum, which the adding completes
+
+    def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
+                 ) -> Carried: ...
+
+
+class PreNormLayer:
+    """x += attention(norm(x)); x += mlp(norm(x)). Most families."""
+
+    whole_updates = False
+
+    def __init__(self, input_norm: Norm, attention: SelfAttention, mlp_norm: Norm, mlp: Block, *,
+                 is_last: bool) -> None:
+        self.input_norm, self.attention, self.mlp_norm, self.mlp = input_norm, attention, mlp_norm, mlp
+        self._is_last = is_last
+
+    def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
+                 ) -> Carried:
+        x = self.input_norm(residual) if update is None else self.input_norm.add(update, residual)
+        last_tokens = inputs.last_tokens if self._is_last else None
+        x = self.attention(x, inputs, kv_cache, only_last=last_tokens is not None)
+        if last_tokens is not None:
+            residual = residual.index_select(0, last_tokens)
+        return self.mlp(self.mlp_norm.add(x, residual)), residual
+
+
+class ParallelLayer:
+    """x += attention(norm(x)) + mlp(norm(x)), with one norm or two of the same x. Falcon, GPT-J, GPT-NeoX."""
+
+    whole_updates = False
+
+    def __init__(self, input_norm: Norm, attention: SelfAttention, mlp_norm: Norm | None, mlp: Block, *,
+                 is_last: bool) -> None:
+        self.input_norm, self.attention, self.mlp_norm, self.mlp = input_norm, attention, mlp_norm, mlp
+        self._is_last = is_last
+
+    def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
+                 ) -> Carried:
+        x = self.input_norm(residual) if update is None else self.input_norm.add(update, residual)
+        last_tokens = inputs.last_tokens if self._is_last else None
+        attended = self.attention(x, inputs, kv_cache, only_last=last_tokens is not None)
+        if last_tokens is not None:
+            residual, x = residual.index_select(0, last_tokens), x.index_select(0, last_tokens)
+        return attended.add_(self.mlp(x if self.mlp_norm is None else self.mlp_norm(residual))), residual
+
+
+class SandwichLayer:
+    """x += norm(attention(norm(x))); x += norm(mlp(norm(x))); without the inner norms x += norm(attention(x)) and so
+    on. Gemma 2 and 3, GLM-4; OLMo 2 and 3."""
+
+    whole_updates = True
+
+    def __init__(self, input_norm: Norm | None, attention: SelfAttention, attention_norm: Norm, mlp_norm: Norm | None,
+                 mlp: Block, output_norm: Norm, sum_over_ranks: Sum, *, is_last: bool) -> None:
+        self.input_norm, self.attention, self.attention_norm = input_norm, attention, attention_norm
+        self.mlp_norm, self.mlp, self.output_norm = mlp_norm, mlp, output_norm
+        self._sum = sum_over_ranks
+        self._is_last = is_last
+
+    def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
+                 ) -> Carried:
+        x = _added(update, residual, self.input_norm)
+        last_tokens = inputs.last_tokens if self._is_last else None
+        x = self.attention_norm(self._sum(self.attention(x, inputs, kv_cache, only_last=last_tokens is not None)))
+        if last_tokens is not None:
+            residual = residual.index_select(0, last_tokens)
+        return self.output_norm(self._sum(self.mlp(_added(x, residual, self.mlp_norm)))), residual
+
+
+def _added(update: torch.Tensor | None, residual: torch.Tensor, norm: Norm | None) -> torch.Tensor:
+    """residual += update in place, then the norm of residual, or residual itself."""
+    if norm is None:
+        return residual if update is None else residual.add_(update)
+    return norm(residual) if update is None else norm.add(update, residual, whole=True)
+
+
+class PostNormLayer:
+    """x = norm(x + attention(x)); x = norm(x + mlp(x)): the norm's result is the residual. OPT-350m."""
+
+    whole_updates = True
+
+    def __init__(self, attention: SelfAttention, attention_norm: Norm, mlp: Block, output_norm: Norm, *,
+                 is_last: bool) -> None:
+        self.attention, self.attention_norm, self.mlp, self.output_norm = attention, attention_norm, mlp, output_norm
+        self._is_last = is_last
+
+    def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
+                 ) -> Carried:
+        assert update is None, "a layer of this form leaves none"
+        last_tokens = inputs.last_tokens if self._is_last else None
+        x = self.attention(residual, inputs, kv_cache, only_last=last_tokens is not None)
+        if last_tokens is not None:
+            residual = residual.index_select(0, last_tokens)
+        x = self.attention_norm.add(x, residual)
+        return None, self.output_norm.add(self.mlp(x), x)

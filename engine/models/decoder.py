@@ -1,0 +1,118 @@
+"""A decoder: embedding, layers dealt out to pipeline stages, final norm, head. Families say how they differ.
+
+Refuses to know what is in a layer. A family's file states the names of its tensors, makes its layers, and where needed
+has an `embed`, a `final_norm` or a head of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.layers.decoder_layer import DecoderLayer
+from quire.engine.layers.norm import Norm
+from quire.engine.layers.qkv import Heads
+from quire.engine.layers.vocab import VocabEmbedding, VocabHead
+from quire.engine.model_config import ModelConfig
+from quire.engine.models.base import CausalLM, KVCaches
+from quire.engine.parallel import Parallel
+from quire.engine.weights.checkpoint import View
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Where a family's checkpoints keep what. All but the head are under `body`, which some files leave out."""
+
+    body: str = "model"
+    embedding: str = "embed_tokens"
+    layers: str = "layers"
+    norm: str = "norm"
+    head: str = "lm_head"
+
+
+class DecoderModel(CausalLM):
+    """Raises ConfigError where the configuration asks for what the family does not do here."""
+
+    names = Names()
+    head_bias = False
+
+    def __init__(self, config: ModelConfig, max_model_len: int, view: View, parallel: Parallel) -> None:
+        self.config = config
+        self.max_model_len = max_model_len
+        self.parallel = parallel
+        self.stage = stage = parallel.stage
+        self.heads = Heads.of(config.num_heads, config.num_kv_heads, config.head_dim, parallel)
+        self.num_kv_heads = self.heads.num_kv_mine
+        self.head_dim = config.head_dim
+        self.hidden_size = config.hidden_size
+        self.vocab_size = config.vocab_size
+        self.dtype = view.dtype
+        self.device = view.device
+        body = self._body(view)
+        self.prepare(view)
+        mine = stage.share(config.num_layers)
+        self.num_layers = len(mine)
+        layers = [self.make_layer(i, _held(body.sub(f"{self.names.layers}.{i}"), i in mine))
+                  for i in range(config.num_layers)]
+        self.layers = [layers[i] for i in mine]
+        self.norm = self.final_norm(_held(body.sub(self.names.norm), stage.is_last))
+        self._make_ends(view, body.sub(self.names.embedding))
+
+    # What a family says
+
+    def prepare(self, view: View) -> None:
+        """What layers share, such as tables of positions. Called before the first layer is made."""
+
+    def make_layer(self, i: int, view: View) -> DecoderLayer:
+        raise NotImplementedError
+
+    def final_norm(self, view: View) -> Norm:
+        raise NotImplementedError
+
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """[tokens], [tokens] -> [tokens, hidden]."""
+        return self.embedding(token_ids)
+
+    # How it is carried out
+
+    def is_last_layer(self, i: int) -> bool:
+        return i == self.config.num_layers - 1
+
+    def decode(self, hidden: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
+        residual = hidden
+        update = None  # what the block before wants added to the residual; the next norm adds it
+        for layer, kv_cache in zip(self.layers[-len(kv_caches):], kv_caches):
+            update, residual = layer(update, residual, inputs, kv_cache)
+        whole = self.layers[-1].whole_updates
+        if self.stage.is_last:
+            return self.norm(residual) if update is None else self.norm.add(update, residual, whole=whole)
+        if update is None:
+            return residual
+        return residual.add_(update if whole else self.parallel.all_reduce(update))
+
+    def _body(self, view: View) -> View:
+        embedding = f"{self.names.embedding}.weight"
+        is_bare = view.has(embedding) and not view.has(f"{self.names.body}.{embedding}")
+        return view if is_bare else view.sub(self.names.body)
+
+    def _make_ends(self, view: View, embedded: View) -> None:
+        stage = self.stage
+        ends = (self.config.vocab_size, self.config.hidden_size, self.parallel)
+        self.embedding = VocabEmbedding(_held(embedded, stage.is_first), *ends)
+        if not self.config.hf.get("tie_word_embeddings", False):
+            self.head = VocabHead.load(_held(view.sub(self.names.head), stage.is_last), *ends, bias=self.head_bias)
+            return
+        # Some tied checkpoints hold the head a second time.
+        self.ignorable = rf"{self.ignorable}|^{self.names.head}\.weight$"
+        if stage.is_last and not stage.is_first:
+            self.head = VocabHead.load(embedded, *ends)
+            return
+        self.head = VocabHead(self.embedding.weight, self.config.vocab_size, self.parallel)
+        if self.head.has_copied and stage.is_last:
+            self.embedding.keep_as_stored(embedded)
+
+
+def _held(view: View, here: bool) -> View:
+    return view if here else view.elsewhere()
