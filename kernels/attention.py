@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from quire.kernels import launch
-from quire.kernels.attention_tile import LOG2_E
+from quire.kernels.attention_spec import AttentionSpec, Fresh
 from quire.kernels.balanced_decode import balanced_decode
 from quire.kernels.decode import decode
 from quire.kernels.prefill import prefill
 from quire.kernels.rotary import rotary_and_cache
 
 
-def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, scale: float,
-                    fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, spec: AttentionSpec,
+                    fresh: Fresh | None = None) -> torch.Tensor:
+    assert spec.window is None and not spec.softcap and spec.slopes is None and spec.sinks is None, "not yet"
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     assert q.stride(2) == 1
     assert k_cache.is_contiguous()
@@ -33,13 +34,13 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     if fresh is not None:
         first = num_decodes if fused else 0  # decoding sequences come first, with one token each
         if first < q.shape[0]:
-            k, v, cos_sin = fresh
-            rotary_and_cache(q[first:], k[first:], v[first:], cos_sin, inputs.positions[first:], inputs.slots[first:],
+            k, v, rotary = fresh
+            rotary_and_cache(q[first:], k[first:], v[first:], rotary, inputs.positions[first:], inputs.slots[first:],
                              k_cache, v_cache)
     if num_decodes and balanced is not None:
-        balanced_decode(q, k_cache, v_cache, inputs, num_decodes, scale * LOG2_E, balanced, out)
+        balanced_decode(q, k_cache, v_cache, inputs, num_decodes, spec, balanced, out)
     elif num_decodes:
-        decode(q, k_cache, v_cache, inputs, num_decodes, scale * LOG2_E, fresh if fused else None, out)
+        decode(q, k_cache, v_cache, inputs, num_decodes, spec, fresh if fused else None, out)
     if num_decodes < num_seqs:
-        prefill(q, k_cache, v_cache, inputs, num_decodes, scale * LOG2_E, None if fresh is None else fresh[:2], out)
+        prefill(q, k_cache, v_cache, inputs, num_decodes, spec, None if fresh is None else fresh[:2], out)
     return out

@@ -15,7 +15,8 @@ import triton.language as tl
 
 from quire.kernels import counters, launch, pdl
 from quire.kernels.attention_merge import merge_group
-from quire.kernels.attention_tile import softmax_step
+from quire.kernels.attention_spec import AttentionSpec
+from quire.kernels.attention_tile import LOG2_E, softmax_step
 
 _SEQS = 1024  # looked through at a time
 _TILES = 64  # written at a time
@@ -34,7 +35,7 @@ class Tiles(NamedTuple):
 
 
 def balanced_decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, num_decodes: int,
-                    scale: float, tile: launch.BalancedTile, out: torch.Tensor) -> None:
+                    spec: AttentionSpec, tile: launch.BalancedTile, out: torch.Tensor) -> None:
     """The newest keys and values are in the cache already."""
     _, num_heads, head_dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1:3]
@@ -48,8 +49,8 @@ def balanced_decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     stats = torch.empty((2, group, 2, num_programs), dtype=torch.float32, device=q.device)
     done = counters.at_zero(q.device, num_decodes * num_kv_heads)
     _balanced[(num_programs,)](
-        q, k_cache, v_cache, *tiles, out, partial, stats, done, scale, q.stride(0), q.stride(1), num_decodes,
-        KV_HEADS=num_kv_heads, GROUP=group, GROUP_PADDED=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
+        q, k_cache, v_cache, *tiles, out, partial, stats, done, spec.scale * LOG2_E, q.stride(0), q.stride(1),
+        num_decodes, KV_HEADS=num_kv_heads, GROUP=group, GROUP_PADDED=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
         HEAD_DIM_PADDED=padded_dim, BLOCK_SIZE=block_size, COLUMNS=tile.columns, MIN_TILES=launch.BALANCED_MIN_TILES,
         num_warps=tile.num_warps, num_stages=tile.num_stages, **launch.early(q.device))
 

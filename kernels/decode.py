@@ -14,7 +14,8 @@ import triton.language as tl
 
 from quire.kernels import counters, launch, pdl
 from quire.kernels.attention_merge import merge_group
-from quire.kernels.attention_tile import paged_step
+from quire.kernels.attention_spec import AttentionSpec, Fresh
+from quire.kernels.attention_tile import LOG2_E, paged_step
 
 _MERGED_VALUES = tl.constexpr(8192)  # held at a time
 
@@ -23,8 +24,8 @@ _VARYING = ["query_starts", "context_lens", "shared_lens", "members", "block_tab
             "num_splits", "stats_numel", "num_decodes", "k", "v"]
 
 
-def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, num_decodes: int, scale: float,
-           fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None, out: torch.Tensor) -> None:
+def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, num_decodes: int,
+           spec: AttentionSpec, fresh: Fresh | None, out: torch.Tensor) -> None:
     _, num_heads, head_dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1:3]
     group, padded_dim = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
@@ -45,23 +46,24 @@ def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs
         partial, stats = out, out
     stats_numel = num_decodes * num_heads * num_splits
     done = counters.at_zero(q.device, num_decodes * num_kv_heads)
-    k, v, cos_sin = (q, q, q) if fresh is None else fresh
-    half = 0 if fresh is None else cos_sin.shape[1] // 2
+    k, v, rotary = fresh or (q, q, None)
     assert k.stride() == v.stride()
+    table, half, interleaved = (q, 0, False) if rotary is None else (rotary.table, rotary.half, rotary.interleaved)
+    scale = spec.scale * LOG2_E
     sizes = {"GROUP": group, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded_dim, "BLOCK_SIZE": block_size,
-             "HALF": half}
+             "HALF": half, "INTERLEAVED": interleaved}
     early = launch.early(q.device)
     _decode[(num_decodes, num_kv_heads, own_splits)](
-        q, k, v, cos_sin, k_cache, v_cache, inputs.context_lens, shared_lens, inputs.block_tables, out, partial, stats,
-        done, scale, q.stride(0), q.stride(1), k.stride(0), k.stride(1), cos_sin.stride(0),
+        q, k, v, table, k_cache, v_cache, inputs.context_lens, shared_lens, inputs.block_tables, out, partial, stats,
+        done, scale, q.stride(0), q.stride(1), k.stride(0), k.stride(1), table.stride(0),
         inputs.block_tables.stride(0), own_splits, num_splits, stats_numel,
         KV_HEADS=num_kv_heads, GROUP_PADDED=max(tile.rows, triton.next_power_of_2(group)), COLUMNS=tile.columns,
-        CUT=num_splits > 1, SHARED=shared_splits > 0, MIN_SPLIT=launch.SPLIT_MIN_TOKENS, **sizes,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, **early)
+        CUT=num_splits > 1, SHARED=shared_splits > 0, FRESH=fresh is not None, MIN_SPLIT=launch.SPLIT_MIN_TOKENS,
+        **sizes, num_warps=tile.num_warps, num_stages=tile.num_stages, **early)
     if shared_splits:
         _shared[(num_tiles, num_kv_heads, shared_splits)](
-            q, cos_sin, k_cache, v_cache, inputs.context_lens, shared_lens, members, inputs.block_tables, partial,
-            stats, scale, q.stride(0), q.stride(1), cos_sin.stride(0), inputs.block_tables.stride(0), num_decodes,
+            q, table, k_cache, v_cache, inputs.context_lens, shared_lens, members, inputs.block_tables, partial,
+            stats, scale, q.stride(0), q.stride(1), table.stride(0), inputs.block_tables.stride(0), num_decodes,
             own_splits, num_splits, stats_numel,
             KV_HEADS=num_kv_heads, ROWS=wide.rows, COLUMNS=wide.columns, **sizes, num_warps=wide.num_warps,
             num_stages=wide.num_stages, **early)
@@ -79,13 +81,15 @@ def _split_length(context, num_splits, COLUMNS: tl.constexpr, MIN_SPLIT: tl.cons
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _decode(q, k, v, cos_sin, k_cache, v_cache, context_lens, shared_lens, block_tables, out, partial, stats, done,
+def _decode(q, k, v, angles, k_cache, v_cache, context_lens, shared_lens, block_tables, out, partial, stats, done,
             scale, q_stride, q_head_stride, k_stride, k_head_stride, angles_stride, table_stride, own_splits,
             num_splits, stats_numel,
             KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, HEAD_DIM: tl.constexpr,
-            HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, COLUMNS: tl.constexpr,
-            CUT: tl.constexpr, SHARED: tl.constexpr, MIN_SPLIT: tl.constexpr, EARLY: tl.constexpr):
-    """With HALF, half of the rotary dimension, q and the newest k and v come as they left the product (`fresh`)."""
+            HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr,
+            INTERLEAVED: tl.constexpr, COLUMNS: tl.constexpr, CUT: tl.constexpr, SHARED: tl.constexpr,
+            FRESH: tl.constexpr, MIN_SPLIT: tl.constexpr, EARLY: tl.constexpr):
+    """With HALF, the pairs of rotary dimensions, q is not rotated yet; with FRESH, the newest k and v come as they left
+    the product, and are not in the cache."""
     pdl.begin(EARLY)
     seq, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     context = tl.load(context_lens + seq)
@@ -100,14 +104,15 @@ def _decode(q, k, v, cos_sin, k_cache, v_cache, context_lens, shared_lens, block
     places = out + (seq * (KV_HEADS * GROUP) + heads[:, None]) * HEAD_DIM + dims[None, :]
     if start < end:
         table = block_tables + seq * table_stride
-        angles = cos_sin + (context - 1).to(tl.int64) * angles_stride
-        queries = _rotated(q + seq * q_stride + heads[:, None] * q_head_stride, angles, dims[None, :], inside, HALF)
-        if (HALF > 0) & (end == context):
+        turns = angles + (context - 1).to(tl.int64) * angles_stride
+        queries = _rotated(q + seq * q_stride + heads[:, None] * q_head_stride, turns, dims[None, :], inside, HALF,
+                           INTERLEAVED)
+        if FRESH & (end == context):
             block = tl.load(table + (context - 1) // BLOCK_SIZE).to(tl.int64)
             target = (block * KV_HEADS + kv_head) * (BLOCK_SIZE * HEAD_DIM) + (context - 1) % BLOCK_SIZE * HEAD_DIM
             newest = seq * k_stride + kv_head * k_head_stride
-            tl.store(k_cache + target + dims, _rotated(k + newest, angles, dims, dims < HEAD_DIM, HALF),
-                     mask=dims < HEAD_DIM)
+            tl.store(k_cache + target + dims, _rotated(k + newest, turns, dims, dims < HEAD_DIM, HALF,
+                                                         INTERLEAVED), mask=dims < HEAD_DIM)
             tl.store(v_cache + target + dims, tl.load(v + newest + dims, mask=dims < HEAD_DIM, other=0.0),
                      mask=dims < HEAD_DIM)
             tl.debug_barrier()  # the last tile reads them back
@@ -136,17 +141,18 @@ def _decode(q, k, v, cos_sin, k_cache, v_cache, context_lens, shared_lens, block
 
 
 @triton.jit
-def _rotated(start, angles, dims, inside, HALF: tl.constexpr):
-    """A head's values behind `start`, turned by the cosines and then sines behind `angles` (kernels/rotary.py)."""
+def _rotated(start, turns, dims, inside, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """A head's values behind `start`, turned by the cosines and then sines behind `turns` (kernels/rotary.py)."""
     value = tl.load(start + dims, mask=inside, other=0.0)
     if HALF > 0:
         turned = dims < 2 * HALF
-        lower = dims < HALF
-        partner = tl.load(start + tl.where(lower, dims + HALF, dims - HALF), mask=inside & turned, other=0.0)
+        lower = dims % 2 == 0 if INTERLEAVED else dims < HALF
+        apart: tl.constexpr = 1 if INTERLEAVED else HALF
+        partner = tl.load(start + tl.where(lower, dims + apart, dims - apart), mask=inside & turned, other=0.0)
         partner = partner.to(tl.float32)
-        place = tl.where(lower, dims, dims - HALF)
-        cos = tl.load(angles + place, mask=turned, other=1.0)
-        sin = tl.load(angles + HALF + place, mask=turned, other=0.0)
+        place = dims // 2 if INTERLEAVED else tl.where(lower, dims, dims - HALF)
+        cos = tl.load(turns + place, mask=turned, other=1.0)
+        sin = tl.load(turns + HALF + place, mask=turned, other=0.0)
         value = (value.to(tl.float32) * cos + tl.where(lower, -partner, partner) * sin).to(value.dtype)
     return value
 
@@ -173,11 +179,11 @@ def _attend(queries, start, end, limits, table, k_cache, v_cache, kv_head, scale
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _shared(q, cos_sin, k_cache, v_cache, context_lens, shared_lens, members, block_tables, partial, stats, scale,
+def _shared(q, angles, k_cache, v_cache, context_lens, shared_lens, members, block_tables, partial, stats, scale,
             q_stride, q_head_stride, angles_stride, table_stride, num_decodes, own_splits, num_splits, stats_numel,
             KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr,
-            BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-            EARLY: tl.constexpr):
+            BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr,
+            COLUMNS: tl.constexpr, EARLY: tl.constexpr):
     """Rows are (member, head of the group); members are packed to the front, then comes -1."""
     pdl.begin(EARLY)
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -196,7 +202,7 @@ def _shared(q, cos_sin, k_cache, v_cache, context_lens, shared_lens, members, bl
             inside = (seqs >= 0)[:, None] & (dims < HEAD_DIM)[None, :]
             positions = tl.load(context_lens + seqs, mask=seqs >= 0, other=1).to(tl.int64) - 1
             queries = _rotated(q + seqs[:, None] * q_stride + heads[:, None] * q_head_stride,
-                               cos_sin + positions[:, None] * angles_stride, dims[None, :], inside, HALF)
+                               angles + positions[:, None] * angles_stride, dims[None, :], inside, HALF, INTERLEAVED)
             limits = tl.zeros([ROWS], tl.int32) + end
             best, total, acc = _attend(queries, start, end, limits, block_tables + first * table_stride, k_cache,
                                        v_cache, kv_head, scale, KV_HEADS, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, ROWS,

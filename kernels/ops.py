@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from quire.kernels.attention_spec import AttentionSpec, Fresh, Rotary
     from quire.kernels.reference.step import Gathered
 
 _STEM = {
@@ -80,15 +81,15 @@ def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
     return _FUNCTIONS[gate_up.device.type]["gated_activation"](gate_up, kind)
 
 
-def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor,
+def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary | None, positions: torch.Tensor,
                      slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
-    _FUNCTIONS[q.device.type]["rotary_and_cache"](q, k, v, cos_sin, positions, slots, k_cache, v_cache)
+    _FUNCTIONS[q.device.type]["rotary_and_cache"](q, k, v, rotary, positions, slots, k_cache, v_cache)
 
 
-def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, scale: float,
-                    fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, spec: AttentionSpec,
+                    fresh: Fresh | None = None) -> torch.Tensor:
     """`inputs` is an quire.engine.attention.inputs.AttentionInputs."""
-    return _FUNCTIONS[q.device.type]["paged_attention"](q, k_cache, v_cache, inputs, scale, fresh)
+    return _FUNCTIONS[q.device.type]["paged_attention"](q, k_cache, v_cache, inputs, spec, fresh)
 
 
 def copy_blocks(k_cache: torch.Tensor, v_cache: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> None:

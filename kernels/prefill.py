@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 from quire.kernels import launch, pdl
-from quire.kernels.attention_tile import paged_step, softmax_step
+from quire.kernels.attention_spec import AttentionSpec
+from quire.kernels.attention_tile import LOG2_E, paged_step, softmax_step
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -23,8 +24,8 @@ except ImportError:  # before Triton 3.4
 _VARYING = ["query_starts", "context_lens", "block_tables", "table_stride", "first_seq"]
 
 
-def prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, num_decodes: int, scale: float,
-            own: tuple[torch.Tensor, torch.Tensor] | None, out: torch.Tensor) -> None:
+def prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, num_decodes: int,
+            spec: AttentionSpec, own: tuple[torch.Tensor, torch.Tensor] | None, out: torch.Tensor) -> None:
     """`own`: k and v of this step's tokens, rotated, which are in the cache too."""
     _, num_heads, head_dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1:3]
@@ -47,8 +48,8 @@ def prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, input
                 keys, values = (_descriptor(x, tile.columns) for x in (keys, values))
             _prefill[(triton.cdiv(inputs.max_query_len * group, tile.rows), num_kv_heads, end - first)](
                 q, keys, values, k_cache, v_cache, inputs.query_starts, inputs.context_lens, inputs.block_tables, out,
-                scale, first, q.stride(0), q.stride(1), inputs.block_tables.stride(0), **sizes, ROWS=tile.rows,
-                COLUMNS=tile.columns, WHOLE=whole, num_warps=tile.num_warps, num_stages=tile.num_stages,
+                spec.scale * LOG2_E, first, q.stride(0), q.stride(1), inputs.block_tables.stride(0), **sizes,
+                ROWS=tile.rows, COLUMNS=tile.columns, WHOLE=whole, num_warps=tile.num_warps, num_stages=tile.num_stages,
                 **launch.early(q.device))
 
 

@@ -9,17 +9,15 @@ import torch
 
 from quire.engine.attention.inputs import AttentionInputs
 from quire.kernels import ops
+from quire.kernels.attention_spec import AttentionSpec, Rotary
 
 
 class PagedAttention:
-    """Head counts are this rank's. `cos_sin` [positions, rotary_dim] float32 is shared by all layers."""
+    """Head counts are this rank's. `rotary` is shared by all layers that turn alike; None: positions are not rotary."""
 
-    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, cos_sin: torch.Tensor) -> None:
-        self.num_heads = num_heads
-        self.num_kv_heads = num_kv_heads
-        self.head_dim = head_dim
-        self.scale = head_dim ** -0.5
-        self._cos_sin = cos_sin
+    def __init__(self, spec: AttentionSpec, rotary: Rotary | None) -> None:
+        self.spec = spec
+        self._rotary = rotary
 
     def __call__(self, qkv: torch.Tensor, inputs: AttentionInputs, kv_cache: tuple[torch.Tensor, torch.Tensor],
                  *, only_last: bool) -> torch.Tensor:
@@ -30,10 +28,11 @@ class PagedAttention:
         if inputs.advances is not None:
             inputs.advances()
         k_cache, v_cache = kv_cache
-        heads = qkv.view(qkv.shape[0], -1, self.head_dim)
-        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        spec = self.spec
+        heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
+        q, k, v = heads.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=1)
         if not only_last:
-            return ops.paged_attention(q, k_cache, v_cache, inputs, self.scale, (k, v, self._cos_sin)).flatten(1)
-        ops.rotary_and_cache(q, k, v, self._cos_sin, inputs.positions, inputs.slots, k_cache, v_cache)
+            return ops.paged_attention(q, k_cache, v_cache, inputs, spec, (k, v, self._rotary)).flatten(1)
+        ops.rotary_and_cache(q, k, v, self._rotary, inputs.positions, inputs.slots, k_cache, v_cache)
         q = q.index_select(0, inputs.last_tokens)
-        return ops.paged_attention(q, k_cache, v_cache, inputs.of_last_tokens(), self.scale).flatten(1)
+        return ops.paged_attention(q, k_cache, v_cache, inputs.of_last_tokens(), spec).flatten(1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.attention.paged import PagedAttention
 from quire.engine.layers.decoder_layer import DecoderLayer
 from quire.engine.layers.norm import Norm
 from quire.engine.layers.qkv import Heads
@@ -19,6 +20,7 @@ from quire.engine.model_config import ModelConfig
 from quire.engine.models.base import CausalLM, KVCaches
 from quire.engine.parallel import Parallel
 from quire.engine.weights.checkpoint import View
+from quire.kernels.attention_spec import AttentionSpec, Rotary
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,16 @@ class DecoderModel(CausalLM):
         """[tokens], [tokens] -> [tokens, hidden]."""
         return self.embedding(token_ids)
 
+    def attention_spec(self, i: int) -> AttentionSpec:
+        """What layer i's attention computes, of all ranks' heads."""
+        heads = self.heads
+        return AttentionSpec(heads.num, heads.num_kv, heads.dim, heads.dim ** -0.5)
+
     # How it is carried out
+
+    def paged(self, i: int, rotary: Rotary | None) -> PagedAttention:
+        """Layer i's attention, of this rank's heads."""
+        return PagedAttention(self.attention_spec(i).of_heads(self.heads.mine, self.heads.kv_mine), rotary)
 
     def is_last_layer(self, i: int) -> bool:
         return i == self.config.num_layers - 1

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from quire.engine.attention.paged import PagedAttention
 from quire.engine.errors import ConfigError
 from quire.engine.layers import qkv
 from quire.engine.layers.decoder_layer import DecoderLayer, PreNormLayer
@@ -19,6 +18,7 @@ from quire.engine.layers.rotary import cos_sin_table
 from quire.engine.layers.self_attention import HeadNorms, Projections, SelfAttention
 from quire.engine.models.decoder import DecoderModel
 from quire.engine.weights.checkpoint import View
+from quire.kernels.attention_spec import Rotary
 
 DEFAULT_EPS = 1e-6
 
@@ -29,8 +29,8 @@ class Llama(DecoderModel):
         if "intermediate_size" not in hf:
             raise ConfigError(f"{self.config.path}: intermediate_size is missing")
         self.eps = hf.get("rms_norm_eps", DEFAULT_EPS)
-        self.cos_sin = cos_sin_table(hf["rope_parameters"], self.head_dim, self.max_model_len, view.device,
-                                     _frequency_divisors(view, self.head_dim))
+        self.rotary = Rotary(cos_sin_table(hf["rope_parameters"], self.head_dim, self.max_model_len, view.device,
+                                           _frequency_divisors(view, self.head_dim)))
 
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         return PreNormLayer(self.make_norm(view.sub("input_layernorm")), self.make_attention(i, view.sub("self_attn")),
@@ -46,9 +46,11 @@ class Llama(DecoderModel):
     def make_attention(self, i: int, view: View) -> SelfAttention:
         qkv_bias, out_bias = self.attention_biases(self.config.hf)
         projections = Projections(qkv.separate(self.heads), qkv_bias=qkv_bias, out_bias=out_bias)
-        attention = PagedAttention(self.heads.num_mine, self.heads.num_kv_mine, self.head_dim, self.cos_sin)
-        return SelfAttention(view, self.hidden_size, self.heads, projections, attention, self.parallel,
-                             self.make_head_norms(view))
+        return SelfAttention(view, self.hidden_size, self.heads, projections, self.paged(i, self.rotary_of(i)),
+                             self.parallel, self.make_head_norms(view))
+
+    def rotary_of(self, i: int) -> Rotary | None:
+        return self.rotary
 
     def make_head_norms(self, view: View) -> HeadNorms | None:
         return None

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import torch
 
+from quire.kernels.attention_spec import AttentionSpec, Fresh, Rotary, Style
+
 
 def poison(tensor: torch.Tensor) -> torch.Tensor:
     """NaN everywhere: what a kernel forgets to write, or reads where nothing is, then shows."""
@@ -37,7 +39,7 @@ class Paged:
     inputs: SimpleNamespace
     contexts: list[int]
     queries: list[int]
-    scale: float
+    spec: AttentionSpec
 
 
 def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int, head_dim: int, block_size: int = 16,
@@ -90,7 +92,8 @@ def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int,
         lens[members] = num_shared_blocks * block_size
         packed = torch.tensor(members + [-1] * (num_decodes - len(members)), dtype=torch.int32)
         inputs.shared = (lens.to(device), packed.to(device))
-    return Paged(fused[:, :heads], k_cache, v_cache, inputs, contexts, queries, head_dim**-0.5)
+    return Paged(fused[:, :heads], k_cache, v_cache, inputs, contexts, queries,
+                 AttentionSpec(heads, kv_heads, head_dim, head_dim**-0.5))
 
 
 def attention(case: Paged) -> torch.Tensor:
@@ -108,7 +111,7 @@ def attention(case: Paged) -> torch.Tensor:
         blocks = case.inputs.block_tables[row].long()[places // block_size]
         keys, values = (cache[blocks, :, places % block_size].double().repeat_interleave(group, dim=1)
                         for cache in (case.k_cache, case.v_cache))  # [context, heads, head_dim]
-        scores = torch.einsum("qhd,chd->hqc", case.q[tokens].double(), keys) * case.scale
+        scores = torch.einsum("qhd,chd->hqc", case.q[tokens].double(), keys) * case.spec.scale
         own = torch.arange(context - count, context, device=case.q.device)
         scores.masked_fill_(places > own.unsqueeze(1), -torch.inf)
         out[tokens] = torch.einsum("hqc,chd->qhd", scores.softmax(-1), values)
@@ -116,17 +119,17 @@ def attention(case: Paged) -> torch.Tensor:
 
 
 @dataclass(slots=True)
-class Fresh:
+class NotCached:
     """A step whose newest keys and values are not in the cache yet, and the same step after they were put there."""
 
     unrotated: Paged
-    fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    fresh: Fresh
     expected: torch.Tensor  # [tokens, heads, head_dim] float64
     k_cache: torch.Tensor  # as it must be afterwards
     v_cache: torch.Tensor
 
 
-def with_fresh(case: Paged, rotary_dim: int) -> Fresh:
+def with_fresh(case: Paged, rotary_dim: int, style: Style = "half") -> NotCached:
     """Takes the newest tokens' keys out of the cache of `case`, turned back; its own q becomes the turned one."""
     kv_heads, head_dim, dtype, device = case.k_cache.shape[1], case.k_cache.shape[3], case.q.dtype, case.q.device
     inputs, num_tokens = case.inputs, case.q.shape[0]
@@ -137,11 +140,11 @@ def with_fresh(case: Paged, rotary_dim: int) -> Fresh:
     k_cache, v_cache = case.k_cache.clone(), case.v_cache.clone()
     real = inputs.slots >= 0
     blocks, offsets = (inputs.slots[real] // k_cache.shape[2]).long(), (inputs.slots[real] % k_cache.shape[2]).long()
-    k_cache[blocks, :, offsets] = rotated(k, at)[real].to(dtype)
+    k_cache[blocks, :, offsets] = rotated(k, at, style)[real].to(dtype)
     v_cache[blocks, :, offsets] = v[real]
-    turned = Paged(rotated(q, at).to(dtype), k_cache, v_cache, inputs, case.contexts, case.queries, case.scale)
-    before = Paged(q, case.k_cache, case.v_cache, inputs, case.contexts, case.queries, case.scale)
-    return Fresh(before, (k, v, torch.cat((angles.cos(), angles.sin()), 1)), attention(turned), k_cache, v_cache)
+    turned = Paged(rotated(q, at, style).to(dtype), k_cache, v_cache, inputs, case.contexts, case.queries, case.spec)
+    before = Paged(q, case.k_cache, case.v_cache, inputs, case.contexts, case.queries, case.spec)
+    return NotCached(before, (k, v, rotary(angles, style) if rotary_dim else None), attention(turned), k_cache, v_cache)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -171,12 +174,21 @@ def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
     return activation(gate, kind) * up.double()
 
 
-def rotated(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+def rotary(angles: torch.Tensor, style: Style = "half") -> Rotary:
+    return Rotary(torch.cat((angles.cos(), angles.sin()), 1), style)
+
+
+def rotated(x: torch.Tensor, angles: torch.Tensor, style: Style = "half") -> torch.Tensor:
     """x [tokens, heads, head_dim] with its first dimensions rotated by angles [tokens, rotary_dim / 2], as complex."""
     half = angles.shape[1]
     wide = x.double()
-    turned = torch.complex(wide[..., :half], wide[..., half: 2 * half]) * torch.exp(1j * angles.double()).unsqueeze(1)
-    return torch.cat((turned.real, turned.imag, wide[..., 2 * half:]), dim=-1)
+    if style == "interleaved":
+        pairs = wide[..., 0: 2 * half: 2], wide[..., 1: 2 * half: 2]
+    else:
+        pairs = wide[..., :half], wide[..., half: 2 * half]
+    turned = torch.complex(*pairs) * torch.exp(1j * angles.double()).unsqueeze(1)
+    both = torch.stack if style == "interleaved" else torch.cat
+    return torch.cat((both((turned.real, turned.imag), dim=-1).flatten(2), wide[..., 2 * half:]), dim=-1)
 
 
 def kept(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> torch.Tensor:

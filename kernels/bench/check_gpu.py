@@ -95,7 +95,7 @@ def check_rotary(dtype: torch.dtype, quick: bool) -> Errors:
         k_cache, v_cache = (cases.poison(torch.empty(10, kv_heads, 16, head_dim, device=DEVICE, dtype=dtype))
                             for _ in range(2))
         right = [cases.rotated(q, angles[positions]), cases.rotated(k, angles[positions]), v.double()]
-        ops.rotary_and_cache(q, k, v, torch.cat((angles.cos(), angles.sin()), 1), positions, slots, k_cache, v_cache)
+        ops.rotary_and_cache(q, k, v, cases.rotary(angles), positions, slots, k_cache, v_cache)
         name = f"rotary {heads}/{kv_heads} d{head_dim} r{rotary_dim} t{num_tokens}"
         yield f"{name} q", cases.relative_error(q, right[0])
         real = slots >= 0
@@ -131,22 +131,22 @@ def check_attention(dtype: torch.dtype, quick: bool) -> Errors:
             case = cases.paged(contexts, queries, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
                                block_size=block_size, dtype=dtype, device=DEVICE, poisoned=True)
             fresh = cases.with_fresh(case, head_dim // 2 if name == "many" else head_dim)
-            out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.scale)
+            out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
             yield (f"attention {name} {heads}/{kv_heads} d{head_dim} b{block_size}",
                    cases.relative_error(out, cases.attention(case)))
             yield from _check_fresh(fresh, f"{name} {heads}/{kv_heads} d{head_dim} b{block_size}")
         case = cases.paged([3 + 128 * 9 + 7 * (i % 30) for i in range(90)], [1] * 90, heads=heads, kv_heads=kv_heads,
                            head_dim=head_dim, block_size=block_size, dtype=dtype, device=DEVICE, poisoned=True,
                            num_shared_blocks=128 * 8 // block_size, outsiders=(0, 5, 89))
-        out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.scale)
+        out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
         yield (f"attention shared {heads}/{kv_heads} d{head_dim} b{block_size}",
                cases.relative_error(out, cases.attention(case)))
         yield from _check_fresh(cases.with_fresh(case, head_dim), f"shared {heads}/{kv_heads} d{head_dim}")
 
 
-def _check_fresh(case: cases.Fresh, name: str) -> Errors:
+def _check_fresh(case: cases.NotCached, name: str) -> Errors:
     step = case.unrotated
-    out = ops.paged_attention(step.q, step.k_cache, step.v_cache, step.inputs, step.scale, case.fresh)
+    out = ops.paged_attention(step.q, step.k_cache, step.v_cache, step.inputs, step.spec, case.fresh)
     yield f"fresh attention {name}", cases.relative_error(out, case.expected)
     for ours, right in ((step.k_cache, case.k_cache), (step.v_cache, case.v_cache)):
         yield f"fresh keys and values {name}", cases.relative_error(ours.nan_to_num(7.0), right.nan_to_num(7.0))

@@ -38,6 +38,7 @@ from quire.kernels import (
     step,
     wide_product,
 )
+from quire.kernels.attention_spec import Rotary
 from quire.kernels.bench import cases
 
 FAMILIES = {75: "default", 80: "ampere", 90: "hopper"}
@@ -165,12 +166,12 @@ def _attention(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> 
         case = cases.paged(contexts, queries, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype,
                            device="cpu", num_shared_blocks=num_shared_blocks)
         caches, inputs = (case.k_cache, case.v_cache), case.inputs
-        yield name, functools.partial(attention.paged_attention, case.q, *caches, inputs, case.scale)
+        yield name, functools.partial(attention.paged_attention, case.q, *caches, inputs, case.spec)
         k = torch.zeros(case.q.shape[0], kv_heads, head_dim, dtype=dtype)
-        angles = torch.zeros(max(contexts), head_dim, dtype=torch.float32)
-        yield f"{name}, fresh", functools.partial(attention.paged_attention, case.q, *caches, inputs, case.scale,
-                                                  (k, k, angles))
-        yield "rotary", functools.partial(rotary.rotary_and_cache, case.q, k, k, angles, inputs.positions, inputs.slots,
+        turns = Rotary(torch.zeros(max(contexts), head_dim))
+        yield f"{name}, fresh", functools.partial(attention.paged_attention, case.q, *caches, inputs, case.spec,
+                                                  (k, k, turns))
+        yield "rotary", functools.partial(rotary.rotary_and_cache, case.q, k, k, turns, inputs.positions, inputs.slots,
                                           *caches)
 
 

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from quire.kernels import ops
+from quire.kernels.attention_spec import Rotary
 from quire.kernels.bench import cases
 
 DEVICE = "cuda"
@@ -79,7 +80,7 @@ def _attention_calls(contexts: list[int], queries: list[int], heads: int, kv_hea
                      num_bytes: int) -> list[Callable[[], object]]:
     sets = [cases.paged(contexts, queries, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=DTYPE,
                         device=DEVICE) for _ in range(copies_for(num_bytes))]
-    return [partial(ops.paged_attention, c.q, c.k_cache, c.v_cache, c.inputs, c.scale) for c in sets]
+    return [partial(ops.paged_attention, c.q, c.k_cache, c.v_cache, c.inputs, c.spec) for c in sets]
 
 
 def time_norms() -> None:
@@ -103,13 +104,13 @@ def time_rotary() -> None:
     for rows in (1, 256, 8192):
         heads, kv_heads, head_dim, block_size = 32, 8, 128, 16
         num_bytes = rows * (2 * heads + 4 * kv_heads) * head_dim * DTYPE.itemsize
-        cos_sin = torch.randn(8192, head_dim, device=DEVICE)
+        table = Rotary(torch.randn(8192, head_dim, device=DEVICE))
         positions = torch.arange(rows, dtype=torch.int32, device=DEVICE)
         k_cache, v_cache = (torch.zeros(rows // block_size + 1, kv_heads, block_size, head_dim, device=DEVICE,
                                         dtype=DTYPE) for _ in range(2))
         sets = [torch.randn(rows, heads + 2 * kv_heads, head_dim, device=DEVICE, dtype=DTYPE).split(
             [heads, kv_heads, kv_heads], dim=1) for _ in range(copies_for(num_bytes))]
-        us = median_us([partial(ops.rotary_and_cache, q, k, v, cos_sin, positions, positions, k_cache, v_cache)
+        us = median_us([partial(ops.rotary_and_cache, q, k, v, table, positions, positions, k_cache, v_cache)
                         for q, k, v in sets])
         report(f"rotary_and_cache {rows} tokens", us, num_bytes)
 

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from quire.kernels.attention_spec import AttentionSpec, Fresh
 from quire.kernels.reference.rotary import rotary_and_cache
 
 _KEY = "reference.attention"
 
 
-def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, scale: float,
-                    fresh: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, spec: AttentionSpec,
+                    fresh: Fresh | None = None) -> torch.Tensor:
     """out = softmax(scale * q K^T + causal mask) V, each query head with the K and V of its group's KV head.
 
     q: [tokens, heads, head_dim], last two dimensions contiguous; k_cache, v_cache: [blocks, kv_heads, block_size,
@@ -27,12 +28,13 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     Position p lies in block block_tables[s, p // block_size]. context_lens 0 is a padded sequence: zeros.
     Scores and sums in float32.
 
-    `fresh` is (k, v, cos_sin) of this step's tokens, as rotary_and_cache takes them: that is carried out first, for
+    `fresh` is (k, v, rotary) of this step's tokens, as rotary_and_cache takes them: that is carried out first, for
     all tokens. q, k and v are worthless afterwards.
     """
+    assert spec.window is None and not spec.softcap and spec.slopes is None and spec.sinks is None, "not yet"
     if fresh is not None:
-        k, v, cos_sin = fresh
-        rotary_and_cache(q, k, v, cos_sin, inputs.positions, inputs.slots, k_cache, v_cache)
+        k, v, rotary = fresh
+        rotary_and_cache(q, k, v, rotary, inputs.positions, inputs.slots, k_cache, v_cache)
     _, num_kv_heads, block_size, _ = k_cache.shape
     plan = inputs.scratch.get(_KEY)
     if plan is None:
@@ -41,9 +43,9 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     for padded in plan.padded:
         out[padded] = 0
     for decode in plan.decodes:
-        _decode(q, k_cache, v_cache, decode, scale, out)
+        _decode(q, k_cache, v_cache, decode, spec.scale, out)
     for prefill in plan.prefills:
-        _prefill(q, k_cache, v_cache, prefill, scale, out)
+        _prefill(q, k_cache, v_cache, prefill, spec.scale, out)
     return out
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import torch
 
+from quire.kernels.attention_spec import Rotary
 
-def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor,
+
+def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary | None, positions: torch.Tensor,
                      slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
-    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the two halves of the first rotary_dim dimensions of a head.
+    """(a, b) -> (a cos - b sin, b cos + a sin) for each pair of the first rotary_dim dimensions of a head.
 
-    q: [tokens, heads, head_dim], k, v: [tokens, kv_heads, head_dim]; q is rotated in place, and so is k where it has a
-    slot. All three may be strided views of one tensor with a contiguous last dimension. cos_sin: [positions,
-    rotary_dim] float32, cos first, sin second. k_cache, v_cache: [blocks, kv_heads, block_size, head_dim]; slot = block
-    * block_size + offset, and a negative slot is written nowhere. The rotation is computed in float32 and rounded once.
+    a and b are dimensions d and d + rotary_dim / 2, or 2 d and 2 d + 1 where `rotary` is interleaved; without `rotary`
+    q and k stay as they are. q: [tokens, heads, head_dim], k, v: [tokens, kv_heads, head_dim]; q is rotated in place,
+    and so is k where it has a slot. All three may be strided views of one tensor with a contiguous last dimension.
+    rotary.table: [positions, rotary_dim] float32, cos first, sin second. k_cache, v_cache: [blocks, kv_heads,
+    block_size, head_dim]; slot = block * block_size + offset, and a negative slot is written nowhere. The rotation is
+    computed in float32 and rounded once.
     """
-    cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)  # each [tokens, 1, rotary_dim / 2]
-    _rotate(q, cos, sin)
-    _rotate(k, cos, sin)
+    if rotary is not None:
+        # each [tokens, 1, rotary_dim / 2]
+        cos, sin = rotary.table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
+        for x in (q, k):
+            _rotate(*_pairs(x, rotary), cos, sin)
     if int(slots.min()) < 0:
         real = slots >= 0
         k, v, slots = k[real], v[real], slots[real]
@@ -26,9 +32,14 @@ def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos_sin:
     v_cache[blocks, :, offsets] = v
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    half = cos.shape[-1]
-    a, b = x[..., :half], x[..., half: 2 * half]
+def _pairs(x: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+    half = rotary.half
+    if rotary.interleaved:
+        return x[..., 0: 2 * half: 2], x[..., 1: 2 * half: 2]
+    return x[..., :half], x[..., half: 2 * half]
+
+
+def _rotate(a: torch.Tensor, b: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     rotated_a = (a * cos).sub_(b * sin)  # float32, as cos is
     b.copy_((b * cos).add_(a * sin))
     a.copy_(rotated_a)

@@ -13,7 +13,7 @@ HEADS = [(1, 1), (3, 1), (8, 2), (7, 1)]
 
 
 def check(kernels, case: cases.Paged) -> None:
-    out = kernels("attention").paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.scale)
+    out = kernels("attention").paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
     assert out.is_contiguous()
     assert out.dtype == case.q.dtype
     assert cases.relative_error(out, cases.attention(case)) < TOLERANCE[case.q.dtype]
@@ -82,7 +82,7 @@ def test_reference_is_the_formula_for_any_batch(sequences, num_decodes):
     case = cases.paged(contexts, queries, heads=6, kv_heads=2, head_dim=16)
     for layer in range(2):  # the second reads what the first worked out
         case.q.mul_(layer + 1)
-        out = paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.scale)
+        out = paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
         assert cases.relative_error(out, cases.attention(case)) < 2e-6
 
 
@@ -124,7 +124,7 @@ def test_many_decodes_in_equal_shares(kernels, monkeypatch, heads, kv_heads, hea
         check(kernels, base)
     case = cases.with_fresh(base, head_dim)
     step = case.unrotated
-    out = kernels("attention").paged_attention(step.q.clone(), step.k_cache, step.v_cache, step.inputs, step.scale,
+    out = kernels("attention").paged_attention(step.q.clone(), step.k_cache, step.v_cache, step.inputs, step.spec,
                                                case.fresh)
     assert cases.relative_error(out, case.expected) < TOLERANCE[torch.float32]
 
@@ -139,7 +139,7 @@ def test_what_one_sequence_has_of_nan_stays_with_it(kernels, monkeypatch, in_equ
     case = cases.paged([40, 70, 33], [1] * 3, heads=4, kv_heads=2, head_dim=32)
     right = cases.attention(case)
     case.v_cache[case.inputs.block_tables[1, :5].long()] = torch.nan
-    out = kernels("attention").paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.scale)
+    out = kernels("attention").paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
     assert out[1].isnan().all()
     assert cases.relative_error(out[::2], right[::2]) < TOLERANCE[torch.float32]
 
@@ -159,8 +159,8 @@ def test_fresh_keys_are_turned_and_kept_and_attended(kernels, monkeypatch, heads
     step = case.unrotated
     for _ in range(2):  # what one step leaves behind must not disturb the next
         q = step.q.clone()
-        out = kernels("attention").paged_attention(q, step.k_cache, step.v_cache, step.inputs, step.scale,
-                                                   tuple(t.clone() for t in case.fresh))
+        out = kernels("attention").paged_attention(q, step.k_cache, step.v_cache, step.inputs, step.spec,
+                                                   (case.fresh[0].clone(), case.fresh[1].clone(), case.fresh[2]))
         assert cases.relative_error(out, case.expected) < TOLERANCE[torch.float32]
     torch.testing.assert_close(step.k_cache, case.k_cache)
     torch.testing.assert_close(step.v_cache, case.v_cache)
