@@ -24,6 +24,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_position_embeddings: int
+    windows: tuple[int | None, ...] = ()  # of each layer: tokens that its attention sees; () where all see all
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()  # from generation_config.json where it says more than config.json
     hf: dict[str, Any] = field(default_factory=dict)  # the whole config.json (for GGUF: the same keys, translated)

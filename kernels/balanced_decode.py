@@ -50,8 +50,9 @@ def balanced_decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     done = counters.at_zero(q.device, num_decodes * num_kv_heads)
     _balanced[(num_programs,)](
         q, k_cache, v_cache, *tiles, out, partial, stats, done, spec.scale * LOG2_E, q.stride(0), q.stride(1),
-        num_decodes, KV_HEADS=num_kv_heads, GROUP=group, GROUP_PADDED=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
-        HEAD_DIM_PADDED=padded_dim, BLOCK_SIZE=block_size, COLUMNS=tile.columns, MIN_TILES=launch.BALANCED_MIN_TILES,
+        num_decodes, KV_HEADS=num_kv_heads, GROUP=group, GROUP_PADDED=max(16, triton.next_power_of_2(group)),
+        HEAD_DIM=head_dim, HEAD_DIM_PADDED=padded_dim, BLOCK_SIZE=block_size, COLUMNS=tile.columns,
+        MIN_TILES=launch.BALANCED_MIN_TILES,
         num_warps=tile.num_warps, num_stages=tile.num_stages, **launch.early(q.device))
 
 

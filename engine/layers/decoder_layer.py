@@ -13,10 +13,16 @@ import torch
 
 from quire.engine.attention.inputs import AttentionInputs
 from quire.engine.layers.norm import Norm
-from quire.engine.layers.self_attention import SelfAttention
 
 KVCache = tuple[torch.Tensor, torch.Tensor]
 Block = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Attention(Protocol):
+    def __call__(self, x: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache, *, only_last: bool) -> torch.Tensor:
+        """As self_attention.SelfAttention's."""
+
+
 Carried = tuple[torch.Tensor | None, torch.Tensor]  # update, residual
 Sum = Callable[[torch.Tensor], torch.Tensor]  # a rank's part of a sum -> the sum
 
@@ -40,7 +46,7 @@ class PreNormLayer:
 
     whole_updates = False
 
-    def __init__(self, input_norm: Norm, attention: SelfAttention, mlp_norm: Norm, mlp: Block, *,
+    def __init__(self, input_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: Block, *,
                  is_last: bool) -> None:
         self.input_norm, self.attention, self.mlp_norm, self.mlp = input_norm, attention, mlp_norm, mlp
         self._is_last = is_last
@@ -55,12 +61,24 @@ class PreNormLayer:
         return self.mlp(self.mlp_norm.add(x, residual)), residual
 
 
+class ScaledLayer(PreNormLayer):
+    """x += factor * attention(norm(x)); x += factor * mlp(norm(x)). Granite."""
+
+    def __init__(self, input_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: Block, *, factor: float,
+                 is_last: bool) -> None:
+        def scaled_attention(x: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache, *, only_last: bool
+                             ) -> torch.Tensor:
+            return attention(x, inputs, kv_cache, only_last=only_last).mul_(factor)
+
+        super().__init__(input_norm, scaled_attention, mlp_norm, lambda x: mlp(x).mul_(factor), is_last=is_last)
+
+
 class ParallelLayer:
     """x += attention(norm(x)) + mlp(norm(x)), with one norm or two of the same x. Falcon, GPT-J, GPT-NeoX."""
 
     whole_updates = False
 
-    def __init__(self, input_norm: Norm, attention: SelfAttention, mlp_norm: Norm | None, mlp: Block, *,
+    def __init__(self, input_norm: Norm, attention: Attention, mlp_norm: Norm | None, mlp: Block, *,
                  is_last: bool) -> None:
         self.input_norm, self.attention, self.mlp_norm, self.mlp = input_norm, attention, mlp_norm, mlp
         self._is_last = is_last
@@ -81,7 +99,7 @@ class SandwichLayer:
 
     whole_updates = True
 
-    def __init__(self, input_norm: Norm | None, attention: SelfAttention, attention_norm: Norm, mlp_norm: Norm | None,
+    def __init__(self, input_norm: Norm | None, attention: Attention, attention_norm: Norm, mlp_norm: Norm | None,
                  mlp: Block, output_norm: Norm, sum_over_ranks: Sum, *, is_last: bool) -> None:
         self.input_norm, self.attention, self.attention_norm = input_norm, attention, attention_norm
         self.mlp_norm, self.mlp, self.output_norm = mlp_norm, mlp, output_norm
@@ -110,7 +128,7 @@ class PostNormLayer:
 
     whole_updates = True
 
-    def __init__(self, attention: SelfAttention, attention_norm: Norm, mlp: Block, output_norm: Norm, *,
+    def __init__(self, attention: Attention, attention_norm: Norm, mlp: Block, output_norm: Norm, *,
                  is_last: bool) -> None:
         self.attention, self.attention_norm, self.mlp, self.output_norm = attention, attention_norm, mlp, output_norm
         self._is_last = is_last

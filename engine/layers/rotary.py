@@ -23,6 +23,10 @@ def cos_sin_table(rope: dict[str, Any], rotary_dim: int, num_positions: int, dev
     amplitude = 1.0
     if rope["rope_type"] == "linear":
         inverse = inverse / rope["factor"]
+    elif rope["rope_type"] == "dynamic":
+        inverse = _dynamic(rope, rotary_dim, num_positions)
+    elif rope["rope_type"] == "longrope":
+        inverse, amplitude = _longrope(inverse, rope, num_positions)
     elif rope["rope_type"] == "llama3":
         inverse = _llama3(inverse, rope)
     elif rope["rope_type"] == "yarn":
@@ -32,6 +36,28 @@ def cos_sin_table(rope: dict[str, Any], rotary_dim: int, num_positions: int, dev
         inverse = inverse / frequency_divisors.to("cpu", torch.float32)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), inverse)
     return torch.cat((angles.cos() * amplitude, angles.sin() * amplitude), dim=-1).to(device)
+
+
+def _dynamic(rope: dict[str, Any], rotary_dim: int, num_positions: int) -> torch.Tensor:
+    """A larger base for longer contexts (NTK-aware). Others take it for the context so far; K that was written stays as
+    it is, so it is taken for the longest context here, once for all.
+    """
+    growth = rope["factor"] * max(num_positions / rope["original_max_position_embeddings"], 1.0) - (rope["factor"] - 1)
+    base = rope["rope_theta"] * growth ** (rotary_dim / (rotary_dim - 2))
+    return torch.as_tensor(1.0 / base ** (torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim))
+
+
+def _longrope(inverse: torch.Tensor, rope: dict[str, Any], num_positions: int) -> tuple[torch.Tensor, float]:
+    """A factor for each wave, of two sets: for contexts as the model was first trained on, and for longer ones. The
+    longest context decides, once for all, for the reason that `_dynamic` gives. Ding et al., "LongRoPE" (2024).
+    """
+    original = rope["original_max_position_embeddings"]
+    factors = rope["long_factor"] if num_positions > original else rope["short_factor"]
+    amplitude = rope.get("attention_factor")
+    if amplitude is None:
+        growth = math.log(rope["factor"]) / math.log(original) if rope["factor"] > 1 else 0.0
+        amplitude = math.sqrt(1 + growth)
+    return inverse / torch.tensor(factors, dtype=torch.float32), float(amplitude)
 
 
 def _llama3(inverse: torch.Tensor, rope: dict[str, Any]) -> torch.Tensor:

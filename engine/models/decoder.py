@@ -52,14 +52,15 @@ class DecoderModel(CausalLM):
         self.vocab_size = config.vocab_size
         self.dtype = view.dtype
         self.device = view.device
-        body = self._body(view)
+        self.embedding_size = config.hidden_size
+        body = self.body(view)
         self.prepare(view)
         mine = stage.share(config.num_layers)
         self.num_layers = len(mine)
-        layers = [self.make_layer(i, _held(body.sub(f"{self.names.layers}.{i}"), i in mine))
+        layers = [self.make_layer(i, held(body.sub(f"{self.names.layers}.{i}"), i in mine))
                   for i in range(config.num_layers)]
         self.layers = [layers[i] for i in mine]
-        self.norm = self.final_norm(_held(body.sub(self.names.norm), stage.is_last))
+        self.norm = self.final_norm(held(body.sub(self.names.norm), stage.is_last))
         self._make_ends(view, body.sub(self.names.embedding))
 
     # What a family says
@@ -70,8 +71,11 @@ class DecoderModel(CausalLM):
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         raise NotImplementedError
 
-    def final_norm(self, view: View) -> Norm:
+    def final_norm(self, view: View) -> Norm | None:
         raise NotImplementedError
+
+    def make_head(self, view: View) -> VocabHead:
+        return VocabHead.load(view, self.vocab_size, self.embedding_size, self.parallel, bias=self.head_bias)
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """[tokens], [tokens] -> [tokens, hidden]."""
@@ -80,13 +84,17 @@ class DecoderModel(CausalLM):
     def attention_spec(self, i: int) -> AttentionSpec:
         """What layer i's attention computes, of all ranks' heads."""
         heads = self.heads
-        return AttentionSpec(heads.num, heads.num_kv, heads.dim, heads.dim ** -0.5)
+        return AttentionSpec(heads.num, heads.num_kv, heads.dim, heads.dim ** -0.5, window=self.window(i))
 
     # How it is carried out
 
     def paged(self, i: int, rotary: Rotary | None) -> PagedAttention:
         """Layer i's attention, of this rank's heads."""
         return PagedAttention(self.attention_spec(i).of_heads(self.heads.mine, self.heads.kv_mine), rotary)
+
+    def window(self, i: int) -> int | None:
+        """Tokens that layer i's attention sees; None: all."""
+        return self.config.windows[i] if self.config.windows else None
 
     def is_last_layer(self, i: int) -> bool:
         return i == self.config.num_layers - 1
@@ -97,33 +105,35 @@ class DecoderModel(CausalLM):
         for layer, kv_cache in zip(self.layers[-len(kv_caches):], kv_caches):
             update, residual = layer(update, residual, inputs, kv_cache)
         whole = self.layers[-1].whole_updates
-        if self.stage.is_last:
+        if self.stage.is_last and self.norm is not None:
             return self.norm(residual) if update is None else self.norm.add(update, residual, whole=whole)
         if update is None:
             return residual
         return residual.add_(update if whole else self.parallel.all_reduce(update))
 
-    def _body(self, view: View) -> View:
+    def body(self, view: View) -> View:
+        """All but the head."""
         embedding = f"{self.names.embedding}.weight"
         is_bare = view.has(embedding) and not view.has(f"{self.names.body}.{embedding}")
         return view if is_bare else view.sub(self.names.body)
 
     def _make_ends(self, view: View, embedded: View) -> None:
         stage = self.stage
-        ends = (self.config.vocab_size, self.config.hidden_size, self.parallel)
-        self.embedding = VocabEmbedding(_held(embedded, stage.is_first), *ends)
+        ends = (self.vocab_size, self.embedding_size, self.parallel)
+        self.embedding = VocabEmbedding(held(embedded, stage.is_first), *ends)
         if not self.config.hf.get("tie_word_embeddings", False):
-            self.head = VocabHead.load(_held(view.sub(self.names.head), stage.is_last), *ends, bias=self.head_bias)
+            self.head = self.make_head(held(view.sub(self.names.head), stage.is_last))
             return
         # Some tied checkpoints hold the head a second time.
         self.ignorable = rf"{self.ignorable}|^{self.names.head}\.weight$"
         if stage.is_last and not stage.is_first:
             self.head = VocabHead.load(embedded, *ends)
             return
-        self.head = VocabHead(self.embedding.weight, self.config.vocab_size, self.parallel)
+        self.head = VocabHead(self.embedding.weight, self.vocab_size, self.parallel)
         if self.head.has_copied and stage.is_last:
             self.embedding.keep_as_stored(embedded)
 
 
-def _held(view: View, here: bool) -> View:
+def held(view: View, here: bool) -> View:
+    """The view that a layer takes its weights from, which is this rank's or not."""
     return view if here else view.elsewhere()

@@ -5,8 +5,6 @@ Families that differ in a bias or a norm subclass `Llama` in a file of their own
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from quire.engine.errors import ConfigError
@@ -15,22 +13,27 @@ from quire.engine.layers.decoder_layer import DecoderLayer, PreNormLayer
 from quire.engine.layers.mlp import GatedMLP
 from quire.engine.layers.norm import RMSNorm
 from quire.engine.layers.rotary import cos_sin_table
-from quire.engine.layers.self_attention import HeadNorms, Projections, SelfAttention
+from quire.engine.layers.self_attention import Projections, QKNorms, SelfAttention
 from quire.engine.models.decoder import DecoderModel
 from quire.engine.weights.checkpoint import View
-from quire.kernels.attention_spec import Rotary
+from quire.kernels.attention_spec import Rotary, Style
 
 DEFAULT_EPS = 1e-6
 
 
 class Llama(DecoderModel):
+    rotary_style: Style = "half"
+    query_factors: torch.Tensor | None = None  # [positions]
+
     def prepare(self, view: View) -> None:
         hf = self.config.hf
         if "intermediate_size" not in hf:
             raise ConfigError(f"{self.config.path}: intermediate_size is missing")
         self.eps = hf.get("rms_norm_eps", DEFAULT_EPS)
-        self.rotary = Rotary(cos_sin_table(hf["rope_parameters"], self.head_dim, self.max_model_len, view.device,
-                                           _frequency_divisors(view, self.head_dim)))
+        rope = hf["rope_parameters"]
+        width = int(self.head_dim * rope["partial_rotary_factor"])
+        self.rotary = Rotary(cos_sin_table(rope, width, self.max_model_len, view.device,
+                                           _frequency_divisors(view, width)), self.rotary_style)
 
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         return PreNormLayer(self.make_norm(view.sub("input_layernorm")), self.make_attention(i, view.sub("self_attn")),
@@ -44,15 +47,17 @@ class Llama(DecoderModel):
         return self.make_norm(view)
 
     def make_attention(self, i: int, view: View) -> SelfAttention:
-        qkv_bias, out_bias = self.attention_biases(self.config.hf)
-        projections = Projections(qkv.separate(self.heads), qkv_bias=qkv_bias, out_bias=out_bias)
-        return SelfAttention(view, self.hidden_size, self.heads, projections, self.paged(i, self.rotary_of(i)),
-                             self.parallel, self.make_head_norms(view))
+        return SelfAttention(view, self.hidden_size, self.heads, self.projections(), self.paged(i, self.rotary_of(i)),
+                             self.parallel, norms=self.make_head_norms(view), query_factors=self.query_factors)
+
+    def projections(self) -> Projections:
+        has_bias = bool(self.config.hf.get("attention_bias", False))
+        return Projections(qkv.separate(self.heads), qkv_bias=has_bias, out_bias=has_bias)
 
     def rotary_of(self, i: int) -> Rotary | None:
         return self.rotary
 
-    def make_head_norms(self, view: View) -> HeadNorms | None:
+    def make_head_norms(self, view: View) -> QKNorms | None:
         return None
 
     def make_mlp(self, view: View) -> GatedMLP:
@@ -60,16 +65,10 @@ class Llama(DecoderModel):
         return GatedMLP(view, self.hidden_size, hf["intermediate_size"], hf.get("hidden_act", "silu"), self.parallel,
                         bias=bool(hf.get("mlp_bias", False)))
 
-    @staticmethod
-    def attention_biases(hf: dict[str, Any]) -> tuple[bool, bool]:
-        """Whether q, k and v have one, and whether the output has."""
-        has_bias = bool(hf.get("attention_bias", False))
-        return has_bias, has_bias
 
-
-def _frequency_divisors(view: View, head_dim: int) -> torch.Tensor | None:
+def _frequency_divisors(view: View, rotary_dim: int) -> torch.Tensor | None:
     """GGUF's form of llama3 rope scaling."""
     if not view.has("rope_freqs.weight"):
         return None
     # float32 on the CPU, wherever and whatever the model is
-    return view.take("rope_freqs.weight", (head_dim // 2,), out=torch.empty(head_dim // 2))
+    return view.take("rope_freqs.weight", (rotary_dim // 2,), out=torch.empty(rotary_dim // 2))

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from quire.engine.layers import qkv
+from quire.engine.layers.self_attention import Projections
 from quire.engine.models.llama import Llama
-from quire.engine.models.sliding_window import refuse_short_window
-from quire.engine.weights.checkpoint import View
 
 
 class Qwen2(Llama):
-    def prepare(self, view: View) -> None:
-        if self.config.hf.get("use_sliding_window", False):
-            refuse_short_window(self.config, self.max_model_len, self.config.hf.get("sliding_window"))
-        super().prepare(view)
-
-    @staticmethod
-    def attention_biases(hf: dict[str, Any]) -> tuple[bool, bool]:
-        return True, False
+    def projections(self) -> Projections:
+        return Projections(qkv.separate(self.heads), qkv_bias=True)

@@ -16,7 +16,7 @@ from quire.engine.errors import ConfigError
 from quire.engine.model_config import ModelConfig
 from quire.engine.model_registry import FAMILIES
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "longrope", "yarn")
 DTYPES = ("float32", "float16", "bfloat16")
 _DEFAULT_POSITIONS = 2048
 _MISSING = object()
@@ -68,6 +68,7 @@ def model_config(path: Path, file_format: str, hf: dict[str, Any], eos: int | li
         num_kv_heads=hf.get("num_key_value_heads") or heads,
         head_dim=hf.get("head_dim") or hidden // heads,
         max_position_embeddings=_scaled_positions(positions, rope),
+        windows=_windows(hf),
         bos_token_id=hf.get("bos_token_id"),
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
         hf={**hf, "rope_parameters": rope},
@@ -106,6 +107,11 @@ def _in_standard_names(path: Path, architecture: str, hf: dict[str, Any]) -> dic
     return translated
 
 
+def _windows(hf: dict[str, Any]) -> tuple[int | None, ...]:
+    windows = tuple(hf.get("layer_windows") or ())
+    return windows if any(window is not None for window in windows) else ()
+
+
 def _count(path: Path, hf: dict[str, Any], name: str) -> int:
     value = hf.get(name, _MISSING)
     if not isinstance(value, int) or value < 1:
@@ -124,23 +130,34 @@ def _rope_parameters(path: Path, hf: dict[str, Any]) -> dict[str, Any]:
     rope = dict(hf.get("rope_scaling") or {}) | dict(hf.get("rope_parameters") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.pop("type", None) or "default"
     rope["rope_theta"] = float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0)
+    rope.setdefault("partial_rotary_factor", hf.get("partial_rotary_factor") or 1.0)
+    if rope["rope_type"] == "su":  # Phi-3's first word for it
+        rope["rope_type"] = "longrope"
     if rope["rope_type"] not in ROPE_TYPES:
         raise ConfigError(f"{path}: rope scaling of type {rope['rope_type']!r} is not supported; supported are "
                           f"{', '.join(ROPE_TYPES)}")
-    required = {"default": (), "linear": ("factor",), "yarn": ("factor",),
+    required = {"default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",), "longrope": (),
                 "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
     for name in required[rope["rope_type"]]:
         if not isinstance(rope.get(name), (int, float)) or rope[name] <= 0:
             raise ConfigError(f"{path}: rope scaling of type {rope['rope_type']!r} needs a positive {name}, "
                               f"has {rope.get(name)!r}")
-    if rope["rope_type"] == "yarn" and not rope.get("original_max_position_embeddings"):
-        rope["original_max_position_embeddings"] = hf.get("max_position_embeddings") or _DEFAULT_POSITIONS
+    positions = hf.get("max_position_embeddings") or _DEFAULT_POSITIONS
+    if rope["rope_type"] in ("yarn", "dynamic") and not rope.get("original_max_position_embeddings"):
+        rope["original_max_position_embeddings"] = positions
+    if rope["rope_type"] == "longrope":
+        original = rope.get("original_max_position_embeddings") or hf.get("original_max_position_embeddings")
+        rope["original_max_position_embeddings"] = original or positions
+        rope["factor"] = rope.get("factor") or positions / rope["original_max_position_embeddings"]
+        for name in ("short_factor", "long_factor"):
+            if not isinstance(rope.get(name), list):
+                raise ConfigError(f"{path}: rope scaling of type 'longrope' needs a list {name}")
     return rope
 
 
 def _scaled_positions(positions: int, rope: dict[str, Any]) -> int:
     """How far the scaling stretches the model. llama3's max_position_embeddings is already the stretched one."""
-    if rope["rope_type"] == "linear":
+    if rope["rope_type"] in ("linear", "dynamic"):
         return int(positions * rope["factor"])
     if rope["rope_type"] == "yarn":
         return int(rope["original_max_position_embeddings"] * rope["factor"])

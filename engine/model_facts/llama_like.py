@@ -1,0 +1,25 @@
+"""Families of standard names that only leave something out, or have windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quire.engine.model_facts.windows import with_windows
+
+
+def windowed(hf: dict[str, Any]) -> dict[str, Any]:
+    """Mistral, Phi-3: all layers have the window, if there is one. OLMo 3, Ministral: those that layer_types names."""
+    return with_windows(hf)
+
+
+def qwen2(hf: dict[str, Any]) -> dict[str, Any]:
+    """Only where use_sliding_window says so, and only from max_window_layers on."""
+    if not hf.get("use_sliding_window", False):
+        return {**hf, "sliding_window": None, "layer_types": None}
+    first = hf.get("max_window_layers", 28)
+    return with_windows(hf, lambda i: bool(i >= first))
+
+
+def baichuan(hf: dict[str, Any]) -> dict[str, Any]:
+    """The 13B models have ALiBi and no bound of positions but what they were trained with."""
+    return {"max_position_embeddings": hf.get("model_max_length", 4096), "tie_word_embeddings": False, **hf}
