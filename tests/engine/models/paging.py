@@ -20,9 +20,9 @@ BLOCK_SIZE = 16
 
 def load(path: Path | str, *, max_model_len: int = 128, dtype: str = "float32",
          progress: Callable[[str, float], None] = lambda phase, fraction: None, parallel: Parallel | None = None,
-         **args: Any) -> CausalLM:
+         on: str = "cpu", **args: Any) -> CausalLM:
     config = config_of(path, max_model_len=max_model_len, dtype=dtype, **args)
-    return load_model(config, parallel or Parallel(), torch.device("cpu"), getattr(torch, dtype), progress)
+    return load_model(config, parallel or Parallel(), torch.device(on), getattr(torch, dtype), progress)
 
 
 def config_of(path: Path | str, *, max_model_len: int = 128, dtype: str = "float32", **args: Any) -> EngineConfig:
@@ -43,7 +43,8 @@ class PagedRun:
         self._lens = [0] * num_seqs
         shape = (num_blocks, model.num_kv_heads, BLOCK_SIZE, model.head_dim)
         dtype = model.embedding.weight.dtype
-        self._caches = [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+        self._device = model.embedding.weight.device
+        self._caches = [tuple(torch.zeros(shape, dtype=dtype, device=self._device) for _ in range(2))
                         for _ in range(model.num_layers)]
 
     @torch.inference_mode()
@@ -58,21 +59,26 @@ class PagedRun:
         blocks = self._tables[rows, positions // BLOCK_SIZE]
         contexts = [a + n for a, n in zip(starts, counts)]
         query_starts = torch.tensor([0, *counts]).cumsum(0).int()
+
+        def put(x: torch.Tensor) -> torch.Tensor:
+            return x.int().to(self._device)
+
+        on_cpu = self._device.type == "cpu"
         inputs = AttentionInputs(
-            positions=positions.int(),
-            slots=blocks * BLOCK_SIZE + (positions % BLOCK_SIZE).int(),
-            query_starts=query_starts,
-            context_lens=torch.tensor(contexts).int(),
-            block_tables=self._tables[seqs],
+            positions=put(positions),
+            slots=put(blocks * BLOCK_SIZE + positions % BLOCK_SIZE),
+            query_starts=put(query_starts),
+            context_lens=put(torch.tensor(contexts)),
+            block_tables=put(self._tables[seqs]),
             num_decodes=num_decodes,
             max_query_len=max(counts),
             max_context_len=max(contexts),
             first_whole=len(seqs),
-            last_tokens=query_starts[1:] - 1 if only_last else None,
-            host_query_lens=counts,
-            host_context_lens=contexts,
+            last_tokens=put(query_starts[1:] - 1) if only_last else None,
+            host_query_lens=counts if on_cpu else None,
+            host_context_lens=contexts if on_cpu else None,
         )
-        token_ids = torch.tensor([token for tokens in chunks.values() for token in tokens], dtype=torch.int32)
+        token_ids = put(torch.tensor([token for tokens in chunks.values() for token in tokens]))
         logits = self.model.logits(self.model.forward(token_ids, inputs, self._caches))
         for s, n in zip(seqs, counts):
             self._lens[s] += n

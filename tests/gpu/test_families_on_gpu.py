@@ -1,0 +1,45 @@
+"""Every family through the Triton kernels: the logits of its tiny checkpoints are near transformers' in float32.
+
+A prompt whole, in chunks and token by token, as on a CPU; in bfloat16 the distance is to be a few times that of
+transformers' own model in bfloat16 at most.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.models import tiny
+from tests.engine.models.families import CASES
+from tests.engine.models.paging import PagedRun, load
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+PROMPT = [(31 * i + i * i) % tiny.SIZES["vocab_size"] for i in range(75)]
+FACTOR, FLOOR = 2.0, 1e-2
+
+
+def distance(ours: torch.Tensor, right: torch.Tensor) -> float:
+    """|ours - right| / |right|"""
+    return float((ours.float().cpu() - right).norm() / right.norm())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_near_transformers(case: str, tmp_path: Path) -> None:
+    family, config = CASES[case]
+    reference = tiny.write(tmp_path, family, **config)
+    right = tiny.logits(reference, PROMPT)
+    allowed = {"float32": 1e-4,
+               "bfloat16": max(FLOOR, FACTOR * distance(tiny.logits(reference.bfloat16(), PROMPT), right))}
+    for dtype, most in allowed.items():
+        model = load(tmp_path, dtype=dtype, on="cuda")
+        for lengths in ([75], [20, 1, 33, 16, 5], [1] * 75):
+            run, parts, start = PagedRun(model, 1, 128), [], 0
+            for length in lengths:
+                parts.append(run.step({0: PROMPT[start:start + length]})[0])
+                start += length
+            found = distance(torch.cat(parts), right)
+            print(f"{case} {dtype} in {len(lengths)}: {found:.2g} of {most:.2g}")
+            assert found <= most, (dtype, lengths)
