@@ -53,6 +53,17 @@ class WideTile:
     num_stages: int
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertsTile:
+    """Of products with experts: pairs of a token and an expert, outputs, depth of a step."""
+
+    rows: int
+    outputs: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
 # family -> {(bytes of an element, widest padded head_dim that it is for): tile}, narrowest first.
 _DECODE = {
     "hopper": {
@@ -206,6 +217,19 @@ def wide_gated_tile(device: torch.device, element_bytes: int, num_rows: int, siz
     if family(device) != "hopper" or element_bytes != 2 or num_rows < 2048 or size >= 2048:
         return None
     return WideTile(128, 128, 64, 8, 3 if num_rows > 4096 else 4)
+
+
+def experts_tile(device: torch.device, element_bytes: int, rows_per_expert: int) -> ExpertsTile:
+    if device.type == "cpu":
+        return ExpertsTile(16, 16, 32, 4, 1)  # the interpreter
+    stages = 3 if family(device) == "hopper" else 2
+    if element_bytes == 4:
+        return ExpertsTile(16, 64, 32, 4, 2)
+    if rows_per_expert <= 16:
+        return ExpertsTile(16, 64, 128, 4, stages)
+    if rows_per_expert <= 64 or family(device) == "default":
+        return ExpertsTile(32, 64, 64, 4, stages)
+    return ExpertsTile(128, 64, 64, 8, stages)
 
 
 def has_fast_logarithm(device: torch.device) -> bool:

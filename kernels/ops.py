@@ -24,6 +24,8 @@ _STEM = {
     "norm_heads": "head_norm",
     "gated_activation": "activation",
     "activation": "activation",
+    "route": "routing",
+    "gated_experts": "experts",
     "rotary_and_cache": "rotary",
     "paged_attention": "attention",
     "copy_blocks": "blocks",
@@ -79,6 +81,16 @@ def activation(x: torch.Tensor, kind: str) -> torch.Tensor:
 
 def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
     return _FUNCTIONS[gate_up.device.type]["gated_activation"](gate_up, kind)
+
+
+def route(logits: torch.Tensor, num_chosen: int, *, scoring: str, renormalize: bool
+          ) -> tuple[torch.Tensor, torch.Tensor]:
+    return _FUNCTIONS[logits.device.type]["route"](logits, num_chosen, scoring=scoring, renormalize=renormalize)
+
+
+def gated_experts(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
+                  kind: str) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["gated_experts"](x, gate_up, down, ids, weights, kind)
 
 
 def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary | None, positions: torch.Tensor,

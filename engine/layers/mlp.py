@@ -27,7 +27,7 @@ class GatedMLP:
             up = slice(mine.start + intermediate_size, mine.stop + intermediate_size)
             parts = [Part(fused, 2 * intermediate_size, rows) for rows in (mine, up)]
         self._gate_up = ColumnParallelLinear(view, hidden_size, parts, bias=bias,
-                                             gate=_kind(activation, _ACTIVATIONS))
+                                             gate=activation_kind(activation))
         self._down = RowParallelLinear(view.sub("down_proj"), intermediate_size, hidden_size, mine, parallel, bias=bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -43,7 +43,7 @@ class MLP:
         mine = parallel.share(intermediate_size, "intermediate_size")
         self._up = ColumnParallelLinear(view, hidden_size, [Part(up, intermediate_size, mine)], bias=bias,
                                         transposed=transposed)
-        self._kind = _kind(activation, _PLAIN_ACTIVATIONS)
+        self._kind = activation_kind(activation, _PLAIN_ACTIVATIONS)
         self._down = RowParallelLinear(view.sub(down), intermediate_size, hidden_size, mine, parallel, bias=bias,
                                        transposed=transposed)
 
@@ -52,7 +52,8 @@ class MLP:
         return self._down(ops.activation(self._up(x), self._kind))
 
 
-def _kind(activation: str, kinds: dict[str, str]) -> str:
+def activation_kind(activation: str, kinds: dict[str, str] = _ACTIVATIONS) -> str:
+    """The kernel's word for config.json's. Raises ConfigError where it is not among `kinds`."""
     if activation not in kinds:
         raise ConfigError(f"hidden_act {activation!r} is not supported; supported are {', '.join(kinds)}")
     return kinds[activation]

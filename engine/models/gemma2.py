@@ -21,7 +21,7 @@ class Gemma2(Gemma):
         norms = [self.make_norm(view.sub(name)) for name in (
             "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")]
         return SandwichLayer(norms[0], self.make_attention(i, view.sub("self_attn")), norms[1], norms[2],
-                             self.make_mlp(view.sub("mlp")), norms[3], self.parallel.all_reduce,
+                             self.mlp_of(i, view), norms[3], self.parallel.all_reduce,
                              is_last=self.is_last_layer(i))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -20,5 +20,5 @@ class Glm4(Phi3):
         norms = [self.make_norm(view.sub(name)) for name in (
             "input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")]
         return SandwichLayer(norms[0], self.make_attention(i, view.sub("self_attn")), norms[1], norms[2],
-                             self.make_mlp(view.sub("mlp")), norms[3], self.parallel.all_reduce,
+                             self.mlp_of(i, view), norms[3], self.parallel.all_reduce,
                              is_last=self.is_last_layer(i))

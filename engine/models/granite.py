@@ -20,7 +20,7 @@ class Granite(Llama):
 
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         return ScaledLayer(self.make_norm(view.sub("input_layernorm")), self.make_attention(i, view.sub("self_attn")),
-                           self.make_norm(view.sub("post_attention_layernorm")), self.make_mlp(view.sub("mlp")),
+                           self.make_norm(view.sub("post_attention_layernorm")), self.mlp_of(i, view),
                            factor=self.config.hf.get("residual_multiplier", 1.0), is_last=self.is_last_layer(i))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from quire.engine.errors import ConfigError
 from quire.engine.layers import qkv
-from quire.engine.layers.decoder_layer import DecoderLayer, PreNormLayer
+from quire.engine.layers.decoder_layer import Block, DecoderLayer, PreNormLayer
 from quire.engine.layers.mlp import GatedMLP
 from quire.engine.layers.norm import RMSNorm
 from quire.engine.layers.rotary import cos_sin_table
@@ -22,6 +22,7 @@ DEFAULT_EPS = 1e-6
 
 
 class Llama(DecoderModel):
+    mlp_name = "mlp"
     rotary_style: Style = "half"
     query_factors: torch.Tensor | None = None  # [positions]
 
@@ -37,7 +38,7 @@ class Llama(DecoderModel):
 
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         return PreNormLayer(self.make_norm(view.sub("input_layernorm")), self.make_attention(i, view.sub("self_attn")),
-                            self.make_norm(view.sub("post_attention_layernorm")), self.make_mlp(view.sub("mlp")),
+                            self.make_norm(view.sub("post_attention_layernorm")), self.mlp_of(i, view),
                             is_last=self.is_last_layer(i))
 
     def make_norm(self, view: View) -> RMSNorm:
@@ -60,7 +61,10 @@ class Llama(DecoderModel):
     def make_head_norms(self, view: View) -> QKNorms | None:
         return None
 
-    def make_mlp(self, view: View) -> GatedMLP:
+    def mlp_of(self, i: int, view: View) -> Block:
+        return self.make_mlp(i, view.sub(self.mlp_name))
+
+    def make_mlp(self, i: int, view: View) -> Block:
         hf = self.config.hf
         return GatedMLP(view, self.hidden_size, hf["intermediate_size"], hf.get("hidden_act", "silu"), self.parallel,
                         bias=bool(hf.get("mlp_bias", False)))

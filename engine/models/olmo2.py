@@ -14,7 +14,7 @@ class Olmo2(Llama):
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         return SandwichLayer(None, self.make_attention(i, view.sub("self_attn")),
                              self.make_norm(view.sub("post_attention_layernorm")), None,
-                             self.make_mlp(view.sub("mlp")), self.make_norm(view.sub("post_feedforward_layernorm")),
+                             self.mlp_of(i, view), self.make_norm(view.sub("post_feedforward_layernorm")),
                              self.parallel.all_reduce, is_last=self.is_last_layer(i))
 
     def make_head_norms(self, view: View) -> WholeNorms:

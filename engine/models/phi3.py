@@ -13,7 +13,7 @@ class Phi3(Llama):
     def projections(self) -> Projections:
         return Projections(qkv.stacked(self.heads, "qkv_proj"))
 
-    def make_mlp(self, view: View) -> GatedMLP:
+    def make_mlp(self, i: int, view: View) -> GatedMLP:
         hf = self.config.hf
         return GatedMLP(view, self.hidden_size, hf["intermediate_size"], hf.get("hidden_act", "silu"), self.parallel,
                         bias=False, fused="gate_up_proj")

@@ -178,6 +178,15 @@ def rotary(angles: torch.Tensor, style: Style = "half") -> Rotary:
     return Rotary(torch.cat((angles.cos(), angles.sin()), 1), style)
 
 
+def gated_experts(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
+                  kind: str) -> torch.Tensor:
+    rows = []
+    for token, experts, shares in zip(x.double(), ids.tolist(), weights.double()):
+        inner = [gated_activation((gate_up[e].double() @ token).unsqueeze(0), kind)[0] for e in experts]
+        rows.append(sum(share * (down[e].double() @ h) for share, e, h in zip(shares, experts, inner)))
+    return torch.stack(rows)
+
+
 def rotated(x: torch.Tensor, angles: torch.Tensor, style: Style = "half") -> torch.Tensor:
     """x [tokens, heads, head_dim] with its first dimensions rotated by angles [tokens, rotary_dim / 2], as complex."""
     half = angles.shape[1]

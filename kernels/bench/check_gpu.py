@@ -72,6 +72,23 @@ def check_head_norms(dtype: torch.dtype, quick: bool) -> Errors:
         yield f"norm_heads {num_q}/{num_k} d{head_dim}", cases.relative_error(qk, right)
 
 
+def check_experts(dtype: torch.dtype, quick: bool) -> Errors:
+    for num_experts, chosen in ((8, 2), (128, 8)):
+        gate_up = torch.randn(num_experts, 2 * 192, 256, device=DEVICE, dtype=dtype) / 16
+        down = torch.randn(num_experts, 256, 192, device=DEVICE, dtype=dtype) / 14
+        for num_tokens in (1, 70, 1500) if quick else (1, 7, 70, 300, 1500, 5000):
+            logits = torch.randn(num_tokens, num_experts, device=DEVICE, dtype=dtype) * 2
+            ids, weights = ops.route(logits, chosen, scoring="softmax", renormalize=True)
+            right = torch.softmax(logits.double(), -1).topk(chosen)
+            name = f"{num_tokens} tokens, {chosen} of {num_experts}"
+            yield f"route {name}", cases.relative_error(weights, right.values / right.values.sum(-1, keepdim=True))
+            x = torch.randn(num_tokens, 256, device=DEVICE, dtype=dtype)
+            some = slice(0, 64)  # the plain form takes its time
+            out = ops.gated_experts(x, gate_up, down, ids, weights, "silu")
+            yield f"gated_experts {name}", cases.relative_error(
+                out[some], cases.gated_experts(x[some], gate_up, down, ids[some], weights[some], "silu"))
+
+
 def check_activation(dtype: torch.dtype, quick: bool) -> Errors:
     for kind in ("silu", "gelu_tanh", "gelu", "relu"):
         x = torch.randn(3, 1025, device=DEVICE, dtype=dtype) * 3
@@ -251,8 +268,9 @@ def check_product(dtype: torch.dtype, quick: bool) -> Errors:
                 cases.gated_activation(cases.product(small, weight, bias).to(dtype), "silu")))
 
 
-CHECKS = [check_norms, check_layer_norms, check_head_norms, check_activation, check_rotary, check_attention, check_copy,
-          check_step, check_penalties, check_sampling, check_logprobs, check_product, check_wide_product]
+CHECKS = [check_norms, check_layer_norms, check_head_norms, check_experts, check_activation, check_rotary,
+          check_attention, check_copy, check_step, check_penalties, check_sampling, check_logprobs, check_product,
+          check_wide_product]
 
 
 def main(arguments: list[str] | None = None) -> int:

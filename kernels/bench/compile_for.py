@@ -26,6 +26,7 @@ from quire.kernels import (
     all_reduce,
     attention,
     blocks,
+    experts,
     head_norm,
     launch,
     layer_norm,
@@ -34,6 +35,7 @@ from quire.kernels import (
     penalties,
     product,
     rotary,
+    routing,
     sampling,
     step,
     wide_product,
@@ -92,7 +94,8 @@ def pretend(capability: int) -> list[Any]:
     launch._family = lambda index: FAMILIES[capability]  # type: ignore[assignment]
     launch._num_multiprocessors = lambda index: 132  # type: ignore[assignment]
     for name in ("family", "num_multiprocessors", "decode_tile", "balanced_tile", "prefill_tile", "whole_prefill_tile",
-                 "product_tile", "gated_product_tile", "wide_gated_tile", "has_fast_logarithm", "early", "num_splits"):
+                 "product_tile", "gated_product_tile", "wide_gated_tile", "experts_tile",
+                 "has_fast_logarithm", "early", "num_splits"):
         real = getattr(getattr(launch, name), "asked_of_a_gpu", getattr(launch, name))
         getattr(real, "cache_clear", bool)()
         asked = functools.partial(real, torch.device("cuda", 0))
@@ -115,6 +118,14 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
         yield "add_rms_norm", functools.partial(norms.add_rms_norm, x, x, x[0], 1e-5)
         yield "layer_norm", functools.partial(layer_norm.layer_norm, x, x[0], x[0], 1e-5)
         yield "add_layer_norm", functools.partial(layer_norm.add_layer_norm, x, x, x[0], None, 1e-5)
+    for num_experts, chosen in ((8, 2), (128, 8)):
+        yield "route", functools.partial(routing.route, empty(3, num_experts), chosen, scoring="softmax",
+                                         renormalize=True)
+        for num_tokens in (1, 200, 2000):
+            yield "gated_experts", functools.partial(
+                experts.gated_experts, empty(num_tokens, 256), empty(num_experts, 512, 256),
+                empty(num_experts, 256, 256), ints(num_tokens, chosen), empty(num_tokens, chosen, of=torch.float32),
+                "silu")
     for head_dim in (64, 80, 128, 256):
         qkv = empty(3, 12, head_dim)
         yield "norm_heads", functools.partial(head_norm.norm_heads, qkv[:, :10], qkv[0, 0], qkv[0, 0], 8, 1e-6)

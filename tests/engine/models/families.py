@@ -19,6 +19,7 @@ GLM4 = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 
 NEOX = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
 MINISTRAL3 = {**YARN, "original_max_position_embeddings": 32, "factor": 8.0, "llama_4_scaling_beta": 0.1}
 MPT = {"d_model": 60, "n_layers": 3, "n_heads": 4, "max_seq_len": 256, "expansion_ratio": 2}
+QWEN3_MOE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "head_dim": 16}
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,6 +48,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                             "logits_scaling": 1.5}),
     "ministral3": ("ministral3", {"pad_token_id": 0, "head_dim": 16, "rope_parameters": MINISTRAL3}),
     "gemma": ("gemma", {"pad_token_id": 0, "head_dim": 32}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}),
+    "qwen3-moe": ("qwen3_moe", {**QWEN3_MOE, "decoder_sparse_step": 2}),
+    "qwen3-moe-renormalized": ("qwen3_moe", {**QWEN3_MOE, "norm_topk_prob": True, "mlp_only_layers": [1]}),
     "gpt2": ("gpt2", GPT2),
     "gpt2-by-layer": ("gpt2", {**GPT2, "n_inner": 80, "scale_attn_by_inverse_layer_idx": True}),
     "gpt-bigcode": ("gpt_bigcode", BIGCODE),
