@@ -17,6 +17,7 @@ from quire.engine.model_registry import FAMILIES
 from quire.engine.parallel import Parallel
 from quire.engine.weights.checkpoint import Checkpoint, View
 from quire.engine.weights.dummy import DummyCheckpoint
+from quire.engine.weights.index import has_checkpoint
 
 if TYPE_CHECKING:
     from quire.engine.models.base import CausalLM  # above this module: models import weights
@@ -61,6 +62,11 @@ def _open(config: EngineConfig) -> Checkpoint:
         from quire.engine.weights.gguf import GgufCheckpoint
 
         return GgufCheckpoint(path)
+    if config.args.load_format != "safetensors" and not has_checkpoint(path, "model.safetensors") \
+            and has_checkpoint(path, "pytorch_model.bin"):
+        from quire.engine.weights.pickled import PickledCheckpoint
+
+        return PickledCheckpoint(path)
     from quire.engine.weights.safetensors import SafetensorsCheckpoint
 
     return SafetensorsCheckpoint(path)

@@ -16,8 +16,9 @@ import torch
 
 from quire.engine.errors import WeightError
 from quire.engine.weights.checkpoint import Checkpoint, Shape
+from quire.engine.weights.index import checkpoint_files
 from quire.engine.weights.mapped_file import MappedFile
-from quire.engine.weights.safetensors_files import files_of, header_of
+from quire.engine.weights.safetensors_header import header_of
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -33,7 +34,7 @@ class _Entry:
 
 class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, directory: Path) -> None:
-        self._files = [MappedFile(path) for path in files_of(directory)]
+        self._files = [MappedFile(path) for path in checkpoint_files(directory, "model.safetensors")]
         self._entries: dict[str, _Entry] = {}
         for file in self._files:
             for name, entry in _table(file):

@@ -11,7 +11,8 @@ from pathlib import Path
 from quire.engine.errors import WeightError
 from quire.engine.model_config import ModelConfig
 from quire.engine.weights.gguf_metadata import read_header
-from quire.engine.weights.safetensors_files import files_of, header_of
+from quire.engine.weights.index import checkpoint_files, has_checkpoint
+from quire.engine.weights.safetensors_header import header_of
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -34,8 +35,11 @@ def _num_elements(model: ModelConfig, dummy: bool) -> int:
     path = Path(model.path)
     if model.file_format == "gguf":
         return sum(math.prod(tensor.shape) for tensor in read_header(path).tensors.values())
+    if not has_checkpoint(path, "model.safetensors") and has_checkpoint(path, "pytorch_model.bin"):
+        files = checkpoint_files(path, "pytorch_model.bin")
+        return sum(file.stat().st_size for file in files) // ITEM_BYTES[model.dtype]  # hardly anything else is in them
     total = 0
-    for file in files_of(path):
+    for file in checkpoint_files(path, "model.safetensors"):
         table, _ = header_of(file)
         try:
             total += sum(math.prod(entry["shape"]) for entry in table.values())
@@ -47,6 +51,8 @@ def _num_elements(model: ModelConfig, dummy: bool) -> int:
 def _num_dummy_elements(model: ModelConfig) -> int:
     """Random weights come from no file: the matrices of a layer as all families here have them, and the embedding."""
     heads, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    layer = model.hidden_size * (2 * heads + 2 * kv + 3 * int(model.hf.get("intermediate_size", 0)))
+    num_experts = model.hf.get("num_experts") or model.hf.get("num_local_experts") or 1
+    inner = (model.hf.get("moe_intermediate_size") if num_experts > 1 else None) or model.hf.get("intermediate_size", 0)
+    layer = model.hidden_size * (2 * heads + 2 * kv + 3 * int(inner) * num_experts)
     tables = 1 if model.hf.get("tie_word_embeddings", False) else 2
     return model.num_layers * layer + tables * model.vocab_size * model.hidden_size
