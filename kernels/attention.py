@@ -19,7 +19,6 @@ from quire.kernels.rotary import rotary_and_cache
 
 def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, spec: AttentionSpec,
                     fresh: Fresh | None = None) -> torch.Tensor:
-    assert spec.window is None and not spec.softcap and spec.slopes is None and spec.sinks is None, "not yet"
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     assert q.stride(2) == 1
     assert k_cache.is_contiguous()
@@ -28,8 +27,9 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     num_decodes = num_seqs if inputs.max_query_len == 1 else inputs.num_decodes
     num_kv_heads, block_size = k_cache.shape[1:3]
     balanced = None
-    if inputs.shared is None:
-        balanced = launch.balanced_tile(q.device, q.element_size(), q.shape[2], block_size, num_decodes, num_kv_heads)
+    if inputs.shared is None or spec.window is not None:
+        balanced = launch.balanced_tile(q.device, q.element_size(), q.shape[2], block_size, num_decodes, num_kv_heads,
+                                       q.shape[1] // num_kv_heads)
     fused = balanced is None and num_decodes * num_kv_heads <= launch.FUSED_ROTARY_PROGRAMS
     if fresh is not None:
         first = num_decodes if fused else 0  # decoding sequences come first, with one token each

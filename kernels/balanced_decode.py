@@ -16,10 +16,11 @@ import triton.language as tl
 from quire.kernels import counters, launch, pdl
 from quire.kernels.attention_merge import merge_group
 from quire.kernels.attention_spec import AttentionSpec
-from quire.kernels.attention_tile import LOG2_E, softmax_step
+from quire.kernels.attention_tile import IN_EXP2, first_state, scale_and_cap, softmax_step
 
 _SEQS = 1024  # looked through at a time
 _TILES = 64  # written at a time
+_SKIPPED = tl.constexpr(1 << 18)
 
 # Numbers, and tensors cut out of larger ones, that differ from step to step: compiled once for any value and alignment.
 _VARYING = ["context_lens", "block_ids", "seqs", "marks", "first_tiles", "table_stride", "num_decodes"]
@@ -30,7 +31,9 @@ class Tiles(NamedTuple):
 
     block_ids: torch.Tensor  # [tiles, blocks of a tile]
     seqs: torch.Tensor
-    marks: torch.Tensor  # tokens * 4, + 1 for a sequence's first tile, + 2 for its last
+    # tokens * 4, + 1 for a sequence's first tile, + 2 for its last; with a window, + _SKIPPED * how many of the first
+    # tile's tokens lie before it
+    marks: torch.Tensor
     first_tiles: torch.Tensor  # [decodes + 1], of each sequence; then how many there are
 
 
@@ -40,37 +43,41 @@ def balanced_decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     _, num_heads, head_dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1:3]
     group, padded_dim = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
-    tiles = inputs.scratch.get(__name__)
+    window = spec.window or 0
+    key = f"{__name__}, window {window}"
+    tiles = inputs.scratch.get(key)
     if tiles is None:
-        tiles = inputs.scratch[__name__] = _tiles(inputs, num_decodes, block_size, tile.columns)
+        tiles = inputs.scratch[key] = _tiles(inputs, num_decodes, block_size, tile.columns, window)
+    scale, softcap = scale_and_cap(spec)
     num_programs = tile.num_programs * launch.num_multiprocessors(q.device)
     # Of each program: what it has of a sequence that it begins and another ends; and of one that another begins.
     partial = torch.empty((group, 2, num_programs, head_dim), dtype=torch.float32, device=q.device)
     stats = torch.empty((2, group, 2, num_programs), dtype=torch.float32, device=q.device)
     done = counters.at_zero(q.device, num_decodes * num_kv_heads)
     _balanced[(num_programs,)](
-        q, k_cache, v_cache, *tiles, out, partial, stats, done, spec.scale * LOG2_E, q.stride(0), q.stride(1),
-        num_decodes, KV_HEADS=num_kv_heads, GROUP=group, GROUP_PADDED=max(16, triton.next_power_of_2(group)),
-        HEAD_DIM=head_dim, HEAD_DIM_PADDED=padded_dim, BLOCK_SIZE=block_size, COLUMNS=tile.columns,
-        MIN_TILES=launch.BALANCED_MIN_TILES,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, **launch.early(q.device))
+        q, k_cache, v_cache, *tiles, None if spec.slopes is None else inputs.context_lens, out, partial, stats, done,
+        spec.slopes, spec.sinks, scale, q.stride(0), q.stride(1), num_decodes,
+        KV_HEADS=num_kv_heads, GROUP=group, GROUP_PADDED=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
+        HEAD_DIM_PADDED=padded_dim, BLOCK_SIZE=block_size, COLUMNS=tile.columns, MIN_TILES=launch.BALANCED_MIN_TILES,
+        WINDOW=window, SOFTCAP=softcap, num_warps=tile.num_warps, num_stages=tile.num_stages, **launch.early(q.device))
 
 
-def _tiles(inputs: Any, num_decodes: int, block_size: int, columns: int) -> Tiles:
+def _tiles(inputs: Any, num_decodes: int, block_size: int, columns: int, window: int) -> Tiles:
     device = inputs.context_lens.device
-    room = num_decodes * triton.cdiv(max(inputs.max_context_len, 1), columns)
+    max_seen = min(inputs.max_context_len, window + block_size - 1) if window else inputs.max_context_len
+    room = num_decodes * triton.cdiv(max(max_seen, 1), columns)
     sizes = (room * (columns // block_size), room, room, num_decodes + 1)
     tiles = Tiles(*torch.empty(sum(sizes), dtype=torch.int32, device=device).split(sizes))
     _list[(num_decodes,)](inputs.context_lens, inputs.block_tables, *tiles, inputs.block_tables.stride(0), num_decodes,
-                          BLOCK_SIZE=block_size, COLUMNS=columns, SEQS=_SEQS, TILES=_TILES, num_warps=4,
-                          **launch.early(device))
+                          BLOCK_SIZE=block_size, COLUMNS=columns, WINDOW=window, SEQS=_SEQS, TILES=_TILES,
+                          num_warps=4, **launch.early(device))
     return tiles
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def _list(context_lens, block_tables, block_ids, seqs, marks, first_tiles, table_stride, num_decodes,
-          BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, SEQS: tl.constexpr, TILES: tl.constexpr,
-          EARLY: tl.constexpr):
+          BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, WINDOW: tl.constexpr, SEQS: tl.constexpr,
+          TILES: tl.constexpr, EARLY: tl.constexpr):
     """A program writes a sequence's tiles. One without context has a tile of no token, which makes its zeros."""
     pdl.begin(EARLY)
     seq = tl.program_id(0)
@@ -79,8 +86,11 @@ def _list(context_lens, block_tables, block_ids, seqs, marks, first_tiles, table
     for start in range(0, seq, SEQS):
         earlier = start + tl.arange(0, SEQS)
         lens = tl.load(context_lens + earlier, mask=earlier < seq, other=0)
+        lens -= _first_position(lens, BLOCK_SIZE, WINDOW)
         first += tl.sum(tl.where(earlier < seq, tl.maximum(tl.cdiv(lens, COLUMNS), 1), 0))
-    num_tiles = tl.maximum(tl.cdiv(context, COLUMNS), 1)
+    begin = _first_position(context, BLOCK_SIZE, WINDOW)
+    length = context - begin
+    num_tiles = tl.maximum(tl.cdiv(length, COLUMNS), 1)
     tl.store(first_tiles + seq, first)
     if seq == num_decodes - 1:
         tl.store(first_tiles + num_decodes, first + num_tiles)
@@ -88,21 +98,35 @@ def _list(context_lens, block_tables, block_ids, seqs, marks, first_tiles, table
     for start in range(0, num_tiles, TILES):
         tile = start + tl.arange(0, TILES)
         here = tile < num_tiles
-        tokens = tl.maximum(tl.minimum(context - tile * COLUMNS, COLUMNS), 0)
+        tokens = tl.maximum(tl.minimum(length - tile * COLUMNS, COLUMNS), 0)
         tl.store(seqs + first + tile, tl.zeros([TILES], tl.int32) + seq, mask=here)
-        tl.store(marks + first + tile, tokens * 4 + (tile == 0) + 2 * (tile == num_tiles - 1), mask=here)
+        mark = tokens * 4 + (tile == 0) + 2 * (tile == num_tiles - 1)
+        if WINDOW > 0:
+            mark += tl.where(tile == 0, tl.maximum(length - WINDOW, 0) * _SKIPPED, 0)
+        tl.store(marks + first + tile, mark, mask=here)
         column = tile[:, None] * BLOCKS + tl.arange(0, BLOCKS)[None, :]
-        entry = tl.load(block_tables + seq.to(tl.int64) * table_stride + column, mask=column * BLOCK_SIZE < context,
-                        other=0)
+        entry = tl.load(block_tables + seq.to(tl.int64) * table_stride + begin // BLOCK_SIZE + column,
+                        mask=column * BLOCK_SIZE < length, other=0)
         tl.store(block_ids + first * BLOCKS + column, entry, mask=here[:, None])
 
 
+@triton.jit
+def _first_position(context, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr):
+    """Where the first block begins of which the last of so many tokens sees anything."""
+    if WINDOW > 0:
+        position = tl.maximum(context - WINDOW, 0) // BLOCK_SIZE * BLOCK_SIZE
+    else:
+        position = 0
+    return position
+
+
 @triton.jit(do_not_specialize=_VARYING)
-def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, out, partial, stats, done, scale, q_stride,
-              q_head_stride, num_decodes,
+def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, context_lens, out, partial, stats, done, slopes,
+              sinks, scale, q_stride, q_head_stride, num_decodes,
               KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, HEAD_DIM: tl.constexpr,
               HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, MIN_TILES: tl.constexpr,
-              EARLY: tl.constexpr):
+              WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, EARLY: tl.constexpr):
+    """`context_lens` is None without `slopes`."""
     pdl.begin(EARLY)
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     num_tiles = tl.load(first_tiles + num_decodes)
@@ -130,15 +154,31 @@ def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, out, par
         offsets = (blocks * KV_HEADS + kv_head) * (BLOCK_SIZE * HEAD_DIM) + columns % BLOCK_SIZE * HEAD_DIM
         heads = kv_head * GROUP + rows
         queries = tl.load(q + seq * q_stride + heads[:, None] * q_head_stride + dims[None, :], mask=wanted, other=0.0)
-        inside = (columns < tokens)[:, None] & (dims < HEAD_DIM)[None, :]
+        lows = None
+        seen = columns < tokens
+        if WINDOW > 0:
+            skipped = mark // _SKIPPED
+            tokens = tokens - skipped * (_SKIPPED // 4)
+            lows = tl.zeros([GROUP_PADDED], tl.int32) + skipped
+            seen = (columns >= skipped) & (columns < tokens)
+        row_slopes, own = None, None
+        if slopes is not None:
+            row_slopes = tl.load(slopes + heads, mask=rows < GROUP, other=0.0) * IN_EXP2
+            context = tl.load(context_lens + seq)
+            start = _first_position(context, BLOCK_SIZE, WINDOW) + (tile - tl.load(first_tiles + seq)) * COLUMNS
+            own = tl.zeros([GROUP_PADDED], tl.int32) + (context - 1 - start)
+        inside = seen[:, None] & (dims < HEAD_DIM)[None, :]
         keys = tl.load(k_cache + offsets[:, None] + dims[None, :], mask=inside, other=0.0)
         values = tl.load(v_cache + offsets[:, None] + dims[None, :], mask=inside, other=0.0)
         begun = begun | is_first
-        best = tl.where(is_first, float("-inf"), best)
-        total = tl.where(is_first, 0.0, total)  # not left to the best one's change: the one before may have had NaN
+        first_best, first_total, _ = first_state(sinks, heads, rows < GROUP, GROUP_PADDED, HEAD_DIM_PADDED)
+        best = tl.where(is_first, first_best, best)
+        # Not left to the best one's change: the sequence before may have had NaN.
+        total = tl.where(is_first, first_total, total)
         acc = tl.where(is_first, 0.0, acc)
         limits = tl.zeros([GROUP_PADDED], tl.int32) + tl.maximum(tokens, 1)  # 1: of zeros
-        best, total, acc = softmax_step(queries, best, total, acc, keys, values, columns, limits, scale, True)
+        best, total, acc = softmax_step(queries, best, total, acc, keys, values, columns, lows, limits, own, row_slopes,
+                                        scale, SOFTCAP, True)
         if is_last | (place == end - 1):
             result = acc / total[:, None]
             if is_last & begun:

@@ -15,7 +15,7 @@ import triton.language as tl
 from quire.kernels import counters, launch, pdl
 from quire.kernels.attention_merge import merge_group
 from quire.kernels.attention_spec import AttentionSpec, Fresh
-from quire.kernels.attention_tile import LOG2_E, paged_step
+from quire.kernels.attention_tile import IN_EXP2, first_state, paged_step, scale_and_cap
 
 _MERGED_VALUES = tl.constexpr(8192)  # held at a time
 
@@ -30,14 +30,16 @@ def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs
     num_kv_heads, block_size = k_cache.shape[1:3]
     group, padded_dim = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
     tile = launch.decode_tile(q.device, k_cache.element_size(), padded_dim, group)
-    own_splits = launch.num_splits(q.device, num_decodes * num_kv_heads, inputs.max_context_len)
+    max_seen = inputs.max_context_len if spec.window is None else min(inputs.max_context_len, spec.window)
+    own_splits = launch.num_splits(q.device, num_decodes * num_kv_heads, max_seen)
+    shared = inputs.shared if spec.window is None else None
     shared_splits = 0
-    if inputs.shared is not None:
+    if shared is not None:
         wide = launch.prefill_tile(q.device, k_cache.element_size(), padded_dim)
         num_tiles = triton.cdiv(num_decodes * group, wide.rows)
         shared_splits = launch.num_splits(q.device, num_tiles * num_kv_heads, inputs.max_context_len)
     num_splits = own_splits + shared_splits
-    shared_lens, members = (inputs.context_lens,) * 2 if inputs.shared is None else inputs.shared
+    shared_lens, members = shared or (inputs.context_lens, inputs.context_lens)
     if num_splits > 1:
         partial = torch.empty((num_decodes, num_heads, num_splits, head_dim), dtype=torch.float32, device=q.device)
         # Largest score and sum of weights of each split.
@@ -49,22 +51,22 @@ def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs
     k, v, rotary = fresh or (q, q, None)
     assert k.stride() == v.stride()
     table, half, interleaved = (q, 0, False) if rotary is None else (rotary.table, rotary.half, rotary.interleaved)
-    scale = spec.scale * LOG2_E
+    scale, softcap = scale_and_cap(spec)
     sizes = {"GROUP": group, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded_dim, "BLOCK_SIZE": block_size,
-             "HALF": half, "INTERLEAVED": interleaved}
+             "HALF": half, "INTERLEAVED": interleaved, "SOFTCAP": softcap}
     early = launch.early(q.device)
     _decode[(num_decodes, num_kv_heads, own_splits)](
         q, k, v, table, k_cache, v_cache, inputs.context_lens, shared_lens, inputs.block_tables, out, partial, stats,
-        done, scale, q.stride(0), q.stride(1), k.stride(0), k.stride(1), table.stride(0),
+        done, spec.slopes, spec.sinks, scale, q.stride(0), q.stride(1), k.stride(0), k.stride(1), table.stride(0),
         inputs.block_tables.stride(0), own_splits, num_splits, stats_numel,
-        KV_HEADS=num_kv_heads, GROUP_PADDED=max(tile.rows, triton.next_power_of_2(group)), COLUMNS=tile.columns,
-        CUT=num_splits > 1, SHARED=shared_splits > 0, FRESH=fresh is not None, MIN_SPLIT=launch.SPLIT_MIN_TOKENS,
-        **sizes, num_warps=tile.num_warps, num_stages=tile.num_stages, **early)
+        KV_HEADS=num_kv_heads, GROUP_PADDED=tile.rows, COLUMNS=tile.columns,
+        CUT=num_splits > 1, SHARED=shared_splits > 0, FRESH=fresh is not None, WINDOW=spec.window or 0,
+        MIN_SPLIT=launch.SPLIT_MIN_TOKENS, **sizes, num_warps=tile.num_warps, num_stages=tile.num_stages, **early)
     if shared_splits:
         _shared[(num_tiles, num_kv_heads, shared_splits)](
             q, table, k_cache, v_cache, inputs.context_lens, shared_lens, members, inputs.block_tables, partial,
-            stats, scale, q.stride(0), q.stride(1), table.stride(0), inputs.block_tables.stride(0), num_decodes,
-            own_splits, num_splits, stats_numel,
+            stats, spec.slopes, scale, q.stride(0), q.stride(1), table.stride(0), inputs.block_tables.stride(0),
+            num_decodes, own_splits, num_splits, stats_numel,
             KV_HEADS=num_kv_heads, ROWS=wide.rows, COLUMNS=wide.columns, **sizes, num_warps=wide.num_warps,
             num_stages=wide.num_stages, **early)
         _merge[(num_decodes, num_kv_heads)](
@@ -82,18 +84,21 @@ def _split_length(context, num_splits, COLUMNS: tl.constexpr, MIN_SPLIT: tl.cons
 
 @triton.jit(do_not_specialize=_VARYING)
 def _decode(q, k, v, angles, k_cache, v_cache, context_lens, shared_lens, block_tables, out, partial, stats, done,
-            scale, q_stride, q_head_stride, k_stride, k_head_stride, angles_stride, table_stride, own_splits,
-            num_splits, stats_numel,
+            slopes, sinks, scale, q_stride, q_head_stride, k_stride, k_head_stride, angles_stride, table_stride,
+            own_splits, num_splits, stats_numel,
             KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, HEAD_DIM: tl.constexpr,
             HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr,
-            INTERLEAVED: tl.constexpr, COLUMNS: tl.constexpr, CUT: tl.constexpr, SHARED: tl.constexpr,
-            FRESH: tl.constexpr, MIN_SPLIT: tl.constexpr, EARLY: tl.constexpr):
-    """With HALF, the pairs of rotary dimensions, q is not rotated yet; with FRESH, the newest k and v come as they left
-    the product, and are not in the cache."""
+            INTERLEAVED: tl.constexpr, SOFTCAP: tl.constexpr, COLUMNS: tl.constexpr, CUT: tl.constexpr,
+            SHARED: tl.constexpr, FRESH: tl.constexpr, WINDOW: tl.constexpr, MIN_SPLIT: tl.constexpr,
+            EARLY: tl.constexpr):
+    """With FRESH, q, k and v come as they left the product: HALF pairs of dimensions are still to be rotated, and the
+    newest k and v to be written."""
     pdl.begin(EARLY)
     seq, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     context = tl.load(context_lens + seq)
     begin = tl.load(shared_lens + seq) if SHARED else 0
+    if WINDOW > 0:
+        begin = tl.maximum(context - WINDOW, 0)
     length = _split_length(context - begin, own_splits, COLUMNS, MIN_SPLIT) if CUT else context
     start = begin + split * length
     end = tl.minimum(start + length, context)
@@ -116,11 +121,14 @@ def _decode(q, k, v, angles, k_cache, v_cache, context_lens, shared_lens, block_
             tl.store(v_cache + target + dims, tl.load(v + newest + dims, mask=dims < HEAD_DIM, other=0.0),
                      mask=dims < HEAD_DIM)
             tl.debug_barrier()  # the last tile reads them back
-        limits = tl.zeros([GROUP_PADDED], tl.int32) + end
-        best, total, acc = _attend(queries, start, end, limits, table, k_cache, v_cache, kv_head, scale, KV_HEADS,
-                                   HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, GROUP_PADDED, COLUMNS)
+        row_slopes = None if slopes is None else tl.load(slopes + heads, mask=rows < GROUP, other=0.0) * IN_EXP2
+        own = tl.zeros([GROUP_PADDED], tl.int32) + (context - 1)
+        best, total, acc = first_state(sinks, heads, (rows < GROUP) & (split == 0), GROUP_PADDED, HEAD_DIM_PADDED)
+        best, total, acc = _attend(queries, best, total, acc, start, end, own, row_slopes, table, k_cache, v_cache,
+                                   kv_head, scale, KV_HEADS, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, GROUP_PADDED,
+                                   COLUMNS, SOFTCAP)
         result = acc / total[:, None]
-        alone = (not SHARED) & (length >= context)
+        alone = (not SHARED) & (length >= context - begin)
         if alone:
             tl.store(places, result.to(out.dtype.element_ty), mask=inside)
         elif CUT:
@@ -130,7 +138,7 @@ def _decode(q, k, v, angles, k_cache, v_cache, context_lens, shared_lens, block_
             tl.store(stats + stats_numel + entries, total, mask=rows < GROUP)
             if not SHARED:
                 tl.debug_barrier()  # all threads' parts are written before one of them says so
-                used = tl.cdiv(context, length)
+                used = tl.cdiv(context - begin, length)
                 counter = done + seq * KV_HEADS + kv_head
                 if tl.atomic_add(counter, 1) == used - 1:
                     tl.store(counter, 0)
@@ -158,32 +166,33 @@ def _rotated(start, turns, dims, inside, HALF: tl.constexpr, INTERLEAVED: tl.con
 
 
 @triton.jit
-def _attend(queries, start, end, limits, table, k_cache, v_cache, kv_head, scale, KV_HEADS: tl.constexpr,
-            HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
-            COLUMNS: tl.constexpr):
-    """Rows of queries over positions start .. end - 1, all of which each row sees (`limits` are `end`)."""
-    best = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, HEAD_DIM_PADDED], tl.float32)
+def _attend(queries, best, total, acc, start, end, own, slopes, table, k_cache, v_cache, kv_head, scale,
+            KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+            ROWS: tl.constexpr, COLUMNS: tl.constexpr, SOFTCAP: tl.constexpr):
+    """Rows of queries over positions start .. end - 1, all of which each row sees."""
+    limits = tl.zeros([ROWS], tl.int32) + end
     k_head = k_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
     v_head = v_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
     block_stride = KV_HEADS * BLOCK_SIZE * HEAD_DIM
     whole = start + (end - start) // COLUMNS * COLUMNS
     for place in range(start, whole, COLUMNS):
-        best, total, acc = paged_step(queries, best, total, acc, place, limits, end, table, k_head, v_head,
-                                      block_stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, False)
+        best, total, acc = paged_step(queries, best, total, acc, place, None, limits, end, own, slopes, table,
+                                      k_head, v_head, block_stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE,
+                                      COLUMNS, SOFTCAP, False)
     if whole < end:
-        best, total, acc = paged_step(queries, best, total, acc, whole, limits, end, table, k_head, v_head,
-                                      block_stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, True)
+        best, total, acc = paged_step(queries, best, total, acc, whole, None, limits, end, own, slopes, table,
+                                      k_head, v_head, block_stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE,
+                                      COLUMNS, SOFTCAP, True)
     return best, total, acc
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _shared(q, angles, k_cache, v_cache, context_lens, shared_lens, members, block_tables, partial, stats, scale,
-            q_stride, q_head_stride, angles_stride, table_stride, num_decodes, own_splits, num_splits, stats_numel,
+def _shared(q, angles, k_cache, v_cache, context_lens, shared_lens, members, block_tables, partial, stats, slopes,
+            scale, q_stride, q_head_stride, angles_stride, table_stride, num_decodes, own_splits, num_splits,
+            stats_numel,
             KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr,
-            BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr,
-            COLUMNS: tl.constexpr, EARLY: tl.constexpr):
+            BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, SOFTCAP: tl.constexpr,
+            ROWS: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr):
     """Rows are (member, head of the group); members are packed to the front, then comes -1."""
     pdl.begin(EARLY)
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -203,10 +212,11 @@ def _shared(q, angles, k_cache, v_cache, context_lens, shared_lens, members, blo
             positions = tl.load(context_lens + seqs, mask=seqs >= 0, other=1).to(tl.int64) - 1
             queries = _rotated(q + seqs[:, None] * q_stride + heads[:, None] * q_head_stride,
                                angles + positions[:, None] * angles_stride, dims[None, :], inside, HALF, INTERLEAVED)
-            limits = tl.zeros([ROWS], tl.int32) + end
-            best, total, acc = _attend(queries, start, end, limits, block_tables + first * table_stride, k_cache,
-                                       v_cache, kv_head, scale, KV_HEADS, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, ROWS,
-                                       COLUMNS)
+            row_slopes = None if slopes is None else tl.load(slopes + heads) * IN_EXP2
+            best, total, acc = first_state(None, heads, seqs >= 0, ROWS, HEAD_DIM_PADDED)  # sinks count with own splits
+            best, total, acc = _attend(queries, best, total, acc, start, end, positions, row_slopes,
+                                       block_tables + first * table_stride, k_cache, v_cache, kv_head, scale, KV_HEADS,
+                                       HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, ROWS, COLUMNS, SOFTCAP)
             entries = (seqs * (KV_HEADS * GROUP) + heads) * num_splits + own_splits + split
             tl.store(partial + entries[:, None] * HEAD_DIM + dims[None, :], acc / total[:, None], mask=inside)
             tl.store(stats + entries, best, mask=seqs >= 0)

@@ -5,7 +5,7 @@ Knows numbers only. Called by the kernels' wrappers; a new device family is one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -69,28 +69,34 @@ _DECODE = {
     "hopper": {
         (2, 64): Tile(16, 128, 4, 3), (2, 128): Tile(16, 64, 4, 3), (2, 256): Tile(16, 32, 4, 3),
         (4, 64): Tile(16, 64, 4, 2), (4, 128): Tile(16, 32, 4, 2), (4, 256): Tile(16, 16, 4, 2),
+        (2, 512): Tile(16, 16, 4, 3), (4, 512): Tile(16, 16, 4, 2),
     },
     "ampere": {
         (2, 64): Tile(16, 128, 4, 2), (2, 128): Tile(16, 64, 4, 2), (2, 256): Tile(16, 32, 4, 2),
         (4, 64): Tile(16, 64, 4, 2), (4, 128): Tile(16, 32, 4, 2), (4, 256): Tile(16, 16, 4, 2),
+        (2, 512): Tile(16, 16, 4, 2), (4, 512): Tile(16, 16, 4, 1),
     },
     "default": {
         (2, 64): Tile(16, 64, 4, 1), (2, 128): Tile(16, 32, 4, 1), (2, 256): Tile(16, 16, 4, 1),
         (4, 64): Tile(16, 32, 4, 1), (4, 128): Tile(16, 16, 4, 1), (4, 256): Tile(16, 16, 4, 1),
+        (2, 512): Tile(16, 16, 4, 1), (4, 512): Tile(16, 16, 4, 1),
     },
 }
 _PREFILL = {
     "hopper": {
         (2, 64): Tile(64, 64, 4, 2), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(64, 64, 8, 2),
         (4, 64): Tile(64, 32, 8, 2), (4, 128): Tile(32, 32, 8, 2), (4, 256): Tile(16, 16, 4, 2),
+        (2, 512): Tile(64, 32, 8, 2), (4, 512): Tile(16, 16, 4, 2),
     },
     "ampere": {
         (2, 64): Tile(128, 64, 8, 2), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(64, 32, 8, 2),
         (4, 64): Tile(32, 32, 4, 2), (4, 128): Tile(32, 16, 4, 2), (4, 256): Tile(16, 16, 4, 1),
+        (2, 512): Tile(32, 16, 4, 2), (4, 512): Tile(16, 16, 4, 1),
     },
     "default": {
         (2, 64): Tile(64, 32, 4, 1), (2, 128): Tile(32, 32, 4, 1), (2, 256): Tile(16, 16, 4, 1),
         (4, 64): Tile(16, 32, 4, 1), (4, 128): Tile(16, 16, 4, 1), (4, 256): Tile(16, 16, 4, 1),
+        (2, 512): Tile(16, 16, 4, 1), (4, 512): Tile(16, 16, 4, 1),
     },
 }
 
@@ -144,17 +150,23 @@ def num_multiprocessors(device: torch.device) -> int:
 
 def decode_tile(device: torch.device, element_bytes: int, padded_head_dim: int, group: int) -> Tile:
     """`group`: query heads of a KV head."""
+    tile = _pick(_DECODE[family(device)], element_bytes, padded_head_dim)
+    if group > tile.rows:
+        rows = 1 << (group - 1).bit_length()
+        # So that neither the scores nor the results take more than 64 registers of a thread, up to 8 warps.
+        num_warps = min(8, max(tile.num_warps, rows * max(tile.columns, padded_head_dim) // 2048))
+        return replace(tile, rows=rows, num_warps=num_warps)
     if family(device) == "hopper" and (element_bytes, padded_head_dim) == (2, 128) and group > 1:
         return Tile(16, 64, 2, 3)
-    return _pick(_DECODE[family(device)], element_bytes, padded_head_dim)
+    return tile
 
 
 def balanced_tile(device: torch.device, element_bytes: int, head_dim: int, block_size: int, num_seqs: int,
-                  num_kv_heads: int) -> BalancedTile | None:
+                  num_kv_heads: int, group: int) -> BalancedTile | None:
     """None: a program for each sequence is better, or it is not measured."""
     if device.type == "cpu":
         tile = BalancedTile(32, 2, 4, 1)  # the interpreter
-    elif family(device) == "hopper" and element_bytes == 2 and head_dim <= 128:
+    elif family(device) == "hopper" and element_bytes == 2 and head_dim <= 128 and group <= 16:
         tile = BalancedTile(64, 6 if head_dim <= 64 else 4, 2, 2)  # so many programs that they just fit
     else:
         return None

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from quire.kernels import launch, pdl
 from quire.kernels.attention_spec import AttentionSpec
-from quire.kernels.attention_tile import LOG2_E, paged_step, softmax_step
+from quire.kernels.attention_tile import IN_EXP2, first_state, paged_step, scale_and_cap, softmax_step
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -37,8 +37,9 @@ def prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, input
         whole_tile = launch.whole_prefill_tile(q.device, k_cache.element_size(), head_dim, inputs.max_query_len)
         if whole_tile is not None:
             first_whole = max(num_decodes, inputs.first_whole)
+    scale, softcap = scale_and_cap(spec)
     sizes = {"KV_HEADS": num_kv_heads, "GROUP": group, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded_dim,
-             "BLOCK_SIZE": block_size}
+             "BLOCK_SIZE": block_size, "WINDOW": spec.window or 0, "SOFTCAP": softcap}
     for tile, keys, values, first, end in (
             (launch.prefill_tile(q.device, k_cache.element_size(), padded_dim), q, q, num_decodes, first_whole),
             (whole_tile, *(own or (q, q)), first_whole, num_seqs)):
@@ -48,7 +49,7 @@ def prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, input
                 keys, values = (_descriptor(x, tile.columns) for x in (keys, values))
             _prefill[(triton.cdiv(inputs.max_query_len * group, tile.rows), num_kv_heads, end - first)](
                 q, keys, values, k_cache, v_cache, inputs.query_starts, inputs.context_lens, inputs.block_tables, out,
-                spec.scale * LOG2_E, first, q.stride(0), q.stride(1), inputs.block_tables.stride(0), **sizes,
+                spec.slopes, spec.sinks, scale, first, q.stride(0), q.stride(1), inputs.block_tables.stride(0), **sizes,
                 ROWS=tile.rows, COLUMNS=tile.columns, WHOLE=whole, num_warps=tile.num_warps, num_stages=tile.num_stages,
                 **launch.early(q.device))
 
@@ -61,11 +62,11 @@ def _descriptor(x: torch.Tensor, num_rows: int) -> Any:
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _prefill(q, own_keys, own_values, k_cache, v_cache, query_starts, context_lens, block_tables, out, scale,
-             first_seq, q_stride, q_head_stride, table_stride,
+def _prefill(q, own_keys, own_values, k_cache, v_cache, query_starts, context_lens, block_tables, out, slopes,
+             sinks, scale, first_seq, q_stride, q_head_stride, table_stride,
              KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr,
-             BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
-             EARLY: tl.constexpr):
+             BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROWS: tl.constexpr,
+             COLUMNS: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr):
     """Rows are (query token, head of the group), token by token; the longest tiles are started first."""
     pdl.begin(EARLY)
     seq, kv_head = first_seq + tl.program_id(2), tl.program_id(1)
@@ -82,36 +83,61 @@ def _prefill(q, own_keys, own_values, k_cache, v_cache, query_starts, context_le
         flat = (begin + tokens).to(tl.int64)
         queries = tl.load(q + flat[:, None] * q_stride + heads[:, None] * q_head_stride + dims[None, :], mask=inside,
                           other=0.0)
-        best = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        acc = tl.zeros([ROWS, HEAD_DIM_PADDED], tl.float32)
+        row_slopes = None if slopes is None else tl.load(slopes + heads) * IN_EXP2
+        best, total, acc = first_state(sinks, heads, tokens >= 0, ROWS, HEAD_DIM_PADDED)
         earlier = context - num_queries
         # Rows past the end see what the last one sees; a padded sequence (context 0) sees nothing.
         limits = tl.minimum(earlier + tokens + 1, context)
-        seen_by_all = tl.maximum(earlier + first_row // GROUP + 1, 0) // COLUMNS * COLUMNS
+        first_limit = earlier + first_row // GROUP + 1
         end = tl.minimum(earlier + (first_row + ROWS - 1) // GROUP + 1, context)
-        if WHOLE:
-            column = kv_head * HEAD_DIM
-            for place in range(0, seen_by_all, COLUMNS):
-                keys, values = own_keys.load([begin + place, column]), own_values.load([begin + place, column])
-                best, total, acc = softmax_step(queries, best, total, acc, keys, values, limits, limits, scale, False)
-            for place in range(seen_by_all, end, COLUMNS):
-                keys, values = own_keys.load([begin + place, column]), own_values.load([begin + place, column])
-                places = place + tl.arange(0, COLUMNS)
-                # What follows the sequence's last token may be anything, and 0 * NaN is NaN.
-                values = tl.where((places < context)[:, None], values, 0.0)
-                best, total, acc = softmax_step(queries, best, total, acc, keys, values, places, limits, scale, True)
+        lows = None
+        if WINDOW > 0:
+            lows = limits - WINDOW
+            start = tl.maximum(first_limit - WINDOW, 0)
+            # From here to seen_by_all, no row's window or limit cuts a tile.
+            inner = start + tl.cdiv(tl.maximum(end - WINDOW - start, 0), COLUMNS) * COLUMNS
+            seen_by_all = tl.maximum(start + tl.maximum(first_limit - start, 0) // COLUMNS * COLUMNS, inner)
         else:
-            table = block_tables + seq.to(tl.int64) * table_stride
-            k_head = k_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
-            v_head = v_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
-            stride = KV_HEADS * BLOCK_SIZE * HEAD_DIM
-            for place in range(0, seen_by_all, COLUMNS):
-                best, total, acc = paged_step(queries, best, total, acc, place, limits, end, table, k_head, v_head,
-                                              stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, False)
-            for place in range(seen_by_all, end, COLUMNS):
-                best, total, acc = paged_step(queries, best, total, acc, place, limits, end, table, k_head, v_head,
-                                              stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, True)
+            inner = 0
+            seen_by_all = tl.maximum(first_limit, 0) // COLUMNS * COLUMNS
+        own = limits - 1
+        table = block_tables + seq.to(tl.int64) * table_stride
+        k_head = k_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
+        v_head = v_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
+        if WINDOW > 0:
+            for place in range(start, tl.minimum(inner, end), COLUMNS):
+                best, total, acc = _step(queries, best, total, acc, place, lows, limits, end, own, row_slopes, context,
+                                         begin, kv_head, own_keys, own_values, table, k_head, v_head, scale, KV_HEADS,
+                                         HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, SOFTCAP, WHOLE, True)
+        for place in range(inner, seen_by_all, COLUMNS):
+            best, total, acc = _step(queries, best, total, acc, place, lows, limits, end, own, row_slopes, context,
+                                     begin, kv_head, own_keys, own_values, table, k_head, v_head, scale, KV_HEADS,
+                                     HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, SOFTCAP, WHOLE, False)
+        for place in range(seen_by_all, end, COLUMNS):
+            best, total, acc = _step(queries, best, total, acc, place, lows, limits, end, own, row_slopes, context,
+                                     begin, kv_head, own_keys, own_values, table, k_head, v_head, scale, KV_HEADS,
+                                     HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, SOFTCAP, WHOLE, True)
         result = acc / tl.where(total > 0, total, 1.0)[:, None]
         target = out + (flat[:, None] * (KV_HEADS * GROUP) + heads[:, None]) * HEAD_DIM + dims[None, :]
         tl.store(target, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _step(queries, best, total, acc, place, lows, limits, end, own, slopes, context, begin, kv_head, own_keys,
+          own_values, table, k_head, v_head, scale, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+          HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, SOFTCAP: tl.constexpr,
+          WHOLE: tl.constexpr, MASKED: tl.constexpr):
+    if WHOLE:
+        column = kv_head * HEAD_DIM
+        keys, values = own_keys.load([begin + place, column]), own_values.load([begin + place, column])
+        positions = place + tl.arange(0, COLUMNS)
+        if MASKED:
+            # What follows the sequence's last token may be anything, and 0 * NaN is NaN.
+            values = tl.where((positions < context)[:, None], values, 0.0)
+        best, total, acc = softmax_step(queries, best, total, acc, keys, values, positions, lows, limits, own, slopes,
+                                        scale, SOFTCAP, MASKED)
+    else:
+        best, total, acc = paged_step(queries, best, total, acc, place, lows, limits, end, own, slopes, table, k_head,
+                                      v_head, KV_HEADS * BLOCK_SIZE * HEAD_DIM, scale, HEAD_DIM, HEAD_DIM_PADDED,
+                                      BLOCK_SIZE, COLUMNS, SOFTCAP, MASKED)
+    return best, total, acc

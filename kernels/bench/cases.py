@@ -44,20 +44,22 @@ class Paged:
 
 def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int, head_dim: int, block_size: int = 16,
           dtype: torch.dtype = torch.float32, device: str = "cpu", poisoned: bool = False, num_shared_blocks: int = 0,
-          outsiders: tuple[int, ...] = ()) -> Paged:
+          outsiders: tuple[int, ...] = (), window: int | None = None, softcap: float = 0.0, alibi: bool = False,
+          sinks: bool = False) -> Paged:
     """Sequences with their blocks scattered over the cache; those of one query come first.
 
     The first num_shared_blocks are the same ones for all decoding sequences that are no outsiders.
 
     Poisoned: all places of the cache that hold nothing are NaN, and unused block table entries lead to such a block.
+    With a window, so do those of blocks that it has left behind, poisoned or not.
     """
     num_decodes = next((i for i, n in enumerate(queries) if n > 1), len(queries))
     max_context = max(*contexts, 1)
     num_blocks = [-(-c // block_size) for c in contexts]
-    total = sum(num_blocks) + 2
+    total = sum(num_blocks) + 3
     shape = (total, kv_heads, block_size, head_dim)
     k_cache, v_cache = (torch.randn(shape, dtype=dtype, device=device) for _ in range(2))
-    free = torch.randperm(total - 1) + 1
+    free = torch.randperm(total - 2) + 1
     block_tables = torch.zeros((len(contexts), -(-max_context // block_size)), dtype=torch.int32)
     members = [row for row in range(num_decodes) if num_shared_blocks and row not in outsiders]
     used = torch.zeros(total, block_size, dtype=torch.bool)
@@ -75,6 +77,10 @@ def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int,
     if poisoned:
         for cache in (k_cache, v_cache):
             cache.masked_fill_(~used[:, None, :, None].to(device), torch.nan)
+    if window is not None:
+        k_cache[-1] = v_cache[-1] = torch.nan
+        for row, (context, num_queries) in enumerate(zip(contexts, queries)):
+            block_tables[row, :first_seen(context, num_queries, window) // block_size] = total - 1
     starts = torch.tensor([0, *queries]).cumsum(0)
     positions = [torch.arange(c - n, c).clamp(min=0) for c, n in zip(contexts, queries)]
     slots = [torch.where(torch.arange(n) < c, table[p // block_size] * block_size + p % block_size, -1)
@@ -92,8 +98,15 @@ def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int,
         lens[members] = num_shared_blocks * block_size
         packed = torch.tensor(members + [-1] * (num_decodes - len(members)), dtype=torch.int32)
         inputs.shared = (lens.to(device), packed.to(device))
-    return Paged(fused[:, :heads], k_cache, v_cache, inputs, contexts, queries,
-                 AttentionSpec(heads, kv_heads, head_dim, head_dim**-0.5))
+    spec = AttentionSpec(heads, kv_heads, head_dim, head_dim**-0.5, window, softcap,
+                         torch.rand(heads, device=device) if alibi else None,
+                         torch.randn(heads, device=device) * 2 if sinks else None)
+    return Paged(fused[:, :heads], k_cache, v_cache, inputs, contexts, queries, spec)
+
+
+def first_seen(context: int, num_queries: int, window: int | None) -> int:
+    """The first position that any query of a sequence sees."""
+    return 0 if window is None else max(context - num_queries - window + 1, 0)
 
 
 def attention(case: Paged) -> torch.Tensor:
@@ -101,20 +114,29 @@ def attention(case: Paged) -> torch.Tensor:
     out = torch.zeros(case.q.shape, dtype=torch.float64, device=case.q.device)
     _, kv_heads, block_size, _ = case.k_cache.shape
     group = case.q.shape[1] // kv_heads
+    spec = case.spec
     start = 0
     for row, (context, count) in enumerate(zip(case.contexts, case.queries)):
         tokens = slice(start, start + count)
         start += count
         if context == 0:
             continue
-        places = torch.arange(context, device=case.q.device)
+        places = torch.arange(first_seen(context, count, spec.window), context, device=case.q.device)
         blocks = case.inputs.block_tables[row].long()[places // block_size]
         keys, values = (cache[blocks, :, places % block_size].double().repeat_interleave(group, dim=1)
                         for cache in (case.k_cache, case.v_cache))  # [context, heads, head_dim]
-        scores = torch.einsum("qhd,chd->hqc", case.q[tokens].double(), keys) * case.spec.scale
-        own = torch.arange(context - count, context, device=case.q.device)
-        scores.masked_fill_(places > own.unsqueeze(1), -torch.inf)
-        out[tokens] = torch.einsum("hqc,chd->qhd", scores.softmax(-1), values)
+        scores = torch.einsum("qhd,chd->hqc", case.q[tokens].double(), keys) * spec.scale
+        if spec.softcap:
+            scores = spec.softcap * (scores / spec.softcap).tanh()
+        own = torch.arange(context - count, context, device=case.q.device).unsqueeze(1)
+        if spec.slopes is not None:
+            scores += spec.slopes.double()[:, None, None] * (places - own)
+        scores.masked_fill_(places > own, -torch.inf)
+        if spec.window:
+            scores.masked_fill_(places <= own - spec.window, -torch.inf)
+        if spec.sinks is not None:
+            scores = torch.cat((scores, spec.sinks.double()[:, None, None].expand(-1, count, 1)), dim=2)
+        out[tokens] = torch.einsum("hqc,chd->qhd", scores.softmax(2)[..., :len(places)], values)
     return out
 
 

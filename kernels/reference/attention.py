@@ -15,12 +15,10 @@ import torch.nn.functional as F
 from quire.kernels.attention_spec import AttentionSpec, Fresh
 from quire.kernels.reference.rotary import rotary_and_cache
 
-_KEY = "reference.attention"
-
 
 def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, spec: AttentionSpec,
                     fresh: Fresh | None = None) -> torch.Tensor:
-    """out = softmax(scale * q K^T + causal mask) V, each query head with the K and V of its group's KV head.
+    """out = softmax(cap(scale * q K^T) + bias + mask) V, each query head with the K and V of its group's KV head.
 
     q: [tokens, heads, head_dim], last two dimensions contiguous; k_cache, v_cache: [blocks, kv_heads, block_size,
     head_dim]; out: [tokens, heads, head_dim] of q.dtype, contiguous. Sequence s has the query tokens query_starts[s] ..
@@ -28,24 +26,30 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     Position p lies in block block_tables[s, p // block_size]. context_lens 0 is a padded sequence: zeros.
     Scores and sums in float32.
 
+    With spec.window, the query at position p sees the keys k > p - window alone. Blocks that no query of the step sees
+    any of may hold anything by now, and so may their entries in the block table: neither is read.
+    With spec.softcap, cap(x) = softcap * tanh(x / softcap). With spec.slopes, bias = slopes[head] * (k - p), which
+    differs from slopes[head] * k by what a softmax does not see. With spec.sinks, each softmax has one more score,
+    sinks[head], whose weight counts in the sum and multiplies nothing.
+
     `fresh` is (k, v, rotary) of this step's tokens, as rotary_and_cache takes them: that is carried out first, for
     all tokens. q, k and v are worthless afterwards.
     """
-    assert spec.window is None and not spec.softcap and spec.slopes is None and spec.sinks is None, "not yet"
     if fresh is not None:
         k, v, rotary = fresh
         rotary_and_cache(q, k, v, rotary, inputs.positions, inputs.slots, k_cache, v_cache)
     _, num_kv_heads, block_size, _ = k_cache.shape
-    plan = inputs.scratch.get(_KEY)
+    key = f"{__name__}, {num_kv_heads} heads, window {spec.window}"
+    plan = inputs.scratch.get(key)
     if plan is None:
-        plan = inputs.scratch[_KEY] = _plan(inputs, num_kv_heads, block_size, q.dtype)
+        plan = inputs.scratch[key] = _plan(inputs, num_kv_heads, block_size, spec.window, q.dtype)
     out = torch.empty(q.shape, dtype=q.dtype)
     for padded in plan.padded:
         out[padded] = 0
     for decode in plan.decodes:
-        _decode(q, k_cache, v_cache, decode, spec.scale, out)
+        _decode(q, k_cache, v_cache, decode, spec, out)
     for prefill in plan.prefills:
-        _prefill(q, k_cache, v_cache, prefill, spec.scale, out)
+        _prefill(q, k_cache, v_cache, prefill, spec, out)
     return out
 
 
@@ -55,7 +59,8 @@ class _Decode:
 
     tokens: slice | torch.Tensor  # their places in the flat batch
     index: torch.Tensor  # [seqs * kv_heads, blocks], places in the cache seen as [blocks * kv_heads, ...]
-    mask: torch.Tensor  # [seqs * kv_heads, 1, padded context] float32, 0 or -inf
+    mask: torch.Tensor  # [seqs * kv_heads, 1, gathered] float32, 0 or -inf
+    distance: torch.Tensor  # [seqs, 1, gathered], key position - query position
 
 
 @dataclass(slots=True)
@@ -64,8 +69,13 @@ class _Prefill:
 
     tokens: slice
     index: torch.Tensor  # [kv_heads, blocks]
-    context_len: int
-    mask: torch.Tensor | None  # [queries, context]; None: plain causal, or nothing to hide
+    seen: slice  # of what is gathered: from the first position that any query sees
+    mask: torch.Tensor | None  # [queries, seen], 0 or -inf; None: plain causal
+
+    def distance(self) -> torch.Tensor:
+        """[queries, seen], key position - query position"""
+        num_queries, num_seen = self.tokens.stop - self.tokens.start, self.seen.stop - self.seen.start
+        return torch.arange(num_seen) - torch.arange(num_seen - num_queries, num_seen).unsqueeze(1)
 
 
 @dataclass(slots=True)
@@ -75,7 +85,7 @@ class _Plan:
     prefills: list[_Prefill]
 
 
-def _plan(inputs: Any, num_kv_heads: int, block_size: int, dtype: torch.dtype) -> _Plan:
+def _plan(inputs: Any, num_kv_heads: int, block_size: int, window: int | None, dtype: torch.dtype) -> _Plan:
     contexts = inputs.host_context_lens or inputs.context_lens.tolist()
     queries = inputs.host_query_lens or inputs.query_starts.diff().tolist()
     plan = _Plan([], [], [])
@@ -89,85 +99,114 @@ def _plan(inputs: Any, num_kv_heads: int, block_size: int, dtype: torch.dtype) -
         elif place < inputs.num_decodes:
             decodes.append(place)
         else:
-            index = _index(inputs.block_tables[place: place + 1], context, num_kv_heads, block_size)
-            plan.prefills.append(_Prefill(tokens, index, context, _causal_mask(num_queries, context, dtype)))
-    for places in _of_similar_length(decodes, contexts, block_size):
-        plan.decodes.append(_decode_plan(inputs, places, contexts, num_kv_heads, block_size))
+            prefill = _prefill_plan(tokens, context, inputs.block_tables[place: place + 1], num_kv_heads, block_size,
+                                    window)
+            if num_queries not in (1, context) or (window is not None and num_queries > 1 and window < context):
+                prefill.mask = _mask(prefill.distance(), window).to(dtype)
+            plan.prefills.append(prefill)
+    lengths = [context - _first_seen(context, 1, window) for context in contexts]
+    for places in _of_similar_length(decodes, lengths, block_size):
+        plan.decodes.append(_decode_plan(inputs, places, contexts, num_kv_heads, block_size, window))
     return plan
 
 
-def _of_similar_length(places: list[int], contexts: list[int], block_size: int) -> list[list[int]]:
+def _first_seen(context: int, num_queries: int, window: int | None) -> int:
+    """The first position that any of a sequence's queries sees."""
+    return 0 if window is None else max(context - num_queries - window + 1, 0)
+
+
+def _of_similar_length(places: list[int], lengths: list[int], block_size: int) -> list[list[int]]:
     """Cut into groups that waste little when each is padded to its longest; in order where one group will do."""
     def longest_of(group: list[int]) -> int:
-        return max(contexts[p] for p in group)
+        return max(lengths[p] for p in group)
 
     def waste(group: list[int]) -> float:
-        return longest_of(group) * len(group) / sum(contexts[p] for p in group)
+        return longest_of(group) * len(group) / sum(lengths[p] for p in group)
 
     if not places:
         return []
     if longest_of(places) <= 4 * block_size or waste(places) < 1.3:
         return [places]
-    ordered = sorted(places, key=contexts.__getitem__, reverse=True)
+    ordered = sorted(places, key=lengths.__getitem__, reverse=True)
     groups: list[list[int]] = [[]]
     for place in ordered:
-        if groups[-1] and contexts[groups[-1][0]] > max(1.5 * contexts[place], 4 * block_size):
+        if groups[-1] and lengths[groups[-1][0]] > max(1.5 * lengths[place], 4 * block_size):
             groups.append([])
         groups[-1].append(place)
     return groups
 
 
-def _decode_plan(inputs: Any, places: list[int], contexts: list[int], num_kv_heads: int,
-                 block_size: int) -> _Decode:
-    longest = max(contexts[p] for p in places)
+def _decode_plan(inputs: Any, places: list[int], contexts: list[int], num_kv_heads: int, block_size: int,
+                 window: int | None) -> _Decode:
     if places == list(range(places[0], places[0] + len(places))):
         tokens: slice | torch.Tensor = slice(places[0], places[0] + len(places))
     else:
         tokens = torch.tensor(places)
-    index = _index(inputs.block_tables[tokens], longest, num_kv_heads, block_size)
-    padded = -(-longest // block_size) * block_size
-    hidden = torch.arange(padded) >= torch.tensor([contexts[p] for p in places]).unsqueeze(1)
-    mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
-    return _Decode(tokens, index, mask.repeat_interleave(num_kv_heads, dim=0).unsqueeze(1))
+    lens = torch.tensor([contexts[p] for p in places]).unsqueeze(1)
+    first = torch.tensor([_first_seen(contexts[p], 1, window) // block_size for p in places]).unsqueeze(1)
+    num_blocks = int((-(-lens // block_size) - first).max())
+    tables = inputs.block_tables[tokens]
+    if int(first.max()):
+        columns = (first + torch.arange(num_blocks)).clamp_(max=tables.shape[1] - 1)
+        tables = tables.gather(1, columns)
+    distance = first * block_size + torch.arange(num_blocks * block_size) - (lens - 1)
+    mask = _mask(distance, window).repeat_interleave(num_kv_heads, dim=0)
+    return _Decode(tokens, _index(tables, num_blocks, num_kv_heads), mask.unsqueeze(1), distance.unsqueeze(1))
 
 
-def _index(block_tables: torch.Tensor, context: int, num_kv_heads: int, block_size: int) -> torch.Tensor:
-    """Where, in the cache seen as [blocks * kv_heads, ...], the blocks of each sequence and KV head lie.
+def _prefill_plan(tokens: slice, context: int, block_table: torch.Tensor, num_kv_heads: int, block_size: int,
+                  window: int | None) -> _Prefill:
+    num_queries = tokens.stop - tokens.start
+    first = _first_seen(context, num_queries, window)
+    first_block = first // block_size
+    index = _index(block_table[:, first_block:], -(-context // block_size) - first_block, num_kv_heads)
+    before = first_block * block_size
+    return _Prefill(tokens, index, slice(first - before, context - before), None)
+
+
+def _mask(distance: torch.Tensor, window: int | None) -> torch.Tensor:
+    hidden = distance > 0 if window is None else (distance > 0) | (distance <= -window)
+    return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+
+
+def _index(block_tables: torch.Tensor, num_blocks: int, num_kv_heads: int) -> torch.Tensor:
+    """Where, in the cache seen as [blocks * kv_heads, ...], the first blocks of each sequence and KV head lie.
 
     [seqs * kv_heads, blocks]
     """
-    blocks = block_tables[:, : -(-context // block_size)].long().unsqueeze(1)  # [seqs, 1, blocks]
+    blocks = block_tables[:, :num_blocks].long().unsqueeze(1)  # [seqs, 1, blocks]
     return (blocks * num_kv_heads + torch.arange(num_kv_heads).view(1, -1, 1)).flatten(0, 1)
 
 
-def _causal_mask(num_queries: int, context: int, dtype: torch.dtype) -> torch.Tensor | None:
-    if num_queries in (1, context):
-        return None
-    hidden = torch.arange(context) > torch.arange(context - num_queries, context).unsqueeze(1)
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-
-
 def _gather(cache: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """[seqs * kv_heads, padded context, head_dim]"""
+    """[seqs * kv_heads, gathered, head_dim]"""
     num_blocks, num_kv_heads, block_size, head_dim = cache.shape
     rows = cache.view(num_blocks * num_kv_heads, block_size * head_dim).index_select(0, index.view(-1))
     return rows.view(index.shape[0], -1, head_dim)
 
 
-def _decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, decode: _Decode, scale: float,
+def _decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, decode: _Decode, spec: AttentionSpec,
             out: torch.Tensor) -> None:
     num_heads, head_dim = q.shape[1:]
     # The heads of a group are the "queries" of their KV head: nothing is repeated.
     # [seqs * kv_heads, group, head_dim]
     queries = q[decode.tokens].reshape(decode.index.shape[0], -1, head_dim).float()
-    keys = _gather(k_cache, decode.index).float()
-    scores = torch.baddbmm(decode.mask, queries, keys.transpose(1, 2), alpha=scale)
+    keys = _gather(k_cache, decode.index).float().transpose(1, 2)
+    if spec.softcap:
+        scores = _capped(torch.bmm(queries, keys).mul_(spec.scale), spec.softcap).add_(decode.mask)
+    else:
+        scores = torch.baddbmm(decode.mask, queries, keys, alpha=spec.scale)
     del keys  # so that the values come to lie in the same memory, which the processor's cache still holds
-    result = torch.bmm(scores.softmax(-1), _gather(v_cache, decode.index).float())
+    by_head = scores.view(-1, num_heads, scores.shape[2])  # [seqs, heads, gathered]
+    if spec.slopes is not None:
+        by_head += spec.slopes.unsqueeze(1) * decode.distance
+    sinks = None if spec.sinks is None else spec.sinks.view(1, num_heads, 1)
+    weights = _softmax(by_head, sinks).view(scores.shape)
+    result = torch.bmm(weights, _gather(v_cache, decode.index).float())
     out[decode.tokens] = result.view(-1, num_heads, head_dim).to(out.dtype)
 
 
-def _prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, prefill: _Prefill, scale: float,
+def _prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, prefill: _Prefill, spec: AttentionSpec,
              out: torch.Tensor) -> None:
     num_kv_heads, head_dim = k_cache.shape[1], k_cache.shape[3]
     queries = q[prefill.tokens]
@@ -175,8 +214,40 @@ def _prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, pref
     group = num_heads // num_kv_heads
     # [kv_heads, group, queries, head_dim], and K and V with stride 0 over the group
     queries = queries.view(num_queries, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
-    keys, values = (_gather(cache, prefill.index)[:, None, : prefill.context_len].expand(-1, group, -1, -1)
+    keys, values = (_gather(cache, prefill.index)[:, None, prefill.seen].expand(-1, group, -1, -1)
                     for cache in (k_cache, v_cache))
-    result = F.scaled_dot_product_attention(queries, keys, values, attn_mask=prefill.mask, scale=scale,
-                                            is_causal=num_queries == prefill.context_len)
+    if spec.softcap or spec.sinks is not None:
+        result = _prefill_by_hand(queries.float(), keys.float(), values.float(), prefill, spec)
+    else:
+        mask = prefill.mask if spec.slopes is None else _bias(prefill, spec).to(q.dtype)
+        result = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=spec.scale,
+                                                is_causal=mask is None and num_queries > 1)
     out[prefill.tokens].view(num_queries, num_kv_heads, group, head_dim).copy_(result.permute(2, 0, 1, 3))
+
+
+def _prefill_by_hand(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, prefill: _Prefill,
+                     spec: AttentionSpec) -> torch.Tensor:
+    scores = torch.matmul(queries, keys.transpose(2, 3)).mul_(spec.scale)
+    if spec.softcap:
+        scores = _capped(scores, spec.softcap)
+    scores += _bias(prefill, spec)
+    sinks = None if spec.sinks is None else spec.sinks.view(spec.num_kv_heads, -1, 1, 1)
+    return torch.matmul(_softmax(scores, sinks), values)
+
+
+def _bias(prefill: _Prefill, spec: AttentionSpec) -> torch.Tensor:
+    """What is added to the scores, as [kv_heads, group, queries, seen] or less."""
+    distance = prefill.distance()
+    mask = _mask(distance, None) if prefill.mask is None else prefill.mask
+    return mask if spec.slopes is None else mask + spec.slopes.view(spec.num_kv_heads, -1, 1, 1) * distance
+
+
+def _capped(scores: torch.Tensor, softcap: float) -> torch.Tensor:
+    return scores.div_(softcap).tanh_().mul_(softcap)
+
+
+def _softmax(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """Over the last dimension, with one score more that is then left away."""
+    if sinks is None:
+        return scores.softmax(-1)
+    return torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), -1).softmax(-1)[..., :-1]

@@ -15,17 +15,19 @@ def make(num_tokens: int, heads: int, kv_heads: int, head_dim: int, rotary_dim: 
     return q, k, v, angles
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "rotary_dim"),
-                         [(3, 1, 64, 64), (4, 2, 80, 32), (2, 2, 96, 96)])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "rotary_dim", "style"), [
+    (3, 1, 64, 64, "half"), (4, 2, 80, 32, "half"), (2, 2, 96, 96, "half"), (2, 1, 80, 20, "half"),
+    (3, 3, 64, 64, "interleaved"), (2, 1, 96, 40, "interleaved"), (2, 1, 40, 0, "half")])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3)])
-def test_rotates_and_writes_to_slots(kernels, heads, kv_heads, head_dim, rotary_dim, dtype, tolerance):
+def test_rotates_and_writes_to_slots(kernels, heads, kv_heads, head_dim, rotary_dim, style, dtype, tolerance):
     q, k, v, angles = make(5, heads, kv_heads, head_dim, rotary_dim, dtype)
     positions = torch.tensor([0, 49, 7, 7, 20], dtype=torch.int32)
     slots = torch.tensor([0, 15, 16, -1, 63], dtype=torch.int32)
     k_cache, v_cache = (torch.full((4, kv_heads, BLOCK_SIZE, head_dim), torch.nan, dtype=dtype) for _ in range(2))
-    right_q, right_k = (cases.rotated(x, angles[positions]) for x in (q, k))
+    right_q, right_k = (cases.rotated(x, angles[positions], style) for x in (q, k))
     right_v = v.clone()
-    kernels("rotary").rotary_and_cache(q, k, v, cases.rotary(angles), positions, slots, k_cache, v_cache)
+    rotary = cases.rotary(angles, style) if rotary_dim else None
+    kernels("rotary").rotary_and_cache(q, k, v, rotary, positions, slots, k_cache, v_cache)
     assert cases.relative_error(q, right_q) < tolerance
     written = [0, 1, 2, 4]
     places = slots[written].long()
