@@ -19,6 +19,7 @@ DTYPES = {"auto": "auto", "half": "float16", "float16": "float16", "bfloat16": "
           "float32": "float32"}
 BACKENDS = ("mp", "ray")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
+MODEL_IMPLS = ("auto", "quire", "transformers")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
@@ -42,6 +43,8 @@ class EngineArgs:
     download_dir: str | None = _argument(None, "Where a hub's files are kept; its client's own cache if unset.")
     dtype: str = _argument("auto", "auto (the checkpoint's), half, bfloat16 or float32.")
     load_format: str = _argument("auto", "auto, safetensors, gguf, or dummy (random weights).")
+    model_impl: str = _argument(
+        "auto", "quire (its own code), transformers (that library's, slower), or auto: its own where there is some.")
     device: str = _argument("auto", "auto, cuda or cpu.")
     max_model_len: int | None = _argument(
         None, "Longest prompt plus output; if unset the model's, or what the KV cache holds.")
@@ -98,6 +101,8 @@ class EngineArgs:
             found.append(f"--dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.load_format not in LOAD_FORMATS:
             found.append(f"--load-format: {self.load_format!r} is not one of {', '.join(LOAD_FORMATS)}")
+        if self.model_impl not in MODEL_IMPLS:
+            found.append(f"--model-impl: {self.model_impl!r} is not one of {', '.join(MODEL_IMPLS)}")
         if self.device not in ("auto", "cuda", "cpu"):
             found.append(f"--device: {self.device!r} is not one of auto, cuda, cpu")
         if self.block_size not in (16, 32, 64, 128):

@@ -18,6 +18,9 @@ class Family:
     facts: str | None = None
 
 
+# What has no line below runs by transformers' own code.
+OTHER = Family("transformers_model:TransformersModel", "other:facts")
+
 FAMILIES = {
     "BaiChuanForCausalLM": Family("baichuan:Baichuan", "llama_like:baichuan"),
     "BaichuanForCausalLM": Family("baichuan:Baichuan", "llama_like:baichuan"),
@@ -48,3 +51,10 @@ FAMILIES = {
     "RWForCausalLM": Family("falcon:Falcon", "falcon:facts"),
     "SmolLM3ForCausalLM": Family("smollm3:SmolLM3"),
 }
+
+
+def family_of(architecture: str, model_impl: str) -> Family | None:
+    """By --model-impl: our own (quire), transformers' code (transformers), or the first that there is (auto)."""
+    if model_impl == "transformers":
+        return OTHER
+    return FAMILIES.get(architecture, OTHER if model_impl == "auto" else None)

@@ -61,6 +61,10 @@ class ModelRunner:
         m = self.model
         return kv_cache.block_bytes(m.num_layers, m.num_kv_heads, m.head_dim, self.block_size, self.dtype)
 
+    @property
+    def _captures(self) -> bool:
+        return self.model.can_be_captured and not self.config.args.enforce_eager
+
     def allocate(self, num_blocks: int) -> None:
         m = self.model
         self.kv_caches = kv_cache.allocate(m.num_layers, num_blocks, m.num_kv_heads, self.block_size, m.head_dim,
@@ -80,7 +84,7 @@ class ModelRunner:
         self.kv_caches = self.kv_caches[-2:]
         for plan in warm_up.plans(self.config):
             self.launch(plan).result()
-        if not self.config.args.enforce_eager:
+        if self._captures:
             self._step_graphs().rehearse(self._graph_sizes())
         self.kv_caches = []
 
@@ -90,7 +94,7 @@ class ModelRunner:
             progress("warming up", 0.0)
             for plan in warm_up.plans(self.config):
                 self.launch(plan).result()
-            if not self.config.args.enforce_eager:
+            if self._captures:
                 self._capture(progress)
 
     @torch.inference_mode()

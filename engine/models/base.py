@@ -22,15 +22,19 @@ class CausalLM:
     # Names of tensors that checkpoints may hold and no layer wants: buffers that are computed here.
     ignorable: str = r"rotary_emb\.inv_freq$"
 
+    can_be_captured = True  # by a CUDA graph
+
     num_layers: int  # this stage's
     num_kv_heads: int  # this rank's
     head_dim: int
     hidden_size: int
     vocab_size: int
     dtype: torch.dtype
+    device: torch.device
     stage: Stage
-    embedding: VocabEmbedding  # of use on the first stage
-    head: VocabHead  # of use on the last
+    # Of the families of ours: of use on the first stage, and on the last.
+    embedding: VocabEmbedding
+    head: VocabHead
 
     def forward(self, token_ids: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor | None:
         """[tokens] -> [tokens, hidden], after the final norm; None on a stage that handed its result to the next.

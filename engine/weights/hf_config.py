@@ -14,7 +14,7 @@ from typing import Any
 
 from quire.engine.errors import ConfigError
 from quire.engine.model_config import ModelConfig
-from quire.engine.model_registry import FAMILIES
+from quire.engine.model_registry import FAMILIES, family_of
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "longrope", "yarn")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -25,7 +25,7 @@ _SAMPLING_FIELDS = {"temperature": "temperature", "top_p": "top_p", "top_k": "to
                     "repetition_penalty": "repetition_penalty", "max_new_tokens": "max_tokens"}
 
 
-def read(path: Path, *, with_generation_defaults: bool) -> ModelConfig:
+def read(path: Path, *, with_generation_defaults: bool, model_impl: str = "auto") -> ModelConfig:
     """The model of a checkpoint directory.
 
     Raises:
@@ -41,14 +41,14 @@ def read(path: Path, *, with_generation_defaults: bool) -> ModelConfig:
     defaults = {ours: generation[theirs] for theirs, ours in _SAMPLING_FIELDS.items()
                 if generation.get(theirs) is not None}
     eos = generation.get("eos_token_id", hf.get("eos_token_id"))
-    return model_config(path, "hf", hf, eos, defaults if with_generation_defaults else {})
+    return model_config(path, "hf", hf, eos, defaults if with_generation_defaults else {}, model_impl)
 
 
 def model_config(path: Path, file_format: str, hf: dict[str, Any], eos: int | list[int] | None,
-                 generation_defaults: dict[str, Any]) -> ModelConfig:
+                 generation_defaults: dict[str, Any], model_impl: str = "quire") -> ModelConfig:
     """The facts that the engine needs, out of a configuration in Hugging Face's names."""
-    architecture = _architecture(path, hf)
-    hf = _in_standard_names(path, architecture, hf)
+    architecture = _architecture(path, hf, model_impl)
+    hf = _in_standard_names(path, architecture, hf, model_impl)
     heads = _count(path, hf, "num_attention_heads")
     hidden = _count(path, hf, "hidden_size")
     if not hf.get("head_dim") and hidden % heads:
@@ -86,20 +86,22 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _architecture(path: Path, hf: dict[str, Any]) -> str:
+def _architecture(path: Path, hf: dict[str, Any], model_impl: str) -> str:
+    """The first that is a family of ours, else the first that may run otherwise."""
     named = hf.get("architectures") or []
-    for name in named:
-        if name in FAMILIES:
+    for name in sorted(named, key=lambda name: name not in FAMILIES):
+        if family_of(name, model_impl) is not None:
             return str(name)
     raise ConfigError(f"{path}: architecture {', '.join(map(str, named)) or 'unknown (config.json names none)'} is not "
                       f"supported; supported are {', '.join(sorted(FAMILIES))}")
 
 
-def _in_standard_names(path: Path, architecture: str, hf: dict[str, Any]) -> dict[str, Any]:
-    facts = FAMILIES[architecture].facts
-    if facts is None:
+def _in_standard_names(path: Path, architecture: str, hf: dict[str, Any], model_impl: str) -> dict[str, Any]:
+    family = family_of(architecture, model_impl)
+    assert family is not None
+    if family.facts is None:
         return hf
-    module, name = facts.split(":")
+    module, name = family.facts.split(":")
     try:
         translated: dict[str, Any] = getattr(importlib.import_module(f"quire.engine.model_facts.{module}"), name)(hf)
     except ConfigError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from quire.engine.config import EngineConfig
-from quire.engine.model_registry import FAMILIES
+from quire.engine.model_registry import family_of
 from quire.engine.parallel import Parallel
 from quire.engine.weights.checkpoint import Checkpoint, View
 from quire.engine.weights.dummy import DummyCheckpoint
@@ -35,7 +35,7 @@ def load_model(config: EngineConfig, parallel: Parallel, device: torch.device, d
         WeightError: the checkpoint does not fit the model; the message names the tensor.
         ConfigError: the model asks for something that is not supported.
     """
-    model_class = _model_class(config.model.architecture)
+    model_class = _model_class(config.model.architecture, config.args.model_impl)
     checkpoint = _open(config)
     try:
         view = View(checkpoint, device, dtype, _Counter(checkpoint.num_elements, progress))
@@ -48,8 +48,10 @@ def load_model(config: EngineConfig, parallel: Parallel, device: torch.device, d
     return model
 
 
-def _model_class(architecture: str) -> Any:
-    module, name = FAMILIES[architecture].model.split(":")
+def _model_class(architecture: str, model_impl: str) -> Any:
+    family = family_of(architecture, model_impl)
+    assert family is not None, "an unknown architecture is refused when its configuration is read"
+    module, name = family.model.split(":")
     return getattr(importlib.import_module(f"quire.engine.models.{module}"), name)
 
 

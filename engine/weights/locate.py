@@ -46,7 +46,8 @@ def resolve_model(args: EngineArgs, report: Report | None = None) -> ModelConfig
             config = replace(config, generation_defaults=_PACKAGED_DEFAULTS)
     else:
         _refuse_format_mismatch(args, "safetensors", path)
-        config = hf_config.read(path, with_generation_defaults=args.generation_config == "auto")
+        config = hf_config.read(path, with_generation_defaults=args.generation_config == "auto",
+                                model_impl=args.model_impl)
     return config
 
 

@@ -42,8 +42,8 @@ class PagedRun:
         self._tables = order.view(num_seqs, blocks_each)
         self._lens = [0] * num_seqs
         shape = (num_blocks, model.num_kv_heads, BLOCK_SIZE, model.head_dim)
-        dtype = model.embedding.weight.dtype
-        self._device = model.embedding.weight.device
+        dtype = model.dtype
+        self._device = model.device
         self._caches = [tuple(torch.zeros(shape, dtype=dtype, device=self._device) for _ in range(2))
                         for _ in range(model.num_layers)]
 
