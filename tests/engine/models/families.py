@@ -66,15 +66,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-40b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 2}),
     "falcon-11b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
     "falcon-serial": ("falcon", {"parallel_attn": False, "multi_query": False, "bias": True}),
-}
-NEEDS_ALIBI = {
     "falcon-rw": ("falcon", {"parallel_attn": False, "multi_query": False, "bias": True, "alibi": True}),
     "bloom": ("bloom", {"n_layer": 3, "n_head": 4}),
     "bloom-five-heads": ("bloom", {"n_layer": 3, "n_head": 5, "hidden_size": 60}),
     "mpt": ("mpt", MPT),
     "mpt-five-heads": ("mpt", {**MPT, "n_heads": 5, "attn_config": {"clip_qkv": 1.5}}),
-}
-NEEDS_WINDOWS = {
     "mistral-window": ("mistral", {"sliding_window": 20}),
     "ministral": ("ministral", {"sliding_window": 20, "layer_types": [FULL, SLIDING, SLIDING]}),
     "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
