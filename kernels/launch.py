@@ -69,34 +69,34 @@ _DECODE = {
     "hopper": {
         (2, 64): Tile(16, 128, 4, 3), (2, 128): Tile(16, 64, 4, 3), (2, 256): Tile(16, 32, 4, 3),
         (4, 64): Tile(16, 64, 4, 2), (4, 128): Tile(16, 32, 4, 2), (4, 256): Tile(16, 16, 4, 2),
-        (2, 512): Tile(16, 16, 4, 3), (4, 512): Tile(16, 16, 4, 2),
+        (2, 512): Tile(16, 32, 8, 2), (4, 512): Tile(16, 16, 8, 1),
     },
     "ampere": {
         (2, 64): Tile(16, 128, 4, 2), (2, 128): Tile(16, 64, 4, 2), (2, 256): Tile(16, 32, 4, 2),
         (4, 64): Tile(16, 64, 4, 2), (4, 128): Tile(16, 32, 4, 2), (4, 256): Tile(16, 16, 4, 2),
-        (2, 512): Tile(16, 16, 4, 2), (4, 512): Tile(16, 16, 4, 1),
+        (2, 512): Tile(16, 32, 8, 2), (4, 512): Tile(16, 16, 8, 1),
     },
     "default": {
         (2, 64): Tile(16, 64, 4, 1), (2, 128): Tile(16, 32, 4, 1), (2, 256): Tile(16, 16, 4, 1),
         (4, 64): Tile(16, 32, 4, 1), (4, 128): Tile(16, 16, 4, 1), (4, 256): Tile(16, 16, 4, 1),
-        (2, 512): Tile(16, 16, 4, 1), (4, 512): Tile(16, 16, 4, 1),
+        (2, 512): Tile(16, 16, 8, 1), (4, 512): Tile(16, 16, 8, 1),
     },
 }
 _PREFILL = {
     "hopper": {
         (2, 64): Tile(64, 64, 4, 2), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(64, 64, 8, 2),
         (4, 64): Tile(64, 32, 8, 2), (4, 128): Tile(32, 32, 8, 2), (4, 256): Tile(16, 16, 4, 2),
-        (2, 512): Tile(64, 32, 8, 2), (4, 512): Tile(16, 16, 4, 2),
+        (2, 512): Tile(32, 32, 8, 2), (4, 512): Tile(16, 16, 8, 1),
     },
     "ampere": {
         (2, 64): Tile(128, 64, 8, 2), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(64, 32, 8, 2),
         (4, 64): Tile(32, 32, 4, 2), (4, 128): Tile(32, 16, 4, 2), (4, 256): Tile(16, 16, 4, 1),
-        (2, 512): Tile(32, 16, 4, 2), (4, 512): Tile(16, 16, 4, 1),
+        (2, 512): Tile(32, 16, 8, 2), (4, 512): Tile(16, 16, 8, 1),
     },
     "default": {
         (2, 64): Tile(64, 32, 4, 1), (2, 128): Tile(32, 32, 4, 1), (2, 256): Tile(16, 16, 4, 1),
         (4, 64): Tile(16, 32, 4, 1), (4, 128): Tile(16, 16, 4, 1), (4, 256): Tile(16, 16, 4, 1),
-        (2, 512): Tile(16, 16, 4, 1), (4, 512): Tile(16, 16, 4, 1),
+        (2, 512): Tile(16, 16, 8, 1), (4, 512): Tile(16, 16, 8, 1),
     },
 }
 
@@ -153,8 +153,8 @@ def decode_tile(device: torch.device, element_bytes: int, padded_head_dim: int, 
     tile = _pick(_DECODE[family(device)], element_bytes, padded_head_dim)
     if group > tile.rows:
         rows = 1 << (group - 1).bit_length()
-        # So that neither the scores nor the results take more than 64 registers of a thread, up to 8 warps.
-        num_warps = min(8, max(tile.num_warps, rows * max(tile.columns, padded_head_dim) // 2048))
+        # Up to 8 warps, so that scores and results do not take more than 32 registers of a thread each.
+        num_warps = min(8, max(tile.num_warps, rows * max(tile.columns, padded_head_dim) // 1024))
         return replace(tile, rows=rows, num_warps=num_warps)
     if family(device) == "hopper" and (element_bytes, padded_head_dim) == (2, 128) and group > 1:
         return Tile(16, 64, 2, 3)

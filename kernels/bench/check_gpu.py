@@ -10,11 +10,14 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from quire.kernels import compile_ahead, ops
+from quire.kernels.attention_spec import Style
 from quire.kernels.bench import cases
 from quire.kernels.reference.step import Gathered
 
@@ -100,9 +103,11 @@ def check_activation(dtype: torch.dtype, quick: bool) -> Errors:
 
 
 def check_rotary(dtype: torch.dtype, quick: bool) -> Errors:
-    shapes = [(64, 64), (128, 128), (80, 32), (96, 96), (256, 64)]
-    for (heads, kv_heads), (head_dim, rotary_dim), num_tokens in itertools.product(
-            GROUPS[:3] if quick else GROUPS, shapes, (1, 77)):
+    shapes: list[tuple[int, int, Style]] = [
+        (64, 64, "half"), (128, 128, "half"), (80, 32, "half"), (96, 96, "half"), (256, 64, "half"), (80, 20, "half"),
+        (64, 0, "half"), (128, 64, "interleaved"), (96, 40, "interleaved"), (512, 512, "half")]
+    for (heads, kv_heads), (head_dim, rotary_dim, style), num_tokens in itertools.product(
+            [*GROUPS[:3], (71, 1)] if quick else [*GROUPS, (71, 1)], shapes, (1, 77)):
         fused = torch.randn(num_tokens, heads + 2 * kv_heads, head_dim, device=DEVICE, dtype=dtype)
         q, k, v = fused.split([heads, kv_heads, kv_heads], dim=1)
         angles = torch.rand(1000, rotary_dim // 2, device=DEVICE) * 6
@@ -111,9 +116,10 @@ def check_rotary(dtype: torch.dtype, quick: bool) -> Errors:
         slots[num_tokens // 2 + 1:: 5] = -1
         k_cache, v_cache = (cases.poison(torch.empty(10, kv_heads, 16, head_dim, device=DEVICE, dtype=dtype))
                             for _ in range(2))
-        right = [cases.rotated(q, angles[positions]), cases.rotated(k, angles[positions]), v.double()]
-        ops.rotary_and_cache(q, k, v, cases.rotary(angles), positions, slots, k_cache, v_cache)
-        name = f"rotary {heads}/{kv_heads} d{head_dim} r{rotary_dim} t{num_tokens}"
+        right = [cases.rotated(q, angles[positions], style), cases.rotated(k, angles[positions], style), v.double()]
+        rotary = cases.rotary(angles, style) if rotary_dim else None
+        ops.rotary_and_cache(q, k, v, rotary, positions, slots, k_cache, v_cache)
+        name = f"rotary {heads}/{kv_heads} d{head_dim} r{rotary_dim} {style} t{num_tokens}"
         yield f"{name} q", cases.relative_error(q, right[0])
         real = slots >= 0
         blocks, offsets = (slots[real] // 16).long(), (slots[real] % 16).long()
@@ -159,6 +165,44 @@ def check_attention(dtype: torch.dtype, quick: bool) -> Errors:
         yield (f"attention shared {heads}/{kv_heads} d{head_dim} b{block_size}",
                cases.relative_error(out, cases.attention(case)))
         yield from _check_fresh(cases.with_fresh(case, head_dim), f"shared {heads}/{kv_heads} d{head_dim}")
+
+
+def check_attention_variants(dtype: torch.dtype, quick: bool) -> Errors:
+    """What check_attention leaves at its default: each option alone, all together, and unusual shapes."""
+    biased: dict[str, Any] = {"softcap": 5.0, "alibi": True, "sinks": True}
+    steps = {
+        "decodes": ([1, 15, 129, 0, 5000, 777, 1000], [1] * 7),
+        "many": ([3 + 13 * i for i in range(90)], [1] * 90),
+        "prompts": ([1, 17, 500, 1300], [1, 17, 500, 1300]),
+        "chunks": ([5, 600, 700, 64, 3000], [1, 1, 130, 2, 299]),
+    }
+    windows = [{"window": 100}, {"window": 1000}, {"window": 100, **biased}]
+    if not quick:
+        windows += [{"window": 1}, {"window": 16}, {"window": 4096}]
+    shapes: list[tuple[int, int, int, Style, list[dict[str, Any]]]] = [
+        (8, 4, 64, "half", [*windows, {"softcap": 5.0}, {"alibi": True}, {"sinks": True}, biased]),
+        (16, 4, 128, "half", [windows[2], biased] if quick else [*windows, biased]),
+        (8, 4, 256, "half", [{"window": 300, "softcap": 50.0}]),
+        (71, 1, 64, "half", [{}]), (4, 2, 128, "interleaved", [{}]), (5, 5, 80, "half", [{}])]
+    if not quick:
+        shapes += [(48, 1, 128, "half", [{}, biased]), (40, 40, 128, "half", [{"alibi": True}]),
+                   (16, 1, 256, "interleaved", [{}]), (128, 1, 64, "half", [{}]), (4, 2, 512, "half", [{}, windows[2]]),
+                   (12, 12, 64, "interleaved", [windows[2]])]
+    for (heads, kv_heads, head_dim, style, variants), (step_name, step) in itertools.product(shapes, steps.items()):
+        for variant in variants:
+            case = cases.paged(*step, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, device=DEVICE,
+                               poisoned=True, **variant)
+            name = f"{step_name} {heads}/{kv_heads} d{head_dim} {style} {variant}"
+            out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
+            yield f"attention {name}", cases.relative_error(out, cases.attention(case))
+            rotary_dim = 0 if "alibi" in variant else head_dim // 2 if style == "interleaved" else head_dim
+            yield from _check_fresh(cases.with_fresh(case, rotary_dim, style), name)
+    case = cases.paged([1300 + 7 * i for i in range(40)], [1] * 40, heads=8, kv_heads=4, head_dim=64, dtype=dtype,
+                       device=DEVICE, poisoned=True, num_shared_blocks=64, outsiders=(0, 5), **biased)
+    for window in (None, 100):  # which leaves the common beginning aside
+        case.spec = replace(case.spec, window=window)
+        out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
+        yield f"shared, window {window}", cases.relative_error(out, cases.attention(case))
 
 
 def _check_fresh(case: cases.NotCached, name: str) -> Errors:
@@ -269,8 +313,8 @@ def check_product(dtype: torch.dtype, quick: bool) -> Errors:
 
 
 CHECKS = [check_norms, check_layer_norms, check_head_norms, check_experts, check_activation, check_rotary,
-          check_attention, check_copy, check_step, check_penalties, check_sampling, check_logprobs, check_product,
-          check_wide_product]
+          check_attention, check_attention_variants, check_copy, check_step, check_penalties, check_sampling,
+          check_logprobs, check_product, check_wide_product]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -34,13 +34,12 @@ from quire.kernels import (
     norms,
     penalties,
     product,
-    rotary,
     routing,
     sampling,
     step,
     wide_product,
 )
-from quire.kernels.attention_spec import Rotary
+from quire.kernels.attention_spec import Rotary, Style
 from quire.kernels.bench import cases
 
 FAMILIES = {75: "default", 80: "ampere", 90: "hopper"}
@@ -135,6 +134,13 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
         yield kind, functools.partial(activation.gated_activation, empty(3, 2050), kind)
     for heads, kv_heads, head_dim in ((9, 3, 64), (32, 32, 128), (28, 4, 128), (8, 8, 80)):
         yield from _attention(heads, kv_heads, head_dim, dtype)
+        yield from _attention(heads, kv_heads, head_dim, dtype, is_fresh=True)
+    yield from _attention(71, 1, 64, dtype, is_fresh=True)
+    yield from _attention(48, 1, 128, dtype, is_fresh=True)
+    yield from _attention(8, 4, 256, dtype, is_fresh=True, window=300, softcap=50.0)
+    yield from _attention(64, 8, 64, dtype, is_fresh=True, window=128, sinks=True)
+    yield from _attention(40, 40, 128, dtype, alibi=True)
+    yield from _attention(4, 2, 512, dtype, is_fresh=True, style="interleaved")
     caches = empty(9, 3, 16, 80), empty(9, 3, 16, 80)
     yield "copy_blocks", functools.partial(blocks.copy_blocks, *caches, ints(3), ints(3))
     state = ints(9, 4097), ints(9, 256), empty(6, 9, of=torch.float32), ints(9), empty(9, of=torch.int64)
@@ -168,22 +174,22 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
             yield "and norm", functools.partial(all_reduce.all_reduce_add_rms_norm, x, x, x[0], 1e-5, peers)
 
 
-def _attention(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Iterator[Call]:
-    name = f"attention {heads}/{kv_heads} of {head_dim}"
+def _attention(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, *, is_fresh: bool = False,
+               style: Style = "half", **variant: Any) -> Iterator[Call]:
+    name = f"attention {heads}/{kv_heads} of {head_dim}{', fresh' * is_fresh} {variant}"
     steps: list[tuple[list[int], list[int], int]] = [
         ([2000], [1], 0), ([20] * 200, [1] * 200, 0), ([2048], [2048], 0), ([40, 300, 100], [1, 100, 100], 0),
         ([1200] * 20, [1] * 20, 64)]
     for contexts, queries, num_shared_blocks in steps:
         case = cases.paged(contexts, queries, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype,
-                           device="cpu", num_shared_blocks=num_shared_blocks)
-        caches, inputs = (case.k_cache, case.v_cache), case.inputs
-        yield name, functools.partial(attention.paged_attention, case.q, *caches, inputs, case.spec)
+                           device="cpu", num_shared_blocks=num_shared_blocks, **variant)
+        args = case.q, case.k_cache, case.v_cache, case.inputs, case.spec
+        if not is_fresh:
+            yield name, functools.partial(attention.paged_attention, *args)
+            continue
         k = torch.zeros(case.q.shape[0], kv_heads, head_dim, dtype=dtype)
-        turns = Rotary(torch.zeros(max(contexts), head_dim))
-        yield f"{name}, fresh", functools.partial(attention.paged_attention, case.q, *caches, inputs, case.spec,
-                                                  (k, k, turns))
-        yield "rotary", functools.partial(rotary.rotary_and_cache, case.q, k, k, turns, inputs.positions, inputs.slots,
-                                          *caches)
+        turns = Rotary(torch.zeros(max(contexts), head_dim), style)
+        yield name, functools.partial(attention.paged_attention, *args, (k, k, turns))
 
 
 if __name__ == "__main__":
