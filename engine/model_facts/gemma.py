@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quire.engine.model_facts.windows import with_windows
+from quire.engine.model_facts.windows import by_kind_of_layer, with_windows
 
 
 def facts(hf: dict[str, Any]) -> dict[str, Any]:
@@ -23,9 +23,7 @@ def gemma3(hf: dict[str, Any]) -> dict[str, Any]:
     """All layers but each sixth; and those with a window turn by a base of their own."""
     pattern = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
     hf = with_windows({"sliding_window": 4096, **facts(hf)}, lambda i: (i + 1) % pattern != 0)
-    by_kind = hf.get("rope_parameters") or {}
-    if "full_attention" in by_kind:
-        return {**hf, "rope_parameters": by_kind["full_attention"],
-                "local_rope_parameters": by_kind["sliding_attention"]}
+    if (by_kind := by_kind_of_layer(hf)) is not None:
+        return by_kind
     local = {"rope_theta": hf.get("rope_local_base_freq", 10_000.0), "rope_type": "default"}
     return {"rope_theta": 1_000_000.0, **hf, "local_rope_parameters": local}

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from quire.engine.model_facts.windows import with_windows
+from quire.engine.model_facts.windows import by_kind_of_layer, with_windows
 
 
 def windowed(hf: dict[str, Any]) -> dict[str, Any]:
-    """Mistral, Phi-3: all layers have the window, if there is one. OLMo 3, Ministral: those that layer_types names."""
+    """Mistral, Phi-3: all layers have the window, if there is one. Ministral: those that layer_types names."""
     return with_windows(hf)
+
+
+def olmo3(hf: dict[str, Any]) -> dict[str, Any]:
+    """Only layers without a window are stretched to long contexts."""
+    hf = with_windows(hf, lambda i: (i + 1) % 4 != 0)
+    if (by_kind := by_kind_of_layer(hf)) is not None:
+        return by_kind
+    return {**hf, "local_rope_parameters": {"rope_type": "default", "rope_theta": hf.get("rope_theta") or 10_000.0}}
 
 
 def qwen2(hf: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Which layers look back through a sliding window, and how far."""
+"""Which layers look back through a sliding window, how far, and how their positions are turned."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-SLIDING = "sliding_attention"
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def with_windows(hf: dict[str, Any], is_sliding: Callable[[int], bool] = lambda i: True) -> dict[str, Any]:
@@ -13,3 +13,12 @@ def with_windows(hf: dict[str, Any], is_sliding: Callable[[int], bool] = lambda 
     window, types = hf.get("sliding_window"), hf.get("layer_types")
     sliding = [kind == SLIDING for kind in types] if types else map(is_sliding, range(hf.get("num_hidden_layers", 0)))
     return {**hf, "layer_windows": [window if slides else None for slides in sliding]}
+
+
+def by_kind_of_layer(hf: dict[str, Any]) -> dict[str, Any] | None:
+    """Where rope_parameters has a table for each kind of layer, `hf` with that of layers without a window there, and
+    the other as local_rope_parameters; else None."""
+    rope = hf.get("rope_parameters") or {}
+    if FULL not in rope:
+        return None
+    return {**hf, "rope_parameters": rope[FULL], "local_rope_parameters": rope.get(SLIDING, rope[FULL])}

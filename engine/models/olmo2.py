@@ -23,10 +23,9 @@ class Olmo2(Llama):
 
 class Olmo3(Olmo2):
     def prepare(self, view: View) -> None:
-        """Only layers without a window are stretched to long contexts."""
         super().prepare(view)
-        plain = {"rope_type": "default", "rope_theta": self.config.hf["rope_parameters"]["rope_theta"]}
-        self.local_rotary = Rotary(cos_sin_table(plain, self.head_dim, self.max_model_len, view.device))
+        local = self.config.hf["local_rope_parameters"]
+        self.local_rotary = Rotary(cos_sin_table(local, self.head_dim, self.max_model_len, view.device))
 
     def rotary_of(self, i: int) -> Rotary | None:
         return self.rotary if self.window(i) is None else self.local_rotary

@@ -18,7 +18,7 @@ BIGCODE = {**GPT2, "n_inner": 80}
 GLM4 = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 NEOX = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
 MINISTRAL3 = {**YARN, "original_max_position_embeddings": 32, "factor": 8.0, "llama_4_scaling_beta": 0.1}
-MPT = {"d_model": 60, "n_layers": 3, "n_heads": 4, "max_seq_len": 256, "expansion_ratio": 2}
+MPT = {"d_model": 60, "n_layers": 3, "n_heads": 4, "max_seq_len": 256}
 QWEN3_MOE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "head_dim": 16}
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -72,7 +72,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mpt": ("mpt", MPT),
     "mpt-five-heads": ("mpt", {**MPT, "n_heads": 5, "attn_config": {"clip_qkv": 1.5}}),
     "mistral-window": ("mistral", {"sliding_window": 20}),
-    "ministral": ("ministral", {"sliding_window": 20, "layer_types": [FULL, SLIDING, SLIDING]}),
+    "ministral": ("ministral", {"head_dim": 16, "sliding_window": 20, "layer_types": [FULL, SLIDING, SLIDING]}),
     "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
     "olmo3": ("olmo3", {"pad_token_id": 0, "sliding_window": 20, "layer_types": [SLIDING, SLIDING, FULL],
                         "rope_parameters": YARN}),
