@@ -19,7 +19,7 @@ DTYPES = {"auto": "auto", "half": "float16", "float16": "float16", "bfloat16": "
           "float32": "float32"}
 BACKENDS = ("mp", "ray")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
-MODEL_IMPLS = ("auto", "quire", "transformers")
+MODEL_IMPLS = ("auto", "quire", "transformers", "vllm")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
@@ -44,7 +44,8 @@ class EngineArgs:
     dtype: str = _argument("auto", "auto (the checkpoint's), half, bfloat16 or float32.")
     load_format: str = _argument("auto", "auto, safetensors, gguf, or dummy (random weights).")
     model_impl: str = _argument(
-        "auto", "quire (its own code), transformers (that library's, slower), or auto: its own where there is some.")
+        "auto", "quire (its own code; vllm says the same), transformers (that library's, slower), or auto: its own "
+        "where there is some.")
     device: str = _argument("auto", "auto, cuda or cpu.")
     max_model_len: int | None = _argument(
         None, "Longest prompt plus output; if unset the model's, or what the KV cache holds.")

@@ -35,7 +35,7 @@ FAMILIES = {
     "GemmaForCausalLM": Family("gemma:Gemma", "gemma:facts"),
     "Glm4ForCausalLM": Family("glm4:Glm4"),
     "GraniteForCausalLM": Family("granite:Granite"),
-    "LlamaForCausalLM": Family("llama:Llama"),
+    "LlamaForCausalLM": Family("llama:Llama", "llama_like:windowed"),
     "Ministral3ForCausalLM": Family("ministral3:Ministral3", "llama_like:windowed"),
     "MinistralForCausalLM": Family("mistral:Mistral", "llama_like:windowed"),
     "MistralForCausalLM": Family("mistral:Mistral", "llama_like:windowed"),

@@ -71,7 +71,7 @@ _NO_LORA = "LoRA adapters are not there yet; merge the adapter into the model"
 _NO_DRAFTS = "there is no speculative decoding yet; leave it out, replies are the same without it"
 _NO_POOLING = "Quire generates; it does not embed, classify or score"
 _NO_MEDIA = "models take text only; a request with an image is refused"
-_NO_EXPERTS = "there are no mixture-of-experts models yet"
+_EXPERTS = "each rank of --tensor-parallel-size has a part of every expert"
 _NO_TOOLS = "tool calls are not there yet; requests with tools are refused"
 _NO_REASONING = "reasoning stays part of a reply's content; leave it out, and split the content in the client"
 _NO_GRAMMAR = "structured output is not there yet; requests that ask for it are refused"
@@ -107,18 +107,18 @@ _ENGINE: dict[str, Foreign] = {
     "rope_scaling": _no(_CONFIG_JSON, {}),
     "rope_theta": _no(_CONFIG_JSON),
     "config_format": _no("models are read in Hugging Face's layout or from a .gguf file", "auto", "hf"),
-    "model_impl": _no("models run in Quire's own code only", "auto", "vllm"),
     "ignore_patterns": _idle("from a hub, only the files that are served are fetched"),
     "model_loader_extra_config": _no("there are no other loaders", {}),
     "safetensors_load_strategy": _idle("weights are read from mapped files, a tensor at a time"),
-    "pt_load_map_location": _idle("pickled checkpoints are not read"),
+    "pt_load_map_location": _idle("pickles are read on the CPU, without running what they say"),
     "max_parallel_loading_workers": _idle("each rank reads its own share of the weights"),
     "use_tqdm_on_load": _idle_switch("a bar is shown on a terminal, and log lines elsewhere", True, False),
     "override_generation_config": _no("send sampling parameters with requests, or edit generation_config.json", {}),
     "quantization": _no(_NO_QUANTISED, "gguf", "", short="-q"),
     "quantization_config": _no(_NO_QUANTISED, {}),
     "quantization_param_path": _no(_NO_QUANTISED),
-    "disable_sliding_window": _idle_switch("windows are served only where no request outgrows them", False),
+    "disable_sliding_window": _idle_switch("a window belongs to its model; --max-model-len keeps requests within it",
+                                           False),
     # Memory and the KV cache.
     "kv_cache_dtype": _no("the KV cache has the weights' type; for more room lower --max-model-len", "auto"),
     "calculate_kv_scales": _idle_switch("the KV cache is not quantised", False),
@@ -166,11 +166,11 @@ _ENGINE: dict[str, Foreign] = {
     "performance_mode": _idle("the limits of a step are --max-num-seqs and --max-num-batched-tokens", "balanced"),
     "attention_backend": _idle(_ONE_BACKEND),
     "attention_config": _idle(_ONE_BACKEND, {}, short="-ac"),
-    "moe_backend": _idle(_NO_EXPERTS, "auto"),
+    "moe_backend": _idle(_EXPERTS, "auto"),
     "linear_backend": _idle(_ONE_BACKEND, "auto"),
     "disable_cascade_attn": _idle_switch("blocks that many samples share are read once for all of them", True),
     "disable_custom_all_reduce": _idle_switch(_ONE_BACKEND, False),
-    "enable_dbo": _idle_switch(_NO_EXPERTS, False),
+    "enable_dbo": _idle_switch(_EXPERTS, False),
     "speculative_config": _no(_NO_DRAFTS, {}, short="-sc"),
     "spec_method": _no(_NO_DRAFTS),
     "spec_model": _no(_NO_DRAFTS),
@@ -178,15 +178,15 @@ _ENGINE: dict[str, Foreign] = {
     "logprobs_mode": _no("logprobs are of the model's own distribution", "raw_logprobs"),
     "logits_processors": Foreign(_PLUGINS, ([],), takes="values"),
     "enable_prompt_embeds": _no_switch("prompts are text or token ids"),
-    "enable_return_routed_experts": _no_switch(_NO_EXPERTS),
+    "enable_return_routed_experts": _no_switch(_EXPERTS),
     "return_sampling_mask": _no_switch("there is no such field in a reply"),
     # Devices and machines.
     "decode_context_parallel_size": _no("one context is held by one device", 1, short="-dcp"),
     "prefill_context_parallel_size": _no("one context is held by one device", 1, short="-pcp"),
-    "enable_expert_parallel": _idle_switch(_NO_EXPERTS, False, short="-ep"),
-    "enable_eplb": _idle_switch(_NO_EXPERTS, False),
-    "eplb_config": _idle(_NO_EXPERTS, {}),
-    "all2all_backend": _idle(_NO_EXPERTS),
+    "enable_expert_parallel": _idle_switch(_EXPERTS, False, short="-ep"),
+    "enable_eplb": _idle_switch(_EXPERTS, False),
+    "eplb_config": _idle(_EXPERTS, {}),
+    "all2all_backend": _idle(_EXPERTS),
     "nnodes": _no(_NO_MULTI_NODE, 1, short="-n"),
     "node_rank": _no(_NO_MULTI_NODE, 0, short="-r"),
     "master_addr": _no(_NO_MULTI_NODE, "127.0.0.1"),

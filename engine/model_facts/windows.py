@@ -11,8 +11,16 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 def with_windows(hf: dict[str, Any], is_sliding: Callable[[int], bool] = lambda i: True) -> dict[str, Any]:
     """`hf` with layer_windows: a window or None for each layer. `is_sliding` decides where layer_types says nothing."""
     window, types = hf.get("sliding_window"), hf.get("layer_types")
-    sliding = [kind == SLIDING for kind in types] if types else map(is_sliding, range(hf.get("num_hidden_layers", 0)))
+    if window is None:
+        return hf
+    sliding = [kind == SLIDING for kind in types] if types else map(is_sliding, range(_count(hf)))
     return {**hf, "layer_windows": [window if slides else None for slides in sliding]}
+
+
+def _count(hf: dict[str, Any]) -> int:
+    """Layers; what is no number is refused by whoever reads it next."""
+    layers = hf.get("num_hidden_layers")
+    return layers if isinstance(layers, int) else 0
 
 
 def by_kind_of_layer(hf: dict[str, Any]) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -78,19 +77,6 @@ def test_configs_of_older_transformers_read_alike(tmp_path: Path) -> None:
     file.write_text(json.dumps(config))
     got = PagedRun(load(tmp_path), 1, 128).step({0: PROMPT})[0]
     torch.testing.assert_close(got, tiny.logits(reference, PROMPT), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("family", "config"), [
-    ("mistral", {"sliding_window": 64}),
-    ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}),
-])
-def test_a_window_is_refused_only_where_a_request_could_outgrow_it(family: str, config: dict[str, Any],
-                                                                   tmp_path: Path) -> None:
-    reference = tiny.write(tmp_path, family, **config)
-    with pytest.raises(ConfigError, match="--max-model-len 64"):
-        load(tmp_path, max_model_len=65)
-    got = PagedRun(load(tmp_path, max_model_len=64), 1, 64).step({0: PROMPT[:64]})[0]
-    torch.testing.assert_close(got, tiny.logits(reference, PROMPT[:64]), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

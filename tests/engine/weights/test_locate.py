@@ -68,13 +68,13 @@ def test_rope_scaling_tells_how_long_a_context_may_be(rope: dict[str, Any], posi
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"architectures": ["FooForCausalLM"]}, "FooForCausalLM is not supported; supported are LlamaForCausalLM, Mistral"),
     ({"architectures": None}, "names none"),
     ({"hidden_size": None}, "hidden_size must be a positive integer, is missing"),
     ({"num_hidden_layers": "2"}, "num_hidden_layers must be a positive integer, is '2'"),
     ({"hidden_size": 65}, "hidden_size 65 is not a multiple"),
     ({"quantization_config": {"quant_method": "awq"}}, "'awq'"),
-    ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope' is not supported"),
+    ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope' needs a list short_factor"),
+    ({"rope_scaling": {"rope_type": "spiral"}}, "'spiral' is not supported"),
     ({"rope_scaling": {"rope_type": "linear"}}, "needs a positive factor"),
 ])
 def test_configs_that_cannot_run_are_refused_by_field(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -173,3 +173,11 @@ def test_facts_are_read_without_torch() -> None:
             "from quire.engine.weights.locate import resolve_model; "
             "resolve_model(EngineArgs()); sys.exit(int('torch' in sys.modules))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_architecture_of_nobodys_is_left_to_transformers_unless_it_is_to_be_ours(tmp_path: Path) -> None:
+    args = checkpoint(tmp_path, architectures=["FooForCausalLM"])
+    assert resolve_model(args).architecture == "FooForCausalLM"
+    args.model_impl = "quire"
+    with pytest.raises(ConfigError, match="FooForCausalLM is not supported; supported are BaiChuanForCausalLM"):
+        resolve_model(args)
