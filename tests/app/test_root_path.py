@@ -59,4 +59,4 @@ async def test_metrics_know_one_path(prefixed: httpx.AsyncClient, make_app: Call
         for path in ("/llm/v1/chat/completions", "/v1/chat/completions"):
             assert (await client.post(path, json=BODY)).status_code == 200
         text = (await client.get("/llm/metrics")).text
-    assert 'http_requests_total{handler="/v1/chat/completions",method="POST",status="200"} 2.0' in text
+    assert 'http_requests_total{deadline="",handler="/v1/chat/completions",method="POST",status="200"} 2.0' in text
