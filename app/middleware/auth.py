@@ -65,7 +65,7 @@ class AuthMiddleware:
         key = self._key(Headers(scope=scope).get("authorization", "")) if self._keys.required else ANYONE
         record.key = key.limits
         scope["state"]["key"] = key
-        needs_admin = is_metrics or _is_admin(record.path)
+        needs_admin = is_operators(record.path)
         if self._admin_port is not None and needs_admin is not on_admin_port:
             raise ApiError(404, f"There is no {record.path[:200]} on this port.")
         if not needs_admin or key.admin or (is_metrics and key is ANYONE):
@@ -90,6 +90,11 @@ class AuthMiddleware:
 
 def _is_admin(path: str) -> bool:
     return path == "/admin" or path.startswith("/admin/")
+
+
+def is_operators(path: str) -> bool:
+    """Whether it has rules of its own."""
+    return path == "/metrics" or _is_admin(path)
 
 
 def no_audit(error: AuditError) -> ApiError:
