@@ -58,7 +58,7 @@ class UnknownFields:
 
         Raises ApiError (400) that names it.
         """
-        if not (self._take_all or is_empty or name in of_clients):
+        if not (self._take_all or name in of_clients or (is_empty and name not in _ELSEWHERE)):
             raise ApiError(400, _refusal(name[:100], path[:100], known), path[:100])
         if len(self._ignored) < _MOST_KEPT:
             self._ignored[_INDEX.sub("[]", path[:100])] = None  # once, however many messages have it
