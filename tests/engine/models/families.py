@@ -75,7 +75,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral": ("ministral", {"head_dim": 16, "sliding_window": 20, "layer_types": [FULL, SLIDING, SLIDING]}),
     "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
     "olmo3": ("olmo3", {"pad_token_id": 0, "sliding_window": 20, "layer_types": [SLIDING, SLIDING, FULL],
-                        "rope_parameters": YARN}),
+                        "rope_parameters": {FULL: YARN, SLIDING: {"rope_type": "default", "rope_theta": 10000.0}}}),
     "gemma2": ("gemma2", {"pad_token_id": 0, "head_dim": 16, "sliding_window": 20}),
     "gemma3": ("gemma3_text", {"pad_token_id": 0, "head_dim": 16, "sliding_window": 20,
                                "layer_types": [SLIDING, FULL, SLIDING]}),
