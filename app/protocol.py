@@ -270,6 +270,11 @@ class HttpProtocol(HttpToolsProtocol):
         if lingers or transport.get_write_buffer_size():
             self._arm(LINGER_S if lingers else self._limits.body_timeout, transport.raw.abort)
 
+    def shutdown(self) -> None:
+        if self.transport.closed and self._is_flooding:  # it would not be heard to go before its time is up
+            self.transport.raw.abort()
+        super().shutdown()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stall is None:
