@@ -320,7 +320,7 @@ async def test_a_program_hears_of_its_own_engines_end_and_serves_on_with_the_oth
                                                                                   engines: list[Engine]) -> None:
     heard: list[tuple[int, str, bool]] = []
     processes = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
-    process: Any = SimpleNamespace(_processes=processes)
+    process: Any = SimpleNamespace(_processes=processes, _oom_kills=SimpleNamespace(cause=lambda code: "killed"))
 
     def on_end(place: int, error: EngineDeadError, killed: bool) -> None:
         heard.append((place, str(error), killed))
@@ -331,7 +331,7 @@ async def test_a_program_hears_of_its_own_engines_end_and_serves_on_with_the_oth
     processes[1].kill()
     await engines[1].fall()
     await until(lambda: group.clients[1].state == "gone")
-    assert heard == [(1, "The engine process ended with exit code -9; its log says why.", True)]
+    assert heard == [(1, "The engine process was killed (SIGKILL).", True)]
     assert group.state == "ready"
     assert await place_of(group) == 0
     processes[0].terminate()
