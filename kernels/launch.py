@@ -84,7 +84,7 @@ _DECODE = {
 }
 _PREFILL = {
     "hopper": {
-        (2, 64): Tile(64, 64, 4, 2), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(64, 64, 8, 2),
+        (2, 64): Tile(64, 64, 4, 2), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(128, 64, 8, 2),
         (4, 64): Tile(64, 32, 8, 2), (4, 128): Tile(32, 32, 8, 2), (4, 256): Tile(16, 16, 4, 2),
         (2, 512): Tile(32, 32, 8, 2), (4, 512): Tile(16, 16, 8, 1),
     },
@@ -153,8 +153,9 @@ def decode_tile(device: torch.device, element_bytes: int, padded_head_dim: int, 
     tile = _pick(_DECODE[family(device)], element_bytes, padded_head_dim)
     if group > tile.rows:
         rows = 1 << (group - 1).bit_length()
-        # Up to 8 warps, so that scores and results do not take more than 32 registers of a thread each.
-        num_warps = min(8, max(tile.num_warps, rows * max(tile.columns, padded_head_dim) // 1024))
+        # Enough warps for scores and results to fit the registers. On Hopper four warps share 64 rows: with eight to so
+        # few, Triton 3.1 does not compile.
+        num_warps = 8 if rows > 64 or (rows == 64 and family(device) != "hopper") else tile.num_warps
         return replace(tile, rows=rows, num_warps=num_warps)
     if family(device) == "hopper" and (element_bytes, padded_head_dim) == (2, 128) and group > 1:
         return Tile(16, 64, 2, 3)
