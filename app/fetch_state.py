@@ -5,10 +5,11 @@ Written by the process that sees to them (`quire.app.model_files`), read by the 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
+
+from quire.app import whole_file
 
 
 class FetchState(msgspec.Struct, frozen=True):
@@ -23,8 +24,7 @@ class FetchState(msgspec.Struct, frozen=True):
         return self.bytes / self.total_bytes if self.total_bytes else 0.0
 
     def save(self, path: str) -> None:
-        Path(path + ".new").write_bytes(msgspec.json.encode(self))
-        os.replace(path + ".new", path)  # whole or not at all: others poll for it
+        whole_file.replace(path, msgspec.json.encode(self))
 
     @classmethod
     def load(cls, path: str) -> FetchState:

@@ -5,24 +5,17 @@ Only the launcher knows that it starts an engine no more. A file, so that worker
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from quire.app import whole_file
+
 
 def write(path: str, gone: Mapping[int, bool]) -> None:
-    """`gone`: by place, whether the engine there was killed from outside. Whole or not at all. Raises OSError."""
-    pending = Path(path + ".new")
-    try:
-        pending.write_bytes(msgspec.json.encode(gone))
-        os.replace(pending, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            pending.unlink(missing_ok=True)
-        raise
+    """`gone`: by place, whether the engine there was killed from outside. Raises OSError."""
+    whole_file.replace(path, msgspec.json.encode(gone))
 
 
 def read(path: str) -> dict[int, bool]:

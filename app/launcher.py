@@ -21,7 +21,7 @@ from pathlib import Path
 
 import structlog
 
-from quire.app import gone_file
+from quire.app import gone_file, whole_file
 from quire.app.announce import Announcer
 from quire.app.engine_child import EngineChild, stop_all
 from quire.app.engine_slot import EngineSlot
@@ -377,10 +377,8 @@ class Launcher:
                  shutdown_timeout_s=settings.shutdown_timeout)
         drain_s = settings.drain_delay + settings.shutdown_timeout
         self._systemd.stopping(drain_s + STOP_HTTP_MARGIN_S + STOP_ENGINE_S)
-        pending = Path(self._shared.drain_file + ".new")
         try:
-            pending.write_text(str(time.monotonic() + drain_s))
-            pending.rename(self._shared.drain_file)  # whole or not at all: workers poll for it
+            whole_file.replace(self._shared.drain_file, str(time.monotonic() + drain_s).encode())
         except OSError as error:  # the port is closed in time all the same
             log.error("load balancers cannot be told of the drain", reason=str(error))
         self._in(settings.drain_delay, self._close_port)

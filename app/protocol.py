@@ -3,44 +3,31 @@ weigh, how long a peer may take to send it and its body, who may connect at all.
 
 Refuses to know paths, keys and what a body holds. A refusal is OpenAI's error object with `connection: close`; what the
 peer sends after it is dropped, and replies that are still due to requests before it come first. Made by
-`quire.app.worker` for each connection; limits and counts that connections share are in `Connections`.
+`quire.app.worker` for each connection; what connections share is in `connections`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import ipaddress
 import re
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
 import httptools
-import structlog
 from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from quire.app.connections import Connections
 from quire.app.errors import ApiError
-from quire.app.middleware.forwarded import Proxies
-from quire.app.settings import ServeSettings
 from quire.app.tls import Tls, names_of
-from quire.app.turns import Turns
-
-log = structlog.get_logger(__name__)
 
 MAX_TARGET_BYTES = 8192
 MAX_PIPELINED = 8  # requests that may wait on a connection for the reply to the one before them
 SLICE_BYTES = 8192  # that the parser gets at once: of what a client may send, some 0.5 ms
-LINES_A_SECOND = 10  # of refusals in the log of a worker
-# Of the open files that a worker may have, those that are not for connections; a full worker still answers probes.
-SPARE_FILES = 256
-NUM_SHED = 16  # idle connections that are closed at once to make room
-LOOK_AGAIN_S = 0.1
 # How long a connection that is to be closed may go on sending: closed at once, it would get a reset, not the reply.
 LINGER_S = 5.0
 
@@ -51,77 +38,6 @@ _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:\d*)?")
 _PROBES = (b"/livez", b"/healthz", b"/readyz", b"/health", b"/ping")
 _BAD_TARGET = "The target of the request is not a valid path."
 _REASONS = {400: "malformed", 405: "method", 414: "head_too_large", 431: "head_too_large", 505: "http_version"}
-
-
-class Connections:
-    """What the connections of one worker share: the limits, how many each address has open, and whose turn it is."""
-
-    def __init__(self, settings: ServeSettings, tls: Tls | None, on_refusal: Callable[[str], None],
-                 max_open: int = 2**31) -> None:
-        """`on_refusal` is told the reason of each; `max_open`: connections, beyond which idle ones are closed."""
-        self.settings = settings
-        self.tls = tls
-        self.turns = Turns()
-        self.max_open = max_open
-        self._on_refusal = on_refusal
-        self._proxies = Proxies(settings.forwarded_allow_ips or [])
-        self._open: Counter[str] = Counter()
-        self._next_look = 0.0  # for connections that could be closed
-        self._lines_left = LINES_A_SECOND
-        self._num_unlogged = 0
-        self._second: asyncio.TimerHandle | None = None
-
-    def has_limit(self, address: str) -> bool:
-        """Whether connections of `address` are counted: those of a proxy are its clients'."""
-        return self.settings.max_connections_per_ip > 0 and address not in self._proxies
-
-    def opened(self, address: str) -> bool:
-        """Count one more; False, uncounted, if the address has its share. Every True is to be followed by `closed`."""
-        address = _counted_as(address)
-        if self._open[address] >= self.settings.max_connections_per_ip:
-            return False
-        self._open[address] += 1
-        return True
-
-    def make_room(self, connections: Iterable[object], newcomer: HttpProtocol) -> bool:
-        """Close the connections that have been idle for longest; False where none is."""
-        now = asyncio.get_running_loop().time()
-        if now < self._next_look:  # looking takes its time, and lately there was none
-            return False
-        idle = heapq.nsmallest(NUM_SHED, (found for found in connections if isinstance(found, HttpProtocol)
-                                          and found.is_idle() and found is not newcomer), key=HttpProtocol.idle_since)
-        for connection in idle:
-            connection.transport.raw.abort()
-        if not idle:
-            self._next_look = now + LOOK_AGAIN_S
-        self.log("idle connections closed", count=len(idle), max_open=self.max_open)
-        return bool(idle)
-
-    def refused(self, reason: str, **fields: Any) -> None:
-        """Count a refusal, and log it."""
-        self._on_refusal(reason)
-        self.log("request refused", reason=reason, **fields)
-
-    def log(self, event: str, **fields: Any) -> None:
-        """Log it unless there were many within a second, and then how many."""
-        if self._lines_left:
-            self._lines_left -= 1
-            log.info(event, **fields)
-        else:
-            self._num_unlogged += 1
-        if self._second is None:
-            self._second = asyncio.get_running_loop().call_later(1.0, self._second_over)
-
-    def _second_over(self) -> None:
-        if self._num_unlogged:
-            log.warning("refusals not logged", count=self._num_unlogged)
-        self._lines_left, self._num_unlogged, self._second = LINES_A_SECOND, 0, None
-
-    def closed(self, address: str) -> None:
-        address = _counted_as(address)
-        self._open[address] -= 1
-        if not self._open[address]:
-            del self._open[address]
 
 
 class _Transport:
@@ -213,7 +129,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Transport(transport, self._close))  # type: ignore[arg-type]
         self._arm(self._limits.header_timeout, self._close)
-        if len(self.connections) > self._shared.max_open and not self._shared.make_room(self.connections, self):
+        if len(self.connections) > self._shared.max_open and not self._shared.make_room(self._others()):
             self._unwelcome = ApiError(503, f"This worker has {self._shared.max_open} connections, all of them busy, "
                                        "and may not open more files (ulimit -n). Please try again.",
                                        headers={"retry-after": "1"}, reason="connections")
@@ -227,6 +143,9 @@ class HttpProtocol(HttpToolsProtocol):
         if self._shared.tls is not None and self.scheme == "https":
             self._check_client_names(self._shared.tls)
 
+    def _others(self) -> Iterator[HttpProtocol]:
+        return (found for found in self.connections if isinstance(found, HttpProtocol) and found is not self)
+
     def is_idle(self) -> bool:
         """Whether nothing is owed to the peer, nor has it begun to send anything."""
         return (self._receiving == _IDLE and not self._responding() and not self.transport.is_closing()
@@ -237,6 +156,10 @@ class HttpProtocol(HttpToolsProtocol):
         assert self.timeout_keep_alive_task is not None
         time_s = self._limits.header_timeout if self.cycle is None else self.timeout_keep_alive
         return self.timeout_keep_alive_task.when() - time_s
+
+    def drop(self) -> None:
+        """Close it at once, whatever is still to be sent."""
+        self.transport.raw.abort()
 
     def _check_client_names(self, tls: Tls) -> None:
         names = names_of(self.transport.get_extra_info("peercert"))
@@ -529,10 +452,3 @@ def _as_refusal(error: httptools.HttpParserError) -> ApiError:
     if isinstance(cause, httptools.HttpParserError):
         return ApiError(400, f"This is not a valid HTTP/1.1 request: {cause}.")
     return ApiError(400, _BAD_TARGET)
-
-
-def _counted_as(address: str) -> str:
-    """Whoever has one IPv6 address has its whole /64."""
-    if ":" not in address:
-        return address
-    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))

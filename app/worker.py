@@ -19,8 +19,9 @@ from gunicorn.arbiter import Arbiter
 from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker
 
+from quire.app.connections import SPARE_FILES, Connections
 from quire.app.probe import is_probe_socket
-from quire.app.protocol import LINGER_S, SPARE_FILES, Connections, HttpProtocol
+from quire.app.protocol import LINGER_S, HttpProtocol
 from quire.engine.lifeline import die_with_parent
 
 if TYPE_CHECKING:

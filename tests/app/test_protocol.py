@@ -20,7 +20,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from quire.app.protocol import MAX_PIPELINED, Connections, HttpProtocol
+from quire.app.connections import Connections
+from quire.app.protocol import MAX_PIPELINED, HttpProtocol
 from quire.app.settings import ServeSettings
 from tests.http_corpus import REFUSED, SMUGGLED, TAKEN, Case
 from tests.raw_http import Answer, connect, receive, send
