@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from quire.kernels import launch, pdl
+from quire.kernels.norms import added
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
@@ -39,11 +40,7 @@ def _layer_norm(x, residual, weight, bias, out, size, stride, residual_stride, e
     inside = columns < size
     value = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        places = residual + row * residual_stride + columns
-        total = value + tl.load(places, mask=inside, other=0.0).to(tl.float32)
-        rounded = total.to(residual.dtype.element_ty)
-        tl.store(places, rounded, mask=inside)
-        value = rounded.to(tl.float32)
+        value = added(value, residual + row * residual_stride + columns, inside)
     centred = tl.where(inside, value - tl.sum(value, axis=0) / size, 0.0)
     normed = centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / size + eps)
     if WEIGHT:

@@ -41,12 +41,17 @@ def _rms_norm(x, residual, weight, out, size, inner, outer_stride, inner_stride,
     start = (row // inner) * outer_stride + (row % inner) * inner_stride
     value = tl.load(x + start + columns, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        places = residual + row * residual_stride + columns
-        total = value + tl.load(places, mask=inside, other=0.0).to(tl.float32)
-        rounded = total.to(residual.dtype.element_ty)
-        tl.store(places, rounded, mask=inside)
-        value = rounded.to(tl.float32)
+        value = added(value, residual + row * residual_stride + columns, inside)
     scale = tl.rsqrt(tl.sum(value * value, axis=0) / size + eps)
     normed = (value * scale).to(out.dtype.element_ty).to(tl.float32)
     factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * size + columns, (normed * factor).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def added(value, places, inside):
+    """`places` += value, float32; returns the sums as they were stored, in float32 again."""
+    total = value + tl.load(places, mask=inside, other=0.0).to(tl.float32)
+    rounded = total.to(places.dtype.element_ty)
+    tl.store(places, rounded, mask=inside)
+    return rounded.to(tl.float32)
