@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from quire.engine.errors import WeightError
-from quire.engine.weights.checkpoint import Checkpoint, Shape
+from quire.engine.weights.checkpoint import Shape
 from quire.engine.weights.index import checkpoint_files
+from quire.engine.weights.mapped_checkpoint import Entry, MappedCheckpoint
 from quire.engine.weights.mapped_file import MappedFile
 
 _STORAGES = {
@@ -82,47 +83,13 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(dtype, key)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    file: MappedFile
-    dtype: torch.dtype
-    shape: Shape
-    start: int  # bytes from the beginning of the file
-
-
-class PickledCheckpoint(Checkpoint):
+class PickledCheckpoint(MappedCheckpoint):
     def __init__(self, directory: Path) -> None:
-        self._files: list[MappedFile] = []
-        self._entries: dict[str, _Entry] = {}
-        for path in checkpoint_files(directory, "pytorch_model.bin"):
-            file = MappedFile(path)
-            self._files.append(file)
-            for name, entry in _table(file):
-                self._entries[name] = entry
-        self.num_elements = sum(math.prod(entry.shape) for entry in self._entries.values())
-
-    def shape(self, name: str) -> Shape | None:
-        entry = self._entries.get(name)
-        return None if entry is None else entry.shape
-
-    def read(self, name: str, out: torch.Tensor, rows: slice, columns: slice) -> None:
-        entry = self._entries[name]
-        first, last, _ = rows.indices(entry.shape[0])
-        row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
-        with entry.file.span(entry.start + first * row_bytes, entry.start + last * row_bytes, name) as data:
-            part = torch.frombuffer(bytearray(data), dtype=entry.dtype) if len(data) else torch.empty(0)
-            part = part.view(last - first, *entry.shape[1:])
-            out.copy_(part if part.dim() == 1 else part[:, columns])
-
-    def unread(self, taken: set[str]) -> Iterable[str]:
-        return self._entries.keys() - taken
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
+        files = [MappedFile(path) for path in checkpoint_files(directory, "pytorch_model.bin")]
+        super().__init__(files, {name: entry for file in files for name, entry in _table(file)})
 
 
-def _table(file: MappedFile) -> Iterable[tuple[str, _Entry]]:
+def _table(file: MappedFile) -> Iterable[tuple[str, Entry]]:
     """Raises WeightError where the file is not such a checkpoint."""
     try:
         with zipfile.ZipFile(file.path) as archive:
@@ -145,7 +112,7 @@ def _table(file: MappedFile) -> Iterable[tuple[str, _Entry]]:
             if isinstance(tensor, _Tensor)]
 
 
-def _entry(file: MappedFile, members: dict[str, zipfile.ZipInfo], name: str, tensor: _Tensor) -> _Entry:
+def _entry(file: MappedFile, members: dict[str, zipfile.ZipInfo], name: str, tensor: _Tensor) -> Entry:
     info = members.get(f"data/{tensor.storage.key}")
     if info is None or info.compress_type != zipfile.ZIP_STORED:
         raise WeightError(f"{file.path}: the numbers of {name!r} are missing or packed")
@@ -158,4 +125,4 @@ def _entry(file: MappedFile, members: dict[str, zipfile.ZipInfo], name: str, ten
     with file.span(info.header_offset, info.header_offset + _LOCAL_HEADER_BYTES, name) as header:
         lengths = int.from_bytes(header[26:28].tobytes(), "little") + int.from_bytes(header[28:30].tobytes(), "little")
     begin = info.header_offset + _LOCAL_HEADER_BYTES + lengths + tensor.offset * size
-    return _Entry(file, tensor.storage.dtype, tensor.shape, begin)
+    return Entry(file, tensor.storage.dtype, tensor.shape, begin)
