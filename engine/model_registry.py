@@ -43,7 +43,7 @@ FAMILIES = {
     "MptForCausalLM": Family("mpt:MPT", "mpt:facts"),
     "OPTForCausalLM": Family("opt:OPT", "opt:facts"),
     "Olmo2ForCausalLM": Family("olmo2:Olmo2"),
-    "Olmo3ForCausalLM": Family("olmo2:Olmo3", "llama_like:olmo3"),
+    "Olmo3ForCausalLM": Family("olmo2:Olmo2", "llama_like:olmo3"),
     "Phi3ForCausalLM": Family("phi3:Phi3", "llama_like:windowed"),
     "Qwen2ForCausalLM": Family("qwen2:Qwen2", "llama_like:qwen2"),
     "Qwen3MoeForCausalLM": Family("qwen3_moe:Qwen3Moe", "llama_like:qwen2"),

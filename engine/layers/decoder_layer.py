@@ -41,23 +41,38 @@ class DecoderLayer(Protocol):
                  ) -> Carried: ...
 
 
-class PreNormLayer:
+class _Layer:
+    def __init__(self, attention: Attention, is_last: bool) -> None:
+        self.attention = attention
+        self._is_last = is_last
+
+    def _attend(self, x: torch.Tensor, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
+                ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What attention makes of x, and the rows of the residual that it is to be added to."""
+        only_last = self._is_last and inputs.last_tokens is not None
+        return self.attention(x, inputs, kv_cache, only_last=only_last), self._needed(residual, inputs)
+
+    def _needed(self, rows: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
+        """Those that the layer goes on with behind attention."""
+        if not self._is_last or inputs.last_tokens is None:
+            return rows
+        return rows.index_select(0, inputs.last_tokens)
+
+
+class PreNormLayer(_Layer):
     """x += attention(norm(x)); x += mlp(norm(x)). Most families."""
 
     whole_updates = False
 
     def __init__(self, input_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: Block, *,
                  is_last: bool) -> None:
-        self.input_norm, self.attention, self.mlp_norm, self.mlp = input_norm, attention, mlp_norm, mlp
-        self._is_last = is_last
+        super().__init__(attention, is_last)
+        self.input_norm, self.mlp_norm, self.mlp = input_norm, mlp_norm, mlp
 
     def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
                  ) -> Carried:
         x = self.input_norm(residual) if update is None else self.input_norm.add(update, residual)
-        last_tokens = inputs.last_tokens if self._is_last else None
-        x = self.attention(x, inputs, kv_cache, only_last=last_tokens is not None)
-        if last_tokens is not None:
-            residual = residual.index_select(0, last_tokens)
+        x, residual = self._attend(x, residual, inputs, kv_cache)
         return self.mlp(self.mlp_norm.add(x, residual)), residual
 
 
@@ -73,27 +88,25 @@ class ScaledLayer(PreNormLayer):
         super().__init__(input_norm, scaled_attention, mlp_norm, lambda x: mlp(x).mul_(factor), is_last=is_last)
 
 
-class ParallelLayer:
+class ParallelLayer(_Layer):
     """x += attention(norm(x)) + mlp(norm(x)), with one norm or two of the same x. Falcon, GPT-J, GPT-NeoX."""
 
     whole_updates = False
 
     def __init__(self, input_norm: Norm, attention: Attention, mlp_norm: Norm | None, mlp: Block, *,
                  is_last: bool) -> None:
-        self.input_norm, self.attention, self.mlp_norm, self.mlp = input_norm, attention, mlp_norm, mlp
-        self._is_last = is_last
+        super().__init__(attention, is_last)
+        self.input_norm, self.mlp_norm, self.mlp = input_norm, mlp_norm, mlp
 
     def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
                  ) -> Carried:
         x = self.input_norm(residual) if update is None else self.input_norm.add(update, residual)
-        last_tokens = inputs.last_tokens if self._is_last else None
-        attended = self.attention(x, inputs, kv_cache, only_last=last_tokens is not None)
-        if last_tokens is not None:
-            residual, x = residual.index_select(0, last_tokens), x.index_select(0, last_tokens)
-        return attended.add_(self.mlp(x if self.mlp_norm is None else self.mlp_norm(residual))), residual
+        attended, residual = self._attend(x, residual, inputs, kv_cache)
+        normed = self._needed(x, inputs) if self.mlp_norm is None else self.mlp_norm(residual)
+        return attended.add_(self.mlp(normed)), residual
 
 
-class SandwichLayer:
+class SandwichLayer(_Layer):
     """x += norm(attention(norm(x))); x += norm(mlp(norm(x))); without the inner norms x += norm(attention(x)) and so
     on. Gemma 2 and 3, GLM-4; OLMo 2 and 3."""
 
@@ -101,18 +114,15 @@ class SandwichLayer:
 
     def __init__(self, input_norm: Norm | None, attention: Attention, attention_norm: Norm, mlp_norm: Norm | None,
                  mlp: Block, output_norm: Norm, sum_over_ranks: Sum, *, is_last: bool) -> None:
-        self.input_norm, self.attention, self.attention_norm = input_norm, attention, attention_norm
+        super().__init__(attention, is_last)
+        self.input_norm, self.attention_norm = input_norm, attention_norm
         self.mlp_norm, self.mlp, self.output_norm = mlp_norm, mlp, output_norm
         self._sum = sum_over_ranks
-        self._is_last = is_last
 
     def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
                  ) -> Carried:
-        x = _added(update, residual, self.input_norm)
-        last_tokens = inputs.last_tokens if self._is_last else None
-        x = self.attention_norm(self._sum(self.attention(x, inputs, kv_cache, only_last=last_tokens is not None)))
-        if last_tokens is not None:
-            residual = residual.index_select(0, last_tokens)
+        x, residual = self._attend(_added(update, residual, self.input_norm), residual, inputs, kv_cache)
+        x = self.attention_norm(self._sum(x))
         return self.output_norm(self._sum(self.mlp(_added(x, residual, self.mlp_norm)))), residual
 
 
@@ -123,22 +133,19 @@ def _added(update: torch.Tensor | None, residual: torch.Tensor, norm: Norm | Non
     return norm(residual) if update is None else norm.add(update, residual, whole=True)
 
 
-class PostNormLayer:
+class PostNormLayer(_Layer):
     """x = norm(x + attention(x)); x = norm(x + mlp(x)): the norm's result is the residual. OPT-350m."""
 
     whole_updates = True
 
     def __init__(self, attention: Attention, attention_norm: Norm, mlp: Block, output_norm: Norm, *,
                  is_last: bool) -> None:
-        self.attention, self.attention_norm, self.mlp, self.output_norm = attention, attention_norm, mlp, output_norm
-        self._is_last = is_last
+        super().__init__(attention, is_last)
+        self.attention_norm, self.mlp, self.output_norm = attention_norm, mlp, output_norm
 
     def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
                  ) -> Carried:
         assert update is None, "a layer of this form leaves none"
-        last_tokens = inputs.last_tokens if self._is_last else None
-        x = self.attention(residual, inputs, kv_cache, only_last=last_tokens is not None)
-        if last_tokens is not None:
-            residual = residual.index_select(0, last_tokens)
+        x, residual = self._attend(residual, residual, inputs, kv_cache)
         x = self.attention_norm.add(x, residual)
         return None, self.output_norm.add(self.mlp(x), x)

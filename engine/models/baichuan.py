@@ -9,7 +9,7 @@ from quire.engine.layers.self_attention import Projections
 from quire.engine.layers.vocab import VocabHead
 from quire.engine.models.llama import Llama
 from quire.engine.weights.checkpoint import View
-from quire.kernels.attention_spec import AttentionSpec, Rotary
+from quire.kernels.attention_spec import Rotary
 
 _HIDDEN_OF_7B = 4096  # of both versions: what their own code decides by
 _VOCAB_OF_2 = 125_696
@@ -22,11 +22,8 @@ class Baichuan(Llama):
 
     def prepare(self, view: View) -> None:
         super().prepare(view)
-        self.slopes = alibi.slopes(self.heads.num).to(view.device) if self.has_alibi else None
-
-    def attention_spec(self, i: int) -> AttentionSpec:
-        heads = self.heads
-        return AttentionSpec(heads.num, heads.num_kv, heads.dim, heads.dim ** -0.5, slopes=self.slopes)
+        if self.has_alibi:
+            self.slopes = alibi.slopes(self.heads.num).to(view.device)
 
     def rotary_of(self, i: int) -> Rotary | None:
         return None if self.has_alibi else self.rotary

@@ -1,7 +1,7 @@
 """A decoder: embedding, layers dealt out to pipeline stages, final norm, head. Families say how they differ.
 
 Refuses to know what is in a layer. A family's file states the names of its tensors, makes its layers, and where needed
-has an `embed`, a `final_norm` or a head of its own.
+has an `embed`, norms or a head of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from quire.engine.attention.inputs import AttentionInputs
 from quire.engine.attention.paged import PagedAttention
 from quire.engine.layers.decoder_layer import DecoderLayer
-from quire.engine.layers.norm import Norm
+from quire.engine.layers.norm import LayerNorm, Norm
 from quire.engine.layers.qkv import Heads
 from quire.engine.layers.vocab import VocabEmbedding, VocabHead
 from quire.engine.model_config import ModelConfig
@@ -39,6 +39,7 @@ class DecoderModel(CausalLM):
 
     names = Names()
     head_bias = False
+    slopes: torch.Tensor | None = None  # [heads of all ranks], of families with ALiBi
 
     def __init__(self, config: ModelConfig, max_model_len: int, view: View, parallel: Parallel) -> None:
         self.config = config
@@ -72,7 +73,10 @@ class DecoderModel(CausalLM):
         raise NotImplementedError
 
     def final_norm(self, view: View) -> Norm | None:
-        raise NotImplementedError
+        return self.make_norm(view)
+
+    def make_norm(self, view: View) -> Norm:
+        return LayerNorm(view, self.hidden_size, self.config.hf.get("layer_norm_eps", 1e-5), self.parallel)
 
     def make_head(self, view: View) -> VocabHead:
         return VocabHead.load(view, self.vocab_size, self.embedding_size, self.parallel, bias=self.head_bias)
@@ -84,7 +88,8 @@ class DecoderModel(CausalLM):
     def attention_spec(self, i: int) -> AttentionSpec:
         """What layer i's attention computes, of all ranks' heads."""
         heads = self.heads
-        return AttentionSpec(heads.num, heads.num_kv, heads.dim, heads.dim ** -0.5, window=self.window(i))
+        return AttentionSpec(heads.num, heads.num_kv, heads.dim, heads.dim ** -0.5, window=self.window(i),
+                             slopes=self.slopes)
 
     # How it is carried out
 

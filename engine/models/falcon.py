@@ -8,12 +8,11 @@ from __future__ import annotations
 from quire.engine.layers import alibi, qkv
 from quire.engine.layers.decoder_layer import DecoderLayer, ParallelLayer, PreNormLayer
 from quire.engine.layers.mlp import MLP
-from quire.engine.layers.norm import LayerNorm
 from quire.engine.layers.rotary import cos_sin_table
 from quire.engine.layers.self_attention import Projections, SelfAttention
 from quire.engine.models.decoder import DecoderModel, Names
 from quire.engine.weights.checkpoint import View
-from quire.kernels.attention_spec import AttentionSpec, Rotary
+from quire.kernels.attention_spec import Rotary
 
 
 class Falcon(DecoderModel):
@@ -21,15 +20,11 @@ class Falcon(DecoderModel):
 
     def prepare(self, view: View) -> None:
         hf = self.config.hf
-        self.rotary = self.slopes = None
+        self.rotary = None
         if hf.get("alibi", False):
             self.slopes = (alibi.slopes(self.heads.num) * self.head_dim ** -0.5).to(view.device)
         else:
             self.rotary = Rotary(cos_sin_table(hf["rope_parameters"], self.head_dim, self.max_model_len, view.device))
-
-    def attention_spec(self, i: int) -> AttentionSpec:
-        heads = self.heads
-        return AttentionSpec(heads.num, heads.num_kv, heads.dim, heads.dim ** -0.5, slopes=self.slopes)
 
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         hf, size = self.config.hf, self.hidden_size
@@ -43,13 +38,10 @@ class Falcon(DecoderModel):
                   down="dense_4h_to_h", bias=has_bias)
         is_last = self.is_last_layer(i)
         if hf["new_decoder_architecture"] and (hf.get("num_ln_in_parallel_attn") or 2) == 2:
-            return ParallelLayer(self.final_norm(view.sub("ln_attn")), attention, self.final_norm(view.sub("ln_mlp")),
+            return ParallelLayer(self.make_norm(view.sub("ln_attn")), attention, self.make_norm(view.sub("ln_mlp")),
                                  mlp, is_last=is_last)
-        input_norm = self.final_norm(view.sub("input_layernorm"))
+        input_norm = self.make_norm(view.sub("input_layernorm"))
         if hf["new_decoder_architecture"] or hf["parallel_attn"]:
             return ParallelLayer(input_norm, attention, None, mlp, is_last=is_last)
-        return PreNormLayer(input_norm, attention, self.final_norm(view.sub("post_attention_layernorm")), mlp,
+        return PreNormLayer(input_norm, attention, self.make_norm(view.sub("post_attention_layernorm")), mlp,
                             is_last=is_last)
-
-    def final_norm(self, view: View) -> LayerNorm:
-        return LayerNorm(view, self.hidden_size, self.config.hf.get("layer_norm_eps", 1e-5), self.parallel)

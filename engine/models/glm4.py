@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quire.engine.layers import qkv
-from quire.engine.layers.decoder_layer import DecoderLayer, SandwichLayer
+from quire.engine.layers.decoder_layer import DecoderLayer
 from quire.engine.layers.self_attention import Projections
 from quire.engine.models.phi3 import Phi3
 from quire.engine.weights.checkpoint import View
@@ -17,8 +17,5 @@ class Glm4(Phi3):
         return Projections(qkv.separate(self.heads), qkv_bias=bool(self.config.hf.get("attention_bias", True)))
 
     def make_layer(self, i: int, view: View) -> DecoderLayer:
-        norms = [self.make_norm(view.sub(name)) for name in (
-            "input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")]
-        return SandwichLayer(norms[0], self.make_attention(i, view.sub("self_attn")), norms[1], norms[2],
-                             self.mlp_of(i, view), norms[3], self.parallel.all_reduce,
-                             is_last=self.is_last_layer(i))
+        return self.make_sandwich(i, view, "input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm",
+                                  "post_mlp_layernorm")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -9,7 +11,6 @@ from quire.engine.layers import qkv
 from quire.engine.layers.decoder_layer import DecoderLayer, PreNormLayer
 from quire.engine.layers.linear import Part
 from quire.engine.layers.mlp import MLP
-from quire.engine.layers.norm import LayerNorm
 from quire.engine.layers.self_attention import Projections, SelfAttention
 from quire.engine.models.decoder import DecoderModel, Names, held
 from quire.engine.weights.checkpoint import View
@@ -29,11 +30,11 @@ class GPT2(DecoderModel):
         return self.embedding(token_ids) + F.embedding(positions, self.positions)
 
     def attention_spec(self, i: int) -> AttentionSpec:
-        hf, heads = self.config.hf, self.heads
-        scale = heads.dim ** -0.5 if hf.get("scale_attn_weights", True) else 1.0
+        hf, spec = self.config.hf, super().attention_spec(i)
+        scale = spec.scale if hf.get("scale_attn_weights", True) else 1.0
         if hf.get("scale_attn_by_inverse_layer_idx", False):
             scale /= i + 1
-        return AttentionSpec(heads.num, heads.num_kv, heads.dim, scale)
+        return replace(spec, scale=scale)
 
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         hf, size = self.config.hf, self.hidden_size
@@ -41,11 +42,8 @@ class GPT2(DecoderModel):
         attention = SelfAttention(view.sub("attn"), size, self.heads, projections, self.paged(i, None), self.parallel)
         mlp = MLP(view.sub("mlp"), size, hf["intermediate_size"], hf["hidden_act"], self.parallel, up="c_fc",
                   down="c_proj", bias=True, transposed=self.transposed)
-        return PreNormLayer(self.final_norm(view.sub("ln_1")), attention, self.final_norm(view.sub("ln_2")), mlp,
+        return PreNormLayer(self.make_norm(view.sub("ln_1")), attention, self.make_norm(view.sub("ln_2")), mlp,
                             is_last=self.is_last_layer(i))
 
     def qkv_parts(self) -> list[Part]:
         return qkv.stacked(self.heads, "c_attn")
-
-    def final_norm(self, view: View) -> LayerNorm:
-        return LayerNorm(view, self.hidden_size, self.config.hf.get("layer_norm_eps", 1e-5), self.parallel)

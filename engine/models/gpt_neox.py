@@ -5,7 +5,6 @@ from __future__ import annotations
 from quire.engine.layers import qkv
 from quire.engine.layers.decoder_layer import DecoderLayer, ParallelLayer, PreNormLayer
 from quire.engine.layers.mlp import MLP
-from quire.engine.layers.norm import LayerNorm
 from quire.engine.layers.rotary import cos_sin_table
 from quire.engine.layers.self_attention import Projections, SelfAttention
 from quire.engine.models.decoder import DecoderModel, Names
@@ -31,8 +30,5 @@ class GPTNeoX(DecoderModel):
         mlp = MLP(view.sub("mlp"), size, hf["intermediate_size"], hf["hidden_act"], self.parallel, up="dense_h_to_4h",
                   down="dense_4h_to_h", bias=True)
         form = ParallelLayer if hf.get("use_parallel_residual", True) else PreNormLayer
-        return form(self.final_norm(view.sub("input_layernorm")), attention,
-                    self.final_norm(view.sub("post_attention_layernorm")), mlp, is_last=self.is_last_layer(i))
-
-    def final_norm(self, view: View) -> LayerNorm:
-        return LayerNorm(view, self.hidden_size, self.config.hf.get("layer_norm_eps", 1e-5), self.parallel)
+        return form(self.make_norm(view.sub("input_layernorm")), attention,
+                    self.make_norm(view.sub("post_attention_layernorm")), mlp, is_last=self.is_last_layer(i))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from quire.engine.layers import qkv
 from quire.engine.layers.decoder_layer import DecoderLayer, ParallelLayer
 from quire.engine.layers.mlp import MLP
-from quire.engine.layers.norm import LayerNorm
 from quire.engine.layers.rotary import cos_sin_table
 from quire.engine.layers.self_attention import Projections, SelfAttention
 from quire.engine.models.decoder import DecoderModel, Names
@@ -31,7 +30,4 @@ class GPTJ(DecoderModel):
                                   self.parallel)
         mlp = MLP(view.sub("mlp"), size, hf["intermediate_size"], hf["hidden_act"], self.parallel, up="fc_in",
                   down="fc_out", bias=True)
-        return ParallelLayer(self.final_norm(view.sub("ln_1")), attention, None, mlp, is_last=self.is_last_layer(i))
-
-    def final_norm(self, view: View) -> LayerNorm:
-        return LayerNorm(view, self.hidden_size, self.config.hf.get("layer_norm_eps", 1e-5), self.parallel)
+        return ParallelLayer(self.make_norm(view.sub("ln_1")), attention, None, mlp, is_last=self.is_last_layer(i))

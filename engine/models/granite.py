@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from quire.engine.layers.decoder_layer import DecoderLayer, ScaledLayer
@@ -15,8 +17,7 @@ class Granite(Llama):
         return self.embedding(token_ids) * self.config.hf.get("embedding_multiplier", 1.0)
 
     def attention_spec(self, i: int) -> AttentionSpec:
-        heads = self.heads
-        return AttentionSpec(heads.num, heads.num_kv, heads.dim, self.config.hf.get("attention_multiplier", 1.0))
+        return replace(super().attention_spec(i), scale=self.config.hf.get("attention_multiplier", 1.0))
 
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         return ScaledLayer(self.make_norm(view.sub("input_layernorm")), self.make_attention(i, view.sub("self_attn")),

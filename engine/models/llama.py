@@ -9,9 +9,9 @@ import torch
 
 from quire.engine.errors import ConfigError
 from quire.engine.layers import qkv
-from quire.engine.layers.decoder_layer import Block, DecoderLayer, PreNormLayer
+from quire.engine.layers.decoder_layer import Block, DecoderLayer, PreNormLayer, SandwichLayer
 from quire.engine.layers.mlp import GatedMLP
-from quire.engine.layers.norm import RMSNorm
+from quire.engine.layers.norm import Norm, RMSNorm
 from quire.engine.layers.rotary import cos_sin_table
 from quire.engine.layers.self_attention import Projections, QKNorms, SelfAttention
 from quire.engine.models.decoder import DecoderModel
@@ -35,17 +35,28 @@ class Llama(DecoderModel):
         width = int(self.head_dim * rope["partial_rotary_factor"])
         self.rotary = Rotary(cos_sin_table(rope, width, self.max_model_len, view.device,
                                            _frequency_divisors(view, width)), self.rotary_style)
+        self.local_rotary = self.rotary  # of layers with a window
+        if local := hf.get("local_rope_parameters"):
+            self.local_rotary = Rotary(cos_sin_table(local, width, self.max_model_len, view.device), self.rotary_style)
 
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         return PreNormLayer(self.make_norm(view.sub("input_layernorm")), self.make_attention(i, view.sub("self_attn")),
                             self.make_norm(view.sub("post_attention_layernorm")), self.mlp_of(i, view),
                             is_last=self.is_last_layer(i))
 
+    def make_sandwich(self, i: int, view: View, input_norm: str | None, attention_norm: str, mlp_norm: str | None,
+                      output_norm: str) -> DecoderLayer:
+        """A layer with norms behind its blocks, and before them where these have names."""
+        def inner(name: str | None) -> Norm | None:
+            return None if name is None else self.make_norm(view.sub(name))
+
+        return SandwichLayer(inner(input_norm), self.make_attention(i, view.sub("self_attn")),
+                             self.make_norm(view.sub(attention_norm)), inner(mlp_norm), self.mlp_of(i, view),
+                             self.make_norm(view.sub(output_norm)), self.parallel.all_reduce,
+                             is_last=self.is_last_layer(i))
+
     def make_norm(self, view: View) -> RMSNorm:
         return RMSNorm(view, self.hidden_size, self.eps, self.parallel)
-
-    def final_norm(self, view: View) -> RMSNorm:
-        return self.make_norm(view)
 
     def make_attention(self, i: int, view: View) -> SelfAttention:
         return SelfAttention(view, self.hidden_size, self.heads, self.projections(), self.paged(i, self.rotary_of(i)),
@@ -56,7 +67,7 @@ class Llama(DecoderModel):
         return Projections(qkv.separate(self.heads), qkv_bias=has_bias, out_bias=has_bias)
 
     def rotary_of(self, i: int) -> Rotary | None:
-        return self.rotary
+        return self.rotary if self.window(i) is None else self.local_rotary
 
     def make_head_norms(self, view: View) -> QKNorms | None:
         return None

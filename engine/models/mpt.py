@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quire.engine.layers import alibi, qkv
 from quire.engine.layers.decoder_layer import DecoderLayer, PreNormLayer
 from quire.engine.layers.mlp import MLP
@@ -21,9 +23,8 @@ class MPT(DecoderModel):
         self.slopes = alibi.mpt_slopes(self.heads.num, largest).to(view.device)
 
     def attention_spec(self, i: int) -> AttentionSpec:
-        heads = self.heads
-        scale = self.of_attention.get("softmax_scale") or heads.dim ** -0.5
-        return AttentionSpec(heads.num, heads.num_kv, heads.dim, scale, slopes=self.slopes)
+        spec = super().attention_spec(i)
+        return replace(spec, scale=self.of_attention.get("softmax_scale") or spec.scale)
 
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         hf, size = self.config.hf, self.hidden_size
@@ -32,8 +33,8 @@ class MPT(DecoderModel):
                                   self.parallel, clip=self.of_attention.get("clip_qkv"))
         mlp = MLP(view.sub("ffn"), size, hf["intermediate_size"], hf["hidden_act"], self.parallel, up="up_proj",
                   down="down_proj", bias=False)
-        return PreNormLayer(self.final_norm(view.sub("norm_1")), attention, self.final_norm(view.sub("norm_2")), mlp,
+        return PreNormLayer(self.make_norm(view.sub("norm_1")), attention, self.make_norm(view.sub("norm_2")), mlp,
                             is_last=self.is_last_layer(i))
 
-    def final_norm(self, view: View) -> LayerNorm:
+    def make_norm(self, view: View) -> LayerNorm:
         return LayerNorm(view, self.hidden_size, self.config.hf.get("layer_norm_eps", 1e-5), self.parallel, bias=False)
