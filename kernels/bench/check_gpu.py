@@ -334,7 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
             errors = list(check(dtype, options.quick))
             bad = [f"{name} {dtype}: {error:.2e}" for name, error in errors if not error < TOLERANCE[dtype]]
             worst_name, worst = max(errors, key=lambda item: (item[1] != item[1], item[1]))
-            print(f"{check.__name__:<18}{str(dtype)[6:]:<10}{len(errors):>5} cases  worst {worst:.1e} ({worst_name})  "
+            print(f"{check.__name__:<25}{str(dtype)[6:]:<10}{len(errors):>5} cases  worst {worst:.1e} ({worst_name})  "
                   f"{'FAILED' if bad else 'ok'}", flush=True)
             failures += bad
     for line in failures[:40]:
