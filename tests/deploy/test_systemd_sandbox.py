@@ -125,7 +125,7 @@ def test_the_stand_in_takes_away_what_the_unit_takes_away(sandbox: Sandbox) -> N
             'uid': os.getuid(), 'capabilities': status.split('CapEff:')[1].split()[0],
             'filter': status.split('Seccomp:')[1].split()[0],
             'usr': fails(open, '/usr/x', 'w'), 'etc': fails(open, '/etc/x', 'w'), 'var': fails(open, '/var/lib/x', 'w'),
-            'chown': fails(os.chown, '/tmp', 0, 0), 'tmp': fails(open, '/tmp/x', 'w'),
+            'chown': fails(os.chown, '/tmp', 0, 0), 'tmp': fails(open, '/tmp/of-the-test', 'w'),
             'pidfd': fails(os.pidfd_open, os.getpid()), 'shm': fails(open, '/dev/shm/x', 'w'),
             'mount': libc.mount(b'x', b'/tmp', b'tmpfs', 0, None) and errno.errorcode[ctypes.get_errno()]}))"""
     output, errors = sandbox.popen(sys.executable, "-c", code).communicate(timeout=30)
