@@ -92,7 +92,7 @@ def serve(server: EngineServer, args: EngineArgs, heartbeat: Heartbeat) -> int:
             return EXIT_LOAD
     info = core.info
     log.info("engine ready", device=info.device, dtype=info.dtype, max_model_len=info.max_model_len,
-             kv_tokens=info.num_blocks * info.block_size, max_num_seqs=info.max_num_seqs, load_s=round(info.load_s, 1))
+             kv_tokens=info.kv_tokens, max_num_seqs=info.max_num_seqs, load_s=round(info.load_s, 1))
     heartbeat.serving()
     gc.freeze()  # what is here stays: looking through it again and again would halt steps for 0.1 s each time
     try:

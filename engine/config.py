@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from quire.engine.errors import ConfigError
+from quire.engine.kv_groups import BlockNeed, Window
 from quire.engine.model_config import ModelConfig
 
 DTYPES = {"auto": "auto", "half": "float16", "float16": "float16", "bfloat16": "bfloat16", "float": "float32",
@@ -159,8 +160,13 @@ class SchedulerConfig:
     max_num_batched_tokens: int
     max_model_len: int
     enable_prefix_caching: bool = True
+    windows: tuple[Window, ...] = (None,)  # of each KV group
     # Steps that are to run side by side, in a pipeline: none computes what another one in flight samples.
     num_microbatches: int = 1
+
+    @property
+    def block_need(self) -> BlockNeed:
+        return BlockNeed(self.windows, self.block_size, self.max_num_batched_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,3 +181,7 @@ class EngineConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     num_steps_ahead: int  # steps launched before the result of the one before them is taken
+
+    @property
+    def block_need(self) -> BlockNeed:
+        return BlockNeed(self.model.kv_groups.windows, self.args.block_size, self.max_num_batched_tokens)

@@ -79,7 +79,7 @@ class EngineCore:
         return_freed_memory()
         max_model_len = config.max_model_len
         if args.max_model_len is None:  # what nobody insisted on gives way to what fits
-            max_model_len = min(max_model_len, self._executor.num_blocks * args.block_size)
+            max_model_len = min(max_model_len, config.block_need.room(self._executor.num_blocks))
         self.scheduler = Scheduler(SchedulerConfig(
             num_blocks=self._executor.num_blocks,
             block_size=args.block_size,
@@ -87,12 +87,13 @@ class EngineCore:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
             enable_prefix_caching=args.enable_prefix_caching,
+            windows=model.kv_groups.windows,
             num_microbatches=args.pipeline_parallel_size,
         ))
-        cache_tokens = self._executor.num_blocks * args.block_size
+        kv_tokens = self._executor.num_blocks * args.block_size // len(model.kv_groups.windows)
         self._admission = Admission(
             None if offline else args.max_queued_requests,
-            None if offline else most_queued_tokens(args.max_queued_tokens, cache_tokens))
+            None if offline else most_queued_tokens(args.max_queued_tokens, kv_tokens))
         self._unfinished: defaultdict[Owner, dict[int, _Submission]] = defaultdict(dict)  # by sample id
         self._timed: dict[_Submission, None] = {}  # those that no step took up yet and that may not wait for ever
         self._trials = Trials(partial(_try, self.scheduler))
@@ -108,6 +109,7 @@ class EngineCore:
             vocab_size=self._executor.vocab_size,
             num_blocks=self._executor.num_blocks,
             block_size=args.block_size,
+            kv_tokens=kv_tokens,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_logprobs=args.max_logprobs,

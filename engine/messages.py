@@ -84,6 +84,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     vocab_size: int
     num_blocks: int
     block_size: int
+    kv_tokens: int  # that fit into the blocks if no window ever lets go of one
     max_num_seqs: int
     max_num_batched_tokens: int
     max_logprobs: int

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from quire.engine.kv_groups import KVGroups, kv_groups
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -29,3 +31,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()  # from generation_config.json where it says more than config.json
     hf: dict[str, Any] = field(default_factory=dict)  # the whole config.json (for GGUF: the same keys, translated)
     generation_defaults: dict[str, Any] = field(default_factory=dict)  # generation_config.json's sampling fields
+
+    @property
+    def kv_groups(self) -> KVGroups:
+        return kv_groups(self.windows, self.num_layers)

@@ -40,7 +40,8 @@ class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     samples: list[bool] = []  # whether a next token is sampled
     num_decodes: int = 0  # the first so many rows compute one token each
     new_rows: list[NewRow] = []
-    # Block table entries that changed: table[block_rows[i], block_columns[i]] = block_ids[i].
+    # Block table entries that changed: table[block_groups[i], block_rows[i], block_columns[i]] = block_ids[i].
+    block_groups: list[int] = []
     block_rows: list[int] = []
     block_columns: list[int] = []
     block_ids: list[int] = []

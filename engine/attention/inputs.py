@@ -24,7 +24,9 @@ class AttentionInputs:
     slots: torch.Tensor  # [tokens] int32, block * block_size + offset where its K and V go; -1 = nowhere
     query_starts: torch.Tensor  # [seqs + 1] int32, first token of each sequence in the flat batch
     context_lens: torch.Tensor  # [seqs] int32, K/V tokens after this step's writes; the last query sees all of them
-    block_tables: torch.Tensor  # [seqs, max_blocks] int32, ids of the blocks that hold positions 0, block_size, ...
+    # [seqs, max_blocks] int32, ids of the blocks that hold positions 0, block_size, ...; of those that no query of the
+    # step sees any of, and of columns behind the last, they may be anybody's.
+    block_tables: torch.Tensor
     num_decodes: int
     max_query_len: int
     max_context_len: int  # upper bound of context_lens
@@ -41,6 +43,17 @@ class AttentionInputs:
     advances: Callable[[], None] | None = None
     # What a backend works out at the first layer and needs again at the others; its own business.
     scratch: dict[str, Any] = field(default_factory=dict)
+    # The same step with the slots and tables of the KV groups behind the first, which are above.
+    other_groups: list[AttentionInputs] = field(default_factory=list)
+
+    def of_groups(self, slots: torch.Tensor, block_tables: torch.Tensor) -> AttentionInputs:
+        """With [groups, tokens] slots and [groups, seqs, max_blocks] block tables."""
+        each = [replace(self, slots=s, block_tables=t, scratch={}) for s, t in zip(slots, block_tables)]
+        each[0].other_groups = each[1:]
+        return each[0]
+
+    def of_group(self, group: int) -> AttentionInputs:
+        return self if group == 0 else self.other_groups[group - 1]
 
     def of_last_tokens(self) -> AttentionInputs:
         """Of each sequence the last query alone, once all K and V of the step are written.

@@ -13,10 +13,12 @@ from quire.kernels.attention_spec import AttentionSpec, Rotary
 
 
 class PagedAttention:
-    """Head counts are this rank's. `rotary` is shared by all layers that turn alike; None: positions are not rotary."""
+    """Head counts are this rank's. `rotary` is shared by all layers that turn alike; None: positions are not rotary.
+    `group`: the layer's KV group."""
 
-    def __init__(self, spec: AttentionSpec, rotary: Rotary | None) -> None:
+    def __init__(self, spec: AttentionSpec, rotary: Rotary | None, group: int = 0) -> None:
         self.spec = spec
+        self._group = group
         self._rotary = rotary
 
     def __call__(self, qkv: torch.Tensor, inputs: AttentionInputs, kv_cache: tuple[torch.Tensor, torch.Tensor],
@@ -25,6 +27,7 @@ class PagedAttention:
 
         `only_last`: of the inputs' last tokens alone, [seqs, heads * head_dim].
         """
+        inputs = inputs.of_group(self._group)
         if inputs.advances is not None:
             inputs.advances()
         k_cache, v_cache = kv_cache

@@ -63,13 +63,13 @@ def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int,
     max_context_len = max(ends)
     max_blocks = -(-max_context_len // block_size)
     step = ops.gather_step(upload["rows"], upload["token_rows"], upload["positions"], table.tokens,
-                           table.block_tables[:, :max_blocks], table.floats, table.top_k, table.seeds, block_size)
+                           table.block_tables[:, :, :max_blocks], table.floats, table.top_k, table.seeds, block_size)
     inputs = AttentionInputs(
         positions=step.places,
-        slots=step.slots,
+        slots=step.slots[0],
         query_starts=upload["query_starts"],
         context_lens=upload["context_lens"],
-        block_tables=step.block_tables,
+        block_tables=step.block_tables[0],
         num_decodes=plan.num_decodes,
         max_query_len=plan.max_query_len,
         max_context_len=max_context_len,
@@ -80,4 +80,4 @@ def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int,
         host_context_lens=ends if host_lists else None,
         advances=advances,
     )
-    return step.token_ids, inputs
+    return step.token_ids, inputs.of_groups(step.slots, step.block_tables)

@@ -30,7 +30,7 @@ def settle_blocks(runner: ModelRunner, config: EngineConfig, progress: Progress)
         if num_blocks < 1:
             raise ConfigError(f"{flag}: it leaves {max(available, 0) / 2**20:.1f} MiB for the KV cache, and one block "
                               f"takes {runner.block_bytes / 2**20:.1f} MiB; raise it, or use a smaller model or dtype")
-    room = num_blocks * args.block_size
+    room = config.block_need.room(num_blocks)
     if args.max_model_len is not None and args.max_model_len > room:
         raise ConfigError(f"--max-model-len: {args.max_model_len} tokens were asked for, and the KV cache holds "
                           f"{room}; ask for at most {room}, or for more cache ({flag})")
@@ -52,7 +52,7 @@ def _available_bytes(runner: ModelRunner, config: EngineConfig, progress: Progre
     if device.type != "cpu":
         return _free_device_bytes(args) - beside, "--gpu-memory-utilization"
     asked_for = args.max_model_len is not None
-    cache = cpu_cache.default_bytes(-(-config.max_model_len // args.block_size) * runner.block_bytes,
+    cache = cpu_cache.default_bytes(config.block_need.blocks_for(config.max_model_len) * runner.block_bytes,
                                     asked_for=asked_for, free_bytes=free_and_total()[0],
                                     num_sharers=_ranks_here(args) * args.data_parallel_size)
     if asked_for and cache > cpu_cache.LEAST_BYTES:
@@ -99,5 +99,5 @@ def _measure_worst_step(runner: ModelRunner, config: EngineConfig) -> int:
     runner.launch(warm_up.worst_plan(config)).result()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
-    runner.kv_caches = []
+    runner.free_cache()
     return peak

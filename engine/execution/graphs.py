@@ -230,17 +230,17 @@ class StepGraphs:
                                table.floats, table.top_k, table.seeds, self._block_size)
         inputs = AttentionInputs(
             positions=step.places,
-            slots=step.slots,
+            slots=step.slots[0],
             query_starts=parts["query_starts"],
             context_lens=parts["context_lens"],
-            block_tables=step.block_tables,
+            block_tables=step.block_tables[0],
             num_decodes=size.num_decodes,
             max_query_len=max(size.num_prefill_tokens, 1),
             max_context_len=self._max_context_len,
             first_whole=size.num_seqs,
             last_tokens=parts["last_tokens"] if size.num_prefill_tokens else None,
             shared=(parts["shared_lens"], parts["members"]) if size.shared else None,
-        )
+        ).of_groups(step.slots, step.block_tables)
         hidden = self._model.forward(step.token_ids, inputs, self._kv_caches)
         if hidden is None:
             return None, None

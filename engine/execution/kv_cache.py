@@ -12,16 +12,19 @@ import torch
 KVCache = tuple[torch.Tensor, torch.Tensor]  # each [num_blocks, num_kv_heads, block_size, head_dim]
 
 
-def block_bytes(num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one block in all layers, K and V."""
-    return 2 * num_layers * num_kv_heads * block_size * head_dim * dtype.itemsize
+def block_bytes(depth: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one block in the `depth` layers of a group, K and V."""
+    return 2 * depth * num_kv_heads * block_size * head_dim * dtype.itemsize
 
 
-def allocate(num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype,
+def allocate(depth: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype,
              device: torch.device) -> list[KVCache]:
-    """Zeroed caches, one pair a layer. Zeroed, because a masked value that is NaN still poisons a product."""
+    """Zeroed caches, a pair for each layer of a group, which all groups share: a block is one group's at a time.
+
+    Zeroed, because a masked value that is NaN still poisons a product.
+    """
     shape = (num_blocks, num_kv_heads, block_size, head_dim)
-    return [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_layers)]
+    return [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(depth)]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

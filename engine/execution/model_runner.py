@@ -48,8 +48,10 @@ class ModelRunner:
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.block_size = config.args.block_size
         self.model = load_model(config, parallel, self.device, self.dtype, progress)
-        self.table = RequestTable.empty(config.max_num_seqs, config.max_model_len, self.block_size, self.device)
-        self.kv_caches: list[kv_cache.KVCache] = []
+        self.table = RequestTable.empty(config.max_num_seqs, config.max_model_len, self.block_size, self.device,
+                                        len(self.model.kv_groups.windows))
+        self._storage: list[kv_cache.KVCache] = []
+        self.kv_caches: list[kv_cache.KVCache] = []  # a layer each: those of the storage, once a group
         self.graphs: StepGraphs | None = None
         self.num_graph_steps = 0
         self.num_shared_steps = 0  # in which blocks were read once for many rows
@@ -59,7 +61,7 @@ class ModelRunner:
     @property
     def block_bytes(self) -> int:
         m = self.model
-        return kv_cache.block_bytes(m.num_layers, m.num_kv_heads, m.head_dim, self.block_size, self.dtype)
+        return kv_cache.block_bytes(m.kv_groups.depth, m.num_kv_heads, m.head_dim, self.block_size, self.dtype)
 
     @property
     def _captures(self) -> bool:
@@ -67,8 +69,12 @@ class ModelRunner:
 
     def allocate(self, num_blocks: int) -> None:
         m = self.model
-        self.kv_caches = kv_cache.allocate(m.num_layers, num_blocks, m.num_kv_heads, self.block_size, m.head_dim,
-                                           self.dtype, self.device)
+        self._storage = kv_cache.allocate(m.kv_groups.depth, num_blocks, m.num_kv_heads, self.block_size, m.head_dim,
+                                          self.dtype, self.device)
+        self.kv_caches = [self._storage[depth] for depth in m.kv_groups.depths]
+
+    def free_cache(self) -> None:
+        self._storage, self.kv_caches = [], []
 
     def _compile_kernels(self, progress: Progress) -> None:
         """All those that the start and the steps after it would compile one by one."""
@@ -79,14 +85,15 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _rehearse(self) -> None:
-        """The steps of `prepare`, in the last two layers: those before use the same kernels as the last but one."""
+        """The steps of `prepare`, in the last layers: the last one has kernels of its own, and those before it have one
+        of each window."""
         self.allocate(1)
-        self.kv_caches = self.kv_caches[-2:]
+        self.kv_caches = self.kv_caches[-self.model.kv_groups.num_telling_layers:]
         for plan in warm_up.plans(self.config):
             self.launch(plan).result()
         if self._captures:
             self._step_graphs().rehearse(self._graph_sizes())
-        self.kv_caches = []
+        self.free_cache()
 
     def prepare(self, progress: Progress) -> None:
         """On a GPU: compile kernels, keep the memory that steps need, and capture CUDA graphs where they are wanted."""
@@ -110,7 +117,7 @@ class ModelRunner:
         self.allocate(1)
         capture = partial(self._step_graphs().capture, progress=lambda *_: None, pool=torch.cuda.graph_pool_handle())
         found = predicted_bytes(self._graph_sizes(), capture, free_device_bytes)
-        self.kv_caches = []
+        self.free_cache()
         del capture  # and the graphs with it
         torch.cuda.empty_cache()
         return found
@@ -170,7 +177,7 @@ class ModelRunner:
     def _change_tables(self, plan: StepPlan, upload: Upload) -> None:
         if plan.copy_sources:
             sources, targets = upload["copies"]
-            for k_cache, v_cache in self.kv_caches:
+            for k_cache, v_cache in self._storage:
                 ops.copy_blocks(k_cache, v_cache, sources, targets)
         self.table.apply(plan, upload)
 

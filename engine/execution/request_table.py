@@ -39,7 +39,7 @@ class HostRow:
 @dataclass(slots=True)
 class RequestTable:
     tokens: torch.Tensor  # [rows, max_model_len] int32
-    block_tables: torch.Tensor  # [rows, max_blocks] int32
+    block_tables: torch.Tensor  # [KV groups, rows, max_blocks] int32
     num_prompt: torch.Tensor  # [rows] int32
     top_k: torch.Tensor  # [rows] int32
     floats: torch.Tensor  # [6, rows] float32
@@ -48,7 +48,8 @@ class RequestTable:
     special_rows: set[int] = field(default_factory=set)
 
     @classmethod
-    def empty(cls, num_rows: int, max_model_len: int, block_size: int, device: torch.device) -> RequestTable:
+    def empty(cls, num_rows: int, max_model_len: int, block_size: int, device: torch.device,
+              num_groups: int = 1) -> RequestTable:
         # One spare row at the end: padded entries of a captured step point there and do no harm.
         rows, blocks = num_rows + 1, -(-max_model_len // block_size)
 
@@ -57,7 +58,7 @@ class RequestTable:
 
         return cls(
             tokens=int32(rows, max_model_len + 1),
-            block_tables=int32(rows, blocks),
+            block_tables=int32(num_groups, rows, blocks),
             num_prompt=int32(rows),
             top_k=int32(rows),
             floats=torch.zeros((6, rows), dtype=torch.float32, device=device),
@@ -83,7 +84,8 @@ class RequestTable:
             upload.add("new_seeds", np.array([n.seed for n in new], np.int64))
             upload.add("new_tokens", np.concatenate([np.array(n.token_ids, np.int32) for n in new]))
         if plan.block_rows:
-            upload.add("block_updates", np.array([plan.block_rows, plan.block_columns, plan.block_ids], np.int32))
+            upload.add("block_updates", np.array(
+                [plan.block_groups, plan.block_rows, plan.block_columns, plan.block_ids], np.int32))
         if plan.decode_ids:
             decodes = slice(plan.num_decodes)
             upload.add("known", np.array([plan.rows[decodes], plan.starts[decodes], plan.decode_ids], np.int32))
@@ -101,8 +103,8 @@ class RequestTable:
                 self.tokens[new.row, : len(new.token_ids)] = tokens[offset: offset + len(new.token_ids)]
                 offset += len(new.token_ids)
         if plan.block_rows:
-            rows, columns, ids = upload["block_updates"]
-            self.block_tables[rows, columns] = ids
+            groups, rows, columns, ids = upload["block_updates"]
+            self.block_tables[groups, rows, columns] = ids
         if plan.decode_ids:
             rows, positions, ids = upload["known"]
             self.tokens[rows, positions] = ids

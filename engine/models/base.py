@@ -10,6 +10,7 @@ import re
 import torch
 
 from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.kv_groups import KVGroups
 from quire.engine.layers.vocab import VocabEmbedding, VocabHead
 from quire.engine.parallel import Stage
 
@@ -25,6 +26,7 @@ class CausalLM:
     can_be_captured = True  # by a CUDA graph
 
     num_layers: int  # this stage's
+    kv_groups: KVGroups  # of this stage's layers
     num_kv_heads: int  # this rank's
     head_dim: int
     hidden_size: int

@@ -58,6 +58,7 @@ class DecoderModel(CausalLM):
         self.prepare(view)
         mine = stage.share(config.num_layers)
         self.num_layers = len(mine)
+        self.kv_groups = config.kv_groups.of_layers(mine)
         layers = [self.make_layer(i, held(body.sub(f"{self.names.layers}.{i}"), i in mine))
                   for i in range(config.num_layers)]
         self.layers = [layers[i] for i in mine]
@@ -95,7 +96,8 @@ class DecoderModel(CausalLM):
 
     def paged(self, i: int, rotary: Rotary | None) -> PagedAttention:
         """Layer i's attention, of this rank's heads."""
-        return PagedAttention(self.attention_spec(i).of_heads(self.heads.mine, self.heads.kv_mine), rotary)
+        return PagedAttention(self.attention_spec(i).of_heads(self.heads.mine, self.heads.kv_mine), rotary,
+                              self.config.kv_groups.group_of[i])
 
     def window(self, i: int) -> int | None:
         """Tokens that layer i's attention sees; None: all."""

@@ -47,6 +47,7 @@ class TransformersModel(CausalLM):
                 module.quire_step = self._step  # type: ignore[assignment]
                 layers.add(index)
         self.num_layers, self.num_kv_heads, self.head_dim = config.num_layers, config.num_kv_heads, config.head_dim
+        self.kv_groups = config.kv_groups
         if layers != set(range(config.num_layers)):
             raise ConfigError(f"{config.path}: {config.architecture} does not say which layer is which, or not all of "
                               "its layers attend; it cannot be run")

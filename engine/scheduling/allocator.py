@@ -1,8 +1,8 @@
 """KV blocks for sequences: the block pool and the prefix index, kept in agreement.
 
-A sequence is its list of block ids, which its `Request` owns. Shared blocks are full and never written again: whoever
-shares a prefix writes from the first block after it on. So the prefix cache needs no copy-on-write; only samples of one
-prompt do, for its last block where that is partly full (`scheduler`, the only caller).
+A sequence has a run of blocks for each KV group, which its `Request` owns. Shared blocks are full and never written
+again: whoever shares a prefix writes from the first block after it on. So the prefix cache needs no copy-on-write; only
+samples of one prompt do, for its last block where that is partly full (`scheduler`, the only caller).
 Refuses to know order, budgets and rows.
 """
 
@@ -10,44 +10,105 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from quire.engine.kv_groups import BlockNeed
 from quire.engine.scheduling.block_pool import BlockPool
+from quire.engine.scheduling.block_run import BlockRun
 from quire.engine.scheduling.prefix_index import PrefixIndex
 
 
 class BlockAllocator:
-    __slots__ = ("block_size", "index", "pool")
+    __slots__ = ("_groups", "index", "need", "pool")
 
-    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool) -> None:
+    def __init__(self, num_blocks: int, need: BlockNeed, *, enable_prefix_caching: bool) -> None:
         self.pool = BlockPool(num_blocks)
-        self.index = PrefixIndex() if enable_prefix_caching else None
-        self.block_size = block_size
+        self.need = need
+        self._groups = range(len(need.windows))
+        self.index = PrefixIndex(len(need.windows)) if enable_prefix_caching else None
 
     @property
     def usage(self) -> float:
         """Share of the blocks that sequences hold, 0..1."""
         return 1.0 - self.pool.num_free / self.pool.num_blocks
 
-    def allocate(self, num_tokens: int, shared: Sequence[int] = (), keep_free: int = 0) -> list[int] | None:
-        """Blocks for `num_tokens`, the first ones being `shared`; None if fewer than `keep_free` would remain free."""
-        num_fresh = -(-num_tokens // self.block_size) - len(shared)
-        assert num_fresh >= 0, (num_tokens, len(shared))
+    def nothing(self) -> list[BlockRun]:
+        """What a sequence shares that shares nothing."""
+        return [BlockRun() for _ in self._groups]
+
+    def match(self, hashes: Sequence[bytes]) -> list[BlockRun]:
+        """The longest prefix of which all is known that the token after it sees; all runs end at the same column."""
+        index, need = self.index, self.need
+        if index is None:
+            return self.nothing()
+        length = len(hashes)
+        for group in self._groups:
+            if need.windows[group] is None:
+                length = index.num_known(group, hashes[:length])
+        fits = False
+        while length and not fits:  # a column that is missing in one group makes all shorter
+            missing = [self._last_missing(group, hashes, length) for group in self._groups
+                       if need.windows[group] is not None]
+            fits = not any(column is not None for column in missing)
+            length = min((column for column in missing if column is not None), default=length)
+        runs = []
+        for group in self._groups:
+            first = need.first_column(group, length * need.block_size)
+            runs.append(BlockRun(first, index.blocks(group, hashes[first:length])))
+        return runs
+
+    def _last_missing(self, group: int, hashes: Sequence[bytes], length: int) -> int | None:
+        assert self.index is not None
+        first = self.need.first_column(group, length * self.need.block_size)
+        return self.index.last_unknown(group, hashes, first, length)
+
+    def allocate(self, num_tokens: int, shared: Sequence[BlockRun], keep_free: int = 0) -> list[BlockRun] | None:
+        """Blocks for `num_tokens`, of a window's group as many as it ever sees at once, the first ones being `shared`;
+        None if fewer than `keep_free` would remain free."""
+        ends = self._ends(shared, num_tokens)
+        num_fresh = sum(end - run.end for run, end in zip(shared, ends))
         counts = self.pool.reference_counts
-        num_revived = sum(1 for block in shared if counts[block] == 0)
+        num_revived = sum(1 for run in shared for block in run.blocks if counts[block] == 0)
         if self.pool.num_free - num_revived - num_fresh < keep_free:
             return None
-        self.pool.share(shared)  # before any is taken, so that none of them is
-        return [*shared, *(self.take() for _ in range(num_fresh))]
+        for run in shared:  # before any is taken, so that none of them is
+            self.pool.share(run.blocks)
+        runs = [BlockRun(run.first, run.blocks.copy()) for run in shared]
+        for run, end in zip(runs, ends):
+            self._extend(run, end)
+        return runs
 
-    def take(self) -> int:
-        """One fresh block. There must be a free one."""
+    def num_missing(self, runs: Sequence[BlockRun], position: int, num_tokens: int) -> int:
+        """How many blocks are to be taken before the tokens from `position` on are computed, of `num_tokens` that are
+        known. Frees those that none of them sees."""
+        for group, run in enumerate(runs):
+            for block in run.drop_before(self.need.first_column(group, position)):
+                self._release(block)
+        return sum(end - run.end for run, end in zip(runs, self._ends(runs, num_tokens)))
+
+    def extend(self, runs: Sequence[BlockRun], num_tokens: int) -> None:
+        """Takes those blocks. They must be free."""
+        for run, end in zip(runs, self._ends(runs, num_tokens)):
+            self._extend(run, end)
+
+    def free(self, runs: list[BlockRun]) -> None:
+        """Gives a whole sequence back and empties the list. The end goes first: it is of use to fewer prompts."""
+        for column in range(max(run.end for run in runs) - 1, -1, -1):
+            for run in runs:
+                if run.first <= column < run.end:
+                    self._release(run.at(column))
+        runs.clear()
+
+    def _ends(self, runs: Sequence[BlockRun], num_tokens: int) -> list[int]:
+        columns = -(-num_tokens // self.need.block_size)
+        return [min(columns, run.first + self.need.most_columns(group)) for group, run in enumerate(runs)]
+
+    def _extend(self, run: BlockRun, end: int) -> None:
+        run.blocks += [self._take() for _ in range(end - run.end)]
+
+    def _take(self) -> int:
         block = self.pool.take()
         if self.index is not None:
             self.index.forget(block)
         return block
 
-    def free(self, blocks: list[int]) -> None:
-        """Gives a whole sequence back and empties the list. The end goes first: it is of use to fewer prompts."""
-        index = self.index
-        for block in reversed(blocks):
-            self.pool.release(block, reusable=index is not None and block in index)
-        blocks.clear()
+    def _release(self, block: int) -> None:
+        self.pool.release(block, reusable=self.index is not None and block in self.index)

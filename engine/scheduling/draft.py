@@ -50,19 +50,22 @@ class Draft:
     def enter(self, request: Request) -> None:
         """Puts a request that got its row and blocks into the ranks' tables."""
         self.plan.new_rows.append(request.new_row())
-        self.set_blocks(request, 0)
+        for group in range(len(request.blocks)):
+            self.set_blocks(request, group, 0)
 
     def copy(self, source: int, target: int) -> None:
         """Copies a block, as it is after the steps before this one."""
         self.plan.copy_sources.append(source)
         self.plan.copy_targets.append(target)
 
-    def set_blocks(self, request: Request, first_column: int) -> None:
-        plan = self.plan
-        blocks = request.blocks[first_column:]
-        plan.block_rows += [request.row] * len(blocks)
-        plan.block_columns += range(first_column, first_column + len(blocks))
-        plan.block_ids += blocks
+    def set_blocks(self, request: Request, group: int, first_column: int) -> None:
+        """Of one group, those from a column on."""
+        plan, run = self.plan, request.blocks[group]
+        columns = range(max(first_column, run.first), run.end)
+        plan.block_groups += [group] * len(columns)
+        plan.block_rows += [request.row] * len(columns)
+        plan.block_columns += columns
+        plan.block_ids += run.blocks[columns.start - run.first:]
 
     def finish(self, shared: SharedBeginning) -> StepPlan:
         plan = self.plan

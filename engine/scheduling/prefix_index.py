@@ -1,4 +1,5 @@
-"""Which block holds the K and V of which prefix: a chain of hashes over full blocks, and an index from hash to block.
+"""Which block holds the K and V of which prefix: a chain of hashes over full blocks, and an index from hash to block
+for each KV group.
 
 Refuses to know who holds a block or whether it is free (`block_pool`). Called by `allocator` and `scheduler`.
 """
@@ -29,47 +30,54 @@ def extend_hashes(hashes: list[bytes], token_ids: Sequence[int], num_full: int, 
 
 
 class PrefixIndex:
-    """One block at most per hash, one hash at most per block. An entry lasts until its block is taken anew."""
+    """One block at most per group and hash, one hash at most per block. An entry lasts until its block is taken anew.
+    """
 
-    __slots__ = ("_block_of", "_hash_of", "num_hit_tokens", "num_query_tokens")
+    __slots__ = ("_block_of", "_place_of", "num_hit_tokens", "num_query_tokens")
 
-    def __init__(self) -> None:
-        self._block_of: dict[bytes, int] = {}
-        self._hash_of: dict[int, bytes] = {}
+    def __init__(self, num_groups: int) -> None:
+        self._block_of: list[dict[bytes, int]] = [{} for _ in range(num_groups)]
+        self._place_of: dict[int, tuple[int, bytes]] = {}  # group and hash
         self.num_query_tokens = 0
         self.num_hit_tokens = 0
 
     def __len__(self) -> int:
-        return len(self._block_of)
+        return len(self._place_of)
 
     def __contains__(self, block: int) -> bool:
-        return block in self._hash_of
+        return block in self._place_of
 
-    def match(self, hashes: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest known prefix."""
-        found = []
-        block_of = self._block_of
-        for digest in hashes:
-            block = block_of.get(digest)
-            if block is None:
-                break
-            found.append(block)
-        return found
+    def num_known(self, group: int, hashes: Sequence[bytes]) -> int:
+        """How many of them from the first on have a block."""
+        block_of = self._block_of[group]
+        return next((i for i, digest in enumerate(hashes) if digest not in block_of), len(hashes))
+
+    def last_unknown(self, group: int, hashes: Sequence[bytes], first: int, end: int) -> int | None:
+        """The last of hashes[first:end] without a block; None where all have one."""
+        block_of = self._block_of[group]
+        return next((i for i in range(end - 1, first - 1, -1) if hashes[i] not in block_of), None)
+
+    def blocks(self, group: int, hashes: Sequence[bytes]) -> list[int]:
+        """Those of hashes that are known."""
+        block_of = self._block_of[group]
+        return [block_of[digest] for digest in hashes]
 
     def count(self, num_query_tokens: int, num_hit_tokens: int) -> None:
-        """Counts one prompt. Apart from `match`, which a waiting request repeats every step."""
+        """Counts one prompt. Apart from looking it up, which a waiting request repeats every step."""
         self.num_query_tokens += num_query_tokens
         self.num_hit_tokens += num_hit_tokens
 
-    def register(self, digest: bytes, block: int) -> None:
+    def register(self, group: int, digest: bytes, block: int) -> None:
         """`block` holds this prefix from now on, unless another block already does: the first one stays."""
-        if digest not in self._block_of:
-            assert block not in self._hash_of, f"block {block} is registered under another hash"
-            self._block_of[digest] = block
-            self._hash_of[block] = digest
+        block_of = self._block_of[group]
+        if digest not in block_of:
+            assert block not in self._place_of, f"block {block} is registered under another hash"
+            block_of[digest] = block
+            self._place_of[block] = group, digest
 
     def forget(self, block: int) -> None:
         """The block gets new content."""
-        digest = self._hash_of.pop(block, None)
-        if digest is not None:
-            del self._block_of[digest]
+        place = self._place_of.pop(block, None)
+        if place is not None:
+            group, digest = place
+            del self._block_of[group][digest]

@@ -10,6 +10,7 @@ from enum import Enum
 
 from quire.engine.messages import Sampling
 from quire.engine.plan import NewRow
+from quire.engine.scheduling.block_run import BlockRun
 
 Order = tuple[int, float, int]  # (priority, virtual start, arrival): see `queue`
 
@@ -21,7 +22,8 @@ class RequestStatus(Enum):
 
 
 class Request:
-    """Invariants: num_computed < num_total <= max_total, and block i of `blocks` holds positions from i * block_size.
+    """Invariants: num_computed < num_total <= max_total, and the block at column c of a run holds positions from
+    c * block_size; of the columns before the run's first, no token that is still to be computed sees anything.
 
     `num_total` counts the tokens known to the host (`token_ids`) and those promised: sampled by a step in flight, their
     values still on the device. `num_computed` counts the positions that planned steps compute, finished or not.
@@ -61,8 +63,8 @@ class Request:
         self.followers: list[Request] = []
         # What it holds while it runs.
         self.row = -1
-        self.blocks: list[int] = []
-        self.num_slots = 0  # len(blocks) * block_size
+        self.blocks: list[BlockRun] = []  # of each KV group
+        self.num_slots = 0  # up to here all positions have, or had, a block in each group
         self.num_computed = 0
         self.prompt_step = -1  # the step with which its blocks hold the whole prompt; -1 before
         # Prefix cache: hashes of the full blocks so far, and how many of `blocks` the index knows.

@@ -21,6 +21,7 @@ from quire.engine.config import SchedulerConfig
 from quire.engine.errors import InvalidRequestError, context_length_error
 from quire.engine.plan import StepPlan, StepResult
 from quire.engine.scheduling.allocator import BlockAllocator
+from quire.engine.scheduling.block_run import BlockRun
 from quire.engine.scheduling.draft import Draft
 from quire.engine.scheduling.prefix_index import extend_hashes
 from quire.engine.scheduling.queue import WaitingQueue
@@ -49,8 +50,9 @@ class _Reuse(NamedTuple):
     """What a waiting request need not compute: its first `num_tokens` tokens, whose K and V lie in blocks already."""
 
     num_tokens: int
-    shared: list[int]  # the full blocks among these
-    copied: int = -1  # the partly full one after them, of which it gets a copy to write on in; -1: there is none
+    shared: list[BlockRun]  # the full blocks among these, as far as windows let see them
+    # The partly full ones after them, a group each, of which it gets copies to write on in; (): there is none.
+    copied: tuple[int, ...] = ()
     leader: Request | None = None  # whose blocks they are; None: the prefix cache's
 
 
@@ -68,7 +70,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_generation_tokens = 0
-        self._allocator = BlockAllocator(config.num_blocks, config.block_size,
+        self._allocator = BlockAllocator(config.num_blocks, config.block_need,
                                          enable_prefix_caching=config.enable_prefix_caching)
         self._requests: dict[Hashable, Request] = {}
         self._waiting = WaitingQueue()
@@ -129,7 +131,7 @@ class Scheduler:
         if num_prompt_tokens > limit - 1:
             raise context_length_error(limit, num_prompt_tokens, max_tokens)
         total = min(num_prompt_tokens + max_tokens, limit)
-        capacity = self.config.num_blocks * self.config.block_size
+        capacity = self.config.block_need.room(self.config.num_blocks)
         if total > capacity:
             raise InvalidRequestError(
                 f"The prompt's {num_prompt_tokens} tokens and {total - num_prompt_tokens} output tokens need {total} "
@@ -169,7 +171,7 @@ class Scheduler:
         self._schedule_running(draft)
         if not draft.under_pressure:
             self._admit_waiting(draft)
-        if self._running_changed:
+        if self._running_changed and self.config.windows[0] is None:
             self._running_changed = False
             self._shared = largest_shared_beginning(self._running, self._allocator.pool.reference_counts,
                                                     self.config.block_size)
@@ -231,8 +233,7 @@ class Scheduler:
     def _schedule_running(self, draft: Draft) -> None:
         """One token for each that misses one, then the rest of the budget for longer ones: a prefill stalls nobody.
 
-        Only the first kind can need a block, as `_admit` took those for all tokens known. Of a pipeline's microbatches
-        each gets its share of the first kind.
+        Of a pipeline's microbatches each gets its share of the first kind.
         """
         running, num_microbatches = self._running, self.config.num_microbatches
         share = -(-len(running) // num_microbatches)
@@ -244,6 +245,9 @@ class Scheduler:
             if request.num_total == request.max_total:
                 continue  # its last token is in flight
             if num_missing > 1:
+                # Without windows it has had blocks for all of them since it was let in.
+                if request.num_slots < request.num_total and not self._grow(request, place, draft):
+                    break
                 prefilling.append(request)
             elif num_microbatches > 1 and (request.num_in_flight or draft.num_decodes == share):
                 continue
@@ -257,20 +261,23 @@ class Scheduler:
             self._compute_part(request, draft)
 
     def _grow(self, request: Request, place: int, draft: Draft) -> bool:
-        """One block more for the running request at `place`, at the cost of those behind it; False if it must wait.
+        """The next blocks for the running request at `place`, at the cost of those behind it; False if it must wait.
 
         Those behind it are not in the plan yet. It is not preempted itself for want of a block: it keeps what it has
         until one before it needs that.
         """
-        pool = self._allocator.pool
-        while not pool.num_free:
+        allocator = self._allocator
+        num_missing = allocator.num_missing(request.blocks, request.num_computed, request.num_total)
+        while allocator.pool.num_free < num_missing:
             draft.under_pressure = True
             if place == len(self._running) - 1:
                 return False
             self._preempt(self._running.pop())
-        request.blocks.append(self._allocator.take())
-        request.num_slots += self.config.block_size
-        draft.set_blocks(request, len(request.blocks) - 1)
+        ends = [run.end for run in request.blocks]
+        allocator.extend(request.blocks, request.num_total)
+        request.num_slots = min(run.end for run in request.blocks) * self.config.block_size
+        for group, end in enumerate(ends):
+            draft.set_blocks(request, group, end)
         return True
 
     def _preempt(self, request: Request) -> None:
@@ -294,7 +301,7 @@ class Scheduler:
         """Starts a waiting request, with blocks for all tokens known, or leaves it as it was.
 
         All of them, though this step may compute only some: with fewer, long prompts would get halfway in and then
-        preempt each other.
+        preempt each other. Behind a window, as many as it will hold at once.
         """
         reuse = self._reusable(request, draft.plan.step)
         reserve = self.config.num_blocks // _RESERVE_DIVISOR if self._running else 0
@@ -306,8 +313,8 @@ class Scheduler:
             self._count_prompt(request, reuse)
         self._start(request, blocks, reuse)
         draft.enter(request)
-        if reuse.copied >= 0:
-            draft.copy(reuse.copied, blocks[len(reuse.shared)])
+        for run, shared, source in zip(blocks, reuse.shared, reuse.copied):
+            draft.copy(source, run.at(shared.end))
         self._compute_part(request, draft)
         return True
 
@@ -322,19 +329,20 @@ class Scheduler:
         last must be computed to sample."""
         block_size, leader = self.config.block_size, request.leader
         if leader is None or not 0 <= leader.prompt_step < step:
-            shared = self._match_prefix(request)
-            return _Reuse(len(shared) * block_size, shared)
+            return self._cached(request)
         # Everything it shares is computed by an earlier step, so that the last, partial block can be copied too.
         num_tokens = min(request.num_prompt_tokens, request.num_total - 1)
         num_full, partial = divmod(num_tokens, block_size)
-        return _Reuse(num_tokens, leader.blocks[:num_full], leader.blocks[num_full] if partial else -1, leader)
+        firsts = [self._allocator.need.first_column(group, num_tokens) for group in range(len(leader.blocks))]
+        if not all(run.has(first, num_full + bool(partial)) for run, first in zip(leader.blocks, firsts)):
+            return self._cached(request)  # the leader has left its prompt behind
+        return _Reuse(num_tokens, [run.cut(first, num_full) for run, first in zip(leader.blocks, firsts)],
+                      tuple(run.at(num_full) for run in leader.blocks) if partial else (), leader)
 
-    def _match_prefix(self, request: Request) -> list[int]:
-        """The blocks of the prefix cache that the request begins with."""
-        index = self._allocator.index
-        if index is None:
-            return []
-        return index.match(request.block_hashes[:self._hash_prompt(request)])
+    def _cached(self, request: Request) -> _Reuse:
+        """What the prefix cache has of the request's beginning."""
+        shared = self._allocator.match(request.block_hashes[:self._hash_prompt(request)])
+        return _Reuse(shared[0].end * self.config.block_size, shared)
 
     def _hash_prompt(self, request: Request) -> int:
         """Makes the hashes of all blocks that the request may reuse; how many they are."""
@@ -354,16 +362,16 @@ class Scheduler:
         if self._allocator.index is not None:
             self._allocator.index.count(num_prompt, request.num_cached_tokens)
 
-    def _start(self, request: Request, blocks: list[int], reuse: _Reuse) -> None:
+    def _start(self, request: Request, blocks: list[BlockRun], reuse: _Reuse) -> None:
         """Gives a request what it holds while it runs; `_give_back` takes it away again."""
         request.status = RequestStatus.RUNNING
         request.row = self._free_rows.pop()
         request.blocks = blocks
-        request.num_slots = len(blocks) * self.config.block_size
+        request.num_slots = min(run.end for run in blocks) * self.config.block_size
         request.num_computed = reuse.num_tokens
-        request.num_registered = len(reuse.shared)
+        request.num_registered = reuse.shared[0].end
         if reuse.leader is not None and reuse.leader.block_hashes:
-            request.block_hashes = reuse.leader.block_hashes[:len(reuse.shared)]
+            request.block_hashes = reuse.leader.block_hashes[:reuse.shared[0].end]
         request.leader = None
         insort(self._running, request, key=_ORDER)
         self._running_changed = True
@@ -382,8 +390,9 @@ class Scheduler:
         if num_full > request.num_registered:
             hashes = request.block_hashes
             extend_hashes(hashes, request.token_ids, num_full, block_size, request.cache_salt)
-            for column in range(request.num_registered, num_full):
-                index.register(hashes[column], request.blocks[column])
+            for group, run in enumerate(request.blocks):
+                for column in range(max(request.num_registered, run.first), num_full):
+                    index.register(group, hashes[column], run.at(column))
             request.num_registered = num_full
         request.register_at = (request.num_registered + 1) * block_size
 

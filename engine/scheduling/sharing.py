@@ -32,7 +32,7 @@ def largest_shared_beginning(running: Sequence[Request], holders: Sequence[int],
     """`holders`: how many requests hold each block; whoever holds a shared block holds all before it."""
     most_saved, last_block, depth = MIN_SAVED_TOKENS - 1, -1, 0
     for request in running[::max(1, len(running) // NUM_PROBES)]:
-        for column, block in enumerate(request.blocks, 1):
+        for column, block in enumerate(_blocks(request), 1):
             if holders[block] == 1:
                 break
             saved = (holders[block] - 1) * column * block_size
@@ -40,5 +40,10 @@ def largest_shared_beginning(running: Sequence[Request], holders: Sequence[int],
                 most_saved, last_block, depth = saved, block, column
     if not depth:
         return NOTHING_SHARED
-    rows = frozenset(r.row for r in running if len(r.blocks) >= depth and r.blocks[depth - 1] == last_block)
+    rows = frozenset(r.row for r in running if _blocks(r)[depth - 1:depth] == [last_block])
     return SharedBeginning(rows, depth * block_size)
+
+
+def _blocks(request: Request) -> list[int]:
+    """Of the first group, that of layers without a window: others do not see a beginning for long."""
+    return request.blocks[0].blocks

@@ -10,9 +10,9 @@ import torch
 
 class Gathered(NamedTuple):
     places: torch.Tensor  # [tokens] int32: positions, 0 for padding
-    slots: torch.Tensor  # [tokens] int32: where in the KV cache; -1 for padding
+    slots: torch.Tensor  # [groups, tokens] int32: where in the KV cache; -1 for padding
     token_ids: torch.Tensor  # [tokens] int32
-    block_tables: torch.Tensor  # [seqs, blocks] int32
+    block_tables: torch.Tensor  # [groups, seqs, blocks] int32
     floats: torch.Tensor  # [numbers, seqs] float32
     top_k: torch.Tensor  # [seqs] int32
     seeds: torch.Tensor  # [seqs] int64
@@ -22,11 +22,11 @@ def gather_step(rows: torch.Tensor, token_rows: torch.Tensor, positions: torch.T
                 block_tables: torch.Tensor, floats: torch.Tensor, top_k: torch.Tensor, seeds: torch.Tensor,
                 block_size: int) -> Gathered:
     """rows: [seqs] int32; token_rows, positions: [tokens] int32, -1 = padding; the table: tokens [rows, positions] and
-    block_tables [rows, blocks] int32, floats [numbers, rows], top_k [rows], seeds [rows]."""
+    block_tables [groups, rows, blocks] int32, floats [numbers, rows], top_k [rows], seeds [rows]."""
     places = positions.clamp(min=0)
-    blocks = block_tables[token_rows, places // block_size]
+    blocks = block_tables[:, token_rows, places // block_size]
     slots = torch.where(positions >= 0, blocks * block_size + places % block_size, -1).to(torch.int32)
-    return Gathered(places, slots, tokens[token_rows, places], block_tables.index_select(0, rows), floats[:, rows],
+    return Gathered(places, slots, tokens[token_rows, places], block_tables.index_select(1, rows), floats[:, rows],
                     top_k[rows], seeds[rows])
 
 

@@ -17,7 +17,8 @@ from quire.engine.messages import EngineInfo, RateState, TokenLogprobs
 from quire.engine.sampling_params import SamplingParams
 
 INFO = EngineInfo(model="m", dtype="float32", device="cpu", max_model_len=100, vocab_size=0x110000, num_blocks=8,
-                  block_size=16, max_num_seqs=4, max_num_batched_tokens=64, max_logprobs=20, instance="i")
+                  block_size=16, kv_tokens=128, max_num_seqs=4, max_num_batched_tokens=64, max_logprobs=20,
+                  instance="i")
 
 
 class FakeTokenizer:

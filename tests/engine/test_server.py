@@ -36,7 +36,8 @@ class Core:
     """One step, which does what it is told and is the last."""
 
     info = EngineInfo(model="m", dtype="float32", device="cpu", max_model_len=100, vocab_size=1000, num_blocks=8,
-                      block_size=16, max_num_seqs=4, max_num_batched_tokens=64, max_logprobs=20, instance="1")
+                      block_size=16, kv_tokens=128, max_num_seqs=4, max_num_batched_tokens=64, max_logprobs=20,
+                      instance="1")
 
     def __init__(self) -> None:
         self.has_work = True

@@ -6,29 +6,31 @@ import torch
 NUM_ROWS, LENGTH, BLOCK_SIZE = 9, 70, 4
 
 
-def table() -> dict[str, torch.Tensor]:
+def table(num_groups: int) -> dict[str, torch.Tensor]:
     blocks = -(-LENGTH // BLOCK_SIZE)
     return {"tokens": torch.randint(0, 1000, (NUM_ROWS, LENGTH), dtype=torch.int32),
-            "block_tables": torch.randint(0, 500, (NUM_ROWS, blocks), dtype=torch.int32),
+            "block_tables": torch.randint(0, 500, (num_groups, NUM_ROWS, blocks), dtype=torch.int32),
             "floats": torch.rand(6, NUM_ROWS), "top_k": torch.randint(0, 50, (NUM_ROWS,), dtype=torch.int32),
             "seeds": torch.randint(-2**62, 2**62, (NUM_ROWS,))}
 
 
-@pytest.mark.parametrize(("num_seqs", "num_tokens"), [(1, 1), (5, 5), (3, 300), (200, 200), (8, 129)])
-def test_everything_comes_from_its_row(kernels, num_seqs, num_tokens):
+@pytest.mark.parametrize(("num_seqs", "num_tokens", "num_groups"), [(1, 1, 1), (5, 5, 3), (3, 300, 1), (200, 200, 1),
+                                                                   (8, 129, 2)])
+def test_everything_comes_from_its_row(kernels, num_seqs, num_tokens, num_groups):
     rows = torch.randint(0, NUM_ROWS, (num_seqs,), dtype=torch.int32)
     token_rows = torch.randint(0, NUM_ROWS, (num_tokens,), dtype=torch.int32)
     positions = torch.randint(-1, LENGTH, (num_tokens,), dtype=torch.int32)
-    state = table()
+    state = table(num_groups)
     step = kernels("step").gather_step(rows, token_rows, positions, *state.values(), BLOCK_SIZE)
     for i, (row, position) in enumerate(zip(token_rows.tolist(), positions.tolist())):
         place = max(position, 0)
-        block = int(state["block_tables"][row, place // BLOCK_SIZE])
+        blocks = state["block_tables"][:, row, place // BLOCK_SIZE].tolist()
         assert step.places[i] == place
-        assert step.slots[i] == (block * BLOCK_SIZE + place % BLOCK_SIZE if position >= 0 else -1)
+        assert step.slots[:, i].tolist() == [block * BLOCK_SIZE + place % BLOCK_SIZE if position >= 0 else -1
+                                             for block in blocks]
         assert step.token_ids[i] == state["tokens"][row, place]
     for i, row in enumerate(rows.tolist()):
-        assert torch.equal(step.block_tables[i], state["block_tables"][row])
+        assert torch.equal(step.block_tables[:, i], state["block_tables"][:, row])
         assert torch.equal(step.floats[:, i], state["floats"][:, row])
         assert (step.top_k[i], step.seeds[i]) == (state["top_k"][row], state["seeds"][row])
 

@@ -30,6 +30,7 @@ def plans(draw) -> tuple[StepPlan, dict[int, list[int]], dict[int, list[int]]]:
         0, *([w[i] for w in work] for i in range(4)),
         num_decodes=sum(w[2] == 1 for w in work),
         new_rows=[NewRow(row, tokens[row], 1, Sampling(temperature=0.5, top_k=row), row * 10**12) for row in rows],
+        block_groups=[0] * 5 * len(rows),
         block_rows=[row for row in rows for _ in range(5)],
         block_columns=[column for _ in rows for column in range(5)],
         block_ids=[block for row in rows for block in blocks[row]],

@@ -13,6 +13,7 @@ from quire.engine.errors import ConfigError, MemoryShortageError
 from quire.engine.execution import capacity
 from quire.engine.execution.capacity import settle_blocks
 from quire.engine.host_memory import free_and_total
+from quire.engine.kv_groups import BlockNeed
 
 BLOCK = 2**20
 
@@ -20,7 +21,9 @@ BLOCK = 2**20
 def blocks(device: str = "cpu", positions: int = 16, graph_bytes: int = 0, **args: Any) -> int:
     """For a model made for so many positions."""
     runner: Any = SimpleNamespace(device=torch.device(device), block_bytes=BLOCK, measure_graphs=lambda: graph_bytes)
-    config: Any = SimpleNamespace(args=EngineArgs(**args), max_model_len=args.get("max_model_len") or positions)
+    engine_args = EngineArgs(**args)
+    config: Any = SimpleNamespace(args=engine_args, max_model_len=args.get("max_model_len") or positions,
+                                  block_need=BlockNeed((None,), engine_args.block_size, 512))
     return settle_blocks(runner, config, lambda *_: None)
 
 

@@ -49,7 +49,8 @@ def plans(draw: Any) -> StepPlan:
                        Sampling(temperature=0.8, top_k=row), row + 5) for row, start, n, _ in work]
     return StepPlan(
         0, *([w[i] for w in work] for i in range(4)), num_decodes=num_decodes, new_rows=new_rows,
-        block_rows=[w[0] for w in work for _ in range(4)], block_columns=[c for _ in work for c in range(4)],
+        block_groups=[0] * 4 * len(work), block_rows=[w[0] for w in work for _ in range(4)],
+        block_columns=[c for _ in work for c in range(4)],
         block_ids=[4 * w[0] + c for w in work for c in range(4)])
 
 

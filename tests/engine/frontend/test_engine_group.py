@@ -84,7 +84,7 @@ class Engine:
     def info(self) -> EngineInfo:
         return EngineInfo(
             model="m", dtype="float32", device="cpu", max_model_len=self._max_model_len, vocab_size=1000, num_blocks=8,
-            block_size=16, max_num_seqs=4, max_num_batched_tokens=64, max_logprobs=20,
+            block_size=16, kv_tokens=128, max_num_seqs=4, max_num_batched_tokens=64, max_logprobs=20,
             instance=f"{self._place}.{self._number}")
 
     async def serve(self) -> None:

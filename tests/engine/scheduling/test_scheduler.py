@@ -146,10 +146,10 @@ def test_samples_of_a_prompt_share_its_full_blocks_and_copy_the_last_one() -> No
     second = plan(s)
     assert second.num_decodes == 3, "each computes one token only"
     leader, *others = samples
-    assert [r.blocks[:2] for r in others] == [leader.blocks[:2]] * 2
-    assert second.copy_sources == [leader.blocks[2]] * 2
-    assert second.copy_targets == [r.blocks[2] for r in others]
-    assert len({r.blocks[2] for r in samples}) == 3
+    assert [r.blocks[0].blocks[:2] for r in others] == [leader.blocks[0].blocks[:2]] * 2
+    assert second.copy_sources == [leader.blocks[0].at(2)] * 2
+    assert second.copy_targets == [r.blocks[0].at(2) for r in others]
+    assert len({r.blocks[0].at(2) for r in samples}) == 3
     assert s.num_prompt_tokens == 10, "one prompt"
 
 

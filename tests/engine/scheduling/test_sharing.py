@@ -43,12 +43,12 @@ def test_requests_with_one_beginning_share_it_and_others_do_not() -> None:
     members = [rows_of[plan.rows[place]] for place in plan.shared_places]
     assert len(members) == 21
     assert plan.num_shared_tokens == 1024
-    first = members[0].blocks[:64]
-    assert all(r.blocks[:64] == first for r in members)
+    first = members[0].blocks[0].blocks[:64]
+    assert all(r.blocks[0].blocks[:64] == first for r in members)
     assert all(r.num_computed > 1024 for r in members), "each has a token of its own"
     others = [r for place, row in enumerate(plan.rows) for r in [rows_of[row]] if place not in plan.shared_places]
     assert others
-    assert all(r.blocks[0] != first[0] for r in others)
+    assert all(r.blocks[0].at(0) != first[0] for r in others)
 
 
 def test_the_deepest_beginning_is_not_taken_if_a_shallower_one_saves_more() -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -50,40 +51,50 @@ def undisturbed(request: Request, max_model_len: int) -> tuple[list[int], str]:
 
 
 class SimulatedDevice:
-    """Carries a plan out in the order of its docstring."""
+    """Carries a plan out in the order of its docstring. A block holds chain values of whatever group it is in."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.cache: dict[tuple[int, int], int] = {}  # (block, offset) -> chain value
+        self.cache: dict[tuple[int, int], tuple[int, int]] = {}  # (block, offset) -> group, chain value
         self.tokens: dict[int, list[int]] = {}  # row -> token ids, sampled ones included
         self.told: dict[int, list[int]] = {}  # row -> those that the first stage of a pipeline knows
         self.seeds: dict[int, int] = {}
-        self.tables: dict[int, dict[int, int]] = {}  # row -> column -> block
+        self.tables: dict[tuple[int, int], dict[int, int]] = {}  # group, row -> column -> block
+        self.groups = range(len(config.windows))
 
-    def slot(self, row: int, position: int) -> tuple[int, int]:
+    def slot(self, group: int, row: int, position: int) -> tuple[int, int]:
         column, offset = divmod(position, self.config.block_size)
-        return self.tables[row][column], offset
+        return self.tables[group, row][column], offset
+
+    def seen(self, group: int, start: int, end: int) -> range:
+        """What the tokens from start to before end attend to."""
+        window = self.config.windows[group]
+        return range(0 if window is None else max(0, start - window + 1), end)
 
     def run(self, plan: StepPlan) -> StepResult:
         self.check_shape(plan)
         for source, target in zip(plan.copy_sources, plan.copy_targets):
             for offset in range(self.config.block_size):
-                self.cache[target, offset] = self.cache.get((source, offset), 0)
+                self.cache[target, offset] = self.cache.get((source, offset), (0, 0))
         for new in plan.new_rows:
             self.tokens[new.row] = new.token_ids.copy()
             self.told[new.row] = new.token_ids.copy()
             self.seeds[new.row] = new.seed
-            self.tables[new.row] = {}
-        for row, column, block in zip(plan.block_rows, plan.block_columns, plan.block_ids):
-            self.tables[row][column] = block
+            for group in self.groups:
+                self.tables[group, new.row] = {}
+        for group, row, column, block in zip(plan.block_groups, plan.block_rows, plan.block_columns, plan.block_ids):
+            self.tables[group, row][column] = block
         spans = list(zip(plan.rows, plan.starts, plan.num_tokens))
         if self.config.num_microbatches > 1:
             self.check_first_stage(plan, spans)
         self.write(spans)
         for row, start, num_tokens in spans:
             length = start + num_tokens
-            context = [self.cache[self.slot(row, position)] for position in range(length)]
-            assert context == chain(self.tokens[row][:length]), f"row {row} attends to tokens that are not its own"
+            right = chain(self.tokens[row][:length])
+            for group in self.groups:
+                for position in self.seen(group, start, length):
+                    found = self.cache[self.slot(group, row, position)]
+                    assert found == (group, right[position]), f"row {row} attends to tokens that are not its own"
         sampled = []
         for (row, start, num_tokens), samples in zip(spans, plan.samples):
             if samples:
@@ -105,10 +116,11 @@ class SimulatedDevice:
         for row, start, num_tokens in spans:
             values = chain(self.tokens[row][:start + num_tokens])
             assert len(values) == start + num_tokens, "a token is computed before it is sampled"
-            for position in range(start, start + num_tokens):
-                block, offset = self.slot(row, position)
-                assert written.setdefault(block, row) == row, f"two rows write to block {block}"
-                self.cache[block, offset] = values[position]
+            for group in self.groups:
+                for position in range(start, start + num_tokens):
+                    block, offset = self.slot(group, row, position)
+                    assert written.setdefault(block, row) == row, f"two rows write to block {block}"
+                    self.cache[block, offset] = group, values[position]
 
     def check_shape(self, plan: StepPlan) -> None:
         config = self.config
@@ -118,6 +130,7 @@ class SimulatedDevice:
         assert [n == 1 for n in plan.num_tokens] == [i < plan.num_decodes for i in range(len(plan.rows))]
         assert all(0 <= row < config.max_num_seqs for row in plan.rows)
         assert all(0 <= block < config.num_blocks for block in plan.block_ids)
+        assert len(plan.block_groups) == len(plan.block_rows) == len(plan.block_columns) == len(plan.block_ids)
         assert len(plan.copy_targets) == len(set(plan.copy_targets))
         assert not set(plan.copy_sources) & set(plan.copy_targets)
 
@@ -125,10 +138,14 @@ class SimulatedDevice:
 def check_holdings(scheduler: Scheduler) -> None:
     """No block leaked, none owned twice but by sharing, nothing held by those that do not run."""
     pool = scheduler._allocator.pool
-    held = Counter(block for request in scheduler._running for block in request.blocks)
+    held = Counter(block for request in scheduler._running for run in request.blocks for block in run.blocks)
     assert pool.reference_counts == [held[block] for block in range(pool.num_blocks)]
     assert sorted(pool.free_blocks()) == [block for block in range(pool.num_blocks) if not held[block]]
     assert scheduler.kv_usage == 1 - pool.num_free / pool.num_blocks
+    need = scheduler.config.block_need
+    for request in scheduler._running:
+        for group, run in enumerate(request.blocks):
+            assert len(run.blocks) <= need.most_columns(group), "more than a window and a step need"
     rows = [request.row for request in scheduler._running]
     assert sorted(rows + scheduler._free_rows) == list(range(scheduler.config.max_num_seqs))
     assert [r.order for r in scheduler._running] == sorted(r.order for r in scheduler._running)
@@ -170,6 +187,8 @@ def groups(draw: st.DrawFn) -> Group:
     )
 
 
+WINDOWS = st.sampled_from([(None,), (None,), (4,), (None, 5), (None, 3, 8), (1, 2)])
+
 CONFIGS = st.builds(
     SchedulerConfig,
     num_blocks=st.integers(4, 40),
@@ -178,6 +197,7 @@ CONFIGS = st.builds(
     max_num_batched_tokens=st.one_of(st.integers(1, 12), st.integers(1, 64)),
     max_model_len=st.integers(8, 48),
     enable_prefix_caching=st.booleans(),
+    windows=WINDOWS,
     num_microbatches=st.sampled_from([1, 1, 2, 3]),
 )
 
@@ -273,13 +293,14 @@ def test_every_request_gets_the_tokens_of_an_undisturbed_run(config: SchedulerCo
     event(f"prefix hits: {simulation.scheduler.prefix_hits > 0}")
 
 
-def crowded(rng: random.Random) -> Simulation:
+def crowded(rng: random.Random, windows: tuple[int | None, ...] = (None,)) -> Simulation:
     """Many samples at once, over a cache that is hardly larger than one of them."""
     block_size = rng.choice([1, 2, 4])
     config = SchedulerConfig(
-        num_blocks=rng.randint(40, 56) // block_size, block_size=block_size, max_num_seqs=rng.randint(2, 8),
+        num_blocks=len(windows) * rng.randint(40, 56) // block_size, block_size=block_size,
+        max_num_seqs=rng.randint(2, 8),
         max_num_batched_tokens=rng.choice([1, 3, 7, 16, 64]), max_model_len=40,
-        enable_prefix_caching=rng.random() < 0.5)
+        enable_prefix_caching=rng.random() < 0.5, windows=windows)
     base = [rng.randrange(VOCAB_SIZE) for _ in range(24)]
     groups = []
     for _ in range(rng.randint(3, 8)):
@@ -294,10 +315,11 @@ def crowded(rng: random.Random) -> Simulation:
     return Simulation(config, groups, depth=rng.randint(0, 2))
 
 
-def test_requests_in_a_crowd_get_the_tokens_of_an_undisturbed_run() -> None:
+@pytest.mark.parametrize("windows", [(None,), (None, 6)])
+def test_requests_in_a_crowd_get_the_tokens_of_an_undisturbed_run(windows: tuple[int | None, ...]) -> None:
     num_preemptions = num_hits = num_copies = 0
     for seed in range(500):
-        simulation = crowded(random.Random(seed))
+        simulation = crowded(random.Random(seed), windows)
         simulation.run()
         simulation.check_outputs()
         num_preemptions += simulation.scheduler.num_preemptions
