@@ -17,12 +17,13 @@ from quire.engine.scheduling.prefix_index import PrefixIndex
 
 
 class BlockAllocator:
-    __slots__ = ("_groups", "index", "need", "pool")
+    __slots__ = ("_groups", "_most_columns", "index", "need", "pool")
 
     def __init__(self, num_blocks: int, need: BlockNeed, *, enable_prefix_caching: bool) -> None:
         self.pool = BlockPool(num_blocks)
         self.need = need
         self._groups = range(len(need.windows))
+        self._most_columns = [need.most_columns(group) for group in self._groups]
         self.index = PrefixIndex(len(need.windows)) if enable_prefix_caching else None
 
     @property
@@ -63,8 +64,7 @@ class BlockAllocator:
     def allocate(self, num_tokens: int, shared: Sequence[BlockRun], keep_free: int = 0) -> list[BlockRun] | None:
         """Blocks for `num_tokens`, of a window's group as many as it ever sees at once, the first ones being `shared`;
         None if fewer than `keep_free` would remain free."""
-        ends = self._ends(shared, num_tokens)
-        num_fresh = sum(end - run.end for run, end in zip(shared, ends))
+        num_fresh = self._num_missing(shared, num_tokens)
         counts = self.pool.reference_counts
         num_revived = sum(1 for run in shared for block in run.blocks if counts[block] == 0)
         if self.pool.num_free - num_revived - num_fresh < keep_free:
@@ -72,22 +72,32 @@ class BlockAllocator:
         for run in shared:  # before any is taken, so that none of them is
             self.pool.share(run.blocks)
         runs = [BlockRun(run.first, run.blocks.copy()) for run in shared]
-        for run, end in zip(runs, ends):
-            self._extend(run, end)
+        self.extend(runs, num_tokens)
         return runs
 
     def num_missing(self, runs: Sequence[BlockRun], position: int, num_tokens: int) -> int:
         """How many blocks are to be taken before the tokens from `position` on are computed, of `num_tokens` that are
         known. Frees those that none of them sees."""
-        for group, run in enumerate(runs):
-            for block in run.drop_before(self.need.first_column(group, position)):
-                self._release(block)
-        return sum(end - run.end for run, end in zip(runs, self._ends(runs, num_tokens)))
+        for group, window in enumerate(self.need.windows):
+            if window is not None and position >= window:
+                for block in runs[group].drop_before(self.need.first_column(group, position)):
+                    self._release(block)
+        return self._num_missing(runs, num_tokens)
 
-    def extend(self, runs: Sequence[BlockRun], num_tokens: int) -> None:
-        """Takes those blocks. They must be free."""
-        for run, end in zip(runs, self._ends(runs, num_tokens)):
-            self._extend(run, end)
+    def extend(self, runs: Sequence[BlockRun], num_tokens: int) -> tuple[list[int], list[int], list[int]]:
+        """Takes those blocks, which must be free. Of each: its group, its column and the block."""
+        columns = -(-num_tokens // self.need.block_size)
+        in_groups: list[int] = []
+        at_columns: list[int] = []
+        for group, (run, most) in enumerate(zip(runs, self._most_columns)):
+            first, end = run.first + len(run.blocks), min(columns, run.first + most)
+            if first < end:
+                in_groups += [group] * (end - first)
+                at_columns += range(first, end)
+        taken = self._take(len(at_columns))
+        for group, block in zip(in_groups, taken):
+            runs[group].blocks.append(block)
+        return in_groups, at_columns, taken
 
     def free(self, runs: list[BlockRun]) -> None:
         """Gives a whole sequence back and empties the list. The end goes first: it is of use to fewer prompts."""
@@ -97,18 +107,17 @@ class BlockAllocator:
                     self._release(run.at(column))
         runs.clear()
 
-    def _ends(self, runs: Sequence[BlockRun], num_tokens: int) -> list[int]:
-        columns = -(-num_tokens // self.need.block_size)
-        return [min(columns, run.first + self.need.most_columns(group)) for group, run in enumerate(runs)]
+    def _num_missing(self, runs: Sequence[BlockRun], num_tokens: int) -> int:
+        columns, missing = -(-num_tokens // self.need.block_size), 0
+        for run, most in zip(runs, self._most_columns):
+            missing += min(columns, run.first + most) - run.first - len(run.blocks)
+        return missing
 
-    def _extend(self, run: BlockRun, end: int) -> None:
-        run.blocks += [self._take() for _ in range(end - run.end)]
-
-    def _take(self) -> int:
-        block = self.pool.take()
+    def _take(self, count: int) -> list[int]:
+        blocks = self.pool.take(count)
         if self.index is not None:
-            self.index.forget(block)
-        return block
+            self.index.forget(blocks)
+        return blocks
 
     def _release(self, block: int) -> None:
         self.pool.release(block, reusable=self.index is not None and block in self.index)

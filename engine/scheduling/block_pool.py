@@ -32,11 +32,13 @@ class BlockPool:
         """The free blocks, next to be taken first."""
         return list(self._free)
 
-    def take(self) -> int:
-        """The least recently used free block, now held once. There must be one."""
-        block, _ = self._free.popitem(last=False)
-        self.reference_counts[block] = 1
-        return block
+    def take(self, count: int) -> list[int]:
+        """The least recently used free blocks, now held once. There must be so many."""
+        free, counts = self._free, self.reference_counts
+        blocks = [free.popitem(last=False)[0] for _ in range(count)]
+        for block in blocks:
+            counts[block] = 1
+        return blocks
 
     def share(self, blocks: Iterable[int]) -> None:
         """One more holder for each block, free (cached) ones included."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from quire.engine.plan import StepPlan
 from quire.engine.scheduling.request import Request
 from quire.engine.scheduling.sharing import SharedBeginning
@@ -50,22 +52,20 @@ class Draft:
     def enter(self, request: Request) -> None:
         """Puts a request that got its row and blocks into the ranks' tables."""
         self.plan.new_rows.append(request.new_row())
-        for group in range(len(request.blocks)):
-            self.set_blocks(request, group, 0)
+        for group, run in enumerate(request.blocks):
+            self.set_blocks(request, [group] * len(run.blocks), range(run.first, run.end), run.blocks)
 
     def copy(self, source: int, target: int) -> None:
         """Copies a block, as it is after the steps before this one."""
         self.plan.copy_sources.append(source)
         self.plan.copy_targets.append(target)
 
-    def set_blocks(self, request: Request, group: int, first_column: int) -> None:
-        """Of one group, those from a column on."""
-        plan, run = self.plan, request.blocks[group]
-        columns = range(max(first_column, run.first), run.end)
-        plan.block_groups += [group] * len(columns)
-        plan.block_rows += [request.row] * len(columns)
+    def set_blocks(self, request: Request, groups: list[int], columns: Iterable[int], blocks: list[int]) -> None:
+        plan = self.plan
+        plan.block_groups += groups
+        plan.block_rows += [request.row] * len(blocks)
         plan.block_columns += columns
-        plan.block_ids += run.blocks[columns.start - run.first:]
+        plan.block_ids += blocks
 
     def finish(self, shared: SharedBeginning) -> StepPlan:
         plan = self.plan

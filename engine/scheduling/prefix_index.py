@@ -7,7 +7,7 @@ Refuses to know who holds a block or whether it is free (`block_pool`). Called b
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 DIGEST_BYTES = 16  # two prompts under one index: a chance collision needs about 2**64 blocks
@@ -75,9 +75,10 @@ class PrefixIndex:
             block_of[digest] = block
             self._place_of[block] = group, digest
 
-    def forget(self, block: int) -> None:
-        """The block gets new content."""
-        place = self._place_of.pop(block, None)
-        if place is not None:
-            group, digest = place
-            del self._block_of[group][digest]
+    def forget(self, blocks: Iterable[int]) -> None:
+        """The blocks get new content."""
+        place_of = self._place_of
+        for block in blocks:
+            if (place := place_of.pop(block, None)) is not None:
+                group, digest = place
+                del self._block_of[group][digest]

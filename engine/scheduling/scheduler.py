@@ -273,11 +273,8 @@ class Scheduler:
             if place == len(self._running) - 1:
                 return False
             self._preempt(self._running.pop())
-        ends = [run.end for run in request.blocks]
-        allocator.extend(request.blocks, request.num_total)
-        request.num_slots = min(run.end for run in request.blocks) * self.config.block_size
-        for group, end in enumerate(ends):
-            draft.set_blocks(request, group, end)
+        draft.set_blocks(request, *allocator.extend(request.blocks, request.num_total))
+        request.num_slots = min([run.end for run in request.blocks]) * self.config.block_size
         return True
 
     def _preempt(self, request: Request) -> None:

@@ -107,10 +107,8 @@ def test_a_prefix_fits_where_a_window_needs_only_its_end() -> None:
     found = allocator.match(hashes)
     assert [(run.first, run.blocks) for run in found] == [(0, full), (9, windowed[9:])]
     assert allocator.index is not None
-    for block in windowed[8:]:  # what longer prefixes need
-        allocator.index.forget(block)
+    allocator.index.forget(windowed[8:])  # what longer prefixes need
     found = allocator.match(hashes)
     assert [(run.first, run.blocks) for run in found] == [(0, full[:8]), (7, windowed[7:8])]
-    for block in windowed[:8]:
-        allocator.index.forget(block)
+    allocator.index.forget(windowed[:8])
     assert blocks_of(allocator.match(hashes)) == [[], []]

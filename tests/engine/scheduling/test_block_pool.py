@@ -9,15 +9,15 @@ from quire.engine.scheduling.block_pool import BlockPool
 
 def test_blocks_are_taken_in_the_order_in_which_they_were_given_back() -> None:
     pool = BlockPool(3)
-    taken = [pool.take() for _ in range(3)]
+    taken = pool.take(3)
     for block in (taken[1], taken[2], taken[0]):
         pool.release(block, reusable=True)
-    assert [pool.take() for _ in range(3)] == [taken[1], taken[2], taken[0]]
+    assert pool.take(3) == [taken[1], taken[2], taken[0]]
 
 
 def test_a_block_without_reusable_content_is_taken_before_cached_ones() -> None:
     pool = BlockPool(2)
-    cached, plain = pool.take(), pool.take()
+    cached, plain = pool.take(2)
     pool.release(cached, reusable=True)
     pool.release(plain, reusable=False)
     assert pool.free_blocks() == [plain, cached]
@@ -32,7 +32,7 @@ def test_a_free_block_that_is_shared_again_leaves_the_free_list() -> None:
 
 def test_a_block_is_free_only_when_its_last_holder_releases_it() -> None:
     pool = BlockPool(1)
-    block = pool.take()
+    [block] = pool.take(1)
     pool.share([block])
     pool.release(block, reusable=True)
     assert pool.num_free == 0
@@ -52,7 +52,7 @@ def test_free_and_held_blocks_always_make_up_the_pool(actions: list[tuple[str, i
     holders = [0] * 6
     for action, block, reusable in actions:
         if action == "take" and pool.num_free:
-            holders[pool.take()] += 1
+            holders[pool.take(1)[0]] += 1
         elif action == "share":
             pool.share([block])
             holders[block] += 1

@@ -52,8 +52,8 @@ def test_the_first_block_of_a_prefix_stays_until_it_is_forgotten() -> None:
     (digest,) = hashes_of([1, 2])
     index.register(0, digest, 3)
     index.register(0, digest, 4)
-    index.forget(4)
+    index.forget([4])
     assert index.blocks(0, [digest]) == [3]
-    index.forget(3)
+    index.forget([3])
     assert index.num_known(0, [digest]) == 0
     assert len(index) == 0
