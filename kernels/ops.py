@@ -58,8 +58,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return _FUNCTIONS[x.device.type]["rms_norm"](x, weight, eps)
 
 
-def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return _FUNCTIONS[x.device.type]["add_rms_norm"](x, residual, weight, eps)
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float,
+                 inner_weight: torch.Tensor | None = None) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["add_rms_norm"](x, residual, weight, eps, inner_weight)
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:

@@ -122,8 +122,12 @@ class SandwichLayer(_Layer):
     def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
                  ) -> Carried:
         x, residual = self._attend(_added(update, residual, self.input_norm), residual, inputs, kv_cache)
-        x = self.attention_norm(self._sum(x))
-        return self.output_norm(self._sum(self.mlp(_added(x, residual, self.mlp_norm)))), residual
+        x = self._sum(x)
+        if self.mlp_norm is None:
+            x = residual.add_(self.attention_norm(x))
+        else:
+            x = self.mlp_norm.add_normed(x, residual, self.attention_norm)
+        return self.output_norm(self._sum(self.mlp(x))), residual
 
 
 def _added(update: torch.Tensor | None, residual: torch.Tensor, norm: Norm | None) -> torch.Tensor:

@@ -18,6 +18,9 @@ class Norm(Protocol):
     def add(self, x: torch.Tensor, residual: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
         """residual += x in place, then the norm of residual. x is this rank's part of a sum, or the `whole` of it."""
 
+    def add_normed(self, x: torch.Tensor, residual: torch.Tensor, inner: Norm) -> torch.Tensor:
+        """residual += inner(x) in place, then the norm of residual. x is whole."""
+
 
 class RMSNorm:
     """`one_plus`: the checkpoint holds what is to be added to 1, as Gemma's; the sum is kept in float32."""
@@ -37,6 +40,11 @@ class RMSNorm:
             return ops.add_rms_norm(x, residual, self.weight, self.eps)
         return self._parallel.add_rms_norm(x, residual, self.weight, self.eps)
 
+    def add_normed(self, x: torch.Tensor, residual: torch.Tensor, inner: Norm) -> torch.Tensor:
+        if isinstance(inner, RMSNorm) and inner.eps == self.eps:
+            return ops.add_rms_norm(x, residual, self.weight, self.eps, inner.weight)
+        return self.add(inner(x), residual, whole=True)
+
 
 class LayerNorm:
     """`bias`, `affine`: whether the checkpoint holds a bias, or any weight at all."""
@@ -54,3 +62,6 @@ class LayerNorm:
     def add(self, x: torch.Tensor, residual: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
         summed = x if whole else self._parallel.all_reduce(x)
         return ops.add_layer_norm(summed, residual, self.weight, self.bias, self.eps)
+
+    def add_normed(self, x: torch.Tensor, residual: torch.Tensor, inner: Norm) -> torch.Tensor:
+        return self.add(inner(x), residual, whole=True)

@@ -16,10 +16,12 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return (wide * scale).to(x.dtype).mul_(weight)
 
 
-def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """residual += x in place; returns rms_norm(residual, weight, eps).
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float,
+                 inner_weight: torch.Tensor | None = None) -> torch.Tensor:
+    """residual += x in place, or with `inner_weight` residual += rms_norm(x, inner_weight, eps); returns
+    rms_norm(residual, weight, eps).
 
     The sum is rounded to residual.dtype once, and the norm is taken of the rounded sum.
     """
-    residual.add_(x)
+    residual.add_(x if inner_weight is None else rms_norm(x, inner_weight, eps))
     return rms_norm(residual, weight, eps)

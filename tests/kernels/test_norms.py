@@ -36,6 +36,18 @@ def test_add_rms_norm_adds_in_place_and_norms_the_rounded_sum(kernels, dtype):
     assert cases.relative_error(out, cases.rms_norm(total, weight, 1e-5)) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_what_is_added_may_be_normed_first(kernels, dtype):
+    x, residual = torch.randn(4, 96).to(dtype), torch.randn(4, 96).to(dtype)
+    inner_weight, weight = torch.randn(96), torch.randn(96).to(dtype)
+    total = residual + cases.rms_norm(x, inner_weight, 1e-5)
+    kept_x = x.clone()
+    out = kernels("norms").add_rms_norm(x, residual, weight, 1e-5, inner_weight)
+    assert torch.equal(x, kept_x)
+    assert cases.relative_error(residual, total) < TOLERANCE[dtype]
+    assert cases.relative_error(out, cases.rms_norm(residual, weight, 1e-5)) < TOLERANCE[dtype]
+
+
 def test_the_quotient_is_rounded_before_the_weight(kernels):
     """As in transformers' Llama: bit for bit in float16."""
     x, weight = torch.randn(8, 64).half(), torch.randn(64).half()
