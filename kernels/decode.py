@@ -37,7 +37,7 @@ def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs
     if shared is not None:
         wide = launch.prefill_tile(q.device, k_cache.element_size(), padded_dim)
         num_tiles = triton.cdiv(num_decodes * group, wide.rows)
-        shared_splits = launch.num_splits(q.device, num_tiles * num_kv_heads, inputs.max_context_len)
+        shared_splits = launch.num_shared_splits(q.device, num_tiles * num_kv_heads, inputs.max_context_len)
     num_splits = own_splits + shared_splits
     shared_lens, members = shared or (inputs.context_lens, inputs.context_lens)
     if num_splits > 1:

@@ -101,9 +101,10 @@ _PREFILL = {
 }
 
 SKINNY_ROWS = 32  # most rows that kernels/product.py takes: with more, the library reads the weights as fast
-SPLIT_MIN_TOKENS = 256  # a decode split of fewer K/V tokens costs more than it saves
+SPLIT_MIN_TOKENS = 64  # of a decode's context
+SHARED_SPLIT_MIN_TOKENS = 256  # of what many decodes begin with
 MAX_SPLITS = 64
-WAVES = 4  # decode programs wanted for each multiprocessor
+WAVES = 4  # programs wanted for each multiprocessor
 
 # So many decodes, and so many of them times KV heads, are worth equal shares; fewer gain more by rotating for
 # themselves.
@@ -204,11 +205,12 @@ def product_tile(device: torch.device, element_bytes: int, num_rows: int, num_ou
         if num_outputs >= 2048:
             return ProductTile(64, 128, 1 if num_outputs > 4096 else 2, 4, 4)
         return ProductTile(32, 128, 4, 4, 4) if size >= 2 * num_outputs else None
+    # Few programs must each have much in flight; by kernels/bench/tune_products.py.
     if num_outputs >= 8192:
         return ProductTile(64, 128, 1, 4, 3)
     if num_outputs >= 2048:
-        return ProductTile(64, 128, 2, 4, 4)
-    return ProductTile(32, 128, 1, 4, 4) if size < 2 * num_outputs else ProductTile(64, 128, 4, 4, 4)
+        return ProductTile(64, 128, 1 if size < 2 * num_outputs else 2, 4, 6)
+    return ProductTile(32, 128, 1, 4, 4) if size < 2 * num_outputs else ProductTile(64, 128, 4, 4, 6)
 
 
 def gated_product_tile(device: torch.device, element_bytes: int, num_rows: int, num_outputs: int
@@ -220,7 +222,9 @@ def gated_product_tile(device: torch.device, element_bytes: int, num_rows: int, 
         return None
     if num_rows > 16:
         return ProductTile(64, 64 if num_outputs >= 8192 else 128, 1, 4, 3)
-    return ProductTile(64, 128, 1, 4, 3) if 8192 <= num_outputs < 16384 else ProductTile(32, 128, 1, 2, 4)
+    if num_outputs > 12288:
+        return ProductTile(32, 128, 1, 2, 3)
+    return ProductTile(64, 128, 1, 4, 3 if num_outputs >= 8192 else 4)
 
 
 def wide_gated_tile(device: torch.device, element_bytes: int, num_rows: int, size: int) -> WideTile | None:
@@ -263,11 +267,26 @@ def early(device: torch.device) -> dict[str, bool]:
     return {"EARLY": False}
 
 
-def num_splits(device: torch.device, num_programs: int, max_context_len: int) -> int:
-    """Into how many parts a sequence's decode is cut: a power of two, from numbers that the host knows."""
+def num_splits(device: torch.device, num_pairs: int, max_context_len: int) -> int:
+    """Into how many parts the context of each pair of a sequence and a KV head is cut at most: a power of two, from
+    numbers that the host knows.
+
+    Few pairs get as many programs as run at once, which also those have to that end at once; many pairs up to four
+    parts, for where one context is long and others are short.
+    """
+    wave = num_multiprocessors(device) * WAVES
+    wanted = max(wave // 2 // num_pairs, min(wave // num_pairs, 4))
+    return _power_of_two(wanted, max_context_len // SPLIT_MIN_TOKENS)
+
+
+def num_shared_splits(device: torch.device, num_programs: int, max_context_len: int) -> int:
+    """As num_splits, of what sequences begin with in common."""
     wanted = WAVES * num_multiprocessors(device) // max(num_programs, 1)
-    allowed = min(max_context_len // SPLIT_MIN_TOKENS, MAX_SPLITS)
-    return 1 << (max(1, min(wanted, allowed)).bit_length() - 1)
+    return _power_of_two(wanted, max_context_len // SHARED_SPLIT_MIN_TOKENS)
+
+
+def _power_of_two(wanted: int, allowed: int) -> int:
+    return 1 << (max(1, min(wanted, allowed, MAX_SPLITS)).bit_length() - 1)
 
 
 def warps_for(block: int) -> int:

@@ -45,6 +45,9 @@ def check_norms(dtype: torch.dtype, quick: bool) -> Errors:
         out = ops.add_rms_norm(x, residual, weight, 1e-5)
         yield f"add_rms_norm {rows}x{size}", cases.relative_error(out, cases.rms_norm(total, weight, 1e-5))
         yield f"residual {rows}x{size}", cases.relative_error(residual, total)
+        total = residual + cases.rms_norm(x, weight, 1e-5)
+        out = ops.add_rms_norm(x, residual, weight, 1e-5, weight)
+        yield f"add_rms_norm of a norm {rows}x{size}", cases.relative_error(out, cases.rms_norm(total, weight, 1e-5))
     heads = torch.randn(7, 20 * 128, device=DEVICE, dtype=dtype)[:, 128: 9 * 128].view(7, 8, 128)
     weight = torch.randn(128, device=DEVICE, dtype=dtype)
     yield "rms_norm of heads", cases.relative_error(ops.rms_norm(heads, weight, 1e-6),
@@ -225,8 +228,9 @@ def check_copy(dtype: torch.dtype, quick: bool) -> Errors:
 
 def check_step(dtype: torch.dtype, quick: bool) -> Errors:
     """Integers alone: any difference is a whole error."""
-    for num_seqs, num_tokens in ((1, 1), (8, 520), (1024, 1024), (3, 8192)):
-        state = {"tokens": torch.randint(0, 99, (1025, 4097)).int(), "tables": torch.randint(0, 999, (1025, 700)).int(),
+    for num_seqs, num_tokens, num_groups in ((1, 1, 7), (8, 520, 1), (1024, 1024, 2), (3, 8192, 1)):
+        state = {"tokens": torch.randint(0, 99, (1025, 4097)).int(),
+                 "tables": torch.randint(0, 999, (num_groups, 1025, 700)).int(),
                  "floats": torch.rand(6, 1025), "top_k": torch.randint(0, 50, (1025,)).int(),
                  "seeds": torch.randint(-2**62, 2**62, (1025,))}
         rows, token_rows = (torch.randint(0, 1025, (n,)).int() for n in (num_seqs, num_tokens))

@@ -94,7 +94,7 @@ def pretend(capability: int) -> list[Any]:
     launch._num_multiprocessors = lambda index: 132  # type: ignore[assignment]
     for name in ("family", "num_multiprocessors", "decode_tile", "balanced_tile", "prefill_tile", "whole_prefill_tile",
                  "product_tile", "gated_product_tile", "wide_gated_tile", "experts_tile",
-                 "has_fast_logarithm", "early", "num_splits"):
+                 "has_fast_logarithm", "early", "num_splits", "num_shared_splits"):
         real = getattr(getattr(launch, name), "asked_of_a_gpu", getattr(launch, name))
         getattr(real, "cache_clear", bool)()
         asked = functools.partial(real, torch.device("cuda", 0))
@@ -115,6 +115,7 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
         x = empty(3, size)
         yield "rms_norm", functools.partial(norms.rms_norm, x, x[0], 1e-5)
         yield "add_rms_norm", functools.partial(norms.add_rms_norm, x, x, x[0], 1e-5)
+        yield "add_rms_norm of a norm", functools.partial(norms.add_rms_norm, x, x, x[0], 1e-5, x[0].float())
         yield "layer_norm", functools.partial(layer_norm.layer_norm, x, x[0], x[0], 1e-5)
         yield "add_layer_norm", functools.partial(layer_norm.add_layer_norm, x, x, x[0], None, 1e-5)
     for num_experts, chosen in ((8, 2), (128, 8)):
@@ -145,7 +146,7 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
         yield from _attention(4, 2, 512, dtype, is_fresh=True, style="interleaved")
     caches = empty(9, 3, 16, 80), empty(9, 3, 16, 80)
     yield "copy_blocks", functools.partial(blocks.copy_blocks, *caches, ints(3), ints(3))
-    state = ints(9, 4097), ints(9, 256), empty(6, 9, of=torch.float32), ints(9), empty(9, of=torch.int64)
+    state = ints(9, 4097), ints(7, 9, 256), empty(6, 9, of=torch.float32), ints(9), empty(9, of=torch.int64)
     for n in (1, 8, 1024):
         yield "gather_step", functools.partial(step.gather_step, ints(n), ints(n), ints(n), *state, 16)
         yield "put_tokens", functools.partial(step.put_tokens, state[0], ints(n), ints(n), ints(n))
