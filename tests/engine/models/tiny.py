@@ -31,3 +31,14 @@ def logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     """[tokens, vocab]"""
     with torch.inference_mode():
         return model(torch.tensor([tokens])).logits[0]
+
+
+def logits_of(model: PreTrainedModel, rows: list[list[int]], context: int) -> list[torch.Tensor]:
+    """[tokens, vocab] of each row, at the beginning of `context` tokens: what comes behind changes none of its logits,
+    but a rotation that is stretched to the longest context turns as ours does.
+    """
+    ids = torch.zeros(len(rows), context, dtype=torch.long)
+    for place, row in zip(ids, rows):
+        place[:len(row)] = torch.tensor(row)
+    with torch.inference_mode():
+        return [logits[:len(row)] for logits, row in zip(model(ids).logits, rows)]
