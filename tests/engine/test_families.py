@@ -10,7 +10,7 @@ import torch
 
 from quire import LLM, SamplingParams
 from tests.engine.models import tiny
-from tests.engine.models.families import CASES
+from tests.engine.models.families import CASES, write
 
 MAX_LEN, NEW_TOKENS = 128, 24
 TEXT = [(31 * i + i * i) % tiny.SIZES["vocab_size"] for i in range(75)]
@@ -22,8 +22,7 @@ TIGHT = {"num_gpu_blocks_override": 13, "max_num_batched_tokens": 48, "max_num_s
 
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_tokens_and_their_logprobs_are_transformers(case: str, tmp_path: Path) -> None:
-    family, config = CASES[case]
-    reference = tiny.write(tmp_path, family, **config)
+    reference = write(tmp_path, case)
     llm = LLM(str(tmp_path), skip_tokenizer_init=True, device="cpu", dtype="float32", max_model_len=MAX_LEN, **TIGHT)
     greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=3)
     outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], greedy, use_tqdm=False)
