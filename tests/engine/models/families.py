@@ -96,6 +96,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("bloom", {"n_layer": 3, "n_head": 4}),
     "bloom-five-heads": ("bloom", {"n_layer": 3, "n_head": 5, "hidden_size": 60}),
     "bloom-forty-heads": ("bloom", {"n_layer": 3, "n_head": 40, "hidden_size": 160, "tie_word_embeddings": False}),
+    "bloom-normed-residual": ("bloom", {"n_layer": 3, "n_head": 4, "apply_residual_connection_post_layernorm": True}),
     "mpt": ("mpt", MPT),
     "mpt-five-heads": ("mpt", {**MPT, "n_heads": 5, "attn_config": {"clip_qkv": 1.5}}),
     "mpt-forty-heads": ("mpt", {**MPT, "d_model": 160, "n_heads": 40, "attn_config": {"softmax_scale": 0.4}}),
