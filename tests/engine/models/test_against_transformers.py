@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from quire.engine.errors import ConfigError
+from quire.engine.model_registry import FAMILIES
 from tests.engine.models import tiny
 from tests.engine.models.families import CASES, LLAMA3, write
 from tests.engine.models.paging import PagedRun, load
 
 PROMPT = [(31 * i + i * i) % tiny.SIZES["vocab_size"] for i in range(75)]
+
+
+def test_every_family_has_a_case() -> None:
+    names = {config.get("architecture") or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind] for kind, config in CASES.values()}
+    assert {FAMILIES[name].model for name in names} == {family.model for family in FAMILIES.values()}
 
 
 @pytest.mark.parametrize("case", CASES)
