@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-linear-rope": ("llama", {"rope_parameters": LINEAR}),
     "llama-five-heads": ("llama", {"hidden_size": 60, "num_attention_heads": 5, "num_key_value_heads": 1}),
     "llama-nine-heads-of-three": ("llama", {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3}),
-    "llama-one-kv-head": ("llama", {"num_key_value_heads": 1, "mlp_bias": True}),
+    "llama-one-kv-head": ("llama", {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True}),
     "llama-dynamic-rope": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 64}),
     "mistral": ("mistral", {"sliding_window": None, "head_dim": 8}),
     "qwen2": ("qwen2", {}),
