@@ -29,8 +29,8 @@ def qwen2(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def smollm3(hf: dict[str, Any]) -> dict[str, Any]:
-    """Tied unless it says otherwise. Of layers 1 in no_rope_layers stands for a rotation; where use_sliding_window says
-    so, those without one have the window."""
+    """Tied unless the file says otherwise. no_rope_layers has a 1 for each layer that rotates q and k; where
+    use_sliding_window says so, the others have the window."""
     interval = hf.get("no_rope_layer_interval") or 4
     rotated = hf.get("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(num_layers(hf))]
     hf = {"tie_word_embeddings": True, **hf, "no_rope_layers": rotated}
