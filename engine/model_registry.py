@@ -49,7 +49,7 @@ FAMILIES = {
     "Qwen3MoeForCausalLM": Family("qwen3_moe:Qwen3Moe", "llama_like:qwen2"),
     "Qwen3ForCausalLM": Family("qwen3:Qwen3", "llama_like:qwen2"),
     "RWForCausalLM": Family("falcon:Falcon", "falcon:facts"),
-    "SmolLM3ForCausalLM": Family("smollm3:SmolLM3"),
+    "SmolLM3ForCausalLM": Family("smollm3:SmolLM3", "llama_like:smollm3"),
 }
 
 

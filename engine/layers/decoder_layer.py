@@ -88,6 +88,17 @@ class ScaledLayer(PreNormLayer):
         super().__init__(input_norm, scaled_attention, mlp_norm, lambda x: mlp(x).mul_(factor), is_last=is_last)
 
 
+class NormedResidualLayer(PreNormLayer):
+    """x = norm(x); x += attention(x); x = norm(x); x += mlp(x): blocks add to what they were given. A form of BLOOM."""
+
+    def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, inputs: AttentionInputs, kv_cache: KVCache
+                 ) -> Carried:
+        x = self.input_norm(residual) if update is None else self.input_norm.add(update, residual)
+        x, residual = self._attend(x, x, inputs, kv_cache)
+        x = self.mlp_norm.add(x, residual)
+        return self.mlp(x), x
+
+
 class ParallelLayer(_Layer):
     """x += attention(norm(x)) + mlp(norm(x)), with one norm or two of the same x. Falcon, GPT-J, GPT-NeoX."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quire.engine.model_facts.windows import by_kind_of_layer, with_windows
+from quire.engine.model_facts.windows import by_kind_of_layer, num_layers, with_windows
 
 
 def windowed(hf: dict[str, Any]) -> dict[str, Any]:
@@ -26,6 +26,17 @@ def qwen2(hf: dict[str, Any]) -> dict[str, Any]:
         return {**hf, "sliding_window": None, "layer_types": None}
     first = hf.get("max_window_layers", 28)
     return with_windows(hf, lambda i: bool(i >= first))
+
+
+def smollm3(hf: dict[str, Any]) -> dict[str, Any]:
+    """Tied unless the file says otherwise. no_rope_layers has a 1 for each layer that rotates q and k; where
+    use_sliding_window says so, the others have the window."""
+    interval = hf.get("no_rope_layer_interval") or 4
+    rotated = hf.get("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(num_layers(hf))]
+    hf = {"tie_word_embeddings": True, **hf, "no_rope_layers": rotated}
+    if not hf.get("use_sliding_window", False):
+        return {**hf, "sliding_window": None, "layer_types": None}
+    return with_windows(hf, lambda i: not rotated[i])
 
 
 def baichuan(hf: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ def with_windows(hf: dict[str, Any], is_sliding: Callable[[int], bool] = lambda 
     window, types = hf.get("sliding_window"), hf.get("layer_types")
     if window is None:
         return hf
-    sliding = [kind == SLIDING for kind in types] if types else map(is_sliding, range(_count(hf)))
+    sliding = [kind == SLIDING for kind in types] if types else map(is_sliding, range(num_layers(hf)))
     return {**hf, "layer_windows": [window if slides else None for slides in sliding]}
 
 
-def _count(hf: dict[str, Any]) -> int:
+def num_layers(hf: dict[str, Any]) -> int:
     """Layers; what is no number is refused by whoever reads it next."""
     layers = hf.get("num_hidden_layers")
     return layers if isinstance(layers, int) else 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from quire.engine.errors import ConfigError
 from quire.engine.layers import alibi, qkv
-from quire.engine.layers.decoder_layer import DecoderLayer, PreNormLayer
+from quire.engine.layers.decoder_layer import DecoderLayer, NormedResidualLayer, PreNormLayer
 from quire.engine.layers.mlp import MLP
 from quire.engine.layers.self_attention import Projections, SelfAttention
 from quire.engine.models.decoder import DecoderModel, Names, held
@@ -17,8 +16,6 @@ class Bloom(DecoderModel):
     names = Names(body="transformer", embedding="word_embeddings", layers="h", norm="ln_f")
 
     def prepare(self, view: View) -> None:
-        if self.config.hf.get("apply_residual_connection_post_layernorm", False):
-            raise ConfigError(f"{self.config.path}: apply_residual_connection_post_layernorm is not supported")
         self.slopes = alibi.slopes(self.heads.num).to(view.device)
         self.embedding_norm = self.make_norm(held(self.body(view).sub("word_embeddings_layernorm"),
                                                   self.stage.is_first))
@@ -33,5 +30,6 @@ class Bloom(DecoderModel):
                                   self.parallel)
         mlp = MLP(view.sub("mlp"), size, hf["intermediate_size"], hf["hidden_act"], self.parallel, up="dense_h_to_4h",
                   down="dense_4h_to_h", bias=True)
-        return PreNormLayer(self.make_norm(view.sub("input_layernorm")), attention,
-                            self.make_norm(view.sub("post_attention_layernorm")), mlp, is_last=self.is_last_layer(i))
+        form = NormedResidualLayer if hf.get("apply_residual_connection_post_layernorm", False) else PreNormLayer
+        return form(self.make_norm(view.sub("input_layernorm")), attention,
+                    self.make_norm(view.sub("post_attention_layernorm")), mlp, is_last=self.is_last_layer(i))

@@ -8,7 +8,4 @@ from quire.kernels.attention_spec import Rotary
 
 class SmolLM3(Llama):
     def rotary_of(self, i: int) -> Rotary | None:
-        hf = self.config.hf
-        if hf.get("no_rope_layers"):  # 1 where there is a rotation
-            return self.rotary if hf["no_rope_layers"][i] else None
-        return self.rotary if (i + 1) % hf.get("no_rope_layer_interval", 4) else None
+        return self.rotary if self.config.hf["no_rope_layers"][i] else None

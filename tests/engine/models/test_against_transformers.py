@@ -7,19 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from quire.engine.errors import ConfigError
+from quire.engine.model_registry import FAMILIES
 from tests.engine.models import tiny
-from tests.engine.models.families import CASES, LLAMA3
+from tests.engine.models.families import CASES, LLAMA3, write
 from tests.engine.models.paging import PagedRun, load
 
 PROMPT = [(31 * i + i * i) % tiny.SIZES["vocab_size"] for i in range(75)]
 
 
+def test_every_family_has_a_case() -> None:
+    names = {config.get("architecture") or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind] for kind, config in CASES.values()}
+    assert {FAMILIES[name].model for name in names} == {family.model for family in FAMILIES.values()}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_transformers_however_the_prompt_is_cut(case: str, tmp_path: Path) -> None:
-    family, config = CASES[case]
-    expected = tiny.logits(tiny.write(tmp_path, family, **config), PROMPT)
+    expected = tiny.logits_of(write(tmp_path, case), [PROMPT], 128)[0]
     assert expected.std() > 0.5, "too flat a model to tell right from wrong"
     model = load(tmp_path)
     cuts = {"whole": [75], "chunks": [20, 1, 33, 16, 5], "tokens": [1] * 75}
@@ -92,7 +98,3 @@ def test_an_unknown_activation_is_refused_by_name(tmp_path: Path) -> None:
     tiny.write(tmp_path, "llama", hidden_act="relu")
     with pytest.raises(ConfigError, match="'relu'"):
         load(tmp_path)
-
-
-
-

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-SIZES = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 3,
+SIZES = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 3,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
 
 
@@ -31,3 +31,14 @@ def logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     """[tokens, vocab]"""
     with torch.inference_mode():
         return model(torch.tensor([tokens])).logits[0]
+
+
+def logits_of(model: torch.nn.Module, rows: list[list[int]], context: int) -> list[torch.Tensor]:
+    """[tokens, vocab] of each row, at the beginning of `context` tokens: what comes behind changes none of its logits,
+    but a rotation that is stretched to the longest context turns as ours does.
+    """
+    ids = torch.zeros(len(rows), context, dtype=torch.long)
+    for place, row in zip(ids, rows):
+        place[:len(row)] = torch.tensor(row)
+    with torch.inference_mode():
+        return [logits[:len(row)] for logits, row in zip(model(ids).logits, rows)]

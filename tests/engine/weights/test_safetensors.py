@@ -80,7 +80,7 @@ def test_a_model_refuses_missing_and_left_over_tensors(tmp_path: Path) -> None:
 
 def test_a_tied_model_may_hold_its_head_twice(tmp_path: Path) -> None:
     tiny.write(tmp_path, "llama", tie_word_embeddings=True)
-    _edit(tmp_path, {"lm_head.weight": torch.zeros(96, 64)})
+    _edit(tmp_path, {"lm_head.weight": torch.zeros(97, 64)})
     load(tmp_path)
 
 
