@@ -67,6 +67,7 @@ class Pipeline(CausalLM):
         self.stages = [load(path, parallel=Parallel(stage=Stage(i, NUM_STAGES, Between(*under_way[i:i + 2]))))
                        for i in range(NUM_STAGES)]
         self.num_layers = sum(stage.num_layers for stage in self.stages)
+        self.kv_groups = config_of(path).model.kv_groups
         self.num_kv_heads, self.head_dim = self.stages[0].num_kv_heads, self.stages[0].head_dim
         self.dtype, self.device = self.stages[0].dtype, self.stages[0].device
 
