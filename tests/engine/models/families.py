@@ -1,6 +1,7 @@
 """Every family in several shapes: the one table that a new family joins by a line.
 
-A case is transformers' model type and how its configuration differs from `tiny.SIZES`.
+A case is transformers' model type and how its configuration differs from `tiny.SIZES`, by the names there where it has
+them: transformers takes those for the last word, whatever the family's own names say.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ BIGCODE = {**GPT2, "n_inner": 80}
 GLM4 = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 NEOX = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
 MINISTRAL3 = {**YARN, "original_max_position_embeddings": 32, "factor": 8.0, "llama_4_scaling_beta": 0.1}
-MPT = {"d_model": 60, "n_layers": 3, "n_heads": 4, "max_seq_len": 256}
+MPT = {"hidden_size": 60, "max_seq_len": 256}
 QWEN3_MOE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "head_dim": 16}
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -67,10 +68,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-11b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
     "falcon-serial": ("falcon", {"parallel_attn": False, "multi_query": False, "bias": True}),
     "falcon-rw": ("falcon", {"parallel_attn": False, "multi_query": False, "bias": True, "alibi": True}),
-    "bloom": ("bloom", {"n_layer": 3, "n_head": 4}),
-    "bloom-five-heads": ("bloom", {"n_layer": 3, "n_head": 5, "hidden_size": 60}),
+    "bloom": ("bloom", {}),
+    "bloom-five-heads": ("bloom", {"num_attention_heads": 5, "hidden_size": 60}),
     "mpt": ("mpt", MPT),
-    "mpt-five-heads": ("mpt", {**MPT, "n_heads": 5, "attn_config": {"clip_qkv": 1.5}}),
+    "mpt-five-heads": ("mpt", {**MPT, "num_attention_heads": 5, "attn_config": {"clip_qkv": 1.5}}),
     "mistral-window": ("mistral", {"sliding_window": 20}),
     "ministral": ("ministral", {"head_dim": 16, "sliding_window": 20, "layer_types": [FULL, SLIDING, SLIDING]}),
     "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
