@@ -20,7 +20,7 @@ import torch
 from quire.engine.errors import WeightError
 from quire.engine.weights.checkpoint import Checkpoint, RowReader, Shape
 from quire.engine.weights.gguf_forms import Described
-from quire.engine.weights.gguf_layout import Layouts, Stored
+from quire.engine.weights.gguf_layout import Layouts, Piece, Stored
 from quire.engine.weights.gguf_metadata import TensorInfo
 from quire.engine.weights.gguf_parts import read_model
 from quire.engine.weights.mapped_file import MappedFile
@@ -49,7 +49,7 @@ class GgufCheckpoint(Checkpoint):
         assert stored is not None, name
         if len(stored.shape) == 1:
             # Stored as one row, whose blocks may span heads: decoded whole.
-            values = torch.cat([self._vector(piece.tensor) for piece in stored.pieces]) + stored.shift
+            values = torch.cat([self._vector(piece) for piece in stored.pieces]) + stored.shift
             out.copy_(values[rows] if stored.order is None else values[torch.from_numpy(stored.order[rows])])
         elif stored.turned:
             turned = torch.empty(out.shape[::-1])
@@ -90,10 +90,12 @@ class GgufCheckpoint(Checkpoint):
         with self._file(piece.tensor).span(begin, begin + (last - first) * row_bytes, piece.tensor.name) as data:
             yield torch.from_numpy(_floats(data.reshape(last - first, row_bytes), kind))
 
-    def _vector(self, tensor: TensorInfo) -> torch.Tensor:
+    def _vector(self, piece: Piece) -> torch.Tensor:
+        tensor = piece.tensor
         kind, _, num_bytes = _layout(tensor)
         with self._file(tensor).span(tensor.offset, tensor.offset + num_bytes, tensor.name) as data:
-            return torch.from_numpy(_floats(data.reshape(1, num_bytes), kind)).view(-1).clone()
+            values = torch.from_numpy(_floats(data.reshape(1, num_bytes), kind)).view(-1)
+            return values[piece.first:piece.first + piece.count].clone()
 
     def rows_on_demand(self, name: str) -> RowReader | None:
         found = self._layouts.find(name)

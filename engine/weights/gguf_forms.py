@@ -173,7 +173,7 @@ def _query_scalar(file: Described, layers_of_27b: int) -> int:
 
 
 def _glm4(file: Described) -> dict[str, Any]:
-    return {"attention_bias": "blk.0.attn_q.bias" in file.tensors}
+    return {"attention_bias": not file.tensors.keys().isdisjoint(("blk.0.attn_q.bias", "blk.0.attn_qkv.bias"))}
 
 
 def _gptneox(file: Described) -> dict[str, Any]:

@@ -67,39 +67,48 @@ class Layouts:
         if layout == "packed":
             return self._packed(module.rpartition(".")[0], kind)
         if (expert := _EXPERT.fullmatch(module)) is not None:
-            return self._expert(self._tensor(f"{expert['experts']}.{expert['name']}", kind), int(expert["number"]))
-        tensor = self._tensor(module, kind)
-        if tensor is None:
+            return self._expert(self._piece(f"{expert['experts']}.{expert['name']}", kind), int(expert["number"]))
+        piece = self._piece(module, kind)
+        if piece is None:
             return None
-        whole = (Piece(tensor, 0, tensor.shape[0]),)
+        shape = (piece.count, *piece.tensor.shape[1:])
         if layout == "pairs":
             heads = self._num_heads if module.endswith("q_proj") else self._num_kv_heads
-            dim = tensor.shape[0] // heads
-            return Stored(tensor.shape, whole, _in_pairs(heads, dim), dim)
+            dim = piece.count // heads
+            return Stored(shape, (piece,), _in_pairs(heads, dim), dim)
         if layout == "stacked":
             order = _stacked(self._num_heads, self._num_kv_heads, self._head_dim)
-            if len(order) != tensor.shape[0]:
-                raise WeightError(f"tensor {tensor.name!r} has {tensor.shape[0]} rows; q of {self._num_heads} heads, k "
-                                  f"and v of {self._num_kv_heads}, each {self._head_dim} wide, are {len(order)}")
-            return Stored(tensor.shape, whole, order, self._head_dim)
-        if layout == "turned" and len(tensor.shape) == 2:
-            return Stored(tensor.shape[::-1], whole, turned=True)
-        return Stored(tensor.shape, whole, shift=-1.0 if layout == "plus_one" else 0.0)
+            if len(order) != piece.count:
+                raise WeightError(f"tensor {piece.tensor.name!r} has {piece.count} rows; q of {self._num_heads} heads, "
+                                  f"k and v of {self._num_kv_heads}, each {self._head_dim} wide, are {len(order)}")
+            return Stored(shape, (piece,), order, self._head_dim)
+        if layout == "turned" and len(shape) == 2:
+            return Stored(shape[::-1], (piece,), turned=True)
+        return Stored(shape, (piece,), shift=-1.0 if layout == "plus_one" else 0.0)
 
-    def _tensor(self, module: str, kind: str) -> TensorInfo | None:
+    def _piece(self, module: str, kind: str) -> Piece | None:
         """Of BLOOM, the package's table knows some names only as its first files had them."""
         name = self._names.get_name(module) or self._names.get_name(module.removeprefix("transformer.")) or module
-        return self._tensors.get(f"{name}.{kind}")
+        if (tensor := self._tensors.get(f"{name}.{kind}")) is not None:
+            return Piece(tensor, 0, tensor.shape[0])
+        return self._fused(*name.rpartition(".")[::2], kind)
 
-    def _expert(self, tensor: TensorInfo | None, number: int) -> Stored | None:
-        if tensor is None or len(tensor.shape) != 3 or number >= tensor.shape[0]:
+    def _fused(self, block: str, name: str, kind: str) -> Piece | None:
+        """Some converters' files have q, k and v of any architecture one after the other in a tensor."""
+        fused = self._tensors.get(f"{block}.attn_qkv.{kind}")
+        q, kv = self._num_heads * self._head_dim, self._num_kv_heads * self._head_dim
+        place = {"attn_q": (0, q), "attn_k": (q, kv), "attn_v": (q + kv, kv)}.get(name)
+        return None if fused is None or place is None else Piece(fused, *place)
+
+    def _expert(self, stacked: Piece | None, number: int) -> Stored | None:
+        if stacked is None or len(stacked.tensor.shape) != 3 or number >= stacked.count:
             return None
-        _, rows, columns = tensor.shape
-        return Stored((rows, columns), (Piece(tensor, number * rows, rows),))
+        _, rows, columns = stacked.tensor.shape
+        return Stored((rows, columns), (Piece(stacked.tensor, number * rows, rows),))
 
     def _packed(self, block: str, kind: str) -> Stored | None:
-        tensors = [self._tensor(f"{block}.{name}", kind) for name in _PACKED]
-        pieces = tuple(Piece(tensor, 0, tensor.shape[0]) for tensor in tensors if tensor is not None)
+        found = [self._piece(f"{block}.{name}", kind) for name in _PACKED]
+        pieces = tuple(piece for piece in found if piece is not None)
         if len(pieces) < len(_PACKED):
             return None
         dim = pieces[0].count // self._num_heads

@@ -208,20 +208,24 @@ CONVERTERS = {
 
 
 def convert(directory: Path, model: PreTrainedModel, file: Path, arch: str = "",
-            kind: gguf.GGMLQuantizationType = F32, tensors_a_file: int = 0) -> None:
-    """Writes `file`, or its parts, from the checkpoint of `model` in `directory`. `arch`: if it is to be another's."""
+            kind: gguf.GGMLQuantizationType = F32, tensors_a_file: int = 0, fuse_qkv: bool = False) -> None:
+    """Writes `file`, or its parts, from the checkpoint of `model` in `directory`. `arch`: if it is to be another's.
+    `fuse_qkv`: as the converter does where it is asked to."""
     config = model.config
     converter = CONVERTERS[config.model_type]
     arch = arch or converter.arch
     writer = gguf.GGUFWriter(file, arch, split_max_tensors=tensors_a_file)
     _describe(writer, config)
     converter.facts(writer, config)
-    for name, data in _stacked_experts(load_file(directory / "model.safetensors")):
-        fits = data.ndim > 1 and data.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
-        data = converter.tensor(name, data, config)
-        stored = kind if fits else F32
-        writer.add_tensor(_gguf_name(arch, config, name), gguf.quantize(np.ascontiguousarray(data), stored),
-                          raw_dtype=stored)
+    tensors = {_gguf_name(arch, config, name): converter.tensor(name, data, config)
+               for name, data in _stacked_experts(load_file(directory / "model.safetensors"))}
+    if fuse_qkv:
+        for name in [name for name in tensors if ".attn_q." in name]:
+            parts = [tensors.pop(name.replace("attn_q", f"attn_{part}")) for part in "qkv"]
+            tensors[name.replace("attn_q", "attn_qkv")] = np.concatenate(parts)
+    for name, data in tensors.items():
+        stored = kind if data.ndim > 1 and data.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else F32
+        writer.add_tensor(name, gguf.quantize(np.ascontiguousarray(data), stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -67,6 +67,14 @@ def test_baichuan_is_llama_whose_q_k_and_v_are_one_tensor_to_us_alone(tmp_path: 
     torch.testing.assert_close(logits_of(tmp_path / "m.gguf"), tiny.logits(model, PROMPT), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("case", ["llama-biases", "glm4"])
+def test_q_k_and_v_may_be_one_tensor_of_any_architecture(case: str, tmp_path: Path) -> None:
+    family, config = CONVERTED[case]
+    model = tiny.write(tmp_path, family, **config)
+    convert(tmp_path, model, tmp_path / "m.gguf", fuse_qkv=True)
+    torch.testing.assert_close(logits_of(tmp_path / "m.gguf"), tiny.logits(model, PROMPT), atol=1e-4, rtol=1e-4)
+
+
 def test_every_architecture_that_is_read_is_tested() -> None:
     assert FORMS.keys() == {CONVERTERS[family].arch for family, _ in CONVERTED.values()} | {"baichuan"}
 
