@@ -15,7 +15,7 @@ from quire.engine.kv_groups import KVGroups, kv_groups
 class ModelConfig:
     """The facts the engine itself needs; what only one family needs stays in `hf`."""
 
-    path: str  # a directory (config.json, *.safetensors) or a .gguf file
+    path: str  # a directory (config.json, *.safetensors) or a .gguf file, of several parts the first
     file_format: str  # "hf" or "gguf"
     architecture: str  # "LlamaForCausalLM"
     dtype: str  # the checkpoint's own: "float32", "float16" or "bfloat16"

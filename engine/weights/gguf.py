@@ -1,14 +1,16 @@
 """Checkpoints in GGUF files, every quantised type, turned back into floats as layers pull them.
 
-Speaks Hugging Face's names and layouts to the outside; llama.cpp's inside. Called by `quire.engine.weights.load`.
+Speaks Hugging Face's names and layouts to the outside; where a tensor lies in the files, `gguf_layout` says. Called by
+`quire.engine.weights.load`.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import gguf
@@ -17,65 +19,96 @@ import torch
 
 from quire.engine.errors import WeightError
 from quire.engine.weights.checkpoint import Checkpoint, RowReader, Shape
-from quire.engine.weights.gguf_metadata import TensorInfo, read_header
+from quire.engine.weights.gguf_forms import Described
+from quire.engine.weights.gguf_layout import Layouts, Piece, Stored
+from quire.engine.weights.gguf_metadata import TensorInfo
+from quire.engine.weights.gguf_parts import read_model
 from quire.engine.weights.mapped_file import MappedFile
 
 _CHUNK_ELEMENTS = 1 << 18  # floats decoded at once: they and numpy's temporaries stay in the cache
 _MAX_THREADS = 8
+# longrope's factors, which `gguf_forms` reads
+_OF_THE_CONFIGURATION = {"rope_factors_long.weight", "rope_factors_short.weight"}
 
 
 class GgufCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
-        header = read_header(path)
-        metadata = header.metadata
-        self._arch: str = metadata["general.architecture"]
-        self._num_heads: int = metadata[f"{self._arch}.attention.head_count"]
-        self._num_kv_heads: int = metadata.get(f"{self._arch}.attention.head_count_kv", self._num_heads)
-        self._tensors = header.tensors
-        self._names = gguf.get_tensor_name_map(_arch_id(self._arch), metadata[f"{self._arch}.block_count"])
-        self._file = MappedFile(path)
+        model = read_model(path)
+        self._tensors = model.header.tensors
+        self._layouts = Layouts(Described(model.header.metadata["general.architecture"], model))
+        self._files = [MappedFile(file) for file in model.files]
         self._threads = ThreadPoolExecutor(min(_MAX_THREADS, len(os.sched_getaffinity(0))))
         self.num_elements = sum(math.prod(tensor.shape) for tensor in self._tensors.values())
 
     def shape(self, name: str) -> Shape | None:
-        tensor = self._tensors.get(self._name(name))
-        return None if tensor is None else tensor.shape
+        stored = self._layouts.find(name)
+        return None if stored is None else stored.shape
 
     def read(self, name: str, out: torch.Tensor, rows: slice, columns: slice) -> None:
-        tensor = self._tensors[self._name(name)]
-        kind, row_length, row_bytes = self._layout(tensor)
-        heads = self._permuted_heads(name)
-        unit = tensor.shape[0] // heads if heads else 1
-        if len(tensor.shape) == 1:
-            # Stored as one row, whose blocks may span heads: decoded whole, it is so many rows of one element.
-            with self._file.span(tensor.offset, tensor.offset + row_bytes, tensor.name) as data:
-                values = torch.from_numpy(_floats(data.reshape(1, row_bytes), kind)).view(-1, 1)
-                out.copy_(_in_order(values, unit).view(-1)[rows])
-            return
-        first, last, _ = rows.indices(math.prod(tensor.shape) // row_length)
-        assert first % unit == last % unit == 0, "a shard of q or k is whole heads"
-        step = max(1, _CHUNK_ELEMENTS // (row_length * unit)) * unit
+        stored = self._layouts.find(name)
+        assert stored is not None, name
+        if len(stored.shape) == 1:
+            # Stored as one row, whose blocks may span heads: decoded whole.
+            values = torch.cat([self._vector(piece) for piece in stored.pieces]) + stored.shift
+            out.copy_(values[rows] if stored.order is None else values[torch.from_numpy(stored.order[rows])])
+        elif stored.turned:
+            turned = torch.empty(out.shape[::-1])
+            self._read_rows(stored, turned, columns, rows)
+            out.copy_(turned.T)
+        else:
+            self._read_rows(stored, out, rows, columns)
+
+    def _read_rows(self, stored: Stored, out: torch.Tensor, rows: slice, columns: slice) -> None:
+        first, last, _ = rows.indices(sum(piece.count for piece in stored.pieces))
+        row_length = stored.pieces[0].tensor.shape[-1]
+        step = max(1, _CHUNK_ELEMENTS // row_length) if stored.order is None else stored.unit
+        assert stored.order is None or first % step == last % step == 0, "a shard of q, k or v is whole heads"
 
         def decode(start: int) -> None:
             stop = min(start + step, last)
-            begin = tensor.offset + start * row_bytes
-            with self._file.span(begin, begin + (stop - start) * row_bytes, tensor.name) as data:
-                values = torch.from_numpy(_floats(data.reshape(stop - start, row_bytes), kind))
-                out[start - first:stop - first].copy_(_in_order(values, unit)[:, columns])
+            place = out[start - first:stop - first]
+            if stored.order is None:
+                with self._decoded(stored, start, stop) as part:
+                    place.copy_(part[:, columns])
+                return
+            wanted = torch.from_numpy(stored.order[start:stop])
+            begin = int(wanted.min())
+            with self._decoded(stored, begin, begin + stop - start) as part:
+                place.copy_(part[wanted - begin, columns])
 
         list(self._threads.map(decode, range(first, last, step)))
 
+    @contextmanager
+    def _decoded(self, stored: Stored, first: int, last: int) -> Iterator[torch.Tensor]:
+        """Rows of the pieces together, all of one piece. They may be the file's own bytes: for within the `with`."""
+        for piece in stored.pieces:
+            if first < piece.count:
+                break
+            first, last = first - piece.count, last - piece.count
+        kind, _, row_bytes = _layout(piece.tensor)
+        begin = piece.tensor.offset + (piece.first + first) * row_bytes
+        with self._file(piece.tensor).span(begin, begin + (last - first) * row_bytes, piece.tensor.name) as data:
+            yield torch.from_numpy(_floats(data.reshape(last - first, row_bytes), kind))
+
+    def _vector(self, piece: Piece) -> torch.Tensor:
+        tensor = piece.tensor
+        kind, _, num_bytes = _layout(tensor)
+        with self._file(tensor).span(tensor.offset, tensor.offset + num_bytes, tensor.name) as data:
+            values = torch.from_numpy(_floats(data.reshape(1, num_bytes), kind)).view(-1)
+            return values[piece.first:piece.first + piece.count].clone()
+
     def rows_on_demand(self, name: str) -> RowReader | None:
-        tensor = self._tensors[self._name(name)]
-        kind, _, row_bytes = self._layout(tensor)
-        assert len(tensor.shape) == 2, tensor
-        assert not self._permuted_heads(name), tensor
+        found = self._layouts.find(name)
+        assert found is not None, name
+        tensor = found.pieces[0].tensor
+        assert found.order is None and not found.turned, "an embedding is stored as it is"
+        kind, _, row_bytes = _layout(tensor)
         num_rows = tensor.shape[0]
         stored = np.empty((num_rows, row_bytes), np.uint8)
         step = max(1, _CHUNK_ELEMENTS // row_bytes)
         for start in range(0, num_rows, step):
             begin, part = tensor.offset + start * row_bytes, stored[start:start + step]
-            with self._file.span(begin, begin + part.nbytes, tensor.name) as data:
+            with self._file(tensor).span(begin, begin + part.nbytes, tensor.name) as data:
                 part.reshape(-1)[:] = data
 
         def read(rows: torch.Tensor) -> torch.Tensor:
@@ -84,47 +117,31 @@ class GgufCheckpoint(Checkpoint):
         return read
 
     def unread(self, taken: set[str]) -> Iterable[str]:
-        return self._tensors.keys() - {self._name(name) for name in taken}
+        found = [self._layouts.find(name) for name in taken]
+        read = {piece.tensor.name for stored in found if stored is not None for piece in stored.pieces}
+        return self._tensors.keys() - read - _OF_THE_CONFIGURATION
 
     def close(self) -> None:
         self._threads.shutdown()
-        self._file.close()
+        for file in self._files:
+            file.close()
 
-    def _name(self, name: str) -> str:
-        found = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
-        return str(found) if found is not None else name
-
-    def _layout(self, tensor: TensorInfo) -> tuple[gguf.GGMLQuantizationType, int, int]:
-        """Its type, and the elements and bytes of a row."""
-        try:
-            kind = gguf.GGMLQuantizationType(tensor.type_id)
-        except ValueError as error:
-            raise WeightError(f"tensor {tensor.name!r} has the unknown GGML type {tensor.type_id}") from error
-        block_elements, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        row_length = tensor.shape[-1]
-        if row_length % block_elements:
-            raise WeightError(f"tensor {tensor.name!r} of type {kind.name} has rows of {row_length} elements, which is "
-                              f"not a multiple of {block_elements}")
-        return kind, row_length, row_length // block_elements * block_bytes
-
-    def _permuted_heads(self, name: str) -> int:
-        """Heads of a permuted tensor, 0 for others: llama files interleave the halves of each head of q and k."""
-        if self._arch != "llama":
-            return 0
-        if ".self_attn.q_proj." in name:
-            return self._num_heads
-        return self._num_kv_heads if ".self_attn.k_proj." in name else 0
+    def _file(self, tensor: TensorInfo) -> MappedFile:
+        return self._files[tensor.part]
 
 
-def _arch_id(name: str) -> gguf.MODEL_ARCH:
-    return next(arch for arch, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
-
-
-def _in_order(rows: torch.Tensor, unit: int) -> torch.Tensor:
-    """Heads of `unit` rows put right: (head, half, pair) here, (head, pair, half) in the file. 1: nothing to do."""
-    if unit == 1:
-        return rows
-    return rows.view(-1, unit // 2, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
+def _layout(tensor: TensorInfo) -> tuple[gguf.GGMLQuantizationType, int, int]:
+    """Its type, and the elements and bytes of a row."""
+    try:
+        kind = gguf.GGMLQuantizationType(tensor.type_id)
+    except ValueError as error:
+        raise WeightError(f"tensor {tensor.name!r} has the unknown GGML type {tensor.type_id}") from error
+    block_elements, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    row_length = tensor.shape[-1]
+    if row_length % block_elements:
+        raise WeightError(f"tensor {tensor.name!r} of type {kind.name} has rows of {row_length} elements, which is "
+                          f"not a multiple of {block_elements}")
+    return kind, row_length, row_length // block_elements * block_bytes
 
 
 def _floats(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:

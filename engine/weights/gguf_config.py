@@ -1,7 +1,7 @@
 """Translates a GGUF file's metadata into the configuration that Hugging Face's config.json would hold.
 
-Refuses to know torch and tensor data. Called by `quire.engine.weights.locate`; the tensors' names and layout are
-`quire.engine.weights.gguf`'s.
+What all architectures say alike is here; what only one says, and where its tensors differ, in `gguf_forms`. Refuses to
+know torch. Called by `quire.engine.weights.locate`; `quire.engine.weights.gguf` reads the tensors.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Any
 
 from quire.engine.errors import ConfigError, WeightError
 from quire.engine.model_config import ModelConfig
-from quire.engine.weights.gguf_metadata import GgufHeader, read_header
+from quire.engine.weights.gguf_forms import FORMS, LAYER_NORM, RMS, Described, Form
+from quire.engine.weights.gguf_parts import GgufModel, read_model
 from quire.engine.weights.hf_config import model_config
 
-# general.architecture -> Hugging Face's architecture. Mistral's files also say "llama".
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 # general.file_type of files that are not quantised; all others compute in half precision
 _FILE_DTYPES = {0: "float32", 1: "float16", 32: "bfloat16"}
 _MARKED_ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
@@ -31,13 +30,15 @@ _REQUIRED = {
     "intermediate_size": "feed_forward_length",
     "num_attention_heads": "attention.head_count",
     "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
 _OPTIONAL = {
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
-    "sliding_window": "attention.sliding_window",
 }
+_EPS = {RMS: "attention.layer_norm_rms_epsilon", LAYER_NORM: "attention.layer_norm_epsilon"}
+# What changes the result, and the values that the families here compute by
+_ONLY: dict[str, tuple[Any, ...]] = {"attention.causal": (True,), "expert_gating_func": (0, 1),  # softmax, or unsaid
+                                     "expert_weights_scale": (0.0, 1.0)}
 
 
 def read(path: Path) -> ModelConfig:
@@ -47,10 +48,10 @@ def read(path: Path) -> ModelConfig:
         ConfigError: the file is malformed, or describes a model that cannot be run.
     """
     try:
-        header = read_header(path)
+        model = read_model(path)
+        return model_config(path, "gguf", translate(model), _end_tokens(model.header.metadata), {})
     except WeightError as error:
         raise ConfigError(str(error)) from error
-    return model_config(path, "gguf", translate(path, header), _end_tokens(header.metadata), {})
 
 
 def _end_tokens(metadata: dict[str, Any]) -> list[int]:
@@ -62,52 +63,51 @@ def _end_tokens(metadata: dict[str, Any]) -> list[int]:
     return list(dict.fromkeys([*marked, *named]))
 
 
-def translate(path: Path, header: GgufHeader) -> dict[str, Any]:
+def translate(model: GgufModel) -> dict[str, Any]:
     """The same facts under Hugging Face's names."""
-    metadata, tensors = header.metadata, header.tensors
-    arch = metadata.get("general.architecture")
-    if arch not in ARCHITECTURES:
-        raise ConfigError(f"{path}: GGUF architecture {arch!r} is not supported; supported are "
-                          f"{', '.join(sorted(ARCHITECTURES))}")
-    if metadata.get(f"{arch}.expert_count"):
-        raise ConfigError(f"{path}: mixtures of experts are not supported ({arch}.expert_count is "
-                          f"{metadata[f'{arch}.expert_count']})")
-    hf: dict[str, Any] = {"architectures": [ARCHITECTURES[arch]], "hidden_act": "silu"}
-    for name, key in _REQUIRED.items():
-        if f"{arch}.{key}" not in metadata:
-            raise ConfigError(f"{path}: {arch}.{key} is missing from the metadata")
-        hf[name] = metadata[f"{arch}.{key}"]
-    for name, key in _OPTIONAL.items():
-        if f"{arch}.{key}" in metadata:
-            hf[name] = metadata[f"{arch}.{key}"]
-    hf["vocab_size"] = _vocab_size(path, header)
-    hf["bos_token_id"] = metadata.get("tokenizer.ggml.bos_token_id")
-    hf["torch_dtype"] = _FILE_DTYPES.get(metadata.get("general.file_type", -1), "float16")
-    hf["tie_word_embeddings"] = "output.weight" not in tensors
-    hf["attention_bias"] = "blk.0.attn_output.bias" in tensors
-    hf["mlp_bias"] = "blk.0.ffn_down.bias" in tensors
-    hf["rope_parameters"] = _rope_parameters(arch, metadata)
+    arch = model.header.metadata.get("general.architecture")
+    if arch not in FORMS:
+        raise ConfigError(f"{model.files[0]}: GGUF architecture {arch!r} is not supported; supported are "
+                          f"{', '.join(sorted(FORMS))}")
+    file = Described(arch, model)
+    hf = {**_common(file, FORMS[arch]), **FORMS[arch].facts(file)}
+    _refuse_unsupported(file, hf)
     return hf
 
 
-def _vocab_size(path: Path, header: GgufHeader) -> int:
+def _common(file: Described, form: Form) -> dict[str, Any]:
+    hf: dict[str, Any] = {"architectures": [form.architecture]}
+    for name, key in {**_REQUIRED, form.eps: _EPS[form.eps]}.items():
+        hf[name] = file.need(key)
+    for name, key in _OPTIONAL.items():
+        if (value := file.get(key)) is not None:
+            hf[name] = value
+    hf["vocab_size"] = _vocab_size(file)
+    hf["bos_token_id"] = file.metadata.get("tokenizer.ggml.bos_token_id")
+    hf["torch_dtype"] = _FILE_DTYPES.get(file.metadata.get("general.file_type", -1), "float16")
+    hf["tie_word_embeddings"] = "output.weight" not in file.tensors
+    hf["attention_bias"] = "blk.0.attn_output.bias" in file.tensors
+    hf["mlp_bias"] = "blk.0.ffn_down.bias" in file.tensors
+    hf["rope_parameters"] = file.rope()
+    return hf
+
+
+def _refuse_unsupported(file: Described, hf: dict[str, Any]) -> None:
+    for key, known in _ONLY.items():
+        if file.get(key, known[0]) not in known:
+            raise ConfigError(f"{file.path}: {file.arch}.{key} is {file.get(key)!r}, which is not supported; supported "
+                              f"are {', '.join(map(str, known))}")
+    if file.get("expert_count") and "num_experts_per_tok" not in hf:
+        raise ConfigError(f"{file.path}: mixtures of experts are not supported for this architecture "
+                          f"({file.arch}.expert_count is {file.get('expert_count')})")
+    if any(file.metadata.get(f"{file.arch}.rope.dimension_sections") or ()):
+        raise ConfigError(f"{file.path}: {file.arch}.rope.dimension_sections splits the rotation by direction, as "
+                          "models of images have it; that is not supported")
+
+
+def _vocab_size(file: Described) -> int:
     """The embedding's rows: some files' vocab_size key counts only the tokens that have a text."""
-    embedding = header.tensors.get("token_embd.weight")
+    embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise ConfigError(f"{path}: has no matrix token_embd.weight; is it a vocabulary-only file?")
+        raise ConfigError(f"{file.path}: has no matrix token_embd.weight; is it a vocabulary-only file?")
     return embedding.shape[0]
-
-
-def _rope_parameters(arch: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Llama 3's scaling is not here: it comes as the tensor rope_freqs.weight, which the model asks for."""
-    rope: dict[str, Any] = {"rope_theta": metadata.get(f"{arch}.rope.freq_base", 10000.0)}
-    kind = metadata.get(f"{arch}.rope.scaling.type", "none")
-    if kind != "none":
-        rope["rope_type"] = kind
-        rope["factor"] = metadata.get(f"{arch}.rope.scaling.factor")
-        original = metadata.get(f"{arch}.rope.scaling.original_context_length")
-        if original:
-            rope["original_max_position_embeddings"] = original
-    elif f"{arch}.rope.scale_linear" in metadata and metadata[f"{arch}.rope.scale_linear"] != 1.0:
-        rope |= {"rope_type": "linear", "factor": metadata[f"{arch}.rope.scale_linear"]}
-    return rope

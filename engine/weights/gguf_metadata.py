@@ -7,6 +7,7 @@ and the weight loader of every rank start here.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _MAX_DIMENSIONS = 4
 _MIN_BYTES = {_STRING: 8, _ARRAY: 12}  # the least an element of these types takes in the file
 _MAX_NESTING = 4
 _DEFAULT_ALIGNMENT = 32
+_FLOAT32 = 0  # GGML's number of that type
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     type_id: int  # GGML's number of the (quantised) type
     offset: int  # bytes from the beginning of the file
+    part: int = 0  # which of the model's files, where it has several
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,20 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def read_header(path: str | Path) -> GgufHeader:
     """Metadata and tensor table. Raises WeightError as `read_metadata` does."""
     return _read(path, with_tensors=True)
+
+
+def read_float32(path: str | Path, tensor: TensorInfo) -> list[float]:
+    """A small tensor's numbers. Raises WeightError where they are not float32, or the file ends before them."""
+    count = math.prod(tensor.shape)
+    if tensor.type_id != _FLOAT32:
+        raise WeightError(f"{path}: tensor {tensor.name!r} has GGML type {tensor.type_id}; float32 "
+                          f"({_FLOAT32}) is needed")
+    try:
+        with open(path, "rb") as file:
+            file.seek(tensor.offset)
+            return list(struct.unpack(f"<{count}f", file.read(4 * count)))
+    except (OSError, struct.error) as error:
+        raise WeightError(f"{path}: tensor {tensor.name!r} cannot be read: {error}") from error
 
 
 def _read(path: str | Path, *, with_tensors: bool) -> GgufHeader:

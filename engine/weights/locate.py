@@ -14,6 +14,7 @@ from quire.engine.config import DEFAULT_MODEL, EngineArgs
 from quire.engine.errors import ConfigError
 from quire.engine.model_config import ModelConfig
 from quire.engine.weights import gguf_config, hf_config
+from quire.engine.weights.gguf_parts import first_parts
 from quire.engine.weights.hub import Report, is_hub_id, snapshot
 
 # What SmolLM2's model card recommends; the packaged file says nothing, and at temperature 1 so small a model rambles.
@@ -71,11 +72,14 @@ def _locate(args: EngineArgs, report: Report | None) -> Path:
 def _checked_directory(path: Path) -> Path:
     if (path / "config.json").is_file():
         return path
-    files = sorted(path.glob("*.gguf"))
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise ConfigError(f"--model: {path} holds several GGUF files; name one of {', '.join(f.name for f in files)}")
+    names = first_parts(sorted(file.name for file in path.glob("*.gguf")))
+    if len(names) > 1:
+        raise ConfigError(f"--model: {path} holds several GGUF files; name one of {', '.join(names)}")
+    if names:
+        if not (path / names[0]).is_file():
+            raise ConfigError(f"--model: {path / names[0]} is missing, the first part of the model; was the download "
+                              "completed?")
+        return path / names[0]
     raise ConfigError(f"--model: {path} holds neither config.json nor a .gguf file")
 
 

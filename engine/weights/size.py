@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quire.engine.errors import WeightError
 from quire.engine.model_config import ModelConfig
-from quire.engine.weights.gguf_metadata import read_header
+from quire.engine.weights.gguf_parts import read_model
 from quire.engine.weights.index import checkpoint_files, has_checkpoint
 from quire.engine.weights.safetensors_header import header_of
 
@@ -34,7 +34,7 @@ def _num_elements(model: ModelConfig, dummy: bool) -> int:
         return _num_dummy_elements(model)
     path = Path(model.path)
     if model.file_format == "gguf":
-        return sum(math.prod(tensor.shape) for tensor in read_header(path).tensors.values())
+        return sum(math.prod(tensor.shape) for tensor in read_model(path).header.tensors.values())
     if not has_checkpoint(path, "model.safetensors") and has_checkpoint(path, "pytorch_model.bin"):
         files = checkpoint_files(path, "pytorch_model.bin")
         return sum(file.stat().st_size for file in files) // ITEM_BYTES[model.dtype]  # hardly anything else is in them

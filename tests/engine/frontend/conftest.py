@@ -15,7 +15,7 @@ from quire.engine.model_config import ModelConfig
 
 # SmolLM2's vocabulary lacks the bytes of some control characters and of the planes that have no characters.
 SMOLLM2_TEXT = st.text(st.one_of(st.just("\n"), st.characters(max_codepoint=0x3FFFF, exclude_categories=["Cs", "Cc"])))
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 
 def model_at(path: Path | str, **known: Any) -> ModelConfig:

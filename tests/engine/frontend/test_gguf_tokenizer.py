@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quire.engine.errors import ConfigError
 from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from tests.engine.frontend.conftest import BYTE, CONTROL, NORMAL, UNKNOWN, WORDS, model_at
+from tests.engine.frontend.conftest import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, WORDS, model_at
 
 CASES = json.loads((Path(__file__).parents[2] / "fixtures" / "smollm2-tokens.json").read_text(encoding="utf-8"))
 ASCII = [(chr(code), 0.0, NORMAL) for code in range(0x21, 0x7F)]
@@ -99,6 +99,23 @@ def test_decomposed_accents_are_composed_where_the_original_does(write_gguf: Cal
     tokenizer = load_tokenizer(model_at(path))
     assert (tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")) is composes
     assert tokenizer.decode(tokenizer.encode("e\u0301")) == ("\u00e9" if composes else "e\u0301")
+
+
+def test_gemma_merges_by_score_without_a_space_in_front_and_takes_runs_of_spaces_whole(write_gguf: Callable[..., Path]
+                                                                                       ) -> None:
+    """Its files hold the runs with plain spaces, as tokens of the user's."""
+    words = {**dict.fromkeys("aby\u2581", -9.0), "ab": -1.0, "by": -2.0, "\u2581a": -0.5, "\u2581\u2581": -7.0}
+    rows = [("<unk>", 0.0, UNKNOWN), ("<bos>", -1000.0, CONTROL), ("<end_of_turn>", -1000.0, CONTROL),
+            ("  ", -1000.0, USER_DEFINED), ("   ", -1000.0, USER_DEFINED),
+            *((word, score, NORMAL) for word, score in words.items())]
+    tokenizer = load_tokenizer(model_at(write_gguf("llama", rows, bos_token_id=1, unk_token_id=0,
+                                                   tokenizer_pre="default", add_space_prefix=False)))
+    for text, pieces in (("aby", ["ab", "y"]), ("by ab", ["by", "\u2581a", "b"]),
+                         ("a   by  ab", ["a", "   ", "by", "  ", "ab"]),
+                         ("ab<end_of_turn> a", ["ab", "<end_of_turn>", "\u2581a"])):
+        ids = tokenizer.encode(text)
+        assert [tokenizer._rust.id_to_token(id) for id in ids] == ["<bos>", *pieces]
+        assert tokenizer.decode(ids[1:], skip_special_tokens=False) == text
 
 
 def test_no_text_is_spelled_with_control_or_byte_tokens(write_gguf: Callable[..., Path]) -> None:

@@ -1,6 +1,7 @@
 """Every family in several shapes: the one table that a new family joins by a line.
 
-A case is transformers' model type (or "baichuan", which is none) and how its configuration differs from `tiny.SIZES`.
+A case is transformers' model type (or "baichuan", which is none) and how its configuration differs from `tiny.SIZES`, by
+the names there where it has them: transformers takes those for the last word, whatever the family's own names say.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64,
             "short_factor": [1.0 + i / 9 for i in range(6)], "long_factor": [2.0 + i for i in range(6)]}
-GPT2 = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
-BIGCODE = {**GPT2, "n_inner": 80}
 GLM4 = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 NEOX = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
 MINISTRAL3 = {**YARN, "original_max_position_embeddings": 32, "factor": 8.0, "llama_4_scaling_beta": 0.1}
-MPT = {"d_model": 60, "n_layers": 3, "n_heads": 4, "max_seq_len": 256}
+MPT = {"hidden_size": 60, "max_seq_len": 256}
 QWEN3_MOE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "head_dim": 16}
 BAICHUAN = {"architecture": "BaichuanForCausalLM", "has_alibi": True, "unit_head": False, "hidden_size": 80}
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -77,13 +76,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}),
     "qwen3-moe": ("qwen3_moe", {**QWEN3_MOE, "decoder_sparse_step": 2}),
     "qwen3-moe-renormalized": ("qwen3_moe", {**QWEN3_MOE, "norm_topk_prob": True, "mlp_only_layers": [1]}),
-    "gpt2": ("gpt2", GPT2),
-    "gpt2-untied": ("gpt2", {**GPT2, "n_embd": 60, "n_head": 5, "scale_attn_weights": False,
+    "gpt2": ("gpt2", {}),
+    "gpt2-untied": ("gpt2", {"hidden_size": 60, "num_attention_heads": 5, "scale_attn_weights": False,
                              "tie_word_embeddings": False}),
-    "gpt2-by-layer": ("gpt2", {**GPT2, "n_inner": 80, "scale_attn_by_inverse_layer_idx": True}),
-    "gpt-bigcode": ("gpt_bigcode", BIGCODE),
-    "gpt-bigcode-multi-head": ("gpt_bigcode", {**BIGCODE, "multi_query": False}),
-    "gptj": ("gptj", {**GPT2, "rotary_dim": 12}),
+    "gpt2-by-layer": ("gpt2", {"n_inner": 80, "scale_attn_by_inverse_layer_idx": True}),
+    "gpt-bigcode": ("gpt_bigcode", {"n_inner": 80}),
+    "gpt-bigcode-multi-head": ("gpt_bigcode", {"n_inner": 80, "multi_query": False}),
+    "gptj": ("gptj", {"rotary_dim": 12}),
     "gpt-neox": ("gpt_neox", {"rope_parameters": {**NEOX, "partial_rotary_factor": 0.5}}),
     "gpt-neox-serial": ("gpt_neox", {"rope_parameters": NEOX, "use_parallel_residual": False, "attention_bias": False}),
     "gpt-neox-tied": ("gpt_neox", {"rope_parameters": {**NEOX, "partial_rotary_factor": 1.0},
@@ -100,13 +99,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-multi-head": ("falcon", {"multi_query": False, "bias": True, "tie_word_embeddings": False}),
     "falcon-serial": ("falcon", {"parallel_attn": False, "multi_query": False, "bias": True}),
     "falcon-rw": ("falcon", {"parallel_attn": False, "multi_query": False, "bias": True, "alibi": True}),
-    "bloom": ("bloom", {"n_layer": 3, "n_head": 4}),
-    "bloom-five-heads": ("bloom", {"n_layer": 3, "n_head": 5, "hidden_size": 60}),
-    "bloom-forty-heads": ("bloom", {"n_layer": 3, "n_head": 40, "hidden_size": 160, "tie_word_embeddings": False}),
-    "bloom-normed-residual": ("bloom", {"n_layer": 3, "n_head": 4, "apply_residual_connection_post_layernorm": True}),
+    "bloom": ("bloom", {}),
+    "bloom-five-heads": ("bloom", {"num_attention_heads": 5, "hidden_size": 60}),
+    "bloom-forty-heads": ("bloom", {"num_attention_heads": 40, "hidden_size": 160, "tie_word_embeddings": False}),
+    "bloom-normed-residual": ("bloom", {"apply_residual_connection_post_layernorm": True}),
     "mpt": ("mpt", MPT),
-    "mpt-five-heads": ("mpt", {**MPT, "n_heads": 5, "attn_config": {"clip_qkv": 1.5}}),
-    "mpt-forty-heads": ("mpt", {**MPT, "d_model": 160, "n_heads": 40, "attn_config": {"softmax_scale": 0.4}}),
+    "mpt-five-heads": ("mpt", {**MPT, "num_attention_heads": 5, "attn_config": {"clip_qkv": 1.5}}),
+    "mpt-forty-heads": ("mpt", {**MPT, "hidden_size": 160, "num_attention_heads": 40,
+                                "attn_config": {"softmax_scale": 0.4}}),
     "mistral-window": ("mistral", {"sliding_window": 20}),
     "mistral-window-within-a-block": ("mistral", {"sliding_window": 5, "num_key_value_heads": 1}),
     "mistral-window-never-full": ("mistral", {"sliding_window": 200}),
