@@ -1,7 +1,7 @@
 """Every family in several shapes: the one table that a new family joins by a line.
 
-A case is transformers' model type (or "baichuan", which is none) and how its configuration differs from `tiny.SIZES`, by
-the names there where it has them: transformers takes those for the last word, whatever the family's own names say.
+A case is transformers' model type (or "baichuan", which is none) and how its configuration differs from `tiny.SIZES`,
+by the names there where it has them: transformers takes those for the last word, whatever the family's own names say.
 """
 
 from __future__ import annotations

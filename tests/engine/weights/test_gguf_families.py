@@ -20,7 +20,7 @@ from quire.engine.weights.locate import resolve_model
 from quire.engine.weights.safetensors import SafetensorsCheckpoint
 from quire.engine.weights.size import weight_bytes
 from tests.engine.models import tiny
-from tests.engine.models.families import CASES, FULL, GPT2, MINISTRAL3, NEOX, QWEN3_MOE, SLIDING
+from tests.engine.models.families import CASES, FULL, MINISTRAL3, NEOX, QWEN3_MOE, SLIDING
 from tests.engine.models.paging import PagedRun, load
 from tests.engine.weights.converted import CONVERTERS, Q8_0, convert
 
@@ -31,20 +31,20 @@ GEMMA3 = {**GEMMA, "num_hidden_layers": 6, "final_logit_softcapping": 2.0,
           "rope_parameters": {FULL: {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
                               SLIDING: {"rope_type": "default", "rope_theta": 1e4}}}
 AS_THEY_ARE = ("llama", "llama-biases", "llama-llama3-rope", "llama-linear-rope", "mistral", "mixtral",
-               "qwen2-tied-yarn", "qwen3", "phi3-longrope", "smollm3", "glm4", "olmo2", "olmo3", "granite", "gemma",
-               "gpt-neox", "falcon-7b", "falcon-40b", "falcon-11b", "bloom-five-heads", "mpt-five-heads")
+               "qwen2-tied-yarn", "qwen3", "phi3-longrope", "glm4", "olmo2", "olmo3", "granite", "gemma",
+               "gpt2", "gpt-neox", "falcon-7b", "falcon-40b", "falcon-11b", "bloom-five-heads", "mpt-five-heads")
 # Where a shape of the families' table does not survive the conversion, one that does.
 CONVERTED: dict[str, tuple[str, dict[str, Any]]] = {
     **{case: CASES[case] for case in AS_THEY_ARE},
     "gemma2": ("gemma2", GEMMA),
     "gemma3": ("gemma3_text", GEMMA3),
-    "gpt2": ("gpt2", GPT2),
-    "gpt-bigcode": ("gpt_bigcode", GPT2),
+    "gpt-bigcode": ("gpt_bigcode", {}),
     "gpt-neox-serial": ("gpt_neox", {"rope_parameters": NEOX, "use_parallel_residual": False}),
     "ministral3": ("ministral3", {"pad_token_id": 0, "head_dim": 16,
                                   "rope_parameters": {**MINISTRAL3, "mscale": 1.0, "mscale_all_dim": 0.5}}),
     "phi3-window": ("phi3", {"pad_token_id": 0, "sliding_window": 20}),
     "qwen3-moe": ("qwen3_moe", {**QWEN3_MOE, "norm_topk_prob": True}),
+    "smollm3": ("smollm3", {"pad_token_id": 0, "num_hidden_layers": 4}),
 }
 
 
