@@ -96,11 +96,35 @@ def _model(data: bytes) -> SentencePieceModel:
         model_type=_int(trainer.get(3, UNIGRAM), "model_type"),
         byte_fallback=bool(_int(trainer.get(35, 0), "byte_fallback")),
         special_pieces=special,
-        charsmap=_bytes(normalizer.get(2, b""), "precompiled_charsmap"),
+        charsmap=_charsmap(_bytes(normalizer.get(2, b""), "precompiled_charsmap")),
         add_dummy_prefix=bool(_int(normalizer.get(3, 1), "add_dummy_prefix")),
         remove_extra_whitespaces=bool(_int(normalizer.get(4, 1), "remove_extra_whitespaces")),
         escape_whitespaces=bool(_int(normalizer.get(5, 1), "escape_whitespaces")),
         space_is_suffix=bool(_int(trainer.get(24, 0), "treat_whitespace_as_suffix")))
+
+
+def _charsmap(data: bytes) -> bytes:
+    """`data`, whose numbers lead nowhere outside of it: the `tokenizers` package follows them unchecked.
+
+    First comes the length of a trie, then its nodes, then the texts that its leaves point to, each ended by a zero.
+    """
+    if not data:
+        return data
+    size = int.from_bytes(data[:4], "little")
+    texts = data[4 + size:]
+    if size % 4 or 4 + size > len(data) or not size:
+        raise _MalformedError("its precompiled_charsmap is cut short")
+    nodes = struct.unpack_from(f"<{size // 4}I", data, 4)
+    starts = {0, *(i + 1 for i, byte in enumerate(texts) if byte == 0)}
+    for i, node in enumerate(nodes):
+        if node >> 31:  # a leaf
+            continue
+        children = i ^ (node >> 10 << ((node & 0x200) >> 6))  # that of a byte is at this number XOR the byte
+        has_leaf = node & 0x100
+        if children | 0xFF >= len(nodes) or (has_leaf and nodes[children] & 0x7FFFFFFF not in starts):
+            raise _MalformedError(f"node {i} of its precompiled_charsmap leads out of it")
+    texts.decode()
+    return data
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
