@@ -256,8 +256,8 @@ def _serve(loaded: Loaded, short_keys: list[str], argv: list[str]) -> int:
 
     from quire.app.launcher import Launcher
     from quire.app.telemetry.audit import AuditError, AuditLog
-    from quire.engine.frontend.chat_template import load_chat_template
-    from quire.engine.frontend.tokenizer_files import tokenizer_path
+    from quire.engine.frontend.chat_template import load_chat_template, may_be_name
+    from quire.engine.frontend.tokenizer_files import find_tokenizer
     from quire.engine.logs import configure_logging
     from quire.engine.weights.locate import is_hub_model, resolve_model
 
@@ -274,9 +274,10 @@ def _serve(loaded: Loaded, short_keys: list[str], argv: list[str]) -> int:
         if not is_hub_model(settings.engine):  # one that is not there is known before anything starts
             model = resolve_model(settings.engine)
             if not settings.engine.skip_tokenizer_init:
-                tokenizer_path(model, settings.engine.tokenizer)
-            if settings.engine.chat_template is not None:
-                load_chat_template(model, settings.engine.chat_template, None)
+                find_tokenizer(model, settings.engine.tokenizer)
+            template = settings.engine.chat_template
+            if template is not None and not may_be_name(template):
+                load_chat_template(model, template, None)
         audit.write("server start", "begun", version=__version__, model=settings.engine.model)
         code = Launcher(settings, reread=lambda: load_settings("serve", argv).settings).run()
     except (ConfigError, AuditError) as error:

@@ -6,6 +6,7 @@ Flag names and defaults are vLLM's. Refuses to know torch: what needs a device i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -74,8 +75,10 @@ class EngineArgs:
         None, "Tokens of prompts that may wait, in each engine; beyond it requests get 503. Unset: 16 times "
         "what the KV cache holds, or 1048576 if that is more.")
     generation_config: str = _argument(
-        "auto", "auto: sampling defaults from the model's generation_config.json; vllm: built-in defaults.")
-    chat_template: str | None = _argument(None, "Chat template: a file or the template itself.")
+        "auto", "auto: sampling defaults from the model's generation_config.json; vllm: built-in defaults; or a "
+        "directory that holds another generation_config.json.")
+    chat_template: str | None = _argument(
+        None, "Chat template: the name of one of the model's, a file, or the template itself.")
     allow_control_tokens_in_messages: bool = _argument(
         False, "Let a message that spells a control token, such as <|im_end|>, make it; else only the template does.")
     cpu_threads: int | None = _argument(None, "Threads of the CPU engine; all cores if unset.")
@@ -111,8 +114,10 @@ class EngineArgs:
             found.append(f"--block-size: {self.block_size} is not one of 16, 32, 64, 128")
         if not 0 < self.gpu_memory_utilization <= 1:
             found.append(f"--gpu-memory-utilization: {self.gpu_memory_utilization} is not in (0, 1]")
-        if self.generation_config not in ("auto", "vllm"):
-            found.append(f"--generation-config: {self.generation_config!r} is not one of auto, vllm")
+        if self.generation_config not in ("auto", "vllm") and not os.path.isfile(
+                os.path.join(self.generation_config, "generation_config.json")):
+            found.append(f"--generation-config: {self.generation_config!r} is not one of auto, vllm, nor a directory "
+                         "that holds generation_config.json")
         if self.distributed_executor_backend not in (None, *BACKENDS):
             found.append(f"--distributed-executor-backend: {self.distributed_executor_backend!r} is not one of "
                          f"{', '.join(BACKENDS)}")

@@ -7,6 +7,7 @@ endpoint and by `LLM.chat`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from quire.engine.frontend.control_tokens import ControlTokens, Rendered
 from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.model_config import ModelConfig
 
+_NAME = re.compile(r"[\w-]{1,100}")
 RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "self"})  # not for callers to set
 
 
@@ -86,34 +88,48 @@ class ChatTemplate:
 
 def load_chat_template(model: ModelConfig, override: str | None, tokenizer: Tokenizer | None, *,
                        allow_control_tokens: bool = False) -> ChatTemplate:
-    """The template `override` (a file, or the template itself), else the one that came with the tokenizer.
+    """The template `override` (the name of one that came with the tokenizer, a file, or the template itself), else the
+    tokenizer's default, and with tools the one that it has for them.
 
     `allow_control_tokens`: what messages spell may become control tokens.
 
     Raises:
-        ConfigError: `override` is neither a file nor a template, or the template is not valid Jinja.
+        ConfigError: `override` is none of these, or the template is not valid Jinja.
         InvalidRequestError: the model has no chat template.
     """
     special_tokens = tokenizer.special_tokens if tokenizer is not None else {}
     control = tokenizer.control_tokens if tokenizer is not None and not allow_control_tokens else None
-    if override is not None:
-        return ChatTemplate(_literal_or_file(override), special_tokens, control=control)
     templates = tokenizer.chat_templates if tokenizer is not None else {}
+    if override is not None:
+        return ChatTemplate(templates.get(override) or _literal_or_file(override, templates), special_tokens,
+                            control=control)
     source = templates.get("default")
     if source is None:
+        lacks, what = ("", "FILE") if not templates else (f" by default, only {_names(templates)}", "NAME")
         raise InvalidRequestError(
-            f"The model {model.path} has no chat template, so it cannot take messages. Start the server with "
-            "--chat-template FILE, or send a plain prompt to /v1/completions.", "messages")
+            f"The model {model.path} has no chat template{lacks}, so it cannot take messages. Start the server with "
+            f"--chat-template {what}, or send a plain prompt to /v1/completions.", "messages")
     return ChatTemplate(source, special_tokens, templates.get("tool_use"), control)
 
 
-def _literal_or_file(text: str) -> str:
+def may_be_name(override: str) -> bool:
+    """Whether only the tokenizer can tell what `override` is, for it looks like the name of a template, and no file."""
+    return _NAME.fullmatch(override) is not None and not Path(override).exists()
+
+
+def _literal_or_file(text: str, templates: dict[str, str]) -> str:
     if "{" in text or "\n" in text:  # no path looks like that, and every template does
         return text
     try:
         return Path(text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--chat-template: {text!r} is neither a readable file nor a template: {error}") from error
+        names = f"one of the model's ({_names(templates)}), " if templates else ""
+        raise ConfigError(f"--chat-template: {text!r} is neither {names}a readable file nor a template: "
+                          f"{error}") from error
+
+
+def _names(templates: dict[str, str]) -> str:
+    return ", ".join(sorted(templates))
 
 
 class _Compiled:

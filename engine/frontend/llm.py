@@ -153,7 +153,7 @@ class LLM:
         """Answer one conversation, or a list of them.
 
         Raises:
-            ConfigError: `chat_template` is neither a file nor a template.
+            ConfigError: `chat_template` is neither a name, a file nor a template.
             InvalidRequestError: the messages or an argument cannot be served; nothing was run.
         """
         unsupported("chat_template_content_format", chat_template_content_format, "auto")
@@ -173,7 +173,7 @@ class LLM:
     def _chat_template(self, override: str | None) -> ChatTemplate:
         if override is not None:
             if not isinstance(override, str):
-                raise InvalidRequestError(f"chat_template must be a file or a template, got {shown(override)}.",
+                raise InvalidRequestError(f"chat_template must be a name, a file or a template, got {shown(override)}.",
                                           "chat_template")
             return self._loaded_template(override)
         if self._template is None:

@@ -18,13 +18,23 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
 from quire.engine.errors import ConfigError, InvalidRequestError
-from quire.engine.frontend import gguf_tokenizer
+from quire.engine.frontend import gguf_tokenizer, sentencepiece_tokenizer, tekken_tokenizer, vocab_merges_tokenizer
+from quire.engine.frontend.byte_level import BYTE_OF
 from quire.engine.frontend.control_tokens import ControlTokens, Rendered, SeparateEncoder, control_tokens
-from quire.engine.frontend.tokenizer_files import tokenizer_path
+from quire.engine.frontend.tokenizer_config import read_config
+from quire.engine.frontend.tokenizer_files import (
+    GGUF,
+    JSON,
+    SENTENCEPIECE,
+    TEKKEN,
+    VOCAB_MERGES,
+    TokenizerFiles,
+    find_tokenizer,
+)
+from quire.engine.frontend.vocabulary import Vocabulary, surround
 from quire.engine.model_config import ModelConfig
 from quire.engine.weights.gguf_metadata import read_metadata
 
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 # Encoding takes up to 500 bytes of memory for a character, so a text is counted by pieces before it is encoded whole. A
 # cut makes tokens that the whole text lacks: some few, and far fewer than are taken off for it.
@@ -158,11 +168,11 @@ class Tokenizer:
         if token_id in self.special_ids:
             return token.encode()
         if self._style == "bytes":
-            if token_id in self.added_ids or not all(c in _BYTE_OF for c in token):
+            if token_id in self.added_ids or not all(c in BYTE_OF for c in token):
                 return token.encode()
-            return bytes(_BYTE_OF[c] for c in token)
+            return bytes(BYTE_OF[c] for c in token)
         match = _BYTE_TOKEN.fullmatch(token)
-        return bytes([int(match[1], 16)]) if match else token.replace(gguf_tokenizer.SPACE, " ").encode()
+        return bytes([int(match[1], 16)]) if match else token.replace(sentencepiece_tokenizer.SPACE, " ").encode()
 
     def _id_of(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
@@ -170,46 +180,76 @@ class Tokenizer:
 
 
 def load_tokenizer(model: ModelConfig, tokenizer: str | None = None) -> Tokenizer:
-    """The tokenizer of `model`, or the one at the path `tokenizer` (a directory, tokenizer.json or .gguf file).
+    """The tokenizer of `model`, or the one at the path `tokenizer` (a directory or a file).
 
     Raises:
         ConfigError: there is none, or it is of a kind that is not supported; the message says what to do.
     """
-    path = tokenizer_path(model, tokenizer)
-    return _from_gguf(path) if path.suffix == ".gguf" else _from_directory(path, model)
+    files = find_tokenizer(model, tokenizer)
+    return _from_gguf(files.file) if files.kind == GGUF else _from_directory(files, model)
 
 
 def _from_gguf(path: Path) -> Tokenizer:
     vocabulary = gguf_tokenizer.build(read_metadata(path), str(path))
-    templates = {"default": vocabulary.chat_template} if vocabulary.chat_template else {}
-    return Tokenizer(vocabulary.rust, special_tokens=vocabulary.special_tokens, vocab_size=vocabulary.num_tokens,
-                     chat_templates=templates)
+    rust, special = vocabulary.rust, vocabulary.special_tokens
+    surround(rust, special.get("bos_token") if vocabulary.add_bos else None,
+             special.get("eos_token") if vocabulary.add_eos else None)
+    return Tokenizer(rust, special_tokens=special, vocab_size=vocabulary.num_tokens,
+                     chat_templates=vocabulary.chat_templates)
 
 
-def _from_directory(path: Path, model: ModelConfig) -> Tokenizer:
-    """As transformers does, tokenizer.json alone decides about BOS; add_bos_token is for slow tokenizers."""
-    config = {**_json(path / "special_tokens_map.json"), **_json(path / "tokenizer_config.json")}
-    if (path / "tokenizer.json").is_file():
-        try:
-            rust = RustTokenizer.from_file(str(path / "tokenizer.json"))
-        except Exception as error:  # the Rust package raises bare Exception
-            raise ConfigError(f"{path / 'tokenizer.json'} cannot be read: {error}") from error
-    else:
-        rust = _converted(path)
+def _from_directory(files: TokenizerFiles, model: ModelConfig) -> Tokenizer:
+    """As transformers does, tokenizer.json alone decides about BOS; add_bos_token is for vocabularies without it."""
+    config = read_config(files.directory)
+    try:
+        vocabulary = _vocabulary(files, config.values, str(model.hf.get("model_type")))
+        rust = vocabulary.rust if vocabulary is not None else _whole(files)
+    except ConfigError:
+        raise
+    except Exception as error:  # the Rust package raises bare Exception
+        raise ConfigError(f"{files.file} cannot be read: {error}") from error
     rust.no_truncation()
     rust.no_padding()
-    special = {name: text for name in _NAMED_TOKENS if (text := _content(config.get(name)))}
+    special = {**(vocabulary.special_tokens if vocabulary is not None else {}), **config.special_tokens}
     for name, ids in (("bos_token", [model.bos_token_id]), ("eos_token", model.eos_token_ids)):
         if name not in special and ids and ids[0] is not None and (text := rust.id_to_token(ids[0])):
             special[name] = text
-    _add_tokens(rust, config, special, path)
-    return Tokenizer(rust, special_tokens=special, chat_templates=_templates(path, config))
+    if vocabulary is None:
+        _add_tokens(rust, [(id, token) for id, token in config.added_tokens
+                           if rust.token_to_id(token["content"]) is None], files.file)
+    else:  # found in the text as it is: a vocabulary's normalizer may put a space before them
+        _add_tokens(rust, [(id, {**token, "normalized": False})
+                           for id, token in config.added_tokens or config.older_added_tokens], files.file)
+    known = {token.content for token in rust.get_added_tokens_decoder().values() if token.special}
+    named = [*special.values(), *config.more_special_tokens]
+    rust.add_special_tokens([t for t in dict.fromkeys(named) if t not in known and rust.token_to_id(t) is not None])
+    if vocabulary is not None:
+        special = {name: text for name, text in special.items() if rust.token_to_id(text) is not None}
+        surround(rust, special.get("bos_token") if config.adds("bos", vocabulary.add_bos) else None,
+                 special.get("eos_token") if config.adds("eos", vocabulary.add_eos) else None)
+    return Tokenizer(rust, special_tokens=special, chat_templates=config.chat_templates)
+
+
+def _vocabulary(files: TokenizerFiles, config: dict[str, Any], model_type: str) -> Vocabulary | None:
+    """What `files` hold, as far as it is no more than a vocabulary."""
+    if files.kind == SENTENCEPIECE:
+        return sentencepiece_tokenizer.build(files.file, config)
+    if files.kind == TEKKEN:
+        return tekken_tokenizer.build(files.file)
+    if files.kind == VOCAB_MERGES and vocab_merges_tokenizer.is_known(config, model_type):
+        return vocab_merges_tokenizer.build(files.file, config, model_type)
+    return None
+
+
+def _whole(files: TokenizerFiles) -> RustTokenizer:
+    return RustTokenizer.from_file(str(files.file)) if files.kind == JSON else _converted(files.directory)
 
 
 def _converted(path: Path) -> RustTokenizer:
-    """From a slow format (tokenizer.model, vocab.json with merges.txt): transformers knows how to convert them."""
+    """What transformers alone knows: vocab.json and merges.txt of a tokenizer's class that `vocab_merges_tokenizer`
+    does not know, such as RoBERTa's and CLIP's, and files of other names."""
     try:
-        from transformers import AutoTokenizer  # heavy, and hardly a checkpoint lacks tokenizer.json
+        from transformers import AutoTokenizer  # heavy, and hardly a checkpoint is of these kinds
 
         slow = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
         return slow.backend_tokenizer
@@ -220,51 +260,18 @@ def _converted(path: Path) -> RustTokenizer:
             "--tokenizer DIR.") from error
 
 
-def _add_tokens(rust: RustTokenizer, config: dict[str, Any], special: dict[str, str], path: Path) -> None:
-    """Tokens that tokenizer_config.json adds to those of tokenizer.json, each at the id that it states."""
-    stated = config.get("added_tokens_decoder") or {}
-    for token_id, entry in sorted(((int(i), e) for i, e in stated.items()), key=lambda item: item[0]):
-        if rust.token_to_id(entry["content"]) is None:
-            rust.add_tokens([AddedToken(**{k: v for k, v in entry.items() if k != "__type"})])
-            if rust.token_to_id(entry["content"]) != token_id:
-                raise ConfigError(f"{path / 'tokenizer_config.json'} puts {entry['content']!r} at id {token_id}, but "
-                                  "tokenizer.json leaves no room for it there; the two files do not belong together.")
-    known = {token.content for token in rust.get_added_tokens_decoder().values() if token.special}
-    extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
-    named = [*special.values(), *(filter(None, map(_content, extra)) if isinstance(extra, list) else ())]
-    rust.add_special_tokens([t for t in dict.fromkeys(named) if t not in known and rust.token_to_id(t) is not None])
-
-
-def _templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Named chat templates; files of their own come before tokenizer_config.json's entry, as in transformers."""
-    stated = config.get("chat_template")
-    found = {"default": stated} if isinstance(stated, str) else {
-        entry["name"]: entry["template"] for entry in stated or [] if isinstance(entry, dict)}
-    for file in sorted((path / "additional_chat_templates").glob("*.jinja")):
-        found[file.stem] = file.read_text(encoding="utf-8")
-    alone = _json(path / "chat_template.json").get("chat_template")
-    if isinstance(alone, str):
-        found["default"] = alone
-    if (path / "chat_template.jinja").is_file():
-        found["default"] = (path / "chat_template.jinja").read_text(encoding="utf-8")
-    return found
-
-
-def _content(token: Any) -> str | None:
-    """A special token is written as its text or as an object."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold a JSON object.")
-    return value
+def _add_tokens(rust: RustTokenizer, stated: list[tuple[int, dict[str, Any]]], file: Path) -> None:
+    """Tokens that are stated beside the vocabulary in `file` are found in a text, and have the ids that are stated."""
+    added = rust.get_added_tokens_decoder()
+    for token_id, entry in stated:
+        token = AddedToken(**entry)
+        known = added.get(token_id)
+        # Of tokens that the vocabulary itself adds, it knows best how they are found.
+        if known is None or known.content != token.content or token.special > known.special:
+            rust.add_tokens([token])
+        if rust.token_to_id(token.content) != token_id:
+            raise ConfigError(f"{file} leaves no room for {token.content!r} at id {token_id}, where "
+                              "tokenizer_config.json or added_tokens.json puts it; the files do not belong together.")
 
 
 def _decoder_style(rust: RustTokenizer) -> tuple[str, bool]:
@@ -283,13 +290,3 @@ def _decoder_style(rust: RustTokenizer) -> tuple[str, bool]:
     strips = any(s["type"] == "Strip" or (s["type"] == "Metaspace" and s.get("prepend_scheme") != "never")
                  for s in steps)
     return "spaces", strips
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The character that byte-level BPE writes for each byte: printable ones stand for themselves."""
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {**{chr(b): b for b in own}, **{chr(256 + i): b for i, b in enumerate(others)}}
-
-
-_BYTE_OF = _byte_alphabet()

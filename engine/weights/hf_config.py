@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,24 @@ def read(path: Path, *, with_generation_defaults: bool, model_impl: str = "auto"
         ConfigError: a file is malformed, or describes a model that cannot be run.
     """
     hf = _read_json(path / "config.json")
-    generation_file = path / "generation_config.json"
-    generation = _read_json(generation_file) if generation_file.is_file() else {}
+    generation = _generation(path) if (path / "generation_config.json").is_file() else _Generation()
     if hf.get("quantization_config"):
         method = hf["quantization_config"].get("quant_method", "unknown")
         raise ConfigError(f"{path}: the weights are quantised by {method!r}, which is not supported; quantised models "
                           "are read from GGUF files only")
-    defaults = {ours: generation[theirs] for theirs, ours in _SAMPLING_FIELDS.items()
-                if generation.get(theirs) is not None}
-    eos = generation.get("eos_token_id", hf.get("eos_token_id"))
-    return model_config(path, "hf", hf, eos, defaults if with_generation_defaults else {}, model_impl)
+    eos = generation.eos if generation.eos is not None else hf.get("eos_token_id")
+    return model_config(path, "hf", hf, eos, generation.defaults if with_generation_defaults else {}, model_impl)
+
+
+def with_generation_of(config: ModelConfig, path: Path) -> ModelConfig:
+    """`config` with the sampling defaults and the ends that another directory's generation_config.json states.
+
+    Raises:
+        ConfigError: the file is malformed.
+    """
+    generation = _generation(path)
+    eos = config.eos_token_ids if generation.eos is None else _as_ids(generation.eos)
+    return replace(config, generation_defaults=generation.defaults, eos_token_ids=eos)
 
 
 def model_config(path: Path, file_format: str, hf: dict[str, Any], eos: int | list[int] | None,
@@ -70,10 +79,30 @@ def model_config(path: Path, file_format: str, hf: dict[str, Any], eos: int | li
         max_position_embeddings=_scaled_positions(positions, rope),
         windows=_windows(hf),
         bos_token_id=hf.get("bos_token_id"),
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        eos_token_ids=() if eos is None else _as_ids(eos),
         hf={**hf, "rope_parameters": rope},
         generation_defaults=generation_defaults,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    defaults: dict[str, Any] = field(default_factory=dict)
+    eos: int | list[int] | None = None
+
+
+def _generation(path: Path) -> _Generation:
+    file = path / "generation_config.json"
+    stated = _read_json(file)
+    eos = stated.get("eos_token_id")
+    if eos is not None and not all(type(id) is int for id in _as_ids(eos)):
+        raise ConfigError(f"{file}: eos_token_id must be a token id or a list of them, is {eos!r}")
+    defaults = {ours: stated[theirs] for theirs, ours in _SAMPLING_FIELDS.items() if stated.get(theirs) is not None}
+    return _Generation(defaults, eos)
+
+
+def _as_ids(eos: int | list[int]) -> tuple[int, ...]:
+    return tuple(eos) if isinstance(eos, list) else (eos,)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

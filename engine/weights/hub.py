@@ -19,7 +19,7 @@ Report = Callable[[int, int], None]  # bytes that are here, and all; 0 and 0 whi
 POLL_S = 0.25
 LIST_S = 10.0
 # What a served checkpoint is made of; repositories also hold the same weights in other formats.
-_FETCHED = ["*.json", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
+_FETCHED = ["*.json", "*.jinja", "*.safetensors", "*.model", "tokenizer.model.*", "merges.txt", "vocab.txt"]
 _NOT_FETCHED = ["original/*", "consolidated*", "onnx/*"]
 _UNFINISHED = ".incomplete"  # how the client names a file that it still writes
 

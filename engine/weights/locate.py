@@ -49,6 +49,8 @@ def resolve_model(args: EngineArgs, report: Report | None = None) -> ModelConfig
         _refuse_format_mismatch(args, "safetensors", path)
         config = hf_config.read(path, with_generation_defaults=args.generation_config == "auto",
                                 model_impl=args.model_impl)
+    if args.generation_config not in ("auto", "vllm"):
+        config = hf_config.with_generation_of(config, Path(args.generation_config))
     return config
 
 

@@ -110,7 +110,7 @@ def test_several_engines_need_several_gpus_and_memory_on_each() -> None:
 
 
 @pytest.mark.parametrize(("flag", "value", "check", "said"), [
-    ("--tokenizer", "/none", "tokenizer", "--tokenizer: /none is not a directory"),
+    ("--tokenizer", "/none", "tokenizer", "--tokenizer: /none is neither a directory nor a file"),
     ("--tokenizer", "/", "tokenizer", "--tokenizer: / holds no tokenizer files"),
     ("--chat-template", "{{ foo", "tokenizer", "The chat template is not valid Jinja"),
     ("--max-model-len", "9999", "model", "9999 is more than the 8192 positions"),

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models
 
 from quire.engine.errors import ConfigError, InvalidRequestError
-from quire.engine.frontend.chat_template import ChatTemplate, load_chat_template
+from quire.engine.frontend.chat_template import ChatTemplate, load_chat_template, may_be_name
 from quire.engine.frontend.tokenizer import Tokenizer
 from tests.engine.frontend.conftest import model_at
 
@@ -153,6 +155,34 @@ def test_an_override_is_a_file_or_the_template_itself(tmp_path: Path, smollm2: T
     assert load_chat_template(model, str(tmp_path / "t.jinja"), smollm2).render([]) == "é<|im_end|>"
     assert load_chat_template(model, "{{ eos_token }}", None).render([]) == ""
     assert load_chat_template(model, None, smollm2).render(CONVERSATIONS[1]).startswith("<|im_start|>system\nBe brief.")
+
+
+def named(templates: dict[str, str]) -> Tokenizer:
+    rust = RustTokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    return Tokenizer(rust, special_tokens={}, chat_templates=templates)
+
+
+def test_an_override_may_be_the_name_of_one_of_the_models_templates() -> None:
+    tokenizer = named({"default": "plain", "tool_use": "{{ tools|length }} tools", "rag": "rag {{ tools|length }}"})
+    model = model_at("m")
+    chosen = load_chat_template(model, None, tokenizer)
+    assert (chosen.render([]), chosen.render([], TOOLS)) == ("plain", "1 tools")
+    chosen = load_chat_template(model, "rag", tokenizer)  # with tools too: it was asked for
+    assert chosen.render([], TOOLS) == "rag 1"
+    with pytest.raises(ConfigError, match=r"'rga' is neither one of the model's \(default, rag, tool_use\), a read"):
+        load_chat_template(model, "rga", tokenizer)
+
+
+def test_templates_without_a_default_are_named() -> None:
+    with pytest.raises(InvalidRequestError, match=r"by default, only rag, tool_use, .*--chat-template NAME"):
+        load_chat_template(model_at("m"), None, named({"tool_use": "", "rag": ""}))
+
+
+def test_only_what_looks_like_no_file_may_be_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").write_text("")
+    texts = ("tool_use", "here", "a.jinja", "./tool_use", "{{ x }}")
+    assert [may_be_name(text) for text in texts] == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize(("override", "message"), [("no/such/file", "neither a readable file"),

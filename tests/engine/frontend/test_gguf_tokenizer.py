@@ -154,3 +154,15 @@ def test_a_special_token_outside_the_vocabulary_is_an_error(write_gguf: Callable
     path = write_gguf("gpt2", ASCII, tokenizer_pre="gpt-2", token_merges=["a b"], eos_token_id=5000)
     with pytest.raises(ConfigError, match="eos_token_id is 5000"):
         load_tokenizer(model_at(path))
+
+
+def test_a_file_may_hold_several_chat_templates(write_gguf: Callable[..., Path]) -> None:
+    path = write_gguf("gpt2", ASCII, tokenizer_pre="gpt-2", token_merges=["a b"],
+                      chat_template=[{"name": "default", "template": "A"}, {"name": "tool_use", "template": "B"}])
+    assert load_tokenizer(model_at(path)).chat_templates == {"default": "A", "tool_use": "B"}
+
+
+def test_a_token_of_endless_length_is_an_error(write_gguf: Callable[..., Path]) -> None:
+    rows = [("<unk>", 0.0, UNKNOWN), ("a", -1.0, NORMAL), ("a" * 5000, -2.0, NORMAL)]
+    with pytest.raises(ConfigError, match="a token has 5000 characters"):
+        load_tokenizer(model_at(write_gguf("llama", rows)))

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from quire.engine.errors import ConfigError, InvalidRequestError
 from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import smollm2_file
 from tests.engine.frontend.conftest import SMOLLM2_TEXT, model_at
+from tests.engine.frontend.test_sentencepiece_tokenizer import FIXTURES as SENTENCEPIECE
+from tests.engine.frontend.test_tekken_tokenizer import contents as tekken_contents
+from tests.engine.frontend.test_vocab_merges_tokenizer import save as save_vocab_merges
 
 TEXTS = ["", "Hello world", " leading", "1234 567", "<|im_start|>user\nhi<|im_end|>\n",
          "naïve 漢字 🎉👨‍👩‍👧", "a\r\n\tb  "]
@@ -154,19 +159,60 @@ def test_no_tokenizer_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
         load_tokenizer(model_at(tmp_path), "some/name")
 
 
-def test_the_text_side_brings_neither_torch_nor_transformers() -> None:
-    modules = ["tokenizer", "chat_template", "detokenizer", "stop", "generation", "outputs", "gguf_tokenizer"]
+def test_the_text_side_brings_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    """Nor do tokenizers of any kind that is read here."""
+    modules = ["chat_template", "detokenizer", "stop", "generation", "outputs"]
+    gpt2, tekken = tmp_path / "gpt2", tmp_path / "tekken"
+    for directory in (gpt2, tekken):
+        directory.mkdir()
+    save_vocab_merges(gpt2, tokenizer_class="GPT2Tokenizer")
+    (tekken / "tekken.json").write_text(json.dumps(tekken_contents()))
+    kinds = [smollm2_file(), save(tmp_path), gpt2, tekken, SENTENCEPIECE / "llama.model"]
     code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
             + "".join(f"import quire.engine.frontend.{name}\n" for name in modules)
-            + "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))")
+            + "from quire.engine.frontend.tokenizer import load_tokenizer\n"
+            "from quire.engine.model_config import ModelConfig\n"
+            f"for path in {[str(path) for path in kinds]}:\n"
+            "    load_tokenizer(ModelConfig(path, 'hf', '', '', 0, 0, 0, 0, 0, 0, 0), path).encode('Hello')\n"
+            "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))")
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
-def test_a_directory_without_tokenizer_json_is_converted(tmp_path: Path) -> None:
-    TOKENIZER._rust.model.save(str(tmp_path))  # vocab.json and merges.txt, as GPT-2 had them
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}))
-    tokenizer = load_tokenizer(model_at(tmp_path))
-    text = "Hello there, world\n"
-    assert tokenizer.encode(text) == TOKENIZER.encode(text)
-    assert (tokenizer.decode(tokenizer.encode(text)), tokenizer.eos_token_id) == (text, 2)
+def test_what_only_transformers_knows_is_converted_by_it(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    named = dict.fromkeys(("bos_token", "cls_token", "sep_token", "unk_token"), "<|endoftext|>")
+    save_vocab_merges(tmp_path, tokenizer_class="RobertaTokenizer", **named)
+    tokenizer, theirs = load_tokenizer(model_at(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
+    text = "Hello there, the licensed work\n"
+    assert tokenizer.encode(text) == theirs.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_of_several_kinds_in_a_directory_the_first_counts(tmp_path: Path) -> None:
+    def puts(name: str, source: str) -> Callable[[Path], object]:
+        return lambda path: shutil.copy(SENTENCEPIECE / source, path / name)
+
+    last_first: list[tuple[str, Callable[[Path], object]]] = [
+        ("vocab.json", lambda path: save_vocab_merges(path, tokenizer_class="GPT2Tokenizer")),
+        ("another.model", puts("another.model", "llama.model")),
+        ("tokenizer.model.v1", puts("tokenizer.model.v1", "unigram.model")),
+        ("tokenizer.model.v3", puts("tokenizer.model.v3", "gemma.model")),
+        ("tokenizer.model", puts("tokenizer.model", "replacing.model")),
+        ("tekken.json", lambda path: (path / "tekken.json").write_text(json.dumps(tekken_contents()))),
+        ("tokenizer.json", save),
+    ]
+    text, seen = "Hello,\n the licensed  work", []
+    for name, put in last_first:
+        put(tmp_path)
+        seen.append(load_tokenizer(model_at(tmp_path)).encode(text))
+        assert load_tokenizer(model_at("m"), str(tmp_path / name)).encode(text) == seen[-1]
+    assert all(ids not in seen[:i] for i, ids in enumerate(seen))
+
+
+def test_a_file_of_no_known_kind_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "qwen.tiktoken").write_text("IQ== 0\n")
+    with pytest.raises(ConfigError, match=r"qwen\.tiktoken is of no known kind"):
+        load_tokenizer(model_at("m"), str(tmp_path / "qwen.tiktoken"))
+    with pytest.raises(ConfigError, match=r"qwen\.tiktoken lists tokens, but not how texts are cut"):
+        load_tokenizer(model_at(tmp_path))

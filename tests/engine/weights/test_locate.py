@@ -55,6 +55,26 @@ def test_facts_come_from_both_files(tmp_path: Path) -> None:
     assert resolve_model(args).eos_token_ids == (2, 7)
 
 
+def test_another_directory_may_say_how_to_generate(tmp_path: Path, smollm2_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for args in (checkpoint(tmp_path, {"eos_token_id": None, "temperature": 0.6}), EngineArgs(model=str(smollm2_path))):
+        ends = resolve_model(args).eos_token_ids
+        assert ends  # the null above says nothing, so config.json does
+        args.generation_config = str(other)
+        (other / "generation_config.json").write_text('{"top_k": 5}')
+        model = resolve_model(args)
+        assert (model.generation_defaults, model.eos_token_ids) == ({"top_k": 5}, ends)
+        (other / "generation_config.json").write_text('{"eos_token_id": [0, 9]}')
+        assert resolve_model(args).eos_token_ids == (0, 9)
+        (other / "generation_config.json").write_text('{"eos_token_id": [0, "9"]}')
+        with pytest.raises(ConfigError, match=r"eos_token_id must be a token id or a list of them, is \[0, '9'\]"):
+            resolve_model(args)
+    assert not [problem for problem in args.problems() if "generation" in problem]
+    (other / "generation_config.json").unlink()
+    assert [problem for problem in args.problems() if "nor a directory that holds generation_config.json" in problem]
+
+
 @pytest.mark.parametrize(("rope", "positions"), [
     ({"type": "linear", "factor": 4.0}, 1024),
     ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
