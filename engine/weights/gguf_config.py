@@ -53,6 +53,11 @@ def read(path: Path) -> ModelConfig:
     return model_config(path, "gguf", translate(path, header), _end_tokens(header.metadata), {})
 
 
+def read_architectures() -> dict[str, str]:
+    """general.architecture of files that are read, and Hugging Face's architecture that runs them."""
+    return dict(ARCHITECTURES)
+
+
 def _end_tokens(metadata: dict[str, Any]) -> list[int]:
     """Ids that end generation: those that the file marks, that of eos first, and those whose text is known for it."""
     marked = [metadata[key] for key in _MARKED_ENDS if key in metadata]
