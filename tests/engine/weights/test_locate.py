@@ -158,7 +158,7 @@ class Asker:
     CODE = ("import sys; from quire.engine.config import EngineArgs; from quire.engine.errors import ConfigError\n"
             "from quire.engine.weights.locate import resolve_model\n"
             "for name in sys.argv[1:]:\n"
-            "    try: resolve_model(EngineArgs(model=f'some/{name}'))\n"
+            "    try: print(resolve_model(EngineArgs(model=f'some/{name}')).path)\n"
             "    except ConfigError as error: print(type(error).__name__, error)\n")
 
     def __init__(self, address: str, home: Path) -> None:
@@ -255,18 +255,23 @@ def test_a_disk_that_takes_no_more_is_named(error: OSError | None, kind: type[Co
     assert type(told.value) is kind and line.startswith("--model: some/model") and "\n" not in line
 
 
-def test_a_hub_model_is_taken_from_the_hubs_cache(tmp_path: Path) -> None:
+def test_a_hub_model_is_taken_from_the_hubs_cache_if_it_is_whole(ask: Asker, tmp_path: Path) -> None:
+    """Without a hub, and with one that refuses: a fetch that was cut is no model."""
     revision = "0123456789012345678901234567890123456789"
-    model = tmp_path / "hub" / "models--some--one"
-    (model / "snapshots" / revision).mkdir(parents=True)
-    (model / "refs").mkdir()
-    (model / "refs" / "main").write_text(revision)
-    checkpoint(model / "snapshots" / revision)
-    code = ("from quire.engine.config import EngineArgs; from quire.engine.weights.locate import resolve_model; "
-            "print(resolve_model(EngineArgs(model='some/one')).path)")
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
-                          env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
-    assert done.stdout.strip() == str(model / "snapshots" / revision)
+    snapshot = tmp_path / "hub" / "models--some--503" / "snapshots" / revision
+    refs = snapshot.parents[1] / "refs"
+    snapshot.mkdir(parents=True)
+    refs.mkdir()
+    (refs / "main").write_text(revision)
+    checkpoint(snapshot)
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {
+        "a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}))
+    (snapshot / "model-00001-of-00002.safetensors").touch()
+    (offline,), (refused,) = ask("503", HF_HUB_OFFLINE="1"), ask("503")
+    assert "model-00002-of-00002.safetensors', which is not there" in offline and "HF_HUB_OFFLINE" in offline
+    assert refused.startswith("FetchError")
+    (snapshot / "model-00002-of-00002.safetensors").touch()
+    assert ask("503", HF_HUB_OFFLINE="1") == ask("503") == [str(snapshot)]
 
 
 def test_facts_are_read_without_torch() -> None:
