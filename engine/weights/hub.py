@@ -23,7 +23,7 @@ import structlog
 from quire.engine.errors import ConfigError, FetchError, WeightError
 from quire.engine.weights.hugging_face import HuggingFaceRepository
 from quire.engine.weights.index import checkpoint_files
-from quire.engine.weights.modelscope import ModelScopeRepository
+from quire.engine.weights.modelscope import OLDEST_CLIENT, ModelScopeRepository
 from quire.engine.weights.repository import wanted_files
 
 Report = Callable[[int, int], None]  # bytes that are here, and all; 0 and 0 while that is not known
@@ -79,7 +79,7 @@ def fetch(name: HubName, revision: str | None, download_dir: str | None, load_fo
             return _of_cache(repository, name, load_format)
         return _fetched(repository, name, load_format, report)
     except ImportError as error:
-        package = "'modelscope>=1.38'" if use_modelscope else "huggingface_hub"
+        package = f"'modelscope>={OLDEST_CLIENT}'" if use_modelscope else "huggingface_hub"
         why = f"VLLM_USE_MODELSCOPE asks for ModelScope's client: {error}" if use_modelscope else str(error)
         raise ConfigError(f"--model: {name} cannot be fetched: {why}; run: pip install {package}, or give a "
                           "directory") from error
@@ -238,9 +238,10 @@ def _is_final(error: BaseException) -> bool:
 def _status(error: BaseException) -> int | None:
     """What the hub answered, if it did."""
     for each in _chain(error):
-        status: Any = getattr(getattr(each, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
+        for owner in (getattr(each, "response", None), each):
+            status: Any = getattr(owner, "status_code", None)
+            if isinstance(status, int):
+                return status
     return None
 
 

@@ -9,7 +9,10 @@ import contextlib
 import glob
 import logging
 import os
+from importlib import metadata
 from pathlib import Path
+
+OLDEST_CLIENT = "1.40"  # the first that lists the files of a revision and tells their sizes
 
 
 class ModelScopeRepository:
@@ -17,6 +20,10 @@ class ModelScopeRepository:
     cache_variable = "MODELSCOPE_CACHE"
 
     def __init__(self, name: str, revision: str | None, cache: str | None) -> None:
+        """Raises ImportError where the client is not there, or too old."""
+        version = metadata.version("modelscope")
+        if [*map(int, version.split(".")[:2])] < [*map(int, OLDEST_CLIENT.split("."))]:
+            raise ImportError(f"modelscope {version} is too old")
         self._name = name
         self._revision = revision
         self._cache = cache

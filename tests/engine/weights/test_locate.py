@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -210,11 +211,15 @@ def test_modelscopes_refusals_read_the_same(ask: Asker) -> None:
     assert len(lines) == 3 and "that MODELSCOPE_API_TOKEN is" in lines[0] and "--revision" in lines[2]
 
 
-def test_modelscopes_missing_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modelscopes_client_that_is_missing_or_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
     monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
-    monkeypatch.setitem(sys.modules, "modelscope.hub.snapshot_download", None)
-    with pytest.raises(ConfigError, match=r"VLLM_USE_MODELSCOPE .*pip install 'modelscope>=1\.38', or give"):
-        resolve_model(EngineArgs(model="some/model"))
+    for version, said in ((missing, "modelscope"), (lambda _: "1.9.5", "modelscope 1.9.5 is too old")):
+        monkeypatch.setattr(metadata, "version", version)
+        with pytest.raises(ConfigError, match=rf"ModelScope's client: .*{said}; run: pip install 'modelscope>=1\.40'"):
+            resolve_model(EngineArgs(model="some/model"))
 
 
 class FullDisk:
