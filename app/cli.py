@@ -1,5 +1,5 @@
-"""The command `quire`: serve, check, doctor, pull, keys, chat, complete, bench, version. Parses flags; the rest is
-elsewhere.
+"""The command `quire`: serve, check, doctor, models, pull, keys, chat, complete, bench, version. Parses flags; the rest
+is elsewhere.
 
 Help is quick: nothing heavy is imported before a command needs it, torch never.
 """
@@ -82,6 +82,10 @@ def _run(argv: list[str]) -> int:
         from quire.app.pull import main as pull  # late: it brings the tokenizer
 
         return pull(argv[1:])
+    if argv[:1] == ["models"]:
+        from quire.app.model_list import main as models
+
+        return models(argv[1:])
     if argv[:1] == ["doctor"]:
         return _doctor(argv[1:])
     if argv[:1] in (["serve"], ["check"]):
@@ -94,6 +98,8 @@ def _run(argv: list[str]) -> int:
     commands.add_parser("check", help="show the settings that serve would use, or all that is wrong with them",
                         add_help=False)
     commands.add_parser("doctor", help="look at this machine as serve would find it, and say what to do",
+                        add_help=False)
+    commands.add_parser("models", help="list the families of models that are run, and from which files",
                         add_help=False)
     commands.add_parser("pull", help="fetch a model from a hub, so that the first start need not wait for it",
                         add_help=False)

@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import structlog
-from tqdm import tqdm
 
 from quire.app.fetch_state import FetchState
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 log = structlog.get_logger("quire")
 
@@ -28,7 +31,8 @@ class FetchProgress:
 
     def __init__(self, model: str, also: Callable[[FetchState], None] = lambda _: None,
                  clock: Callable[[], float] = time.monotonic) -> None:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # one bar is enough, and it is ours
+        # One bar is enough, and it is ours. The second is of ModelScope's client, and read when tqdm is imported.
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"
         self._model = model
         self._also = also
         self._clock = clock
@@ -75,9 +79,11 @@ class FetchProgress:
         return max(0, now - before) / (last - first) if last > first else 0.0
 
     def _show(self, here: int, total: int) -> None:
+        from tqdm import tqdm  # late: see above
+
         if self._bar is None:
             self._bar = tqdm(total=total or None, initial=here, desc=f"fetching {self._model}", unit="B",
-                             unit_scale=True, file=sys.stderr, dynamic_ncols=True)
+                             unit_scale=True, file=sys.stderr, dynamic_ncols=True, disable=False)
         self._bar.total = total or None
         self._bar.update(here - self._bar.n)
         self._bar.refresh()

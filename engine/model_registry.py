@@ -12,10 +12,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Family:
     """`model` is "module:Class" under engine/models; `facts` "module:function" under engine/model_facts, where the
-    family's config.json has other names than most."""
+    family's config.json has other names than most. `overflows_float16`: trained in bfloat16, its activations grow
+    beyond what float16 holds."""
 
     model: str
     facts: str | None = None
+    overflows_float16: bool = False
 
 
 # What has no line below runs by transformers' own code.
@@ -30,9 +32,9 @@ FAMILIES = {
     "GPTBigCodeForCausalLM": Family("gpt_bigcode:GPTBigCode", "gpt2:bigcode"),
     "GPTJForCausalLM": Family("gptj:GPTJ", "gpt2:gptj"),
     "GPTNeoXForCausalLM": Family("gpt_neox:GPTNeoX", "gpt_neox:facts"),
-    "Gemma2ForCausalLM": Family("gemma2:Gemma2", "gemma:gemma2"),
-    "Gemma3ForCausalLM": Family("gemma3:Gemma3", "gemma:gemma3"),
-    "GemmaForCausalLM": Family("gemma:Gemma", "gemma:facts"),
+    "Gemma2ForCausalLM": Family("gemma2:Gemma2", "gemma:gemma2", overflows_float16=True),
+    "Gemma3ForCausalLM": Family("gemma3:Gemma3", "gemma:gemma3", overflows_float16=True),
+    "GemmaForCausalLM": Family("gemma:Gemma", "gemma:facts", overflows_float16=True),
     "Glm4ForCausalLM": Family("glm4:Glm4"),
     "GraniteForCausalLM": Family("granite:Granite"),
     "LlamaForCausalLM": Family("llama:Llama", "llama_like:windowed"),
@@ -58,3 +60,8 @@ def family_of(architecture: str, model_impl: str) -> Family | None:
     if model_impl == "transformers":
         return OTHER
     return FAMILIES.get(architecture, OTHER if model_impl == "auto" else None)
+
+
+def overflows_float16(architecture: str) -> bool:
+    """Whoever's code runs it."""
+    return FAMILIES.get(architecture, OTHER).overflows_float16

@@ -5,9 +5,7 @@ An estimate from file sizes and shapes, before anything is loaded: what steps ne
 
 from __future__ import annotations
 
-import re
 from functools import partial
-from pathlib import Path
 
 from quire.app.doctor.finding import Finding, fail, gib, ok, warn
 from quire.app.doctor.gpu import Gpu
@@ -19,10 +17,9 @@ from quire.engine.frontend.tokenizer import load_tokenizer
 from quire.engine.host_memory import available_bytes
 from quire.engine.memory_need import MemoryNeed
 from quire.engine.model_config import ModelConfig
-from quire.engine.weights.locate import resolve_model
+from quire.engine.weights.locate import is_hub_model, resolve_model
 from quire.engine.weights.size import kv_bytes_per_token, weight_bytes
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 SHORT_CONTEXT = 4096  # tokens; a cache that holds fewer serves no long prompt and few requests at once
 _LESS = "a smaller model, --dtype half, or a shorter --max-model-len"
 
@@ -32,7 +29,7 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
     try:
         model = resolve_model(args)
     except ConfigError as error:
-        if HUB_ID.fullmatch(args.model) and not Path(args.model).exists():
+        if is_hub_model(args):
             return [warn("model", f"{args.model} is not on this disk; the first start would fetch it",
                          "fetch it now where that would take too long, or give a directory")]
         return [fail("model", problem, "see the flag that it names") for problem in error.problems]

@@ -13,6 +13,7 @@ from quire.engine.config import DTYPES, EngineArgs, EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.execution.hardware import Hardware
 from quire.engine.model_config import ModelConfig
+from quire.engine.model_registry import overflows_float16
 
 BFLOAT16_CAPABILITY = (8, 0)
 LARGE_GPU_BYTES = 70 * 10**9
@@ -57,14 +58,25 @@ def _device(args: EngineArgs, hardware: Hardware) -> str:
 
 def _dtype(args: EngineArgs, model: ModelConfig, device: str, hardware: Hardware) -> str:
     wanted = DTYPES[args.dtype]
-    if device == "cpu":
-        # Without bf16 matrix units a bfloat16 product is two orders slower than float32, so "auto" never picks it.
-        return "float32" if wanted == "auto" else wanted
+    cpu = device == "cpu"
+    has_bfloat16 = cpu or hardware.capability >= BFLOAT16_CAPABILITY
+    overflows = f"activations of {model.architecture} overflow float16"
+    if wanted == "float16" and overflows_float16(model.architecture):
+        _log.warning("replies may be rubbish: " + overflows, dtype="float16",
+                     advice="--dtype " + ("bfloat16" if has_bfloat16 and not cpu else "float32"))
     if wanted == "auto":
-        wanted = model.dtype
-    if wanted == "bfloat16" and hardware.capability < BFLOAT16_CAPABILITY:
-        raise ConfigError(f"--dtype: bfloat16 needs a GPU of compute capability {_dotted(BFLOAT16_CAPABILITY)} or "
-                          f"higher; {hardware.name} has {_dotted(hardware.capability)}. Use --dtype half.")
+        # Without bf16 matrix units a bfloat16 product is two orders slower than float32, so a CPU never picks it.
+        wanted = "float32" if cpu else model.dtype
+        if wanted == "float16" and overflows_float16(model.architecture):
+            if not has_bfloat16:
+                raise ConfigError(f"--dtype: the checkpoint's own is float16, which is not safe: {overflows}, "
+                                  f"and {hardware.name} has no bfloat16. Use --dtype float32, or half all the same.")
+            _log.info("computing in bfloat16: " + overflows, checkpoint="float16")
+            wanted = "bfloat16"
+    if wanted == "bfloat16" and not has_bfloat16:
+        raise ConfigError("--dtype: bfloat16 is only supported on GPUs with compute capability of at least "
+                          f"{_dotted(BFLOAT16_CAPABILITY)}; your {hardware.name} GPU has compute capability "
+                          f"{_dotted(hardware.capability)}. Use float16 instead: --dtype=half.")
     return wanted
 
 

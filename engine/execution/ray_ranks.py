@@ -158,7 +158,8 @@ class RayRanks:
 def _with_local_model(spec: RankSpec) -> RankSpec:
     """A hub's model lies elsewhere on each node, or not yet, or in part; what all load is of one commit."""
     config, args = spec.config, spec.config.args
-    snapshot = Path(config.model.path)
-    if snapshot.parent.name == "snapshots":  # the hub's cache, by commit
-        args = replace(args, revision=snapshot.name)
+    path = Path(config.model.path)  # of a directory, or of a GGUF file in one
+    for snapshot in (path, *path.parents):
+        if snapshot.parent.name == "snapshots":  # the hub's cache, by commit
+            args = replace(args, revision=snapshot.name)
     return msgspec.structs.replace(spec, config=replace(config, model=resolve_model(args)))

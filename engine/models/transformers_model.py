@@ -1,4 +1,4 @@
-"""Any other decoder, by transformers' own code, with our paged attention in its attention interface.
+"""Any other decoder of transformers': by that library's own code, with our paged attention in its attention interface.
 
 Slower than a family of ours: its layers are not fused, one GPU holds all of it, and no CUDA graphs. The flat batch goes
 in as one sequence; what attends sees by `inputs` where sequences begin, and reads and writes our KV cache.

@@ -54,6 +54,11 @@ def read(path: Path) -> ModelConfig:
         raise ConfigError(str(error)) from error
 
 
+def read_architectures() -> dict[str, tuple[str, ...]]:
+    """general.architecture of files that are read, and Hugging Face's architectures that may run them."""
+    return {name: (form.architecture, *form.others) for name, form in FORMS.items()}
+
+
 def _end_tokens(metadata: dict[str, Any]) -> list[int]:
     """Ids that end generation: those that the file marks, that of eos first, and those whose text is known for it."""
     marked = [metadata[key] for key in _MARKED_ENDS if key in metadata]

@@ -122,12 +122,14 @@ _YARN = {"attention_factor": "rope.scaling.yarn_attn_factor", "beta_fast": "rope
 @dataclass(frozen=True, slots=True)
 class Form:
     """`facts`: what is to be added to the common configuration, or to replace there. `layouts`: of tensors whose
-    Hugging Face name ends so, before .weight or .bias."""
+    Hugging Face name ends so, before .weight or .bias. `others`: architectures that `facts` may say instead, or whose
+    models are written as if they were this one's."""
 
     architecture: str
     facts: Callable[[Described], dict[str, Any]] = lambda file: {}
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     eps: str = RMS
+    others: tuple[str, ...] = ()
 
 
 def _share(part: int, whole: int) -> float:
@@ -234,7 +236,7 @@ _STACKED: Mapping[str, Layout] = {"query_key_value": "stacked"}
 _PLUS_ONE: Mapping[str, Layout] = {"norm": "plus_one"}
 
 FORMS = {
-    "baichuan": Form("BaichuanForCausalLM", _baichuan, {"W_pack": "packed"}),
+    "baichuan": Form("BaichuanForCausalLM", _baichuan, {"W_pack": "packed"}, others=("BaiChuanForCausalLM",)),
     "bloom": Form("BloomForCausalLM", layouts=_STACKED, eps=LAYER_NORM),
     "falcon": Form("FalconForCausalLM", _falcon, _STACKED, LAYER_NORM),
     "gemma": Form("GemmaForCausalLM", layouts=_PLUS_ONE),
@@ -244,10 +246,10 @@ FORMS = {
     "gpt2": Form("GPT2LMHeadModel", layouts={"c_attn": "turned", "c_proj": "turned", "c_fc": "turned"}, eps=LAYER_NORM),
     "gptneox": Form("GPTNeoXForCausalLM", _gptneox, _STACKED, LAYER_NORM),
     "granite": Form("GraniteForCausalLM", _granite, _PAIRS),
-    "llama": Form("LlamaForCausalLM", _llama, _PAIRS),
-    "mistral3": Form("Ministral3ForCausalLM", _mistral3, _PAIRS),
+    "llama": Form("LlamaForCausalLM", _llama, _PAIRS, others=("MistralForCausalLM", "MixtralForCausalLM")),
+    "mistral3": Form("Ministral3ForCausalLM", _mistral3, _PAIRS, others=("MistralForCausalLM",)),
     "mpt": Form("MptForCausalLM", _mpt, eps=LAYER_NORM),
-    "olmo2": Form("Olmo2ForCausalLM", _olmo2),
+    "olmo2": Form("Olmo2ForCausalLM", _olmo2, others=("Olmo3ForCausalLM",)),
     "phi3": Form("Phi3ForCausalLM", Described.windows),
     "qwen2": Form("Qwen2ForCausalLM"),
     "qwen3": Form("Qwen3ForCausalLM"),

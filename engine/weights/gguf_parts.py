@@ -6,7 +6,6 @@ Refuses to know what the metadata means. Called by whoever looks for a model's f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,11 +30,6 @@ def part_names(name: str) -> list[str]:
     if match is None:
         return [name]
     return [f"{match['stem']}-{number:05}-of-{match['count']}.gguf" for number in range(1, int(match["count"]) + 1)]
-
-
-def first_parts(names: Iterable[str]) -> list[str]:
-    """Of GGUF files' names, one for each model: its first part's, which may itself not be among `names`."""
-    return list(dict.fromkeys(part_names(name)[0] for name in names))
 
 
 def read_model(path: Path) -> GgufModel:

@@ -14,8 +14,9 @@ from quire.engine.config import DEFAULT_MODEL, EngineArgs
 from quire.engine.errors import ConfigError
 from quire.engine.model_config import ModelConfig
 from quire.engine.weights import gguf_config, hf_config
-from quire.engine.weights.gguf_parts import first_parts
-from quire.engine.weights.hub import Report, is_hub_id, snapshot
+from quire.engine.weights.hub import HubName, Report, fetch
+from quire.engine.weights.index import has_checkpoint
+from quire.engine.weights.repository import chosen_gguf, gguf_models
 
 # What SmolLM2's model card recommends; the packaged file says nothing, and at temperature 1 so small a model rambles.
 _PACKAGED_DEFAULTS: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9}
@@ -24,7 +25,8 @@ _PACKAGED_DEFAULTS: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9}
 def is_hub_model(args: EngineArgs) -> bool:
     """Whether the model is a hub's, whose files may not be here yet."""
     try:
-        return args.model != DEFAULT_MODEL and not Path(args.model).expanduser().exists() and is_hub_id(args.model)
+        return (args.model != DEFAULT_MODEL and not Path(args.model).expanduser().exists()
+                and HubName.of(args.model) is not None)
     except OSError:  # a name that is too long: for `resolve_model` to say
         return False
 
@@ -65,24 +67,29 @@ def _locate(args: EngineArgs, report: Report | None) -> Path:
         return _checked_directory(path)
     if name == DEFAULT_MODEL:
         return _packaged_model()
-    if not is_hub_id(name):
+    hub_name = HubName.of(name)
+    if hub_name is None:
         raise ConfigError(f"--model: {name} does not exist; give a directory, a .gguf file, a hub id "
-                          f"(organisation/name) or {DEFAULT_MODEL}")
-    return _checked_directory(Path(snapshot(name, args.revision, args.download_dir, report)))
+                          f"(organisation/name, or of GGUF files organisation/name:Q4_K_M) or {DEFAULT_MODEL}")
+    path = fetch(hub_name, args.revision, args.download_dir, args.load_format, report)
+    return path if path.is_file() else _checked_directory(path)
 
 
 def _checked_directory(path: Path) -> Path:
-    if (path / "config.json").is_file():
+    names = [file.name for file in path.glob("*.gguf")]
+    models = list(gguf_models(names))
+    # Repositories of GGUF files often have a config.json too, and no weights that it belongs to.
+    others = any(has_checkpoint(path, name) for name in ("model.safetensors", "pytorch_model.bin"))
+    if (path / "config.json").is_file() and (others or not models):
         return path
-    names = first_parts(sorted(file.name for file in path.glob("*.gguf")))
-    if len(names) > 1:
-        raise ConfigError(f"--model: {path} holds several GGUF files; name one of {', '.join(names)}")
-    if names:
-        if not (path / names[0]).is_file():
-            raise ConfigError(f"--model: {path / names[0]} is missing, the first part of the model; was the download "
-                              "completed?")
-        return path / names[0]
-    raise ConfigError(f"--model: {path} holds neither config.json nor a .gguf file")
+    if len(models) > 1:
+        raise ConfigError(f"--model: {path} holds several GGUF files; name one of {', '.join(models)}")
+    if not models:
+        raise ConfigError(f"--model: {path} holds neither config.json nor a .gguf file")
+    try:
+        return path / chosen_gguf(names, models[0])[0]
+    except ConfigError as error:
+        raise ConfigError(f"--model: {path}: {error}") from error
 
 
 def _packaged_model() -> Path:

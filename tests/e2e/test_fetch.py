@@ -18,6 +18,8 @@ from tests.e2e.hub import MODEL, Hub, serving
 from tests.e2e.server import free_port, start, until
 from tests.engine.models import tiny
 
+HUBS = ["huggingface", "modelscope"]
+
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
@@ -27,10 +29,18 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield hub
 
 
-def pull(hub: Hub, cache: Path, **environment: str) -> subprocess.Popen[str]:
+def pull(hub: Hub, cache: Path, model: str = MODEL, **environment: str) -> subprocess.Popen[str]:
     inherited = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
-    return subprocess.Popen([sys.executable, "-m", "quire", "pull", MODEL], stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, "-m", "quire", "pull", model], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, env=inherited | hub.environment(cache) | environment)
+
+
+def asking(name: str) -> dict[str, str]:
+    """The environment that asks that hub."""
+    if name == "modelscope":
+        pytest.importorskip("modelscope")
+        return {"VLLM_USE_MODELSCOPE": "True"}
+    return {}
 
 
 def outcome(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -57,10 +67,64 @@ def test_a_model_is_pulled_once_and_a_refusal_says_what_to_do(hub: Hub, tmp_path
     assert not [asked for asked in hub.asked if asked.startswith("GET") and "/resolve/" in asked], "all of it was here"
 
 
+@pytest.mark.parametrize("name", HUBS)
+def test_only_what_is_read_is_fetched_and_found_again_without_a_hub(name: str, hub: Hub, tmp_path: Path) -> None:
+    environment = asking(name)
+    wanted = {str(path.relative_to(hub.folder)) for path in hub.folder.rglob("*")} | {
+        "tokenizer.model", "tekken.json", "additional_chat_templates/tool_use.jinja"}
+    for file in (*wanted, "pytorch_model.bin", "consolidated.safetensors", "original/params.json", "README.md"):
+        (hub.folder / file).parent.mkdir(exist_ok=True)
+        if not (hub.folder / file).exists():
+            (hub.folder / file).write_text(file)  # equal files would be fetched once
+    code, path, told = outcome(pull(hub, tmp_path, **environment))
+    assert code == 0, told
+    assert hub.sent() == wanted and all((Path(path.strip()) / file).exists() for file in wanted)
+    assert all(line.startswith("{") for line in told.splitlines()), "our log alone"
+    hub.asked.clear()
+    code, again, told = outcome(pull(hub, tmp_path, **environment, HF_HUB_OFFLINE="1"))
+    assert (code, again) == (0, path), told
+    assert hub.asked == []
+    if name == "huggingface":  # one hub will do
+        hub.status = 403
+        code, again, told = outcome(pull(hub, tmp_path))
+        assert (code, again) == (0, path) and "the hub gives no answer" in told
+
+
+def test_a_gguf_file_is_fetched_alone_by_its_quantisation(hub: Hub, tmp_path: Path, smollm2_path: Path) -> None:
+    """One hub will do: which file is chosen is no client's business."""
+    (hub.folder / "model.safetensors").unlink()
+    for file in ("m-Q8_0.gguf", "m-F16-00001-of-00002.gguf", "m-F16-00002-of-00002.gguf", "mmproj-F16.gguf"):
+        (hub.folder / file).touch()
+    code, _, told = outcome(pull(hub, tmp_path))
+    assert code == 2 and told.count("\n") == 1
+    assert "several GGUF files; name one, as org/name:Q4_K_M" in told and "m-F16-00001-of-00002.gguf, m-Q8" in told
+    (hub.folder / "m-Q8_0.gguf").write_bytes(smollm2_path.read_bytes())
+    code, path, told = outcome(pull(hub, tmp_path, f"{MODEL}:q8_0"))
+    assert code == 0 and Path(path.strip()).name == "m-Q8_0.gguf", told
+    assert hub.sent() == {"m-Q8_0.gguf"}
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert outcome(pull(hub, tmp_path, f"{MODEL}/m-Q8_0.gguf", **offline))[:2] == (0, path)
+    code, _, told = outcome(pull(hub, tmp_path, f"{MODEL}:F16", **offline))
+    assert code == 2 and "none of its GGUF files is F16" in told and "HF_HUB_OFFLINE" in told
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_a_connection_that_is_cut_goes_on_where_it_was(name: str, hub: Hub, tmp_path: Path) -> None:
+    environment = asking(name)
+    whole = os.urandom(24 * 2**20)  # clients write pieces of up to 10 MiB
+    (hub.folder / "model.safetensors").write_bytes(whole)
+    hub.cuts = 1
+    code, path, told = outcome(pull(hub, tmp_path, **environment))
+    assert code == 0, told
+    assert (Path(path.strip()) / "model.safetensors").read_bytes() == whole
+    (file, first), = map(str.split, hub.ranges)
+    assert file == "model.safetensors" and int(first) >= 10 * 2**20
+
+
 def test_a_stopped_pull_leaves_nothing_half_done(hub: Hub, tmp_path: Path) -> None:
     hub.bytes_per_s = 20_000
     process = pull(hub, tmp_path)
-    until(lambda: list(tmp_path.rglob("*.incomplete")))
+    until(lambda: list(tmp_path.rglob("*.incomplete")) and list(tmp_path.rglob("config.json")))
     process.send_signal(signal.SIGTERM)
     assert outcome(process)[0] == 128 + signal.SIGTERM
     assert not list(tmp_path.rglob("*.incomplete"))

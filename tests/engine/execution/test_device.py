@@ -14,19 +14,23 @@ from quire.engine.execution.hardware import Hardware, why_unusable
 from quire.engine.model_config import ModelConfig
 
 
-def model(dtype: str = "bfloat16") -> ModelConfig:
-    return ModelConfig(path="somewhere", file_format="hf", architecture="LlamaForCausalLM", dtype=dtype, vocab_size=100,
+def model(dtype: str = "bfloat16", architecture: str = "LlamaForCausalLM") -> ModelConfig:
+    return ModelConfig(path="somewhere", file_format="hf", architecture=architecture, dtype=dtype, vocab_size=100,
                        hidden_size=64, num_layers=6, num_heads=2, num_kv_heads=1, head_dim=32,
                        max_position_embeddings=1000)
 
 
 OLD_GPU = Hardware(1, "Tesla T4", (7, 5), 16 * 10**9)
+NEW_GPU = Hardware(1, "NVIDIA A10", (8, 6), 24 * 10**9)
 NO_GPU = Hardware(0)
+GEMMAS = ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM")
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_bfloat16_on_an_old_gpu_is_refused_with_its_name_and_the_way_out(dtype):
-    with pytest.raises(ConfigError, match=r"capability 8\.0 or higher; Tesla T4 has 7\.5\. Use --dtype half"):
+    """With the facts and the advice of vLLM's message, which people look up."""
+    with pytest.raises(ConfigError, match=r"compute capability of at least 8\.0; your Tesla T4 GPU has compute "
+                                          r"capability 7\.5\. Use float16 instead: --dtype=half"):
         settle(EngineArgs(dtype=dtype), model(), OLD_GPU)
 
 
@@ -50,6 +54,31 @@ def test_auto_follows_the_checkpoint_on_a_gpu_and_is_float32_on_a_cpu():
     assert settle(EngineArgs(device="cpu"), model("float16"), OLD_GPU).dtype == "float32"
     assert settle(EngineArgs(device="cpu", dtype="bfloat16"), model(), OLD_GPU).dtype == "bfloat16"
     assert settle(EngineArgs(), model("float16"), NO_GPU).device == "cpu"
+
+
+@pytest.mark.parametrize("architecture", GEMMAS)
+def test_what_overflows_float16_gets_it_only_by_name(architecture: str) -> None:
+    gemma = model("float16", architecture)
+    assert settle(EngineArgs(), gemma, NEW_GPU).dtype == "bfloat16"
+    assert settle(EngineArgs(), gemma, NO_GPU).dtype == "float32"
+    with pytest.raises(ConfigError, match=rf"{architecture} overflow float16, and Tesla T4 has no bfloat16\. Use "
+                                          "--dtype float32, or half"):
+        settle(EngineArgs(), gemma, OLD_GPU)
+    with pytest.raises(ConfigError, match="--dtype=half"):
+        settle(EngineArgs(), model("bfloat16", architecture), OLD_GPU)
+    for hardware, advice in ((OLD_GPU, "--dtype float32"), (NEW_GPU, "--dtype bfloat16"), (NO_GPU, "--dtype float32")):
+        with capture_logs() as logged:
+            assert settle(EngineArgs(dtype="half"), gemma, hardware).dtype == "float16"
+        assert [(line["log_level"], line["advice"]) for line in logged] == [("warning", advice)]
+        assert architecture in logged[0]["event"]
+
+
+def test_only_what_overflows_float16_is_warned_of() -> None:
+    with capture_logs() as logged:
+        assert settle(EngineArgs(dtype="half"), model(), NEW_GPU).dtype == "float16"
+        assert settle(EngineArgs(dtype="float32"), model("float16", GEMMAS[0]), OLD_GPU).dtype == "float32"
+        assert settle(EngineArgs(dtype="bfloat16"), model("float16", GEMMAS[0]), NEW_GPU).dtype == "bfloat16"
+    assert logged == []
 
 
 def test_a_gpu_that_is_not_there_is_refused():

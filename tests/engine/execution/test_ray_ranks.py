@@ -145,7 +145,7 @@ def test_a_node_fetches_the_commit_that_the_others_load_also_where_some_of_it_is
         return config.model
 
     monkeypatch.setattr(ray_ranks, "resolve_model", resolve)
-    for path, revision in ((snapshot, "abc123"), (tmp_path, None)):
+    for path, revision in ((snapshot, "abc123"), (snapshot / "Q8_0" / "a.gguf", "abc123"), (tmp_path, None)):
         there = replace(config, args=replace(ARGS, model="org/name"), model=replace(config.model, path=str(path)))
         found = ray_ranks._with_local_model(RankSpec(0, 0, there, "tcp://core", "host", 1))
         assert found.config.model is config.model

@@ -144,13 +144,14 @@ def test_a_part_that_is_missing_or_another_models_is_named(tmp_path: Path) -> No
         second.write_bytes(wrong.read_bytes())
         assert f"{second}: is no part of {first.name}: its {key}" in refusal(first)
     second.unlink()
-    assert f"{second}: is missing, part 2 of 3" in refusal(first.parent)
+    assert f"it lacks {second.name}, of the 3 parts of {first.name}" in refusal(first.parent)
+    assert f"{second}: is missing, part 2 of 3" in refusal(first)
     second.write_bytes(kept)
     renamed = first.rename(first.with_name("mine.gguf"))
     assert "its name does not end in -00001-of-00003.gguf" in refusal(renamed)
     assert f"several GGUF files; name one of {first.name}, mine.gguf" in refusal(renamed.parent)
     renamed.unlink()
-    assert f"{first} is missing" in refusal(first.parent)
+    assert f"it lacks {first.name}, of the 3 parts" in refusal(first.parent)
 
 
 def described(file: Path, arch: str, **values: Any) -> Path:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quire.engine.config import EngineArgs
-from quire.engine.errors import ConfigError
-from quire.engine.weights import locate
+from quire.engine.errors import ConfigError, FetchError
+from quire.engine.weights import hub, locate
 from quire.engine.weights.locate import resolve_model
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2,
@@ -109,6 +112,8 @@ def test_places_without_a_model_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=r"several GGUF files; name one of a\.gguf, b\.gguf"):
         resolve_model(EngineArgs(model=str(tmp_path)))
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).unlink()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json: cannot be read"):
         resolve_model(EngineArgs(model=str(tmp_path)))
@@ -118,6 +123,20 @@ def test_places_without_a_model_are_refused(tmp_path: Path) -> None:
     for name in ("/no/such/place", "./gone", "gone.gguf", "gone", "a/b/c"):
         with pytest.raises(ConfigError, match="does not exist"):
             resolve_model(EngineArgs(model=name))
+
+
+def test_a_gguf_file_is_taken_where_no_other_weights_are(tmp_path: Path, smollm2_path: Path) -> None:
+    """Repositories of GGUF files often have the original model's config.json too."""
+    args = checkpoint(tmp_path)
+    (tmp_path / "mmproj-m.gguf").touch()
+    (tmp_path / "m.gguf").symlink_to(smollm2_path)
+    assert resolve_model(args).path == str(tmp_path / "m.gguf")
+    (tmp_path / "model.safetensors").touch()
+    assert resolve_model(args).path == str(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "m.gguf").rename(tmp_path / "m-00002-of-00002.gguf")
+    with pytest.raises(ConfigError, match=r"lacks m-0000[12]-of-00002\.gguf, of the 2 parts of m-00001-of-00002\.gguf"):
+        resolve_model(args)
 
 
 def test_a_path_that_the_system_refuses_is_named() -> None:
@@ -140,52 +159,144 @@ def test_a_hub_that_may_not_be_asked_is_said_so() -> None:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers /api/models/some/404/... with 404, and so on."""
+    """Answers who asks for a model some/404-WHY with 404 and WHY, in both hubs' protocols."""
 
     def do_GET(self) -> None:
-        self.send_response(int(self.path.split("/")[4]))
+        status, _, why = self.path.partition("/some/")[2].partition("?")[0].partition("/")[0].partition("-")
+        self.send_response(int(status))
         self.send_header("content-length", "0")
+        if why:
+            self.send_header("x-error-code", why)
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
 
-def test_what_may_pass_is_told_from_what_stays_wrong() -> None:
-    code = ("import sys; from quire.engine.config import EngineArgs; from quire.engine.errors import ConfigError\n"
+class Asker:
+    """Looks for models in a process of its own, whose environment says which hub and how."""
+
+    CODE = ("import sys; from quire.engine.config import EngineArgs; from quire.engine.errors import ConfigError\n"
             "from quire.engine.weights.locate import resolve_model\n"
-            "for status in sys.argv[1:]:\n"
-            "    try: resolve_model(EngineArgs(model=f'some/{status}'))\n"
-            "    except ConfigError as error: print(status, type(error).__name__)\n")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
-        threading.Thread(target=hub.serve_forever, args=(0.05,), daemon=True).start()
-        environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-        environment["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
+            "for name in sys.argv[1:]:\n"
+            "    try: print(resolve_model(EngineArgs(model=f'some/{name}')).path)\n"
+            "    except ConfigError as error: print(type(error).__name__, error)\n")
 
-        def kinds(*statuses: str, **more: str) -> list[str]:
-            done = subprocess.run([sys.executable, "-c", code, *statuses], check=True, capture_output=True, text=True,
-                                  env=environment | more)
-            return [line.split()[-1] for line in done.stdout.splitlines()]
+    def __init__(self, address: str, home: Path) -> None:
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
+            "HF_ENDPOINT": address, "HF_HOME": str(home), "MODELSCOPE_ENDPOINT": address,
+            "MODELSCOPE_CACHE": str(home), "MODELSCOPE_HOME": str(home)}
 
-        assert kinds("401", "403", "404") == ["ConfigError"] * 3
-        assert kinds("500", "503") == ["FetchError"] * 2
-        assert kinds("503", HF_HUB_OFFLINE="1") == ["ConfigError"]
-        hub.shutdown()
-    assert kinds("404") == ["FetchError"], "nobody listens"
+    def __call__(self, *names: str, **environment: str) -> list[str]:
+        done = subprocess.run([sys.executable, "-c", self.CODE, *names], check=True, capture_output=True, text=True,
+                              env=self._environment | environment)
+        return done.stdout.splitlines()
 
 
-def test_a_hub_model_is_taken_from_the_hubs_cache(tmp_path: Path) -> None:
+@pytest.fixture
+def ask(tmp_path: Path) -> Iterator[Asker]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield Asker(f"http://127.0.0.1:{server.server_port}", tmp_path)
+        server.shutdown()
+
+
+NO_TOKEN, A_TOKEN = {"HF_TOKEN": ""}, {"HF_TOKEN": "hf_secret", "MODELSCOPE_API_TOKEN": "ms-secret"}
+
+
+def test_a_refusal_is_one_line_with_name_token_and_what_to_do(ask: Asker) -> None:
+    refusals = ["401-GatedRepo", "401-RepoNotFound", "401", "403-GatedRepo", "404-RevisionNotFound", "404"]
+    for environment, sent in ((NO_TOKEN, "no token was sent"), (A_TOKEN, "a token was sent")):
+        lines = ask(*refusals, **environment)
+        assert len(lines) == len(refusals)
+        for name, line in zip(refusals, lines):
+            assert line.startswith(f"ConfigError --model: some/{name} is no local path") and sent in line, line
+        gated, unknown, *_, missing = lines
+        assert "lets in only who asked" in gated and "then set HF_TOKEN" in gated
+        assert "check the name, and that HF_TOKEN" in unknown and "check the name and --revision" in missing
+
+
+def test_what_may_pass_is_told_from_what_stays_wrong(ask: Asker) -> None:
+    assert [line.split()[0] for line in ask("500", "503", "429")] == ["FetchError"] * 3
+    assert "HF_HUB_OFFLINE forbids fetching" in ask("503", HF_HUB_OFFLINE="1")[0]
+    (line,) = ask("404", HF_ENDPOINT="http://127.0.0.1:9")
+    assert line.startswith("FetchError") and "check the network" in line
+
+
+def test_modelscopes_refusals_read_the_same(ask: Asker) -> None:
+    pytest.importorskip("modelscope")
+    lines = ask("401", "403", "404", VLLM_USE_MODELSCOPE="True", **A_TOKEN)
+    for line in lines:
+        assert line.startswith("ConfigError --model: some/40") and "a token was sent" in line, line
+    assert len(lines) == 3 and "that MODELSCOPE_API_TOKEN is" in lines[0] and "--revision" in lines[2]
+
+
+def test_modelscopes_client_that_is_missing_or_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
+    for version, said in ((missing, "modelscope"), (lambda _: "1.9.5", "modelscope 1.9.5 is too old")):
+        monkeypatch.setattr(metadata, "version", version)
+        with pytest.raises(ConfigError, match=rf"ModelScope's client: .*{said}; run: pip install 'modelscope>=1\.40'"):
+            resolve_model(EngineArgs(model="some/model"))
+
+
+class FullDisk:
+    """A repository whose file the disk does not take."""
+
+    token_variable, cache_variable = "HF_TOKEN", "HF_HOME"
+
+    def __init__(self, error: OSError | None, directory: Path) -> None:
+        self.error = error
+        self.directory = directory / "not" / "made yet"
+
+    def sends_token(self) -> bool:
+        return False
+
+    def files(self) -> dict[str, int]:
+        return {"m.gguf": 2**60 if self.error is None else 1}
+
+    def bytes_here(self, sizes: dict[str, int]) -> int:
+        return 0
+
+    def fetch(self, names: list[str]) -> Path:
+        assert self.error is not None, "it was to be refused before"
+        raise self.error
+
+
+@pytest.mark.parametrize(("error", "kind", "message"), [
+    (None, FetchError, r"1152921504\.6 GB are to be fetched and .* has [\d.]+ GB free; make room, or name another"),
+    (OSError(errno.ENOSPC, "No space"), FetchError, "made yet is full; make room.* --download-dir or HF_HOME"),
+    (PermissionError(errno.EACCES, "Denied"), ConfigError, "made yet cannot be written; make room"),
+])
+def test_a_disk_that_takes_no_more_is_named(error: OSError | None, kind: type[ConfigError], message: str,
+                                            monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hub, "HuggingFaceRepository", lambda *_: FullDisk(error, tmp_path))
+    monkeypatch.setattr(hub, "_is_offline", lambda: False)
+    with pytest.raises(ConfigError, match=message) as told:
+        resolve_model(EngineArgs(model="some/model"))
+    line = str(told.value)
+    assert type(told.value) is kind and line.startswith("--model: some/model") and "\n" not in line
+
+
+def test_a_hub_model_is_taken_from_the_hubs_cache_if_it_is_whole(ask: Asker, tmp_path: Path) -> None:
+    """Without a hub, and with one that refuses: a fetch that was cut is no model."""
     revision = "0123456789012345678901234567890123456789"
-    model = tmp_path / "hub" / "models--some--one"
-    (model / "snapshots" / revision).mkdir(parents=True)
-    (model / "refs").mkdir()
-    (model / "refs" / "main").write_text(revision)
-    checkpoint(model / "snapshots" / revision)
-    code = ("from quire.engine.config import EngineArgs; from quire.engine.weights.locate import resolve_model; "
-            "print(resolve_model(EngineArgs(model='some/one')).path)")
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
-                          env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
-    assert done.stdout.strip() == str(model / "snapshots" / revision)
+    snapshot = tmp_path / "hub" / "models--some--503" / "snapshots" / revision
+    refs = snapshot.parents[1] / "refs"
+    snapshot.mkdir(parents=True)
+    refs.mkdir()
+    (refs / "main").write_text(revision)
+    checkpoint(snapshot)
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {
+        "a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}))
+    (snapshot / "model-00001-of-00002.safetensors").touch()
+    (offline,), (refused,) = ask("503", HF_HUB_OFFLINE="1"), ask("503")
+    assert "model-00002-of-00002.safetensors', which is not there" in offline and "HF_HUB_OFFLINE" in offline
+    assert refused.startswith("FetchError")
+    (snapshot / "model-00002-of-00002.safetensors").touch()
+    assert ask("503", HF_HUB_OFFLINE="1") == ask("503") == [str(snapshot)]
 
 
 def test_facts_are_read_without_torch() -> None:
