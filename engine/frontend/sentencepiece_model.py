@@ -117,7 +117,7 @@ def _charsmap(data: bytes) -> bytes:
     nodes = struct.unpack_from(f"<{size // 4}I", data, 4)
     starts = {0, *(i + 1 for i, byte in enumerate(texts) if byte == 0)}
     for i, node in enumerate(nodes):
-        if node >> 31:  # a leaf
+        if node >> 31 and i:  # a leaf; the first node is followed whatever it is
             continue
         children = i ^ (node >> 10 << ((node & 0x200) >> 6))  # that of a byte is at this number XOR the byte
         has_leaf = node & 0x100

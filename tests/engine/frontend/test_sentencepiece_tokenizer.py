@@ -202,6 +202,7 @@ def part(number: int, value: int | bytes) -> bytes:
     (LLAMA + part(3, part(5, 0)), "escape_whitespaces"),
     (LLAMA + part(3, part(2, b"rubbish")), "precompiled_charsmap is cut short"),
     (LLAMA + part(3, part(2, b"\x08\0\0\0" + b"\x7f" * 8)), "node 0 of its precompiled_charsmap leads out of it"),
+    (LLAMA + part(3, part(2, b"\0\x04\0\0" + b"\xff" * 4 + bytes(1020))), "node 0 of its precompiled_charsmap leads"),
 ])
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "tokenizer.model"
