@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from structlog.testing import capture_logs
 
@@ -29,7 +30,8 @@ def test_a_hub_that_cannot_be_reached_is_worth_another_try(tmp_path: Path, monke
     def nobody_answers(*_: object, **__: object) -> None:
         raise ConnectionError("nobody answers")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", nobody_answers)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", nobody_answers)
     assert exit_code(tmp_path, model="some/one") == EXIT_LOAD
 
 
