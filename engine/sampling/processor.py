@@ -53,7 +53,8 @@ class Processor(Protocol):
 
 
 # What may be drawn at all comes first; then biases and penalties, which leave -inf as it is.
-_PROCESSORS = ("min_tokens:MinTokens", "penalties:Penalties")
+_PROCESSORS = ("allowed_ids:AllowedIds", "bad_words:BadWords", "min_tokens:MinTokens", "logit_bias:LogitBias",
+               "penalties:Penalties")
 
 
 @cache
