@@ -14,7 +14,7 @@ from types import TracebackType
 from starlette.requests import Request
 
 from quire.app.deadlines import Deadlines
-from quire.app.errors import INTERNAL, ApiError, rate_headers
+from quire.app.errors import ApiError, rate_headers
 from quire.app.in_flight import running_of
 from quire.app.schemas.usage import PromptTokensDetails, Usage
 from quire.app.service import key_of, record_of, service_of
@@ -110,7 +110,7 @@ class Exchange:
             async for prompt_index, update in _merge(self._streams):
                 if update.finish_reason == "error":
                     self._record.finish_reasons.append("error")
-                    raise ApiError(500, INTERNAL)
+                    raise ApiError(400, str(update.stop_reason))
                 if update.index == 0 and update.num_cached_tokens is not None:
                     self._record.cached_tokens += update.num_cached_tokens
                     self._service.metrics.prompt_taken_up(len(prompts[prompt_index]), update.num_cached_tokens)

@@ -71,6 +71,12 @@ def listed(name: str, value: Any, wanted: str) -> list[Any]:
     return list(value)
 
 
+def mapping(name: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(f"{name} must be a dictionary, got {shown(value)}.", name)
+    return value
+
+
 def asks_for_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
     """Whether `value` is None or one of `neutral`, in type as well: an array compares with nothing."""
     return value is None or any(type(value) is type(one) and value == one for one in neutral)

@@ -25,7 +25,7 @@ from quire.engine.execution.placement import placement
 from quire.engine.execution.rank_group import RankGroup
 from quire.engine.memory_need import require_host_memory
 from quire.engine.messages import Accepted, Delta, EngineInfo, Part, Rejected, Status, Submit, TokenLogprobs
-from quire.engine.plan import StepPlan
+from quire.engine.plan import NOTHING_LEFT, StepPlan
 from quire.engine.scheduling.request import Request
 from quire.engine.scheduling.scheduler import Scheduler, TokenEvent
 from quire.engine.stderr import stderr
@@ -243,13 +243,14 @@ class EngineCore:
     def _delta(self, event: TokenEvent, now: int) -> tuple[Owner, Delta]:
         request = event.request
         owner, id = cast(tuple[Owner, int], request.key)  # as `submit` made it
-        delta = Delta(id, [event.token_id], event.finish_reason, event.stop_token_id)
+        token_ids = [] if event.token_id == NOTHING_LEFT else [event.token_id]
+        delta = Delta(id, token_ids, event.finish_reason, event.stop_token_id)
         if event.logprobs is not None:
             delta.logprobs = [TokenLogprobs(*event.logprobs)]
         if request.num_output_tokens == 1:
             delta.num_cached_tokens = request.num_cached_tokens
         submission = self._unfinished[owner][id]
-        submission.account.charge_output(1, now)
+        submission.account.charge_output(len(token_ids), now)
         self._trials.settled(submission)
         if event.finish_reason:
             self._ended(owner, id)

@@ -50,6 +50,10 @@ class ContextLengthError(InvalidRequestError):
                                   remedy=remedy)
 
 
+NOTHING_LEFT_TO_DRAW = ("No token is left that could be drawn: allowed_token_ids, bad_words, logit_bias and the stop "
+                        "tokens that min_tokens holds back exclude all of them.")
+
+
 def context_length_error(max_model_len: int, num_prompt: int, max_tokens: int, *,
                          at_least: bool = False) -> InvalidRequestError:
     return ContextLengthError(max_model_len, num_prompt, max_tokens, at_least=at_least)

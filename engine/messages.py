@@ -26,6 +26,10 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     # Any of these ends the sample with finish "stop"; eos ids are in here unless ignore_eos.
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int = -1  # how many alternatives per token; -1 = none wanted, 0 = only the sampled token's
+    allowed_token_ids: bytes = b""  # int32 each; empty = all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences that the output may not have
+    logit_bias_ids: bytes = b""  # int32 each, and float32 each
+    logit_biases: bytes = b""
 
 
 class SampleSpec(msgspec.Struct, array_like=True, frozen=True):

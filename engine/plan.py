@@ -16,6 +16,8 @@ import msgspec
 
 from quire.engine.messages import Sampling
 
+NOTHING_LEFT = -1  # in place of a sampled token: none could be drawn
+
 
 class NewRow(msgspec.Struct, array_like=True, frozen=True):
     """A sample enters row `row` (first time, or resumed after preemption or a crash)."""

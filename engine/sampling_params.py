@@ -11,12 +11,13 @@ from enum import Enum
 from operator import attrgetter, index, is_not
 from typing import Any
 
-from quire.engine.arguments import finite, flag, integer, is_integer, listed, number, shown, unsupported
+from quire.engine.arguments import finite, flag, integer, is_integer, listed, mapping, number, shown, unsupported
 from quire.engine.errors import InvalidRequestError
 
 MAX_N = 16384  # the service has limits of its own, which are lower
 GREEDY_BELOW = 1e-5
 MIN_TEMPERATURE = 0.01
+MAX_BIAS = 100.0
 MAX_REPETITION = 1e4  # and its inverse: beyond them logits leave the range of their type
 
 
@@ -59,6 +60,9 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
 
     prompt_logprobs: None = _unsupported()
     prompt_logprob_token_ids: None = _unsupported()
@@ -68,9 +72,6 @@ class SamplingParams:
     stream_interval: None = _unsupported(None, 1)
     skip_clone: bool = _unsupported(False, True)  # how vLLM copies the object
     structured_outputs: None = _unsupported()
-    logit_bias: None = _unsupported(None, {})
-    allowed_token_ids: None = _unsupported()
-    bad_words: None = _unsupported(None, [])
     extra_args: None = _unsupported(None, {})
     skip_reading_prefix_cache: None = _unsupported(None, False)
     thinking_token_budget: None = _unsupported(None, -1)
@@ -90,6 +91,7 @@ class SamplingParams:
         texts = [self.stop] if isinstance(self.stop, str) else self.stop
         self.stop = listed("stop", texts, "a string or a list of strings")
         self.stop_token_ids = listed("stop_token_ids", self.stop_token_ids, "a list of integers")
+        self.bad_words = listed("bad_words", self.bad_words, "a list of strings")
         self._check()
         self.stop_token_ids = list(dict.fromkeys(map(index, self.stop_token_ids)))
         if self.seed == -1:
@@ -124,6 +126,7 @@ class SamplingParams:
             self.seed = integer("seed", self.seed, -(2**63), 2**63 - 1)
         self._check_lengths()
         self._check_stops()
+        self._check_vocabulary()
         for name in _FLAGS:
             flag(name, getattr(self, name))
         if not isinstance(self.output_kind, RequestOutputKind):
@@ -156,6 +159,36 @@ class SamplingParams:
             if not is_integer(token):
                 raise InvalidRequestError(f"stop_token_ids must contain only integers, got {shown(token)}.",
                                           "stop_token_ids")
+
+
+    def _check_vocabulary(self) -> None:
+        """What asks for some tokens, or against them; whether the model has such tokens is checked later."""
+        if self.logit_bias is not None:
+            self.logit_bias = dict(_bias(*item) for item in mapping("logit_bias", self.logit_bias).items()) or None
+        if self.allowed_token_ids is not None:
+            allowed = listed("allowed_token_ids", self.allowed_token_ids, "a list of integers")
+            if not allowed:
+                raise InvalidRequestError("allowed_token_ids is empty, so that no token could be drawn; leave it out "
+                                          "to allow all.", "allowed_token_ids")
+            for token in allowed:
+                if not is_integer(token):
+                    raise InvalidRequestError(f"allowed_token_ids must contain only integers, got {shown(token)}.",
+                                              "allowed_token_ids")
+            self.allowed_token_ids = list(dict.fromkeys(map(index, allowed)))
+        for text in self.bad_words or []:
+            if not isinstance(text, str):
+                raise InvalidRequestError(f"bad_words must contain only strings, got {shown(text)}.", "bad_words")
+            if not text.strip():
+                raise InvalidRequestError("bad_words cannot contain an empty string.", "bad_words")
+
+
+def _bias(token: Any, value: Any) -> tuple[int, float]:
+    """JSON has strings for keys. Clamped, as OpenAI's service and vLLM do."""
+    if isinstance(token, str) and token.isascii() and token.isdigit():
+        token = int(token)
+    if not is_integer(token):
+        raise InvalidRequestError(f"logit_bias has the key {shown(token)}, which is no token id.", "logit_bias")
+    return index(token), min(max(float(finite("logit_bias", value)), -MAX_BIAS), MAX_BIAS)
 
 
 _FLAGS = ("ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens",

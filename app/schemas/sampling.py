@@ -12,17 +12,20 @@ import msgspec
 from quire.app.errors import ApiError
 from quire.app.settings import ServeSettings
 from quire.engine.arguments import shown
+from quire.engine.frontend.submission import MAX_BAD_WORDS
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 
 _PASSED_ON = (
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
-    "seed", "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens",
+    "seed", "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens", "logit_bias", "allowed_token_ids",
+    "bad_words",
     "spaces_between_special_tokens", "include_stop_str_in_output",
 )
 _MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 MAX_SALT_CHARACTERS = 256
 MAX_STOP_CHARACTERS = 1000
+MAX_BIASES = 1024  # sent to the device with each step
 MAX_STOP_TOKEN_IDS = 128  # each is compared with every token
 
 
@@ -75,6 +78,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
@@ -117,6 +123,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         check_at_most("stop", len(self.stops), settings.max_stop_sequences, "--max-stop-sequences", "strings")
         check_at_most("stop", max(map(len, self.stops), default=0), MAX_STOP_CHARACTERS, what="characters in a string")
         check_at_most("stop_token_ids", len(self.stop_token_ids or []), MAX_STOP_TOKEN_IDS, what="ids")
+        check_at_most("logit_bias", len(self.logit_bias or {}), MAX_BIASES, what="token ids")
+        check_at_most("bad_words", len(self.bad_words or []), MAX_BAD_WORDS, what="words")
+        check_at_most("bad_words", max(map(len, self.bad_words or []), default=0), MAX_STOP_CHARACTERS,
+                      what="characters in a word")
 
     def sampling_params(self, model_defaults: dict[str, Any], max_tokens: int | None,
                         logprobs: int | None) -> SamplingParams:

@@ -16,20 +16,11 @@ from quire.engine.config import EngineConfig
 from quire.engine.execution import batch, kv_cache, warm_up
 from quire.engine.execution.graphs import Size, StepGraphs, all_sizes, predicted_bytes
 from quire.engine.execution.pending import Pending
-from quire.engine.execution.request_table import (
-    FREQUENCY,
-    MIN_P,
-    PRESENCE,
-    REPETITION,
-    TEMPERATURE,
-    TOP_P,
-    RequestTable,
-)
+from quire.engine.execution.request_table import MIN_P, TEMPERATURE, TOP_P, RequestTable
+from quire.engine.execution.special_rows import SpecialRows
 from quire.engine.execution.upload import Upload
 from quire.engine.parallel import Parallel
 from quire.engine.plan import StepPlan
-from quire.engine.sampling.inputs import SamplingInputs
-from quire.engine.sampling.sampler import Sampled, sample
 from quire.engine.weights.load import load_model
 from quire.kernels import ops
 
@@ -133,45 +124,43 @@ class ModelRunner:
         size = None if self.graphs is None else self.graphs.size_for(plan)
         upload = Upload()
         self.table.pack(plan, upload)  # first: what follows asks the host's share of the table about new rows too
-        special = not self.table.special_rows.isdisjoint(plan.rows)
-        forbidden = self._forbidden(plan) if special else None
-        self._send(plan, size, forbidden, upload, sampler=special or size is None)
+        special = None if self.table.special_rows.isdisjoint(plan.rows) else SpecialRows(plan, self.table)
+        self._send(plan, size, special, upload)
         self._change_tables(plan, upload)
         self.num_shared_steps += bool(plan.shared_places) and (size is None or size.shared)
         if self.graphs is not None and size is not None:
             self.num_graph_steps += 1
-            step = self.graphs.run(size, upload["graph"])
+            step = self.graphs.run(size, upload["graph"])  # samples, and writes to the table
             if step.logits is None or step.token_ids is None:
                 return Pending.empty(self.device)
-            if not special:  # the graph has sampled, and written to the table
-                return Pending.of(Sampled(_sampled_only(step.token_ids, plan, upload), None), [])
-            logits: torch.Tensor | None = _sampled_only(step.logits, plan, upload)
+            token_ids = _sampled_only(step.token_ids, plan, upload)
+            logits = None if special is None else _sampled_only(step.logits, plan, upload)
         else:
             logits = self._logits(plan, upload)
-        if logits is None or not any(plan.samples):
-            return Pending.empty(self.device)
-        inputs = self._sampling_inputs(plan, upload)
-        if forbidden is not None:
-            inputs.forbidden = (upload["forbidden"][0], upload["forbidden"][1])
-        sampled = sample(logits, inputs)
-        self.table.tokens[inputs.row_ids, inputs.positions] = sampled.token_ids
-        return Pending.of(sampled, [self.table.host[row].logprobs for row in plan.sampling_rows])
+            if logits is None:
+                return Pending.empty(self.device)
+            if special is not None and special.edits_all:
+                token_ids = logits.new_empty(logits.shape[0], dtype=torch.int32)
+            else:
+                token_ids = self._sample(logits, plan, upload)
+        if special is None or logits is None or not any(plan.samples):
+            return Pending.of(token_ids)
+        token_ids = special.draw(logits, token_ids, self.table, upload)
+        return Pending.of(token_ids, special.logprobs(logits, token_ids, upload), special.wanted)
 
-    def _send(self, plan: StepPlan, size: Size | None, forbidden: np.ndarray | None, upload: Upload, *,
-              sampler: bool) -> None:
-        """The rest of what the step reads of the host, and off it goes. `sampler`: it samples outside a graph."""
-        if sampler:
-            batch.pack_samples(plan, upload)
+    def _send(self, plan: StepPlan, size: Size | None, special: SpecialRows | None, upload: Upload) -> None:
+        """The rest of what the step reads of the host, and off it goes."""
         if self.graphs is not None and size is not None:
             upload.add("graph", self.graphs.pack(plan, size))
             if not _samples_first(plan):
                 upload.add("sample_places", size.sample_places(plan))
         else:
             batch.pack(plan, upload)
+            batch.pack_samples(plan, upload)
         if plan.copy_sources:
             upload.add("copies", np.array([plan.copy_sources, plan.copy_targets], np.int32))
-        if forbidden is not None:
-            upload.add("forbidden", forbidden)
+        if special is not None:
+            special.pack(upload)
         upload.send(self.device)
 
     def _change_tables(self, plan: StepPlan, upload: Upload) -> None:
@@ -192,36 +181,15 @@ class ModelRunner:
             hidden = hidden.index_select(0, upload["sample_places"])
         return self.model.logits(hidden)
 
-    def _sampling_inputs(self, plan: StepPlan, upload: Upload) -> SamplingInputs:
-        rows, table = upload["sample_rows"], self.table
-        host = [table.host[row] for row in plan.sampling_rows]
+    def _sample(self, logits: torch.Tensor, plan: StepPlan, upload: Upload) -> torch.Tensor:
+        """The next tokens of the sampling rows, written to the table. [samples] int32"""
+        table, rows, positions = self.table, upload["sample_rows"], upload["sample_positions"]
         floats = table.floats[:, rows]
-        return SamplingInputs(
-            tokens=table.tokens,
-            row_ids=rows,
-            positions=upload["sample_positions"],
-            num_prompt=table.num_prompt[rows],
-            temperature=floats[TEMPERATURE],
-            top_p=floats[TOP_P],
-            min_p=floats[MIN_P],
-            repetition=floats[REPETITION],
-            presence=floats[PRESENCE],
-            frequency=floats[FREQUENCY],
-            top_k=table.top_k[rows],
-            seeds=table.seeds[rows],
-            penalized=any(h.penalized for h in host),
-            filtered=any(h.filtered for h in host),
-            num_top_logprobs=max(h.logprobs for h in host),
-        )
-
-    def _forbidden(self, plan: StepPlan) -> np.ndarray | None:
-        """[2, entries] of (place among the samples, token id): stop tokens of rows that still owe min_tokens."""
-        entries = []
-        for place, (row, position) in enumerate(zip(plan.sampling_rows, plan.sampled_positions)):
-            host = self.table.host[row]
-            if position - host.num_prompt_tokens < host.min_tokens:
-                entries += [(place, token) for token in host.stop_token_ids]
-        return np.array(entries, np.int32).T.copy() if entries else None
+        token_ids = ops.sample(logits, floats[TEMPERATURE], table.top_k[rows], floats[TOP_P], floats[MIN_P],
+                               table.seeds[rows], positions,
+                               filtered=any(table.host[row].filtered for row in plan.sampling_rows))
+        table.tokens[rows, positions] = token_ids
+        return token_ids
 
 
 def free_device_bytes() -> int:

@@ -13,27 +13,30 @@ import torch
 
 from quire.engine.execution.upload import Upload
 from quire.engine.messages import Sampling
-from quire.engine.plan import NewRow, StepPlan
+from quire.engine.plan import StepPlan
+from quire.engine.sampling.processor import Edited, processors
 
 # Order of the float columns of `floats`.
-TEMPERATURE, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(6)
+TEMPERATURE, TOP_P, MIN_P = range(3)
 
 
 @dataclass(slots=True)
 class HostRow:
-    """What the host must know of a row to choose kernels and to mask stop tokens."""
+    """What the host must know of a row to choose kernels and processors."""
 
     num_prompt_tokens: int = 0
-    min_tokens: int = 0
-    stop_token_ids: tuple[int, ...] = ()
-    logprobs: int = -1
-    filtered: bool = False
-    penalized: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def filtered(self) -> bool:
+        s = self.sampling
+        return s.temperature > 0 and (s.top_p < 1 or s.top_k > 0 or s.min_p > 0)
 
     @property
     def special(self) -> bool:
-        """Whether a step graph's own sampling is not enough."""
-        return self.penalized or self.logprobs >= 0 or self.min_tokens > 0
+        """Whether a step graph's own sampling may not be enough, in this step or one after it."""
+        first = Edited(0, self.num_prompt_tokens, self.num_prompt_tokens, self.sampling)
+        return self.sampling.logprobs >= 0 or any(processor.acts(first) for processor in processors())
 
 
 @dataclass(slots=True)
@@ -42,7 +45,7 @@ class RequestTable:
     block_tables: torch.Tensor  # [KV groups, rows, max_blocks] int32
     num_prompt: torch.Tensor  # [rows] int32
     top_k: torch.Tensor  # [rows] int32
-    floats: torch.Tensor  # [6, rows] float32
+    floats: torch.Tensor  # [3, rows] float32
     seeds: torch.Tensor  # [rows] int64
     host: list[HostRow] = field(default_factory=list)
     special_rows: set[int] = field(default_factory=set)
@@ -61,7 +64,7 @@ class RequestTable:
             block_tables=int32(num_groups, rows, blocks),
             num_prompt=int32(rows),
             top_k=int32(rows),
-            floats=torch.zeros((6, rows), dtype=torch.float32, device=device),
+            floats=torch.zeros((3, rows), dtype=torch.float32, device=device),
             seeds=torch.zeros(rows, dtype=torch.int64, device=device),
             host=[HostRow() for _ in range(rows)],
         )
@@ -75,7 +78,7 @@ class RequestTable:
         if plan.new_rows:
             new = plan.new_rows
             for n in new:
-                host = self.host[n.row] = _host_row(n)
+                host = self.host[n.row] = HostRow(n.num_prompt_tokens, n.sampling)
                 (self.special_rows.add if host.special else self.special_rows.discard)(n.row)
             upload.add("new_rows", np.array([n.row for n in new], np.int32))
             upload.add("new_prompt", np.array([n.num_prompt_tokens for n in new], np.int32))
@@ -111,17 +114,4 @@ class RequestTable:
 
 
 def _floats(sampling: Sampling) -> tuple[float, ...]:
-    return (sampling.temperature, sampling.top_p, sampling.min_p, sampling.repetition_penalty,
-            sampling.presence_penalty, sampling.frequency_penalty)
-
-
-def _host_row(new: NewRow) -> HostRow:
-    s = new.sampling
-    return HostRow(
-        num_prompt_tokens=new.num_prompt_tokens,
-        min_tokens=s.min_tokens,
-        stop_token_ids=s.stop_token_ids,
-        logprobs=s.logprobs,
-        filtered=s.temperature > 0 and (s.top_p < 1 or s.top_k > 0 or s.min_p > 0),
-        penalized=s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0,
-    )
+    return (sampling.temperature, sampling.top_p, sampling.min_p)

@@ -220,7 +220,7 @@ class AsyncLLMEngine:
         sampling = numbers(params, len(prompt_token_ids), max_model_len=info.max_model_len,
                            max_logprobs=info.max_logprobs, vocab_size=info.vocab_size,
                            clamp=clamp,
-                           eos_token_ids=end_token_ids(self.model_config, self.tokenizer))
+                           eos_token_ids=end_token_ids(self.model_config, self.tokenizer), tokenizer=self.tokenizer)
         generation = Generation(params, prompt_token_ids, self.tokenizer, params.n)
         request = Request(request_id, prompt_token_ids, sampling, samples(params, group.new_ids(params.n)), generation,
                           priority, key, cache_salt, queue_timeout_s)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from quire.engine.errors import NOTHING_LEFT_TO_DRAW
 from quire.engine.frontend.detokenizer import Detokenizer
 from quire.engine.frontend.stop import StopFinder
 from quire.engine.frontend.tokenizer import Tokenizer
@@ -166,6 +167,8 @@ class _Sample:
                 self._news.text += self._finder.flush()
         if self.finish_reason is None:
             self.finish_reason = delta.finish_reason
+            if delta.finish_reason == "error":
+                self.stop_reason = NOTHING_LEFT_TO_DRAW  # the one way for a sample to end so
             if delta.stop_token_id in (self._params.stop_token_ids or ()):
                 self.stop_reason = delta.stop_token_id
 

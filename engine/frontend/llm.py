@@ -259,7 +259,8 @@ class _Run:
         check_prompt(ids, info.vocab_size)
         sampling = numbers(params, len(ids), max_model_len=info.max_model_len, max_logprobs=info.max_logprobs,
                            vocab_size=info.vocab_size, clamp=True,
-                           eos_token_ids=end_token_ids(self._core.config.model, self._tokenizer))
+                           eos_token_ids=end_token_ids(self._core.config.model, self._tokenizer),
+                           tokenizer=self._tokenizer)
         place, first = len(self._submits), len(self._place)
         sample_ids = range(first, first + params.n)
         self._place.update({id: (place, index) for index, id in enumerate(sample_ids)})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from array import array
+from collections.abc import Collection, Iterable
 
 from quire.engine.arguments import shown
 from quire.engine.errors import ContextLengthError, InvalidRequestError, context_length_error
@@ -13,6 +14,8 @@ from quire.engine.messages import SampleSpec, Sampling
 from quire.engine.model_config import ModelConfig
 from quire.engine.sampling_params import SamplingParams
 
+MAX_BAD_WORDS = 128  # token sequences
+MAX_BAD_WORD_TOKENS = 4096
 _MASK63 = 2**63 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -47,7 +50,7 @@ def end_token_ids(model: ModelConfig, tokenizer: Tokenizer | None) -> tuple[int,
 
 
 def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_logprobs: int, vocab_size: int,
-            eos_token_ids: Iterable[int], clamp: bool) -> Sampling:
+            eos_token_ids: Iterable[int], clamp: bool, tokenizer: Tokenizer | None = None) -> Sampling:
     """The numbers of `params` for a prompt of `num_prompt` tokens.
 
     `clamp` shortens max_tokens to what the context leaves, as the Python API does; over HTTP it is an error instead.
@@ -89,7 +92,37 @@ def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_
         # Ids beyond the vocabulary can never be sampled; the device must not index with them.
         stop_token_ids=tuple(token for token in stops if token < vocab_size),
         logprobs=logprobs,
+        allowed_token_ids=_packed("allowed_token_ids", params.allowed_token_ids or (), vocab_size),
+        bad_words=_bad_words(params.bad_words or [], vocab_size, tokenizer),
+        logit_bias_ids=_packed("logit_bias", params.logit_bias or (), vocab_size),
+        logit_biases=array("f", (params.logit_bias or {}).values()).tobytes(),
     )
+
+
+def _packed(name: str, token_ids: Collection[int], vocab_size: int) -> bytes:
+    """int32 each."""
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        wrong = next(token for token in token_ids if not 0 <= token < vocab_size)
+        raise InvalidRequestError(f"{name} holds token id {shown(wrong)}; this model's ids are 0 to {vocab_size - 1}.",
+                                  name)
+    return array("i", token_ids).tobytes()
+
+
+def _bad_words(words: list[str], vocab_size: int, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...], ...]:
+    """Each word's tokens as it stands at the beginning of a text, and behind a space, where they differ."""
+    if not words:
+        return ()
+    if tokenizer is None:
+        raise InvalidRequestError("bad_words need a tokenizer, and this engine has none (skip_tokenizer_init).",
+                                  "bad_words")
+    texts = [prefix + word.lstrip() for word in words for prefix in ("", " ")]
+    found = dict.fromkeys(map(tuple, tokenizer.encode_batch(texts, add_special_tokens=False)))
+    sequences = tuple(ids for ids in found if ids and max(ids) < vocab_size)
+    if len(sequences) > MAX_BAD_WORDS or sum(map(len, sequences)) > MAX_BAD_WORD_TOKENS:
+        raise InvalidRequestError(
+            f"bad_words make {len(sequences)} sequences of {sum(map(len, sequences))} tokens in all; at most "
+            f"{MAX_BAD_WORDS} of {MAX_BAD_WORD_TOKENS} are taken.", "bad_words")
+    return sequences
 
 
 def samples(params: SamplingParams, ids: Iterable[int], fallback_seed: int | None = None) -> list[SampleSpec]:

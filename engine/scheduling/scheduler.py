@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from quire.engine.config import SchedulerConfig
 from quire.engine.errors import InvalidRequestError, context_length_error
-from quire.engine.plan import StepPlan, StepResult
+from quire.engine.plan import NOTHING_LEFT, StepPlan, StepResult
 from quire.engine.scheduling.allocator import BlockAllocator
 from quire.engine.scheduling.block_run import BlockRun
 from quire.engine.scheduling.draft import Draft
@@ -40,7 +40,7 @@ class TokenEvent(NamedTuple):
     """One token for one sample that is still wanted."""
 
     request: Request
-    token_id: int
+    token_id: int  # NOTHING_LEFT with the finish reason "error"
     finish_reason: str  # "" while the sample goes on
     stop_token_id: int  # -1 where no stop token ended it
     logprobs: Logprobs | None
@@ -210,6 +210,10 @@ class Scheduler:
         finished = RequestStatus.FINISHED
         for place, (request, token_id) in enumerate(zip(sampled, result.token_ids)):
             if request.status is finished:
+                continue
+            if token_id == NOTHING_LEFT:
+                self._finish(request, "error")
+                events.append(TokenEvent(request, token_id, "error", -1, None))
                 continue
             token_ids = request.token_ids
             token_ids.append(token_id)

@@ -77,7 +77,7 @@ class FakeStream:
                 logprobs = [TokenLogprobs(-0.5, 1, [ord(char), ord("?")], [-0.5, float("-inf")])]
                 last = position == len(text) - 1
                 yield SampleUpdate(index, char, [ord(char)], logprobs if params.logprobs is not None else [],
-                                   self._engine.finish_reason if last else None, None,
+                                   self._engine.finish_reason if last else None, self._engine.stop_reason,
                                    min(3, len(self.prompt_token_ids)) if position == 0 else None)
 
     def __aiter__(self) -> Any:
@@ -91,6 +91,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.text = "Hi 👋!"
         self.finish_reason = "stop"
+        self.stop_reason: str | None = None
         self.backwards = False  # the last sample of a request comes first
         self.info: EngineInfo | None = INFO
         self.state = "ready"

@@ -12,7 +12,13 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.applications import Starlette
 
-from quire.engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, context_length_error
+from quire.engine.errors import (
+    NOTHING_LEFT_TO_DRAW,
+    EngineDeadError,
+    InvalidRequestError,
+    OverloadedError,
+    context_length_error,
+)
 from tests.app.fake_engine import FakeEngine
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
@@ -203,7 +209,10 @@ async def test_a_templates_refusal_is_the_clients_to_read(client: httpx.AsyncCli
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"tool_choice": "auto"}, "tool_choice"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"logit_bias": {"1": 1}}, "logit_bias"),
+    ({"logit_bias": {"one": 1}}, "logit_bias"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"),
+    ({"bad_words": [" "]}, "bad_words"),
+    ({"bad_words": ["x"] * 129}, "bad_words"),
     ({"functions": [{}]}, "functions"),
     ({"guided_json": {}}, "guided_json"),
     ({"prompt_logprobs": 0}, "prompt_logprobs"),
@@ -306,10 +315,20 @@ async def test_a_failure_midway_ends_the_stream_with_an_error_that_tells_nothing
     assert "secret" not in reply.text
 
 
-async def test_an_error_of_the_engine_is_no_finish(client: httpx.AsyncClient, fake: FakeEngine) -> None:
-    fake.finish_reason = "error"
-    assert (await post(client)).status_code == 500
-    assert events(await post(client, stream=True))[-2]["error"]["code"] == 500
+async def test_a_sample_that_has_nothing_left_to_draw_is_an_error_that_says_so(client: httpx.AsyncClient,
+                                                                               fake: FakeEngine) -> None:
+    fake.finish_reason, fake.stop_reason = "error", NOTHING_LEFT_TO_DRAW
+    reply = await post(client)
+    assert (reply.status_code, reply.json()["error"]["message"]) == (400, NOTHING_LEFT_TO_DRAW)
+    error = events(await post(client, stream=True))[-2]["error"]
+    assert (error["code"], error["message"]) == (400, NOTHING_LEFT_TO_DRAW)
+
+
+async def test_what_asks_for_tokens_reaches_the_engine(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    assert (await post(client, logit_bias={"65": 300, "66": -1}, allowed_token_ids=[65, 66, 65],
+                       bad_words=["x"])).status_code == 200
+    _, params, _ = fake.submitted[-1]
+    assert (params.logit_bias, params.allowed_token_ids, params.bad_words) == ({65: 100.0, 66: -1.0}, [65, 66], ["x"])
 
 
 @pytest.mark.parametrize(("content", "off_the_loop"), [

@@ -21,17 +21,15 @@ FLAGS = ("ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_spec
 DEFAULTS: dict[str, Any] = {
     "prompt_logprobs": None, "prompt_logprob_token_ids": None, "prompt_logprob_start": None, "logprob_token_ids": None,
     "flat_logprobs": False, "stream_interval": None, "skip_clone": False, "structured_outputs": None,
-    "logit_bias": None, "allowed_token_ids": None, "bad_words": None, "extra_args": None,
+    "extra_args": None,
     "skip_reading_prefix_cache": None, "thinking_token_budget": None, "repetition_detection": None,
     "routed_experts_prompt_start": 0, "trace_decode_token_ids": None, "best_of": None, "use_beam_search": False,
     "length_penalty": 1.0, "early_stopping": False, "guided_decoding": None, "logits_processors": None,
     "truncate_prompt_tokens": None,
 }
-SAME_AS_DEFAULT = [("best_of", 1), ("bad_words", []), ("logit_bias", {}), ("logits_processors", []), ("extra_args", {}),
+SAME_AS_DEFAULT = [("best_of", 1), ("logits_processors", []), ("extra_args", {}),
                    ("length_penalty", 1), ("stream_interval", 1), ("thinking_token_budget", -1)]
-ASKING = [("prompt_logprobs", 0), ("logit_bias", {5: 1.0}), ("best_of", 2), ("bad_words", ["x"]),
-          ("bad_words", np.array(["a", "b"])), ("allowed_token_ids", [1]), ("allowed_token_ids", np.array([1, 2])),
-          ("extra_args", {"a": 1}),
+ASKING = [("prompt_logprobs", 0), ("best_of", 2), ("extra_args", {"a": 1}),
           ("structured_outputs", {"json": "{}"}), ("guided_decoding", {"json": "{}"}), ("flat_logprobs", True),
           ("logits_processors", [print]), ("truncate_prompt_tokens", 5), ("use_beam_search", True),
           ("length_penalty", 0.5), ("best_of", True)]
@@ -123,3 +121,32 @@ def test_what_is_not_implemented_is_refused_by_name(name: str, value: Any) -> No
 def test_a_name_that_nobody_knows_is_refused() -> None:
     with pytest.raises(TypeError, match="best_off"):
         SamplingParams(best_off=None)  # type: ignore[call-arg]
+
+
+def test_tokens_asked_for_and_against_become_pythons_own() -> None:
+    params = SamplingParams(logit_bias={"5": 1, np.int64(7): np.float32(-200.0)}, bad_words=("a", "b"),
+                            allowed_token_ids=np.array([3, 1, 3]))
+    assert params.logit_bias == {5: 1.0, 7: -100.0}
+    assert all(type(key) is int and type(value) is float for key, value in params.logit_bias.items())
+    assert (params.allowed_token_ids, params.bad_words) == ([3, 1], ["a", "b"])
+    assert all(type(token) is int for token in params.allowed_token_ids)
+    nothing = SamplingParams(logit_bias={}, bad_words=[])
+    assert (nothing.logit_bias, nothing.bad_words, nothing.allowed_token_ids) == (None, [], None)
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [
+    ("logit_bias", [1], "logit_bias must be a dictionary, got [1]."),
+    ("logit_bias", {"x": 1}, "logit_bias has the key 'x', which is no token id."),
+    ("logit_bias", {1.5: 1}, "logit_bias has the key 1.5, which is no token id."),
+    ("logit_bias", {1: float("nan")}, "logit_bias must be a finite number, got nan."),
+    ("logit_bias", {1: "much"}, "logit_bias must be a number, got 'much'."),
+    ("allowed_token_ids", [],
+     "allowed_token_ids is empty, so that no token could be drawn; leave it out to allow all."),
+    ("allowed_token_ids", ["a"], "allowed_token_ids must contain only integers, got 'a'."),
+    ("allowed_token_ids", 5, "allowed_token_ids must be a list of integers, got 5."),
+    ("bad_words", "word", "bad_words must be a list of strings, got 'word'."),
+    ("bad_words", [""], "bad_words cannot contain an empty string."),
+    ("bad_words", [1], "bad_words must contain only strings, got 1."),
+])
+def test_what_asks_for_no_tokens_is_refused(name: str, value: Any, said: str) -> None:
+    assert refused(name, value) == said
