@@ -22,6 +22,7 @@ from quire.app.sse import EventStream
 from quire.engine.errors import OverloadedError
 from quire.engine.frontend.async_llm import Stream
 from quire.engine.frontend.generation import SampleUpdate
+from quire.engine.messages import TokenLogprobs
 from quire.engine.sampling_params import SamplingParams
 
 
@@ -102,6 +103,11 @@ class Exchange:
         if record.content is not None:
             record.content.prompts.append(str(prompt))
         record.prompt_tokens += len(stream.prompt_token_ids)
+
+    @property
+    def prompt_logprobs(self) -> list[list[TokenLogprobs | None] | None]:
+        """Of each prompt; whole before its first update."""
+        return [stream.prompt_logprobs for stream in self._streams]
 
     async def updates(self, samples_per_prompt: int) -> AsyncGenerator[SampleUpdate, None]:
         """Every update of every prompt; `index` is the choice's: prompt by prompt, sample by sample."""

@@ -6,15 +6,18 @@ U+FFFD for them all, different tokens would look the same. What is kept until th
 
 from __future__ import annotations
 
+import msgspec
+
 from quire.app.json_pieces import as_raw
 from quire.app.schemas.chat import ChatLogprob, ChatLogprobs, TopLogprob
-from quire.app.schemas.completions import CompletionLogprobs
+from quire.app.schemas.completions import CompletionLogprobs, PromptLogprob
 from quire.engine.frontend.detokenizer import Detokenizer
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.messages import TokenLogprobs
 from quire.engine.sampling_params import SamplingParams
 
+_NULL = msgspec.Raw(b"null")
 FLOOR = -9999.0  # JSON has no -inf; vLLM's and OpenAI's value for "impossible"
 
 
@@ -37,6 +40,21 @@ class LegacyLogprobs:
                                         params.spaces_between_special_tokens)
         self._num_characters = 0  # that the tokens so far complete
         self._num_sent = 0
+
+    def begin(self, lists: CompletionLogprobs, token_ids: list[int], told: list[TokenLogprobs | None],
+              text: str) -> None:
+        """Append what is echoed: the prompt's tokens. They make `text`, but for one that the tokenizer put before it.
+        """
+        detokenizer = Detokenizer(self._tokenizer, [], False, False)
+        is_put_before = not text.startswith(self._tokenizer.token_text(token_ids[0]))
+        for place, (token_id, token) in enumerate(zip(token_ids, told)):
+            lists.tokens.append(self._key(token_id))
+            lists.text_offset.append(min(self._num_characters, len(text)))
+            lists.token_logprobs.append(None if token is None else max(token.logprob, FLOOR))
+            lists.top_logprobs.append(_NULL if token is None else as_raw(self._by_text(token_id, token)))
+            if place or not is_put_before:
+                self._num_characters += len(detokenizer.push([token_id]))
+        self._num_characters = self._num_sent = len(text)
 
     def extend(self, lists: CompletionLogprobs, update: SampleUpdate) -> None:
         """Append what `update` brings."""
@@ -68,6 +86,21 @@ class LegacyLogprobs:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + _spelled(data)
+
+
+def prompt_logprobs(tokenizer: Tokenizer, token_ids: list[int], told: list[TokenLogprobs | None]) -> list[msgspec.Raw]:
+    """vLLM's shape: null, then of each token an object from ids to logprobs, the token's own first."""
+    found = []
+    for token_id, of in zip(token_ids, told):
+        if of is None:
+            found.append(_NULL)
+            continue
+        ranked = [(token_id, of.logprob, of.rank)]
+        ranked += [(id, logprob, rank) for rank, (id, logprob) in enumerate(zip(of.top_ids, of.top_logprobs), 1)
+                   if id != token_id]
+        found.append(as_raw({str(id): PromptLogprob(max(logprob, FLOOR), rank, tokenizer.token_text(id))
+                             for id, logprob, rank in ranked}))
+    return found
 
 
 def _spelled(data: bytes) -> str:

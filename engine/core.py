@@ -24,8 +24,18 @@ from quire.engine.execution.hardware import of_this_machine
 from quire.engine.execution.placement import placement
 from quire.engine.execution.rank_group import RankGroup
 from quire.engine.memory_need import require_host_memory
-from quire.engine.messages import Accepted, Delta, EngineInfo, Part, Rejected, Status, Submit, TokenLogprobs
-from quire.engine.plan import NOTHING_LEFT, StepPlan
+from quire.engine.messages import (
+    Accepted,
+    Delta,
+    EngineInfo,
+    Part,
+    PromptLogprobs,
+    Rejected,
+    Status,
+    Submit,
+    TokenLogprobs,
+)
+from quire.engine.plan import NOTHING_LEFT, Logprobs, StepPlan
 from quire.engine.scheduling.request import Request
 from quire.engine.scheduling.scheduler import Scheduler, TokenEvent
 from quire.engine.stderr import stderr
@@ -223,7 +233,8 @@ class EngineCore:
         events = self.scheduler.commit(oldest, launched.result())
         self._last_step = time.monotonic()
         now = self._admission.now()
-        return [self._delta(event, now) for event in events]
+        told = [_told_of_prompt(*part) for part in self.scheduler.take_told()]
+        return told + [self._delta(event, now) for event in events]
 
     def _take_up(self, requests: list[Request]) -> list[tuple[Owner, int]]:
         self._admission.departed(len(requests), sum(request.num_prompt_tokens for request in requests))
@@ -276,6 +287,12 @@ class EngineCore:
             step_tokens=self._stats.tokens.distribution(),
             log_lines_dropped=stderr.num_dropped,
         )
+
+
+def _told_of_prompt(request: Request, first: int, found: list[Logprobs]) -> tuple[Owner, Delta]:
+    owner, id = cast(tuple[Owner, int], request.key)
+    tokens = [TokenLogprobs(*each) for each in found]
+    return owner, Delta(id, [], prompt_logprobs=PromptLogprobs(first, tokens))
 
 
 def _told(part: tuple[Request, int, int]) -> tuple[Owner, Part]:

@@ -30,6 +30,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     bad_words: tuple[tuple[int, ...], ...] = ()  # sequences that the output may not have
     logit_bias_ids: bytes = b""  # int32 each, and float32 each
     logit_biases: bytes = b""
+    prompt_logprobs: int = -1  # how many alternatives to each token of the prompt; -1 = none wanted
 
 
 class SampleSpec(msgspec.Struct, array_like=True, frozen=True):
@@ -175,6 +176,13 @@ class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
     top_logprobs: list[float]
 
 
+class PromptLogprobs(msgspec.Struct, array_like=True, frozen=True):
+    """Of the prompt's tokens from place `first` on, which is 1 at least: nothing comes before the first token."""
+
+    first: int
+    tokens: list[TokenLogprobs]
+
+
 FINISH_REASONS = ("stop", "length", "abort", "error")
 
 
@@ -187,6 +195,7 @@ class Delta(msgspec.Struct, array_like=True):
     stop_token_id: int = -1  # the id that ended it, where one did
     logprobs: list[TokenLogprobs] = []  # parallel to token_ids where wanted
     num_cached_tokens: int = -1  # prompt tokens found in the prefix cache; set on the first delta only
+    prompt_logprobs: PromptLogprobs | None = None  # in a delta of its own, before the first that has a token
 
 
 class Deltas(msgspec.Struct, array_like=True, tag="deltas"):

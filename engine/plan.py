@@ -56,6 +56,10 @@ class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     # Copy-on-write, in every layer: whole blocks that end within a prompt, for samples of it that write on from there.
     copy_sources: list[int] = []
     copy_targets: list[int] = []
+    # Rows (by place in `rows`) whose prompt's logprobs are wanted: of so many tokens, from this position on.
+    told_places: list[int] = []
+    told_firsts: list[int] = []
+    told_counts: list[int] = []
 
     @property
     def only_decodes(self) -> bool:
@@ -80,12 +84,15 @@ class StepPlan(msgspec.Struct, array_like=True, tag="step"):
         return list(compress(self.ends, self.samples))
 
 
+Logprobs = tuple[float, int, list[int], list[float]]  # of a token: its own, its rank, the likeliest ids and theirs
+
+
 class StepResult(msgspec.Struct, array_like=True):
     """What the sampled rows got, in the order of the plan's rows with `samples` set."""
 
     token_ids: list[int]
-    # For rows that asked for logprobs, by place in token_ids: (logprob, rank, top ids, top logprobs).
-    logprobs: dict[int, tuple[float, int, list[int], list[float]]] = {}
+    logprobs: dict[int, Logprobs] = {}  # for rows that asked for them, by place in token_ids
+    prompt_logprobs: list[list[Logprobs]] = []  # of each row in told_places, of each of its tokens
 
 
 class Allocate(msgspec.Struct, array_like=True, tag="allocate"):

@@ -63,8 +63,8 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
 
-    prompt_logprobs: None = _unsupported()
     prompt_logprob_token_ids: None = _unsupported()
     prompt_logprob_start: None = _unsupported()
     logprob_token_ids: None = _unsupported()
@@ -146,6 +146,8 @@ class SamplingParams:
                 "min_tokens")
         if self.logprobs is not None:
             self.logprobs = integer("logprobs", self.logprobs, -1, 2**31 - 1)
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs = integer("prompt_logprobs", self.prompt_logprobs, -1, 2**31 - 1)
 
     def _check_stops(self) -> None:
         for text in self.stop or []:

@@ -14,7 +14,7 @@ from quire.app.background import in_background
 from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
 from quire.app.json_pieces import all_as_raw
-from quire.app.logprobs import chat_logprobs
+from quire.app.logprobs import chat_logprobs, prompt_logprobs
 from quire.app.middleware.body_limit import body_was_read
 from quire.app.schemas.body import read_body, unknown_of
 from quire.app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
@@ -95,6 +95,7 @@ class _Replies:
         texts = [""] * self._n
         logprobs = [ChatLogprobs([]) for _ in texts]
         ends: list[SampleUpdate | None] = [None] * self._n
+        [prompt], [of_prompt] = self._exchange.prompt_token_ids, self._exchange.prompt_logprobs
         async with self._exchange:
             async for update in self._exchange.updates(self._n):
                 texts[update.index] += update.text
@@ -107,8 +108,9 @@ class _Replies:
             ChatChoice(i, Message(role, texts[i]), logprobs[i] if self._body.logprobs else None,
                        end.finish_reason or "abort", end.stop_reason)
             for i, end in enumerate(ends) if end is not None]
+        told = None if of_prompt is None else prompt_logprobs(self._service.tokenizer, prompt, of_prompt)
         return ChatReply(id=self._id, created=self._created, model=self._model, choices=await all_as_raw(choices),
-                         usage=self._exchange.usage)
+                         usage=self._exchange.usage, prompt_logprobs=told)
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """One frame per update. Before the first, the role of each choice in order: clients that collect choices append

@@ -37,7 +37,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "tool_choice": ("none",), "functions": ([],), "function_call": ("none",),
     "response_format": ({"type": "text"},), "structured_outputs": (), "guided_json": (), "guided_regex": (),
     "guided_choice": (), "guided_grammar": (), "guided_decoding_backend": (), "guided_whitespace_pattern": (),
-    "logprob_token_ids": (), "prompt_logprobs": (),
+    "logprob_token_ids": (),
     "suffix": ("",), "use_beam_search": (False,), "length_penalty": (1.0,), "early_stopping": (False,),
     "truncate_prompt_tokens": (), "truncation_side": (), "prompt_embeds": (), "reasoning_effort": ("none",),
     "include_reasoning": (True, False), "thinking_token_budget": (-1,),

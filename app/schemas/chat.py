@@ -230,4 +230,4 @@ class ChatReply(msgspec.Struct, kw_only=True):
     usage: Usage
     service_tier: None = None
     system_fingerprint: None = None
-    prompt_logprobs: None = None
+    prompt_logprobs: list[msgspec.Raw] | None = None  # as in CompletionChoice

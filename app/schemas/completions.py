@@ -41,8 +41,6 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
         self.check_common(settings, num_prompts)
         check_max_tokens("max_tokens", self.max_tokens, f"{DEFAULT_MAX_TOKENS}, or say how many")
         check_logprobs("logprobs", self.num_logprobs, settings)
-        if self.echo and self.num_logprobs is not None:
-            raise ApiError(400, "echo together with logprobs is not supported by this version.", "echo")
 
     def check_echo(self, prompts: list[str | list[int]]) -> None:
         """Raises ApiError (400) where the reply would hold far more text than the request."""
@@ -101,9 +99,15 @@ class CompletionLogprobs(msgspec.Struct):
     """The shape from before chat: parallel lists."""
 
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]  # null of a prompt's first token, which nothing comes before
     tokens: list[str]
     top_logprobs: list[msgspec.Raw]  # of each token an object: text to logprob
+
+
+class PromptLogprob(msgspec.Struct):
+    logprob: float
+    rank: int
+    decoded_token: str
 
 
 class CompletionChoice(msgspec.Struct):
@@ -112,7 +116,7 @@ class CompletionChoice(msgspec.Struct):
     logprobs: CompletionLogprobs | None
     finish_reason: str
     stop_reason: int | str | None
-    prompt_logprobs: None = None
+    prompt_logprobs: list[msgspec.Raw] | None = None  # of each token an object: id to a PromptLogprob
 
 
 class CompletionReply(msgspec.Struct, kw_only=True):

@@ -18,7 +18,7 @@ from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 _PASSED_ON = (
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
     "seed", "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens", "logit_bias", "allowed_token_ids",
-    "bad_words",
+    "bad_words", "prompt_logprobs",
     "spaces_between_special_tokens", "include_stop_str_in_output",
 )
 _MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -81,6 +81,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
@@ -106,6 +107,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
             raise ApiError(400, f"priority must be from {-2**31} to {2**31 - 1}, got {shown(self.priority)}.",
                            "priority")
         check_at_most("cache_salt", len(self.cache_salt), MAX_SALT_CHARACTERS, what="characters")
+        check_logprobs("prompt_logprobs", self.prompt_logprobs, settings)
+        if self.prompt_logprobs is not None and self.stream:
+            raise ApiError(400, "prompt_logprobs are told with a whole reply alone; send stream: false.",
+                           "prompt_logprobs")
         self._check_counts(settings, num_prompts)
 
     @property

@@ -34,12 +34,22 @@ def pack(plan: StepPlan, upload: Upload) -> None:
         upload.add("last_tokens", query_starts[1:] - 1)
     if not all(plan.samples):
         upload.add("sample_places", np.flatnonzero(plan.samples).astype(np.int32))
+    if plan.told_places:
+        upload.add("told_prompts", _told(plan, query_starts))
     if plan.shared_places:
         shared = np.zeros((2, plan.num_decodes), np.int32)  # lengths, members
         shared[0, plan.shared_places] = plan.num_shared_tokens
         shared[1] = -1
         shared[1, :len(plan.shared_places)] = plan.shared_places
         upload.add("shared", shared)
+
+
+def _told(plan: StepPlan, query_starts: np.ndarray) -> np.ndarray:
+    """[3, tokens]: which of the step's tokens tells of it, its row and its position."""
+    columns = [np.stack([np.arange(n, dtype=np.int32) + (query_starts[place] + first - 1 - plan.starts[place]),
+                         np.full(n, plan.rows[place], np.int32), np.arange(first, first + n, dtype=np.int32)])
+               for place, first, n in zip(plan.told_places, plan.told_firsts, plan.told_counts)]
+    return np.concatenate(columns, 1).astype(np.int32)
 
 
 def pack_samples(plan: StepPlan, upload: Upload) -> None:
@@ -74,7 +84,7 @@ def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int,
         max_query_len=plan.max_query_len,
         max_context_len=max_context_len,
         first_whole=max((place + 1 for place, start in enumerate(plan.starts) if start), default=0),
-        last_tokens=None if plan.only_decodes else upload["last_tokens"],
+        last_tokens=None if plan.only_decodes or plan.told_places else upload["last_tokens"],
         shared=(upload["shared"][0], upload["shared"][1]) if plan.shared_places else None,
         host_query_lens=plan.num_tokens if host_lists else None,
         host_context_lens=ends if host_lists else None,

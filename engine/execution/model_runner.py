@@ -18,6 +18,7 @@ from quire.engine.execution.graphs import Size, StepGraphs, all_sizes, predicted
 from quire.engine.execution.pending import Pending
 from quire.engine.execution.request_table import MIN_P, TEMPERATURE, TOP_P, RequestTable
 from quire.engine.execution.special_rows import SpecialRows
+from quire.engine.execution.told_prompts import ToldPrompts
 from quire.engine.execution.upload import Upload
 from quire.engine.parallel import Parallel
 from quire.engine.plan import StepPlan
@@ -121,13 +122,14 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
-        size = None if self.graphs is None else self.graphs.size_for(plan)
+        size = None if self.graphs is None or plan.told_places else self.graphs.size_for(plan)
         upload = Upload()
         self.table.pack(plan, upload)  # first: what follows asks the host's share of the table about new rows too
         special = None if self.table.special_rows.isdisjoint(plan.rows) else SpecialRows(plan, self.table)
         self._send(plan, size, special, upload)
         self._change_tables(plan, upload)
         self.num_shared_steps += bool(plan.shared_places) and (size is None or size.shared)
+        told = None
         if self.graphs is not None and size is not None:
             self.num_graph_steps += 1
             step = self.graphs.run(size, upload["graph"])  # samples, and writes to the table
@@ -136,17 +138,21 @@ class ModelRunner:
             token_ids = _sampled_only(step.token_ids, plan, upload)
             logits = None if special is None else _sampled_only(step.logits, plan, upload)
         else:
-            logits = self._logits(plan, upload)
-            if logits is None:
+            hidden = self._hidden(plan, upload)
+            if hidden is None:
                 return Pending.empty(self.device)
+            told = None if not plan.told_places else ToldPrompts.of(hidden, plan, upload, self.table, self.model.logits)
+            logits = self._logits(hidden, plan, upload)
+            if logits is None:
+                return Pending.of(None, told=told) if told is not None else Pending.empty(self.device)
             if special is not None and special.edits_all:
                 token_ids = logits.new_empty(logits.shape[0], dtype=torch.int32)
             else:
                 token_ids = self._sample(logits, plan, upload)
         if special is None or logits is None or not any(plan.samples):
-            return Pending.of(token_ids)
+            return Pending.of(token_ids, told=told)
         token_ids = special.draw(logits, token_ids, self.table, upload)
-        return Pending.of(token_ids, special.logprobs(logits, token_ids, upload), special.wanted)
+        return Pending.of(token_ids, special.logprobs(logits, token_ids, upload), special.wanted, told)
 
     def _send(self, plan: StepPlan, size: Size | None, special: SpecialRows | None, upload: Upload) -> None:
         """The rest of what the step reads of the host, and off it goes."""
@@ -170,13 +176,18 @@ class ModelRunner:
                 ops.copy_blocks(k_cache, v_cache, sources, targets)
         self.table.apply(plan, upload)
 
-    def _logits(self, plan: StepPlan, upload: Upload) -> torch.Tensor | None:
-        """Logits of the sampling rows, [samples, vocab], kernel by kernel; None where no row samples, or not here."""
+    def _hidden(self, plan: StepPlan, upload: Upload) -> torch.Tensor | None:
+        """As CausalLM.forward's, kernel by kernel; of all tokens where prompts are to be told of."""
         token_ids, attention = batch.gather(plan, upload, self.table, self.block_size,
                                             host_lists=self.device.type == "cpu", advances=self._advances)
-        hidden = self.model.forward(token_ids, attention, self.kv_caches)
-        if hidden is None or not any(plan.samples):
+        return self.model.forward(token_ids, attention, self.kv_caches)
+
+    def _logits(self, hidden: torch.Tensor, plan: StepPlan, upload: Upload) -> torch.Tensor | None:
+        """Logits of the sampling rows, [samples, vocab]; None where no row samples."""
+        if not any(plan.samples):
             return None
+        if plan.told_places and not plan.only_decodes:
+            hidden = hidden.index_select(0, upload["last_tokens"])
         if not all(plan.samples):
             hidden = hidden.index_select(0, upload["sample_places"])
         return self.model.logits(hidden)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from quire.engine.execution.special_rows import Logprobs
+from quire.engine.execution.told_prompts import ToldPrompts
 from quire.engine.plan import StepResult
 
 
@@ -14,39 +15,43 @@ from quire.engine.plan import StepResult
 class Pending:
     """Copies queued behind the step; `result` waits for them and for nothing later."""
 
-    token_ids: torch.Tensor | None
-    logprobs: tuple[torch.Tensor, ...] | None  # of the samples in `wanted`, in that order
-    wanted: dict[int, int]  # by place, how many alternatives
     event: torch.cuda.Event | None
+    token_ids: torch.Tensor | None = None
+    logprobs: tuple[torch.Tensor, ...] | None = None  # of the samples in `wanted`, in that order
+    wanted: dict[int, int] = field(default_factory=dict)  # by place, how many alternatives
+    told: ToldPrompts | None = None
 
     @classmethod
-    def of(cls, token_ids: torch.Tensor, logprobs: Logprobs | None = None, wanted: dict[int, int] | None = None
-           ) -> Pending:
+    def of(cls, token_ids: torch.Tensor | None, logprobs: Logprobs | None = None, wanted: dict[int, int] | None = None,
+           told: ToldPrompts | None = None) -> Pending:
+        """On the step's own device."""
         event = None
+        here = [t for t in (token_ids, *(logprobs or ()), *(told.tensors if told is not None else ())) if t is not None]
         copied: tuple[torch.Tensor, ...] | None = logprobs
-        if token_ids.is_cuda:
-            token_ids = _to_host(token_ids)
-            copied = None if logprobs is None else tuple(_to_host(t) for t in logprobs)
+        if here[0].is_cuda:
+            token_ids = None if token_ids is None else _to_host(token_ids)
+            copied = None if logprobs is None else tuple(map(_to_host, logprobs))
+            told = None if told is None else replace(told, tensors=tuple(map(_to_host, told.tensors)))
             event = _recorded()
-        return cls(token_ids, copied, wanted or {}, event)
+        return cls(event, token_ids, copied, wanted or {}, told)
 
     @classmethod
     def empty(cls, device: torch.device) -> Pending:
         """Of a step that samples nothing, or not here. It is waited for all the same: for what may go wrong in it, and
         so that no more steps are queued than the core means to.
         """
-        return cls(None, None, {}, None if device.type == "cpu" else _recorded())
+        return cls(None if device.type == "cpu" else _recorded())
 
     def result(self) -> StepResult:
         if self.event is not None:
             self.event.synchronize()
-        if self.token_ids is None:
-            return StepResult([])
-        result = StepResult(self.token_ids.tolist())
+        result = StepResult([] if self.token_ids is None else self.token_ids.tolist())
         if self.logprobs is not None:
             own, ranks, top_ids, top = (t.tolist() for t in self.logprobs)
             result.logprobs = {place: (own[i], ranks[i], top_ids[i][:k], top[i][:k])
                                for i, (place, k) in enumerate(self.wanted.items())}
+        if self.told is not None:
+            result.prompt_logprobs = self.told.lists()
         return result
 
 

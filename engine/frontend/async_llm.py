@@ -30,7 +30,7 @@ from quire.engine.frontend.request import Request
 from quire.engine.frontend.submission import check_length, check_prompt, end_token_ids, numbers, samples
 from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from quire.engine.frontend.unsupported import asked_for
-from quire.engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState
+from quire.engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState, TokenLogprobs
 from quire.engine.model_config import ModelConfig
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.weights.locate import resolve_model
@@ -44,6 +44,11 @@ class Stream:
         self._request = request
         self.prompt = prompt
         self.prompt_token_ids = request.prompt_token_ids
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
+        """As Generation's."""
+        return self._request.generation.prompt_logprobs
 
     @property
     def rate(self) -> RateState | None:
@@ -263,7 +268,8 @@ class AsyncLLMEngine:
             self._streams[request_id] = stream
             if request_id in self._aborted:
                 stream.abort()
-            builder = OutputBuilder(request_id, stream.prompt, stream.prompt_token_ids, params, self.tokenizer, metrics)
+            builder = OutputBuilder(request_id, stream.prompt, stream.prompt_token_ids, params, self.tokenizer, metrics,
+                                    stream.prompt_logprobs)
             async with contextlib.aclosing(stream):
                 async for update in stream:
                     metrics.scheduled_ts = stream.started_at  # perf_counter, which Linux reads off the same clock

@@ -322,6 +322,8 @@ class EngineClient:
             return  # aborted a moment ago
         request, index = entry
         update = request.generation.push(index, delta)
+        if delta.prompt_logprobs is not None:
+            return
         request.productive, request.suspicion = True, 0
         if request.unread_tokens:
             self._prompt_read(request)

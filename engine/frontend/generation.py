@@ -47,6 +47,11 @@ class Generation:
     def __init__(self, params: SamplingParams, prompt_token_ids: list[int], tokenizer: Tokenizer | None,
                  num_samples: int) -> None:
         self._samples = [_Sample(i, params, prompt_token_ids, tokenizer) for i in range(num_samples)]
+        # Of each token of the prompt, where wanted: all are there before the first sample's first token, but that of
+        # the first token, which nothing comes before.
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None] * len(prompt_token_ids)
 
     def push(self, index: int, delta: Delta) -> SampleUpdate | None:
         """What is new to show of sample `index`, or None while there is nothing (its tokens come with a later update).
@@ -54,6 +59,10 @@ class Generation:
         An update whose finish_reason is set although the delta's is not tells of a stop string: the caller then aborts
         the sample in the engine. Deltas of a finished sample are dropped.
         """
+        if delta.prompt_logprobs is not None and self.prompt_logprobs is not None:
+            first, tokens = delta.prompt_logprobs.first, delta.prompt_logprobs.tokens
+            self.prompt_logprobs[first:first + len(tokens)] = tokens  # a resubmission tells them again
+            return None
         return self._samples[index].push(delta)
 
     def token_ids(self, index: int) -> list[int]:

@@ -268,8 +268,10 @@ class _Run:
                                     priority))
         tokenizer = self._tokenizer if params.detokenize else None
         metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
-        self._generations.append(Generation(params, ids, tokenizer, params.n))
-        self._builders.append(OutputBuilder(request_id, text, ids, params, tokenizer, metrics))
+        generation = Generation(params, ids, tokenizer, params.n)
+        self._generations.append(generation)
+        self._builders.append(OutputBuilder(request_id, text, ids, params, tokenizer, metrics,
+                                            generation.prompt_logprobs))
         self._metrics.append(metrics)
         self._outputs.append(None)
 
@@ -297,7 +299,8 @@ class _Run:
         """How many requests this delta finished (0 or 1)."""
         place, index = self._place[delta.id]
         generation = self._generations[place]
-        self._metrics[place].count(len(delta.token_ids))
+        if delta.prompt_logprobs is None:
+            self._metrics[place].count(len(delta.token_ids))
         if generation.sample_finished(index):
             return 0  # a stop string ended it while a step was in flight
         update = generation.push(index, delta)

@@ -79,7 +79,7 @@ class RequestOutput:
     prompt_token_ids: list[int] | None
     outputs: list[CompletionOutput]
     finished: bool
-    prompt_logprobs: Any = None
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # of the prompt's tokens; None of the first
     metrics: RequestStateStats | None = None
     lora_request: Any = None
     encoder_prompt: str | None = None
@@ -98,13 +98,17 @@ class OutputBuilder:
     """
 
     def __init__(self, request_id: str, prompt: str | None, prompt_token_ids: list[int], params: SamplingParams,
-                 tokenizer: Tokenizer | None, metrics: RequestStateStats | None = None) -> None:
+                 tokenizer: Tokenizer | None, metrics: RequestStateStats | None = None,
+                 prompt_logprobs: list[TokenLogprobs | None] | None = None) -> None:
+        """`prompt_logprobs`: Generation's own list, which is full before the first update."""
         self._request_id = request_id
         self._prompt = prompt
         self._prompt_token_ids = prompt_token_ids
         self._kind = params.output_kind
         self._with_logprobs = params.logprobs is not None
         self._tokenizer = tokenizer
+        self._told = prompt_logprobs
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # made for the first output
         self._metrics = metrics
         self._num_cached_tokens: int | None = None
         self._num_unfinished = params.n
@@ -151,6 +155,9 @@ class OutputBuilder:
         return CompletionOutput(index, "", [])
 
     def _output(self, samples: list[CompletionOutput]) -> RequestOutput:
+        if self._told is not None and self._prompt_logprobs is None:
+            self._prompt_logprobs = [None if of is None else self._logprobs(token_id, of)
+                                     for token_id, of in zip(self._prompt_token_ids, self._told)]
         return RequestOutput(self._request_id, self._prompt, self._prompt_token_ids, samples,
-                             finished=self._num_unfinished == 0, metrics=self._metrics,
-                             num_cached_tokens=self._num_cached_tokens)
+                             finished=self._num_unfinished == 0, prompt_logprobs=self._prompt_logprobs,
+                             metrics=self._metrics, num_cached_tokens=self._num_cached_tokens)

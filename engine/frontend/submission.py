@@ -64,13 +64,7 @@ def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_
         raise context_length_error(max_model_len, num_prompt, max(wanted, 1))
     if params.max_tokens is None and params.min_tokens > room:
         raise ContextLengthError(max_model_len, num_prompt, params.min_tokens, field="min_tokens")
-    logprobs = -1 if params.logprobs is None else params.logprobs
-    if logprobs == -1 and params.logprobs == -1:
-        logprobs = vocab_size
     most = vocab_size if max_logprobs < 0 else min(max_logprobs, vocab_size)
-    if logprobs > most:
-        raise InvalidRequestError(f"Requested sample logprobs of {logprobs}, which is greater than max allowed: {most}",
-                                  "logprobs")
     for token in params.stop_token_ids or []:
         if not 0 <= token < 2**31:
             raise InvalidRequestError(f"stop_token_ids holds {shown(token)}, which is no token id.", "stop_token_ids")
@@ -91,12 +85,24 @@ def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_
         min_tokens=min(params.min_tokens, max_tokens),
         # Ids beyond the vocabulary can never be sampled; the device must not index with them.
         stop_token_ids=tuple(token for token in stops if token < vocab_size),
-        logprobs=logprobs,
+        logprobs=_alternatives("logprobs", "sample", params.logprobs, most, vocab_size),
+        prompt_logprobs=_alternatives("prompt_logprobs", "prompt", params.prompt_logprobs, most, vocab_size),
         allowed_token_ids=_packed("allowed_token_ids", params.allowed_token_ids or (), vocab_size),
         bad_words=_bad_words(params.bad_words or [], vocab_size, tokenizer),
         logit_bias_ids=_packed("logit_bias", params.logit_bias or (), vocab_size),
         logit_biases=array("f", (params.logit_bias or {}).values()).tobytes(),
     )
+
+
+def _alternatives(name: str, what: str, wanted: int | None, most: int, vocab_size: int) -> int:
+    """-1 where none are wanted; of a caller, -1 asks for all."""
+    if wanted is None:
+        return -1
+    count = vocab_size if wanted == -1 else wanted
+    if count > most:
+        raise InvalidRequestError(f"Requested {what} logprobs of {count}, which is greater than max allowed: {most}",
+                                  name)
+    return count
 
 
 def _packed(name: str, token_ids: Collection[int], vocab_size: int) -> bytes:

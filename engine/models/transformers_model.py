@@ -27,8 +27,6 @@ _NAME = "quire_paged"
 
 
 class TransformersModel(CausalLM):
-    """`forward` returns logits, and `logits` returns what it gets: the code behind the last layer is the family's."""
-
     ignorable = r"rotary_emb\.inv_freq$|\.(masked_)?bias$"
     can_be_captured = False
 
@@ -57,12 +55,13 @@ class TransformersModel(CausalLM):
         step = self._step
         step.inputs, step.kv_caches, step.first_layer = inputs, kv_caches, self.num_layers - len(kv_caches)
         kept = slice(None) if inputs.last_tokens is None else inputs.last_tokens.long()
-        hidden = self._model.base_model(input_ids=token_ids.long().unsqueeze(0), use_cache=False,
-                                        position_ids=inputs.positions.long().unsqueeze(0)).last_hidden_state[0, kept]
-        return _logits(self._model, hidden)
+        hidden: torch.Tensor = self._model.base_model(
+            input_ids=token_ids.long().unsqueeze(0), use_cache=False,
+            position_ids=inputs.positions.long().unsqueeze(0)).last_hidden_state[0, kept]
+        return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden
+        return _logits(self._model, hidden)
 
 
 class _Step:

@@ -12,7 +12,7 @@ from quire.engine.scheduling.sharing import SharedBeginning
 class Draft:
     """Rows with one token are written at once; longer ones are kept apart, and follow them when it is finished."""
 
-    __slots__ = ("budget", "leaders", "long", "names_decode_ids", "plan", "sampled", "under_pressure")
+    __slots__ = ("budget", "leaders", "long", "names_decode_ids", "plan", "sampled", "told", "under_pressure")
 
     def __init__(self, step: int, budget: int, *, names_decode_ids: bool) -> None:
         self.plan = StepPlan(step)
@@ -20,6 +20,7 @@ class Draft:
         self.names_decode_ids = names_decode_ids
         self.sampled: list[Request] = []  # parallel to the plan's rows that sample
         self.long: list[tuple[Request, int, int, bool]] = []
+        self.told: list[Request] = []  # parallel to the plan's told_places
         self.leaders: list[Request] = []  # whose prompt this step completes
         self.under_pressure = False  # a running request got no block, or took another's
 
@@ -80,9 +81,22 @@ class Draft:
 
     def _append(self, request: Request, start: int, num_tokens: int, samples: bool) -> None:
         plan = self.plan
+        if request.tells:
+            self._tell(request, start + num_tokens)
         plan.rows.append(request.row)
         plan.starts.append(start)
         plan.num_tokens.append(num_tokens)
         plan.samples.append(samples)
         if samples:
             self.sampled.append(request)
+
+    def _tell(self, request: Request, end: int) -> None:
+        """What is computed of a token tells of the one behind it."""
+        first, end = request.num_told, min(end + 1, request.num_prompt_tokens)
+        if first < end:
+            plan = self.plan
+            plan.told_places.append(len(plan.rows))
+            plan.told_firsts.append(first)
+            plan.told_counts.append(end - first)
+            self.told.append(request)
+            request.num_told = end

@@ -32,7 +32,7 @@ class Request:
     __slots__ = (
         "block_hashes", "blocks", "cache_salt", "finish_reason", "followers", "key", "key_name", "leader", "max_total",
         "num_cached_tokens", "num_computed", "num_preemptions", "num_prompt_tokens", "num_registered", "num_slots",
-        "num_total", "order", "priority", "prompt_step", "register_at", "row", "sampling", "seed", "status",
+        "num_told", "num_total", "order", "priority", "prompt_step", "register_at", "row", "sampling", "seed", "status",
         "stop_token_id", "stop_token_ids", "token_ids", "weight",
     )
 
@@ -55,6 +55,7 @@ class Request:
         self.stop_token_id = -1
         self.num_cached_tokens = -1  # prompt tokens found in the prefix cache; -1 until first admitted
         self.num_preemptions = 0
+        self.num_told = 1  # of the prompt's tokens, those whose logprobs are planned to be told, and the first
         # Set by the scheduler when the request is added.
         self.order: Order = (priority, 0.0, 0)  # the smaller goes first, in the queue and among the running
         self.max_total = 0  # num_total never grows beyond it
@@ -80,6 +81,11 @@ class Request:
     def started(self) -> bool:
         """Whether a step ever took it up."""
         return self.num_cached_tokens >= 0
+
+    @property
+    def tells(self) -> bool:
+        """Whether logprobs of its prompt are still to be told."""
+        return self.sampling.prompt_logprobs >= 0 and self.num_told < self.num_prompt_tokens
 
     @property
     def num_in_flight(self) -> int:

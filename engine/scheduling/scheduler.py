@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from quire.engine.config import SchedulerConfig
 from quire.engine.errors import InvalidRequestError, context_length_error
-from quire.engine.plan import NOTHING_LEFT, StepPlan, StepResult
+from quire.engine.plan import NOTHING_LEFT, Logprobs, StepPlan, StepResult
 from quire.engine.scheduling.allocator import BlockAllocator
 from quire.engine.scheduling.block_run import BlockRun
 from quire.engine.scheduling.draft import Draft
@@ -27,8 +27,6 @@ from quire.engine.scheduling.prefix_index import extend_hashes
 from quire.engine.scheduling.queue import WaitingQueue
 from quire.engine.scheduling.request import Request, RequestStatus
 from quire.engine.scheduling.sharing import NOTHING_SHARED, largest_shared_beginning
-
-Logprobs = tuple[float, int, list[int], list[float]]  # as in StepResult
 
 _ORDER = attrgetter("order")
 _NEVER = sys.maxsize
@@ -76,7 +74,9 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._running: list[Request] = []
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
-        self._in_flight: deque[tuple[int, list[Request]]] = deque()  # step, requests that it samples for
+        # step, requests that it samples for, requests whose prompts it tells of
+        self._in_flight: deque[tuple[int, list[Request], list[Request]]] = deque()
+        self._told: list[tuple[Request, int, list[Logprobs]]] = []  # and not reported yet
         self._started: list[Request] = []  # taken up for the first time, and not reported yet
         self._parts: list[tuple[Request, int, int]] = []  # of prompts, planned and not reported yet: from, to before
         self._running_changed = False  # since the shared beginning was looked for
@@ -183,7 +183,7 @@ class Scheduler:
                 self._waiting.push(follower)
             leader.followers = []
         self.num_steps += 1
-        self._in_flight.append((plan.step, draft.sampled))
+        self._in_flight.append((plan.step, draft.sampled, draft.told))
         return plan
 
     def take_started(self) -> list[Request]:
@@ -196,15 +196,23 @@ class Scheduler:
         parts, self._parts = self._parts, []
         return parts
 
+    def take_told(self) -> list[tuple[Request, int, list[Logprobs]]]:
+        """What committed steps told of prompts since this was last asked: of their tokens from that place on."""
+        told, self._told = self._told, []
+        return told
+
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Takes in the oldest planned step's tokens. Those of requests that ended meanwhile are dropped.
 
         A request preempted meanwhile keeps its token: it was sampled from the right state, and a request with tokens
         in flight is not resumed before they are known.
         """
-        step, sampled = self._in_flight.popleft()
+        step, sampled, told = self._in_flight.popleft()
         assert step == plan.step, f"step {plan.step} is committed before step {step}"
         assert len(result.token_ids) == len(sampled), (len(result.token_ids), len(sampled))
+        self._told += [(request, first, found) for request, first, found
+                       in zip(told, plan.told_firsts, result.prompt_logprobs)
+                       if request.status is not RequestStatus.FINISHED]
         events = []
         logprobs = result.logprobs
         finished = RequestStatus.FINISHED
@@ -341,7 +349,9 @@ class Scheduler:
                       tuple(run.at(num_full) for run in leader.blocks) if partial else (), leader)
 
     def _cached(self, request: Request) -> _Reuse:
-        """What the prefix cache has of the request's beginning."""
+        """What the prefix cache has of the request's beginning: nothing, where all of it is to be told of."""
+        if request.tells:
+            return _Reuse(0, self._allocator.nothing())
         shared = self._allocator.match(request.block_hashes[:self._hash_prompt(request)])
         return _Reuse(shared[0].end * self.config.block_size, shared)
 
@@ -371,8 +381,10 @@ class Scheduler:
         request.num_slots = min(run.end for run in blocks) * self.config.block_size
         request.num_computed = reuse.num_tokens
         request.num_registered = reuse.shared[0].end
-        if reuse.leader is not None and reuse.leader.block_hashes:
-            request.block_hashes = reuse.leader.block_hashes[:reuse.shared[0].end]
+        if reuse.leader is not None:
+            request.num_told = request.num_prompt_tokens  # by the leader
+            if reuse.leader.block_hashes:
+                request.block_hashes = reuse.leader.block_hashes[:reuse.shared[0].end]
         request.leader = None
         insort(self._running, request, key=_ORDER)
         self._running_changed = True

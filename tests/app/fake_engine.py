@@ -60,6 +60,10 @@ class FakeTemplate:
 class FakeStream:
     def __init__(self, engine: FakeEngine, prompt_token_ids: list[int], params: SamplingParams) -> None:
         self.prompt_token_ids = prompt_token_ids
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None, *(TokenLogprobs(-1.5, 2, [ord("?"), id], [-0.5, -1.5])
+                                            for id in prompt_token_ids[1:])]
         self.closed = False
         self.rate = engine.rate
         self.started_at: float | None = time.perf_counter()

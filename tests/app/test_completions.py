@@ -82,6 +82,30 @@ async def test_logprobs_have_the_legacy_shape(client: httpx.AsyncClient) -> None
     assert [c["choices"][0]["logprobs"]["text_offset"] for c in streamed] == [[0], [1], [2], [3], [4]]
 
 
+async def test_what_is_echoed_has_logprobs_too(client: httpx.AsyncClient) -> None:
+    choice = (await post(client, prompt="ab", logprobs=2, echo=True)).json()["choices"][0]
+    table = choice["logprobs"]
+    assert table["tokens"] == list("abHi 👋!")
+    assert choice["text"] == "".join(table["tokens"])
+    assert table["text_offset"] == list(range(7))
+    assert table["token_logprobs"] == [None, -1.5] + [-0.5] * 5
+    assert table["top_logprobs"][:3] == [None, {"?": -0.5, "b": -1.5}, {"H": -0.5, "?": -9999.0}]
+    streamed = [c["choices"][0] for c in chunks(await post(client, prompt="ab", logprobs=2, echo=True, stream=True))]
+    assert "".join(part["text"] for part in streamed) == choice["text"]
+    for name, values in table.items():
+        assert [value for part in streamed for value in part["logprobs"][name]] == values
+    assert choice["prompt_logprobs"] is None
+
+
+async def test_prompt_logprobs_name_ids(client: httpx.AsyncClient) -> None:
+    choices = (await post(client, prompt=["a", "bc"], n=2, prompt_logprobs=2)).json()["choices"]
+    assert [choice["prompt_logprobs"] for choice in choices[:2]] == [[None]] * 2
+    assert choices[2]["prompt_logprobs"] == choices[3]["prompt_logprobs"] == [
+        None, {"99": {"logprob": -1.5, "rank": 2, "decoded_token": "c"},
+               "63": {"logprob": -0.5, "rank": 1, "decoded_token": "?"}}]
+    assert (await post(client, prompt="a")).json()["choices"][0]["prompt_logprobs"] is None
+
+
 async def test_a_failure_of_one_prompt_ends_all(client: httpx.AsyncClient, fake: FakeEngine) -> None:
     fake.fails_after = 1
     assert (await post(client, prompt=["a", "b"])).status_code == 500
@@ -90,7 +114,8 @@ async def test_a_failure_of_one_prompt_ends_all(client: httpx.AsyncClient, fake:
 
 @pytest.mark.parametrize(("body", "param"), [
     ({"best_of": 2}, "best_of"), ({"suffix": "x"}, "suffix"), ({"use_beam_search": True}, "use_beam_search"),
-    ({"logprobs": -1}, "logprobs"), ({"echo": True, "logprobs": 1}, "echo"), ({"messages": []}, "messages"),
+    ({"logprobs": -1}, "logprobs"), ({"prompt_logprobs": -1}, "prompt_logprobs"), ({"messages": []}, "messages"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
 ])
 async def test_what_cannot_be_served_is_refused_by_name(client: httpx.AsyncClient, body: dict[str, Any],
                                                         param: str) -> None:

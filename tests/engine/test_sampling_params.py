@@ -12,14 +12,14 @@ from quire.engine.errors import InvalidRequestError
 
 NO_NUMBERS = ["hot", None, [1], {"a": 1}, b"x", object, True, 1j]
 NEVER_NONE = ("n", "top_k", "min_tokens")
-OR_NONE = ("seed", "max_tokens", "logprobs")
+OR_NONE = ("seed", "max_tokens", "logprobs", "prompt_logprobs")
 FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 FLAGS = ("ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens",
          "include_stop_str_in_output")
 
 # vLLM's own defaults of what Quire does not implement, today's and those of versions that programs were written for.
 DEFAULTS: dict[str, Any] = {
-    "prompt_logprobs": None, "prompt_logprob_token_ids": None, "prompt_logprob_start": None, "logprob_token_ids": None,
+    "prompt_logprob_token_ids": None, "prompt_logprob_start": None, "logprob_token_ids": None,
     "flat_logprobs": False, "stream_interval": None, "skip_clone": False, "structured_outputs": None,
     "extra_args": None,
     "skip_reading_prefix_cache": None, "thinking_token_budget": None, "repetition_detection": None,
@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 }
 SAME_AS_DEFAULT = [("best_of", 1), ("logits_processors", []), ("extra_args", {}),
                    ("length_penalty", 1), ("stream_interval", 1), ("thinking_token_budget", -1)]
-ASKING = [("prompt_logprobs", 0), ("best_of", 2), ("extra_args", {"a": 1}),
+ASKING = [("best_of", 2), ("extra_args", {"a": 1}),
           ("structured_outputs", {"json": "{}"}), ("guided_decoding", {"json": "{}"}), ("flat_logprobs", True),
           ("logits_processors", [print]), ("truncate_prompt_tokens", 5), ("use_beam_search", True),
           ("length_penalty", 0.5), ("best_of", True)]
