@@ -109,8 +109,10 @@ class Exchange:
         """Of each prompt; whole before its first update."""
         return [stream.prompt_logprobs for stream in self._streams]
 
-    async def updates(self, samples_per_prompt: int) -> AsyncGenerator[SampleUpdate, None]:
-        """Every update of every prompt; `index` is the choice's: prompt by prompt, sample by sample."""
+    async def updates(self, samples_per_prompt: int, *, with_output: bool = True
+                      ) -> AsyncGenerator[SampleUpdate, None]:
+        """Every update of every prompt; `index` is the choice's: prompt by prompt, sample by sample. Without output,
+        they only tell that a choice has ended."""
         prompts = self.prompt_token_ids
         try:
             async for prompt_index, update in _merge(self._streams):
@@ -121,6 +123,8 @@ class Exchange:
                     self._record.cached_tokens += update.num_cached_tokens
                     self._service.metrics.prompt_taken_up(len(prompts[prompt_index]), update.num_cached_tokens)
                 update.index += prompt_index * samples_per_prompt
+                if not with_output:
+                    update = SampleUpdate(update.index, "", [], [], update.finish_reason and "length")
                 self._count(update)
                 yield update
         except OverloadedError as error:

@@ -49,7 +49,8 @@ async def completions(request: Request) -> Response:
     body.check(service.settings.serve, len(prompts))
     body.check_echo(prompts)
     exchange.check_prompts(len(prompts))
-    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    # The engine knows no request that samples nothing; of one that only echoes, the token is left out.
+    max_tokens = 1 if body.only_echoes else DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = body.sampling_params(service.model_defaults, max_tokens, body.num_logprobs)
     if body.echo and body.num_logprobs is not None and params.prompt_logprobs is None:
         params = dataclasses.replace(params, prompt_logprobs=body.num_logprobs)
@@ -101,7 +102,7 @@ class _Replies:
         ends: list[SampleUpdate | None] = [None] * len(texts)
         told = self._exchange.prompt_logprobs
         async with self._exchange:
-            async for update in self._exchange.updates(self._n):
+            async for update in self._exchange.updates(self._n, with_output=not self._body.only_echoes):
                 texts[update.index] += update.text
                 table, so_far = self._logprobs[update.index], logprobs[update.index]
                 if table is not None and so_far is not None:
@@ -132,7 +133,7 @@ class _Replies:
         told = self._exchange.prompt_logprobs
         async with self._exchange as exchange:
             counts = UsageOfChunks(self._body.include_usage, self._body.continuous_usage, lambda: exchange.usage)
-            async for update in exchange.updates(self._n):
+            async for update in exchange.updates(self._n, with_output=not self._body.only_echoes):
                 usage = counts.field()
                 echoed = ""
                 if not begun and len(self._echoed) > 1:

@@ -33,13 +33,19 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
         """Alternatives to each token; None where nothing is to be told of tokens."""
         return None if self.logprobs is False else self.logprobs
 
+    @property
+    def only_echoes(self) -> bool:
+        """Whether nothing but what the prompt is made of is wanted."""
+        return self.echo and self.max_tokens == 0
+
     def check(self, settings: ServeSettings, num_prompts: int) -> None:
         """Raises ApiError for what can be seen without the engine."""
         if self.logprobs is True:
             raise ApiError(400, "logprobs is the number of alternatives to each token here, and true is none; send 1, "
                            "or 0 for the tokens alone.", "logprobs")
         self.check_common(settings, num_prompts)
-        check_max_tokens("max_tokens", self.max_tokens, f"{DEFAULT_MAX_TOKENS}, or say how many")
+        if not self.only_echoes:
+            check_max_tokens("max_tokens", self.max_tokens, f"{DEFAULT_MAX_TOKENS}, or say how many")
         check_logprobs("logprobs", self.num_logprobs, settings)
 
     def check_echo(self, prompts: list[str | list[int]]) -> None:

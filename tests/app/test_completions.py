@@ -97,6 +97,17 @@ async def test_what_is_echoed_has_logprobs_too(client: httpx.AsyncClient) -> Non
     assert choice["prompt_logprobs"] is None
 
 
+async def test_of_a_prompt_alone_nothing_is_generated(client: httpx.AsyncClient) -> None:
+    reply = (await post(client, prompt=["ab", "c"], logprobs=0, echo=True, max_tokens=0)).json()
+    assert [choice["text"] for choice in reply["choices"]] == ["ab", "c"]
+    assert reply["choices"][0]["logprobs"]["tokens"] == ["a", "b"]
+    assert {choice["finish_reason"] for choice in reply["choices"]} == {"length"}
+    assert reply["usage"]["completion_tokens"] == 0
+    got = chunks(await post(client, prompt="ab", logprobs=0, echo=True, max_tokens=0, stream=True))
+    assert "".join(part["choices"][0]["text"] for part in got) == "ab"
+    assert (await post(client, prompt="ab", max_tokens=0)).status_code == 400
+
+
 async def test_prompt_logprobs_name_ids(client: httpx.AsyncClient) -> None:
     choices = (await post(client, prompt=["a", "bc"], n=2, prompt_logprobs=2)).json()["choices"]
     assert [choice["prompt_logprobs"] for choice in choices[:2]] == [[None]] * 2
