@@ -25,6 +25,8 @@ from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.messages import TokenLogprobs
 from quire.engine.sampling_params import SamplingParams
 
+MOST_TOLD = 2**20  # logprobs of prompts' tokens that a reply repeats
+
 
 class Exchange:
     def __init__(self, request: Request) -> None:
@@ -46,6 +48,7 @@ class Exchange:
         self._streams: list[Stream] = []
         self._last_output: dict[int, float] = {}  # choice -> when, for the gaps between outputs
         self._num_output: dict[int, int] = {}  # choice -> tokens
+        self._num_told = 0  # logprobs of prompts' tokens and their alternatives, for each choice
 
     async def __aenter__(self) -> Exchange:
         return self
@@ -98,11 +101,22 @@ class Exchange:
         except OverloadedError as error:
             raise self._service.door.refused(record.key.name, error) from None
         self._streams.append(stream)
+        if params.prompt_logprobs is not None:
+            await self._bound_told(len(stream.prompt_token_ids) * params.n * (params.prompt_logprobs + 1))
         record.rate = stream.rate
         record.num_samples += params.n
         if record.content is not None:
             record.content.prompts.append(str(prompt))
         record.prompt_tokens += len(stream.prompt_token_ids)
+
+    async def _bound_told(self, count: int) -> None:
+        """Raises ApiError where a short request would get far too long a reply."""
+        self._num_told += count
+        if self._num_told > MOST_TOLD:
+            await self.close()
+            raise ApiError(400, "The logprobs of all prompts' tokens, with their alternatives, for each of n choices, "
+                           f"are {self._num_told} or more; at most {MOST_TOLD} are told. Ask for fewer alternatives, a "
+                           "smaller n or shorter prompts.", "prompt_logprobs")
 
     @property
     def prompt_logprobs(self) -> list[list[TokenLogprobs | None] | None]:

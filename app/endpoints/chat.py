@@ -108,7 +108,8 @@ class _Replies:
             ChatChoice(i, Message(role, texts[i]), logprobs[i] if self._body.logprobs else None,
                        end.finish_reason or "abort", end.stop_reason)
             for i, end in enumerate(ends) if end is not None]
-        told = None if of_prompt is None else prompt_logprobs(self._service.tokenizer, prompt, of_prompt)
+        told = None if of_prompt is None else await in_background(
+            prompt_logprobs, self._service.tokenizer, prompt, of_prompt)
         return ChatReply(id=self._id, created=self._created, model=self._model, choices=await all_as_raw(choices),
                          usage=self._exchange.usage, prompt_logprobs=told)
 

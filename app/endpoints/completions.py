@@ -106,25 +106,26 @@ class _Replies:
                 texts[update.index] += update.text
                 table, so_far = self._logprobs[update.index], logprobs[update.index]
                 if table is not None and so_far is not None:
-                    self._begin(update.index, so_far, told)
+                    await self._begin(update.index, so_far, told)
                     table.extend(so_far, update)
                 if update.finish_reason is not None:
                     ends[update.index] = update
         asked = self._body.prompt_logprobs is not None
-        shown = [prompt_logprobs(self._service.tokenizer, ids, each) if asked and each is not None else None
-                 for ids, each in zip(self._prompts, told)]
+        shown = [await in_background(prompt_logprobs, self._service.tokenizer, ids, each)
+                 if asked and each is not None else None for ids, each in zip(self._prompts, told)]
         choices = [CompletionChoice(i, texts[i], logprobs[i], end.finish_reason or "abort", end.stop_reason,
                                     shown[i // self._n])
                    for i, end in enumerate(ends) if end is not None]
         return CompletionReply(id=self._id, created=self._created, model=self._model, choices=await all_as_raw(choices),
                                usage=self._exchange.usage)
 
-    def _begin(self, index: int, lists: CompletionLogprobs, told: list[list[TokenLogprobs | None] | None]) -> None:
+    async def _begin(self, index: int, lists: CompletionLogprobs, told: list[list[TokenLogprobs | None] | None]
+                     ) -> None:
         """Before a choice's first token, what is echoed."""
         table, of = self._logprobs[index], told[index // self._n]
         if table is not None and of is not None and self._body.echo and index not in self._begun:
             self._begun.add(index)
-            table.begin(lists, self._prompts[index // self._n], of, self._echoed[index])
+            await in_background(table.begin, lists, self._prompts[index // self._n], of, self._echoed[index])
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """One frame per update. The first of a single choice begins with what is echoed; several are opened in order
@@ -142,17 +143,18 @@ class _Replies:
                 elif not begun:
                     echoed = self._echoed[0]
                 begun = True
-                yield self._frame(update, echoed, self._lists(update, told), usage)
+                yield self._frame(update, echoed, await self._lists(update, told), usage)
             if self._body.include_usage:
                 yield self._head + b'],"usage":' + _encode(exchange.usage) + b"}\n\n"
         yield DONE
 
-    def _lists(self, update: SampleUpdate, told: list[list[TokenLogprobs | None] | None]) -> CompletionLogprobs | None:
+    async def _lists(self, update: SampleUpdate, told: list[list[TokenLogprobs | None] | None]
+                     ) -> CompletionLogprobs | None:
         table = self._logprobs[update.index]
         if table is None:
             return None
         lists = CompletionLogprobs([], [], [], [])
-        self._begin(update.index, lists, told)
+        await self._begin(update.index, lists, told)
         table.extend(lists, update)
         return lists
 

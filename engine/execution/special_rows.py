@@ -66,7 +66,7 @@ class SpecialRows:
         floats = table.floats[:, rows]
         drawn = ops.sample(edited, floats[TEMPERATURE], table.top_k[rows], floats[TOP_P], floats[MIN_P],
                            table.seeds[rows], positions, filtered=self._is_filtered)
-        drawn = torch.where(edited.amax(1) > -torch.inf, drawn, NOTHING_LEFT)
+        drawn = torch.where(edited.amax(1) == -torch.inf, NOTHING_LEFT, drawn)
         table.tokens[rows, positions] = drawn.clamp(min=0)  # the next step may read it before the sample is ended
         token_ids = token_ids.clone()
         token_ids[places] = drawn

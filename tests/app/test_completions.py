@@ -7,6 +7,7 @@ import httpx
 import pytest
 from openai.types import Completion
 
+from quire.app import exchange
 from tests.app.fake_engine import FakeEngine
 
 
@@ -106,6 +107,16 @@ async def test_of_a_prompt_alone_nothing_is_generated(client: httpx.AsyncClient)
     got = chunks(await post(client, prompt="ab", logprobs=0, echo=True, max_tokens=0, stream=True))
     assert "".join(part["choices"][0]["text"] for part in got) == "ab"
     assert (await post(client, prompt="ab", max_tokens=0)).status_code == 400
+
+
+async def test_a_reply_of_too_many_prompt_logprobs_is_refused(client: httpx.AsyncClient, fake: FakeEngine,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "MOST_TOLD", 60)
+    ask = {"prompt": ["abcde", "abcde"], "n": 2, "prompt_logprobs": 2}
+    assert (await post(client, **ask)).status_code == 200
+    reply = await post(client, **ask | {"n": 3})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt_logprobs")
+    assert all(stream.closed for stream in fake.streams)
 
 
 async def test_prompt_logprobs_name_ids(client: httpx.AsyncClient) -> None:
