@@ -24,6 +24,8 @@ LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 MODEL_IMPLS = ("auto", "quire", "transformers", "vllm")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 CPU_STEP_TOKENS = 512  # of a step, where nobody says how many
+# Contexts longer than any model was trained on are for whoever asks for them: each has tables that take gigabytes.
+LONGEST_UNASKED = 2**22
 
 
 def _argument(default: Any, help: str) -> Any:
@@ -94,7 +96,7 @@ class EngineArgs:
         less than what is asked.
         """
         if self.max_model_len is None:
-            return model.max_position_embeddings
+            return min(model.max_position_embeddings, LONGEST_UNASKED)
         if self.max_model_len > model.max_position_embeddings:
             raise ConfigError(f"--max-model-len: {self.max_model_len} is more than the {model.max_position_embeddings} "
                               f"positions that {model.path} was made for")

@@ -54,7 +54,8 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
     except (WeightError, OSError) as error:
         return [*found, fail("model", str(error), "fetch the model again")]
     context = min(args.max_model_len or SHORT_CONTEXT, model.max_position_embeddings)
-    token = -(-args.cpu_block_need(model).blocks_for(context) * kv_block_bytes(model, dtype, args.block_size) // context)
+    blocks = args.cpu_block_need(model).blocks_for(context)
+    token = -(-blocks * kv_block_bytes(model, dtype, args.block_size) // context)
     if not on_gpu:
         available = available_bytes()
         return [*found, check_host_memory(args, MemoryNeed.of(args, model, dtype, available), token, available)]
