@@ -257,9 +257,9 @@ def _converted(path: Path) -> RustTokenizer:
         return slow.backend_tokenizer
     except Exception as error:
         raise ConfigError(
-            f"{path} holds no tokenizer.json, and its other tokenizer files could not be converted: {_in_a_line(error)} Convert "
-            "them once with transformers (AutoTokenizer.from_pretrained(...).save_pretrained(DIR)) and pass "
-            "--tokenizer DIR.") from error
+            f"{path} holds no tokenizer.json, and its other tokenizer files could not be converted: "
+            f"{_in_a_line(error)} Convert them once with transformers "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(DIR)) and pass --tokenizer DIR.") from error
 
 
 def _in_a_line(error: Exception) -> str:
