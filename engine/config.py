@@ -23,6 +23,9 @@ BACKENDS = ("mp", "ray")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 MODEL_IMPLS = ("auto", "quire", "transformers", "vllm")
 DEFAULT_MODEL = "smollm2-135m-instruct"
+CPU_STEP_TOKENS = 512  # of a step, where nobody says how many
+# Contexts longer than any model was trained on are for whoever asks for them: each has tables that take gigabytes.
+LONGEST_UNASKED = 2**22
 
 
 def _argument(default: Any, help: str) -> Any:
@@ -93,11 +96,14 @@ class EngineArgs:
         less than what is asked.
         """
         if self.max_model_len is None:
-            return model.max_position_embeddings
+            return min(model.max_position_embeddings, LONGEST_UNASKED)
         if self.max_model_len > model.max_position_embeddings:
             raise ConfigError(f"--max-model-len: {self.max_model_len} is more than the {model.max_position_embeddings} "
                               f"positions that {model.path} was made for")
         return self.max_model_len
+
+    def cpu_block_need(self, model: ModelConfig) -> BlockNeed:
+        return BlockNeed(model.kv_groups.windows, self.block_size, self.max_num_batched_tokens or CPU_STEP_TOKENS)
 
     def problems(self) -> list[str]:
         """Everything wrong with these values that can be seen without the model, a line each."""

@@ -12,7 +12,7 @@ from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError, MemoryShortageError
 from quire.engine.host_memory import free_and_total
 from quire.engine.model_config import ModelConfig
-from quire.engine.weights.size import kv_bytes_per_token, weight_bytes
+from quire.engine.weights.size import kv_block_bytes, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class MemoryNeed:
         ranks_here = args.num_ranks
         if args.distributed_executor_backend == "ray":  # this machine has one, for all we know
             ranks_here, weights = 1, weights // args.num_ranks
-        token = kv_bytes_per_token(model, dtype) // ranks_here
+        block = kv_block_bytes(model, dtype, args.block_size) // ranks_here
         if args.kv_cache_memory_bytes is not None:
             cache = args.kv_cache_memory_bytes
         elif args.num_gpu_blocks_override is not None:
-            cache = args.num_gpu_blocks_override * args.block_size * token
+            cache = args.num_gpu_blocks_override * block
         else:
             context = min(args.max_model_len or model.max_position_embeddings, model.max_position_embeddings)
             cache = cpu_cache.default_bytes(
-                context * token, asked_for=args.max_model_len is not None,
+                args.cpu_block_need(model).blocks_for(context) * block, asked_for=args.max_model_len is not None,
                 free_bytes=max(0, free - args.data_parallel_size * weights),
                 num_sharers=ranks_here * args.data_parallel_size)
         return cls(weights, ranks_here * cache)

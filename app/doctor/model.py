@@ -18,7 +18,7 @@ from quire.engine.host_memory import available_bytes
 from quire.engine.memory_need import MemoryNeed
 from quire.engine.model_config import ModelConfig
 from quire.engine.weights.locate import is_hub_model, resolve_model
-from quire.engine.weights.size import kv_bytes_per_token, weight_bytes
+from quire.engine.weights.size import kv_block_bytes, weight_bytes
 
 SHORT_CONTEXT = 4096  # tokens; a cache that holds fewer serves no long prompt and few requests at once
 _LESS = "a smaller model, --dtype half, or a shorter --max-model-len"
@@ -53,7 +53,9 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
         weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy")
     except (WeightError, OSError) as error:
         return [*found, fail("model", str(error), "fetch the model again")]
-    token = kv_bytes_per_token(model, dtype)
+    context = min(args.max_model_len or SHORT_CONTEXT, model.max_position_embeddings)
+    blocks = args.cpu_block_need(model).blocks_for(context)
+    token = -(-blocks * kv_block_bytes(model, dtype, args.block_size) // context)
     if not on_gpu:
         available = available_bytes()
         return [*found, check_host_memory(args, MemoryNeed.of(args, model, dtype, available), token, available)]

@@ -9,7 +9,7 @@ import sys
 import structlog
 import torch
 
-from quire.engine.config import DTYPES, EngineArgs, EngineConfig
+from quire.engine.config import CPU_STEP_TOKENS, DTYPES, EngineArgs, EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.execution.hardware import Hardware
 from quire.engine.model_config import ModelConfig
@@ -36,7 +36,8 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
         dtype=_dtype(args, model, device, hardware),
         max_model_len=args.model_len(model),
         max_num_seqs=args.max_num_seqs or (64 if cpu else _most_gpu_rows(hardware)),
-        max_num_batched_tokens=args.max_num_batched_tokens or (512 if cpu else _gpu_tokens(hardware, offline)),
+        max_num_batched_tokens=args.max_num_batched_tokens or (
+            CPU_STEP_TOKENS if cpu else _gpu_tokens(hardware, offline)),
         num_steps_ahead=_num_steps_ahead(args, device),
     )
 

@@ -144,6 +144,8 @@ class _Compiled:
             tree = environment.parse(source)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"The chat template is not valid Jinja: line {error.lineno}: {error.message}") from error
+        except RecursionError as error:
+            raise ConfigError("The chat template is not valid Jinja: it is nested too deep") from error
         self._takes_parts = _iterates_over_content(tree)
         self._takes_only_parts = self._takes_parts and not any(t.name == "string" for t in tree.find_all(nodes.Test))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from quire.engine.arguments import shown
 from quire.engine.errors import ConfigError
 from quire.engine.frontend.byte_level import BYTE_OF, Recipe, byte_level
 from quire.engine.frontend.vocabulary import Vocabulary, merges_in_order
@@ -34,14 +35,14 @@ def build(path: Path) -> Vocabulary:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         config = data["config"]
-        num_special = _count(config, "default_num_special_tokens")
-        num_ranks = _count(config, "default_vocab_size") - num_special
+        num_special = _count(config, "default_num_special_tokens", 2**16)
+        num_ranks = _count(config, "default_vocab_size", 2**24) - num_special
         tokens = _tokens(data["vocab"], num_ranks)
         special = _special(data.get("special_tokens"), num_special)
         if both := {text for text, _ in special}.intersection(tokens):
             raise ValueError(f"{min(both)!r} is a special token and another too")
         recipe = Recipe((config["pattern"],), ignore_merges=True)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as a tekken file: {type(error).__name__}: {error}") from error
     ids = {text: i for i, (text, _) in enumerate(special)} | {text: num_special + i for i, text in enumerate(tokens)}
     rust = byte_level(ids, merges_in_order(tokens), recipe)
@@ -78,8 +79,8 @@ def _special(listed: list[dict[str, Any]] | None, count: int) -> list[tuple[str,
     return special
 
 
-def _count(config: dict[str, Any], name: str) -> int:
+def _count(config: dict[str, Any], name: str, most: int) -> int:
     value = config[name]
-    if type(value) is not int or not 0 < value < 2**24:
-        raise ValueError(f"{name} is {value!r}; it must be a number of tokens")
+    if type(value) is not int or not 0 < value <= most:
+        raise ValueError(f"{name} is {shown(value)}; it must be a number of tokens, {most} at most")
     return value

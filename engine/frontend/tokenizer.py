@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
-from quire.engine.errors import ConfigError, InvalidRequestError
+from quire.engine.errors import ConfigError, InvalidRequestError, WeightError
 from quire.engine.frontend import gguf_tokenizer, sentencepiece_tokenizer, tekken_tokenizer, vocab_merges_tokenizer
 from quire.engine.frontend.byte_level import BYTE_OF
 from quire.engine.frontend.control_tokens import ControlTokens, Rendered, SeparateEncoder, control_tokens
@@ -186,7 +186,14 @@ def load_tokenizer(model: ModelConfig, tokenizer: str | None = None) -> Tokenize
         ConfigError: there is none, or it is of a kind that is not supported; the message says what to do.
     """
     files = find_tokenizer(model, tokenizer)
-    return _from_gguf(files.file) if files.kind == GGUF else _from_directory(files, model)
+    try:
+        return _from_gguf(files.file) if files.kind == GGUF else _from_directory(files, model)
+    except ConfigError:
+        raise
+    except WeightError as error:
+        raise ConfigError(str(error)) from error
+    except Exception as error:  # the Rust package raises bare Exception, and a file may hold anything
+        raise ConfigError(f"{files.file} cannot be read: {_in_a_line(error)}") from error
 
 
 def _from_gguf(path: Path) -> Tokenizer:
@@ -201,13 +208,8 @@ def _from_gguf(path: Path) -> Tokenizer:
 def _from_directory(files: TokenizerFiles, model: ModelConfig) -> Tokenizer:
     """As transformers does, tokenizer.json alone decides about BOS; add_bos_token is for vocabularies without it."""
     config = read_config(files.directory)
-    try:
-        vocabulary = _vocabulary(files, config.values, str(model.hf.get("model_type")))
-        rust = vocabulary.rust if vocabulary is not None else _whole(files)
-    except ConfigError:
-        raise
-    except Exception as error:  # the Rust package raises bare Exception
-        raise ConfigError(f"{files.file} cannot be read: {error}") from error
+    vocabulary = _vocabulary(files, config.values, str(model.hf.get("model_type")))
+    rust = vocabulary.rust if vocabulary is not None else _whole(files)
     rust.no_truncation()
     rust.no_padding()
     special = {**(vocabulary.special_tokens if vocabulary is not None else {}), **config.special_tokens}
@@ -255,9 +257,13 @@ def _converted(path: Path) -> RustTokenizer:
         return slow.backend_tokenizer
     except Exception as error:
         raise ConfigError(
-            f"{path} holds no tokenizer.json, and its other tokenizer files could not be converted: {error}. Convert "
-            "them once with transformers (AutoTokenizer.from_pretrained(...).save_pretrained(DIR)) and pass "
-            "--tokenizer DIR.") from error
+            f"{path} holds no tokenizer.json, and its other tokenizer files could not be converted: "
+            f"{_in_a_line(error)} Convert them once with transformers "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(DIR)) and pass --tokenizer DIR.") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _add_tokens(rust: RustTokenizer, stated: list[tuple[int, dict[str, Any]]], file: Path) -> None:

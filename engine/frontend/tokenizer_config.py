@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quire.engine.arguments import shown
 from quire.engine.errors import ConfigError
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -39,21 +40,23 @@ def read_config(directory: Path) -> TokenizerConfig:
         ConfigError: a file is malformed.
     """
     values = {**_json(directory / "special_tokens_map.json"), **_json(directory / "tokenizer_config.json")}
+    older = [(id, {"content": text}) for text, id in _json(directory / "added_tokens.json").items()]
     extra = values.get("additional_special_tokens") or values.get("extra_special_tokens") or []
     return TokenizerConfig(
         values,
-        special_tokens={name: text for name in _NAMED_TOKENS if (text := _content(values.get(name)))},
-        more_special_tokens=[*filter(None, map(_content, extra))] if isinstance(extra, list) else [],
+        special_tokens={name: text for name in _NAMED_TOKENS if (text := _content(directory, name, values.get(name)))},
+        more_special_tokens=[text for token in (extra if isinstance(extra, list) else [])
+                             if (text := _content(directory, "additional_special_tokens", token))],
         added_tokens=_added_tokens(directory / "tokenizer_config.json", values.get("added_tokens_decoder") or {}),
-        older_added_tokens=_added_tokens(directory / "added_tokens.json", {
-            id: {"content": text} for text, id in _json(directory / "added_tokens.json").items()}),
+        older_added_tokens=_added_tokens(directory / "added_tokens.json", older),
         chat_templates=_chat_templates(directory, values.get("chat_template")))
 
 
-def _added_tokens(path: Path, stated: dict[Any, dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+def _added_tokens(path: Path, stated: Any) -> list[tuple[int, dict[str, Any]]]:
+    """`stated`: entries by id, in a dictionary or as pairs."""
     try:
         tokens = [(int(id), {name: entry[name] for name in _TOKEN_FIELDS if name in entry})
-                  for id, entry in stated.items()]
+                  for id, entry in dict(stated).items()]
         if not all(isinstance(entry["content"], str) for _, entry in tokens):
             raise ValueError("a token's content is no text")
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -63,29 +66,46 @@ def _added_tokens(path: Path, stated: dict[Any, dict[str, Any]]) -> list[tuple[i
 
 def _chat_templates(directory: Path, stated: Any) -> dict[str, str]:
     """Files of their own come before tokenizer_config.json's entry, as in transformers."""
-    found = {"default": stated} if isinstance(stated, str) else {
-        entry["name"]: entry["template"] for entry in stated or [] if isinstance(entry, dict)}
+    entries = [{"name": "default", "template": stated}] if isinstance(stated, str) else stated or []
+    try:
+        found = {entry["name"]: entry["template"] for entry in entries}
+        if not all(isinstance(text, str) for text in (*found, *found.values())):
+            raise ValueError("a name or a template is no text")
+    except (ValueError, TypeError, LookupError) as error:
+        raise ConfigError(f"{directory / 'tokenizer_config.json'}: chat_template must be a template, or a list of "
+                          f"objects with name and template: {type(error).__name__}: {error}") from error
     for file in sorted((directory / "additional_chat_templates").glob("*.jinja")):
-        found[file.stem] = file.read_text(encoding="utf-8")
+        found[file.stem] = _text(file)
     alone = _json(directory / "chat_template.json").get("chat_template")
     if isinstance(alone, str):
         found["default"] = alone
     if (directory / "chat_template.jinja").is_file():
-        found["default"] = (directory / "chat_template.jinja").read_text(encoding="utf-8")
+        found["default"] = _text(directory / "chat_template.jinja")
     return found
 
 
-def _content(token: Any) -> str | None:
+def _content(directory: Path, name: str, token: Any) -> str | None:
     """A special token is written as its text or as an object."""
-    return token.get("content") if isinstance(token, dict) else token
+    text = token.get("content") if isinstance(token, dict) else token
+    if not (text is None or text is False or isinstance(text, str)):
+        raise ConfigError(f"{directory}: tokenizer_config.json or special_tokens_map.json: {name} must be a text or an "
+                          f"object with its content, is {shown(token)}")
+    return text or None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold a JSON object.")

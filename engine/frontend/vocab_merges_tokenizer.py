@@ -17,6 +17,7 @@ from quire.engine.frontend.byte_level import RECIPES, Recipe, byte_level
 from quire.engine.frontend.vocabulary import Vocabulary
 
 _GPT2, _QWEN2 = RECIPES["gpt-2"], RECIPES["qwen2"]
+_MOST_IDS = 2**24
 _END = "<|endoftext|>"  # what the classes of both name where nothing else does
 _CLASSES = {**dict.fromkeys(("GPT2Tokenizer", "CodeGenTokenizer"), _GPT2),
             **dict.fromkeys(("Qwen2Tokenizer", "Qwen3Tokenizer"), _QWEN2)}
@@ -55,10 +56,14 @@ def _recipe(config: dict[str, Any], model_type: str) -> Recipe | None:
 def _ids(path: Path) -> dict[str, int]:
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(ids, dict) or not all(type(id) is int and id >= 0 for id in ids.values()):
+    if not isinstance(ids, dict) or not all(type(id) is int and 0 <= id < _MOST_IDS for id in ids.values()):
         raise ConfigError(f"{path}: must hold a JSON object of tokens and their ids.")
+    tokens = {id: token for token, id in ids.items()}
+    if len(tokens) != len(ids):
+        twice = next(token for token, id in ids.items() if tokens[id] != token)
+        raise ConfigError(f"{path}: {twice!r} and {tokens[ids[twice]]!r} have the same id, {ids[twice]}.")
     return ids
 
 

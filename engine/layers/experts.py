@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from quire.engine.errors import ConfigError
 from quire.engine.layers.mlp import activation_kind
 from quire.engine.layers.product import product
 from quire.engine.parallel import Parallel
@@ -22,6 +23,11 @@ class Routing:
     num_chosen: int
     scoring: str = "softmax"  # or "sigmoid"
     renormalize: bool = True  # the chosen experts' weights are made to add up to 1
+
+    def __post_init__(self) -> None:
+        if self.num_chosen > self.num_experts:
+            raise ConfigError(f"num_experts_per_tok {self.num_chosen} is more than the {self.num_experts} experts that "
+                              "there are")
 
 
 class Experts:

@@ -11,13 +11,20 @@ from typing import Any
 
 import torch
 
+from quire.engine.errors import ConfigError
+
 
 def cos_sin_table(rope: dict[str, Any], rotary_dim: int, num_positions: int, device: torch.device,
                   frequency_divisors: torch.Tensor | None = None) -> torch.Tensor:
     """[num_positions, rotary_dim] float32: rotary_dim / 2 cosines, then as many sines.
 
     `frequency_divisors` [rotary_dim / 2] is how GGUF files bring a scaling that was worked out by their converter.
+
+    Raises ConfigError for a part of a head that cannot be turned in pairs.
     """
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise ConfigError(f"{rotary_dim} of a head's numbers are to be turned by positions (head_dim times "
+                          "partial_rotary_factor), and it must be an even number of them")
     # On the CPU whatever the device is: the same table to the last bit everywhere.
     inverse = 1.0 / rope["rope_theta"] ** (torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim)
     amplitude = 1.0
@@ -43,7 +50,7 @@ def _dynamic(rope: dict[str, Any], rotary_dim: int, num_positions: int) -> torch
     it is, so it is taken for the longest context here, once for all.
     """
     growth = rope["factor"] * max(num_positions / rope["original_max_position_embeddings"], 1.0) - (rope["factor"] - 1)
-    base = rope["rope_theta"] * growth ** (rotary_dim / (rotary_dim - 2))
+    base = rope["rope_theta"] * growth ** (rotary_dim / max(rotary_dim - 2, 1))
     return torch.as_tensor(1.0 / base ** (torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim))
 
 
@@ -52,7 +59,11 @@ def _longrope(inverse: torch.Tensor, rope: dict[str, Any], num_positions: int) -
     longest context decides, once for all, for the reason that `_dynamic` gives. Ding et al., "LongRoPE" (2024).
     """
     original = rope["original_max_position_embeddings"]
-    factors = rope["long_factor"] if num_positions > original else rope["short_factor"]
+    name = "long_factor" if num_positions > original else "short_factor"
+    factors = rope[name]
+    if len(factors) != len(inverse):
+        raise ConfigError(f"rope scaling of type 'longrope': {name} holds {len(factors)} numbers; it must be "
+                          f"{len(inverse)}, one for each pair that is turned")
     amplitude = rope.get("attention_factor")
     if amplitude is None:
         growth = math.log(rope["factor"]) / math.log(original) if rope["factor"] > 1 else 0.0

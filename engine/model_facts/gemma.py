@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from quire.engine.errors import ConfigError
 from quire.engine.model_facts.windows import by_kind_of_layer, with_windows
 
 
 def facts(hf: dict[str, Any]) -> dict[str, Any]:
-    """Gemma 1. Its first files say hidden_act "gelu" where the tanh form is meant."""
+    """Gemma 1. Its first files say hidden_act "gelu" where the tanh form is meant.
+
+    Raises ConfigError for those that were made to embed texts.
+    """
+    if hf.get("use_bidirectional_attention"):
+        raise ConfigError("use_bidirectional_attention is set, by which tokens see those behind them; that is not "
+                          "supported, Quire runs decoders")
     activation = hf.get("hidden_activation") or hf.get("hidden_act") or "gelu_pytorch_tanh"
     return {"tie_word_embeddings": True, "head_dim": 256, "rms_norm_eps": 1e-6, **hf,
             "hidden_act": "gelu_pytorch_tanh" if activation == "gelu" else activation}

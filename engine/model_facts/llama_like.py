@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quire.engine.model_facts.windows import by_kind_of_layer, num_layers, with_windows
+from quire.engine.model_facts.windows import by_kind_of_layer, num_layers, refuse_other_length, with_windows
 
 
 def windowed(hf: dict[str, Any]) -> dict[str, Any]:
@@ -34,6 +34,7 @@ def smollm3(hf: dict[str, Any]) -> dict[str, Any]:
     interval = hf.get("no_rope_layer_interval") or 4
     rotated = hf.get("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(num_layers(hf))]
     hf = {"tie_word_embeddings": True, **hf, "no_rope_layers": rotated}
+    refuse_other_length(hf, "no_rope_layers")
     if not hf.get("use_sliding_window", False):
         return {**hf, "sliding_window": None, "layer_types": None}
     return with_windows(hf, lambda i: not rotated[i])

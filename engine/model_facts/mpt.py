@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from quire.engine.arguments import shown
 from quire.engine.errors import ConfigError
 from quire.engine.model_facts import renamed
+from quire.engine.model_facts.fields import is_number
 
 
 def facts(hf: dict[str, Any]) -> dict[str, Any]:
@@ -16,6 +18,10 @@ def facts(hf: dict[str, Any]) -> dict[str, Any]:
     for name, wanted in (("alibi", True), ("prefix_lm", False), ("qk_ln", False)):
         if attention.get(name, wanted) != wanted:
             raise ConfigError(f"attn_config.{name} {attention[name]!r} is not supported")
+    for name in ("alibi_bias_max", "clip_qkv", "softmax_scale"):
+        value = attention.get(name)
+        if value is not None and not (is_number(value) and value >= 0):
+            raise ConfigError(f"attn_config.{name} must be a number that is not negative, is {shown(value)}")
     if not hf.get("no_bias", True):
         raise ConfigError("no_bias false is not supported")
     if "hidden_size" in hf:

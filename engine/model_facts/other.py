@@ -37,10 +37,7 @@ def facts(hf: dict[str, Any]) -> dict[str, Any]:
         found = next((name for name in theirs if name in hf), None)
         if ours not in hf and found is not None:
             hf = renamed(hf, **{ours: found})
-    rope = hf.get("rope_parameters") or {}
-    if not isinstance(rope.get("rope_type", "default"), str) or any(isinstance(v, dict) for v in rope.values()):
-        hf = {**hf, "rope_parameters": None}  # by kind of layer: transformers' own code reads it
-    return {**hf, "rope_scaling": None, "rope_parameters": None}
+    return {**hf, "rope_scaling": None, "rope_parameters": None, "rope_theta": None, "partial_rotary_factor": None}
 
 
 def _why_not(hf: dict[str, Any]) -> str | None:
@@ -75,7 +72,9 @@ def _sum_of(hf: dict[str, Any], *names: str) -> int:
 
 def _recurrent(hf: dict[str, Any], model_type: str) -> str:
     """By what a layer with such a state is known; "" where there is none."""
-    if kinds := {str(kind) for kind in hf.get("layer_types") or ()}:  # they tell more than sizes, which some leave over
+    stated = hf.get("layer_types")
+    kinds = {str(kind) for kind in stated} if isinstance(stated, list) else set()
+    if kinds:  # they tell more than sizes, which some leave over
         return ", ".join(sorted(kind for kind in kinds if kind.startswith(_RECURRENT)))
     if sizes := [name for name, value in hf.items() if name.startswith(_OF_STATES) and value is not None]:
         return sizes[0]

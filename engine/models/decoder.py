@@ -7,11 +7,13 @@ has an `embed`, norms or a head of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from quire.engine.attention.inputs import AttentionInputs
 from quire.engine.attention.paged import PagedAttention
+from quire.engine.errors import ConfigError
 from quire.engine.layers.decoder_layer import DecoderLayer
 from quire.engine.layers.norm import LayerNorm, Norm
 from quire.engine.layers.qkv import Heads
@@ -93,6 +95,12 @@ class DecoderModel(CausalLM):
                              slopes=self.slopes)
 
     # How it is carried out
+
+    def need(self, name: str) -> Any:
+        """That field of config.json. Raises ConfigError where it is missing."""
+        if name not in self.config.hf:
+            raise ConfigError(f"{self.config.path}: {name} is missing")
+        return self.config.hf[name]
 
     def paged(self, i: int, rotary: Rotary | None) -> PagedAttention:
         """Layer i's attention, of this rank's heads."""

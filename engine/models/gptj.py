@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quire.engine.errors import ConfigError
 from quire.engine.layers import qkv
 from quire.engine.layers.decoder_layer import DecoderLayer, ParallelLayer
 from quire.engine.layers.mlp import MLP
@@ -20,6 +21,8 @@ class GPTJ(DecoderModel):
     def prepare(self, view: View) -> None:
         hf = self.config.hf
         width = hf.get("rotary_dim") or self.head_dim
+        if width > self.head_dim:
+            raise ConfigError(f"{self.config.path}: rotary_dim {width} is more than a head has, {self.head_dim}")
         table = cos_sin_table(hf["rope_parameters"], width, self.max_model_len, view.device)
         self.rotary = Rotary(table, "interleaved")
 

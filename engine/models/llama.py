@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 
-from quire.engine.errors import ConfigError
 from quire.engine.layers import qkv
 from quire.engine.layers.decoder_layer import Block, DecoderLayer, PreNormLayer, SandwichLayer
 from quire.engine.layers.mlp import GatedMLP
@@ -28,8 +27,6 @@ class Llama(DecoderModel):
 
     def prepare(self, view: View) -> None:
         hf = self.config.hf
-        if "intermediate_size" not in hf:
-            raise ConfigError(f"{self.config.path}: intermediate_size is missing")
         self.eps = hf.get("rms_norm_eps", DEFAULT_EPS)
         rope = hf["rope_parameters"]
         width = int(self.head_dim * rope["partial_rotary_factor"])

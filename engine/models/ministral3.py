@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from quire.engine.errors import ConfigError
 from quire.engine.models.mistral import Mistral
 from quire.engine.weights.checkpoint import View
 
@@ -12,6 +13,11 @@ class Ministral3(Mistral):
     def prepare(self, view: View) -> None:
         super().prepare(view)
         rope = self.config.hf["rope_parameters"]
-        positions = torch.arange(self.max_model_len, dtype=torch.float32)
-        steps = torch.floor(positions / rope["original_max_position_embeddings"])
-        self.query_factors = (1 + rope.get("llama_4_scaling_beta", 0.0) * torch.log1p(steps)).to(view.device)
+        beta, original = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")
+        if not beta:
+            return
+        if not original:
+            raise ConfigError(f"{self.config.path}: rope_parameters has llama_4_scaling_beta, and lacks "
+                              "original_max_position_embeddings, from which on queries grow")
+        steps = torch.floor(torch.arange(self.max_model_len, dtype=torch.float32) / original)
+        self.query_factors = (1 + beta * torch.log1p(steps)).to(view.device)

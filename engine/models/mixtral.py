@@ -13,6 +13,6 @@ class Mixtral(Mistral):
 
     def make_mlp(self, i: int, view: View) -> Block:
         hf = self.config.hf
-        routing = Routing(hf["num_local_experts"], hf["num_experts_per_tok"])
+        routing = Routing(self.need("num_local_experts"), self.need("num_experts_per_tok"))
         return Experts(view, self.hidden_size, hf["intermediate_size"], hf.get("hidden_act", "silu"), routing,
                        self.parallel, names=("w1", "w3", "w2"))

@@ -19,7 +19,7 @@ class MPT(DecoderModel):
 
     def prepare(self, view: View) -> None:
         self.of_attention = self.config.hf.get("attn_config") or {}
-        largest = self.of_attention.get("alibi_bias_max", 8)
+        largest = self.of_attention.get("alibi_bias_max") or 8
         self.slopes = alibi.mpt_slopes(self.heads.num, largest).to(view.device)
 
     def attention_spec(self, i: int) -> AttentionSpec:
@@ -30,7 +30,7 @@ class MPT(DecoderModel):
         hf, size = self.config.hf, self.hidden_size
         attention = SelfAttention(view.sub("attn"), size, self.heads,
                                   Projections(qkv.stacked(self.heads, "Wqkv"), "out_proj"), self.paged(i, None),
-                                  self.parallel, clip=self.of_attention.get("clip_qkv"))
+                                  self.parallel, clip=self.of_attention.get("clip_qkv") or None)
         mlp = MLP(view.sub("ffn"), size, hf["intermediate_size"], hf["hidden_act"], self.parallel, up="up_proj",
                   down="down_proj", bias=False)
         return PreNormLayer(self.make_norm(view.sub("norm_1")), attention, self.make_norm(view.sub("norm_2")), mlp,

@@ -13,7 +13,7 @@ class Qwen3Moe(Qwen3):
         hf = self.config.hf
         if i in (hf.get("mlp_only_layers") or ()) or (i + 1) % hf.get("decoder_sparse_step", 1):
             return super().make_mlp(i, view)
-        routing = Routing(hf.get("num_experts") or hf["num_local_experts"], hf["num_experts_per_tok"],
+        routing = Routing(hf.get("num_experts") or self.need("num_local_experts"), self.need("num_experts_per_tok"),
                           renormalize=bool(hf.get("norm_topk_prob", False)))
-        return Experts(view, self.hidden_size, hf["moe_intermediate_size"], hf.get("hidden_act", "silu"), routing,
-                       self.parallel)
+        return Experts(view, self.hidden_size, self.need("moe_intermediate_size"), hf.get("hidden_act", "silu"),
+                       routing, self.parallel)

@@ -62,16 +62,19 @@ def read_architectures() -> dict[str, tuple[str, ...]]:
 def _end_tokens(metadata: dict[str, Any]) -> list[int]:
     """Ids that end generation: those that the file marks, that of eos first, and those whose text is known for it."""
     marked = [metadata[key] for key in _MARKED_ENDS if key in metadata]
-    tokens = metadata.get("tokenizer.ggml.tokens") or []
-    types = metadata.get("tokenizer.ggml.token_type") or [0] * len(tokens)
-    named = [id for id, (text, type) in enumerate(zip(tokens, types)) if text in _END_TEXTS and type != _NORMAL]
-    return list(dict.fromkeys([*marked, *named]))
+    tokens, types = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    if not isinstance(tokens, list):
+        return marked
+    if not isinstance(types, list):
+        types = [0] * len(tokens)
+    return marked + [id for id, (text, type) in enumerate(zip(tokens, types))
+                     if type != _NORMAL and isinstance(text, str) and text in _END_TEXTS]
 
 
 def translate(model: GgufModel) -> dict[str, Any]:
     """The same facts under Hugging Face's names."""
     arch = model.header.metadata.get("general.architecture")
-    if arch not in FORMS:
+    if not isinstance(arch, str) or arch not in FORMS:
         raise ConfigError(f"{model.files[0]}: GGUF architecture {arch!r} is not supported; supported are "
                           f"{', '.join(sorted(FORMS))}")
     file = Described(arch, model)
@@ -89,7 +92,8 @@ def _common(file: Described, form: Form) -> dict[str, Any]:
             hf[name] = value
     hf["vocab_size"] = _vocab_size(file)
     hf["bos_token_id"] = file.metadata.get("tokenizer.ggml.bos_token_id")
-    hf["torch_dtype"] = _FILE_DTYPES.get(file.metadata.get("general.file_type", -1), "float16")
+    file_type = file.metadata.get("general.file_type")
+    hf["torch_dtype"] = _FILE_DTYPES.get(file_type, "float16") if isinstance(file_type, int) else "float16"
     hf["tie_word_embeddings"] = "output.weight" not in file.tensors
     hf["attention_bias"] = "blk.0.attn_output.bias" in file.tensors
     hf["mlp_bias"] = "blk.0.ffn_down.bias" in file.tensors
@@ -105,7 +109,8 @@ def _refuse_unsupported(file: Described, hf: dict[str, Any]) -> None:
     if file.get("expert_count") and "num_experts_per_tok" not in hf:
         raise ConfigError(f"{file.path}: mixtures of experts are not supported for this architecture "
                           f"({file.arch}.expert_count is {file.get('expert_count')})")
-    if any(file.metadata.get(f"{file.arch}.rope.dimension_sections") or ()):
+    sections = file.metadata.get(f"{file.arch}.rope.dimension_sections")
+    if any(sections if isinstance(sections, list) else [sections]):
         raise ConfigError(f"{file.path}: {file.arch}.rope.dimension_sections splits the rotation by direction, as "
                           "models of images have it; that is not supported")
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from quire.engine.arguments import shown
 from quire.engine.errors import ConfigError
+from quire.engine.model_facts.fields import is_number
 from quire.engine.model_facts.windows import FULL, SLIDING
 from quire.engine.weights.gguf_metadata import TensorInfo, read_float32
 from quire.engine.weights.gguf_parts import GgufModel
@@ -52,17 +54,17 @@ class Described:
         value = self.metadata.get(f"{self.arch}.{key}", default)
         if not isinstance(value, list):
             return value
-        if len(set(value)) != 1:
-            raise ConfigError(f"{self.path}: {self.arch}.{key} is {value[:8]}, which differs between layers; that is "
-                              "not supported")
+        if not value or any(item != value[0] for item in value):
+            raise ConfigError(f"{self.path}: {self.arch}.{key} is {shown(value)}, which differs between layers; that "
+                              "is not supported")
         return value[0]
 
     def need(self, key: str) -> Any:
         value = self.get(key)
         if value is None:
             raise ConfigError(f"{self.path}: {self.arch}.{key} is missing from the metadata")
-        if not isinstance(value, (int, float)) or value <= 0:
-            raise ConfigError(f"{self.path}: {self.arch}.{key} is {value!r}; it must be a positive number")
+        if not is_number(value) or value <= 0:
+            raise ConfigError(f"{self.path}: {self.arch}.{key} is {shown(value)}; it must be a positive number")
         return value
 
     @property
@@ -78,8 +80,8 @@ class Described:
     def rope(self) -> dict[str, Any]:
         """rope_parameters. Llama 3's scaling is not among them: it is a tensor, rope_freqs.weight, that models read."""
         rope: dict[str, Any] = {"rope_theta": self.get("rope.freq_base", 10000.0)}
-        if width := self.get("rope.dimension_count"):
-            rope["partial_rotary_factor"] = _share(width, self.head_dim)
+        if self.get("rope.dimension_count"):
+            rope["partial_rotary_factor"] = _share(self.need("rope.dimension_count"), self.head_dim)
         factor = self.get("rope.scaling.factor") or self.get("rope.scale_linear") or 1.0
         kind = self.get("rope.scaling.type") or ("linear" if factor != 1.0 else "none")
         if original := self.get("rope.scaling.original_context_length"):
@@ -210,7 +212,7 @@ def _mistral3(file: Described) -> dict[str, Any]:
 
 def _mpt(file: Described) -> dict[str, Any]:
     largest = file.get("attention.max_alibi_bias", 0.0)
-    return {"attn_config": {"alibi": largest > 0, "alibi_bias_max": largest,
+    return {"attn_config": {"alibi": bool(largest), "alibi_bias_max": largest,
                             "clip_qkv": file.get("attention.clamp_kqv") or None,
                             "kv_n_heads": file.get("attention.head_count_kv")}}
 

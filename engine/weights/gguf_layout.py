@@ -75,6 +75,8 @@ class Layouts:
         if layout == "pairs":
             heads = self._num_heads if module.endswith("q_proj") else self._num_kv_heads
             dim = piece.count // heads
+            if dim % 2 or dim * heads != piece.count:  # it has no such heads, as whoever takes it will say
+                return Stored(shape, (piece,))
             return Stored(shape, (piece,), _in_pairs(heads, dim), dim)
         if layout == "stacked":
             order = _stacked(self._num_heads, self._num_kv_heads, self._head_dim)

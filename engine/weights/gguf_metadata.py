@@ -24,6 +24,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", _UINT32: "I", 5: "i", 6: "f", 7: "?"
 _SCALAR_READERS = {kind: struct.Struct("<" + letter) for kind, letter in _SCALARS.items()}
 _LENGTH = struct.Struct("<Q")
 _MAX_DIMENSIONS = 4
+_MOST_A_BYTE = 8  # numbers that a byte of a tensor stands for; of the tightest type there are 5
 _MIN_BYTES = {_STRING: 8, _ARRAY: 12}  # the least an element of these types takes in the file
 _MAX_NESTING = 4
 _DEFAULT_ALIGNMENT = 32
@@ -110,18 +111,22 @@ class _Cursor:
         for _ in range(count):
             name = self._string()
             num_dimensions = self._scalar(_UINT32)
-            if num_dimensions > _MAX_DIMENSIONS:
-                raise self._error(f"tensor {name!r} has {num_dimensions} dimensions; at most {_MAX_DIMENSIONS} exist")
+            if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
+                raise self._error(f"tensor {name!r} has {num_dimensions} dimensions; 1 to {_MAX_DIMENSIONS} exist")
             shape = tuple(reversed([self._length() for _ in range(num_dimensions)]))
             rows.append((name, shape, self._scalar(_UINT32), self._length()))
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise self._error(f"general.alignment is {alignment!r}; it must be a positive integer")
+        if type(alignment) is not int or alignment < 1 or alignment % 8:
+            raise self._error(f"general.alignment is {alignment!r}; it must be a positive multiple of 8")
         start = -(-self._pos // alignment) * alignment
         tensors = {}
         for name, shape, type_id, offset in rows:
             if start + offset > self._end:
                 raise self._error(f"tensor {name!r} begins at byte {start + offset}, past the end; it is cut short")
+            left = self._end - start - offset
+            if math.prod(shape) > _MOST_A_BYTE * left:
+                raise self._error(f"tensor {name!r} has the shape {list(shape)}, and {left} bytes from its beginning "
+                                  "on; it is cut short or malformed")
             tensors[name] = TensorInfo(name, shape, type_id, start + offset)
         return tensors
 

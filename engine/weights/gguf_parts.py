@@ -9,10 +9,12 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quire.engine.arguments import shown
 from quire.engine.errors import WeightError
 from quire.engine.weights.gguf_metadata import GgufHeader, read_header
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_MOST_PARTS = 99999  # that their names have room for
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 
 
@@ -42,6 +44,8 @@ def read_model(path: Path) -> GgufModel:
     count = header.metadata.get(_COUNT, 1)
     if count == 1:
         return GgufModel(header, [path])
+    if type(count) is not int or not 1 < count <= _MOST_PARTS:
+        raise WeightError(f"{path}: {_COUNT} is {shown(count)}; it must be a number of parts, {_MOST_PARTS} at most")
     names = part_names(path.name)
     if len(names) != count:
         raise WeightError(f"{path}: says that it is one of {count} parts, and its name does not end in "

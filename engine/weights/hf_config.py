@@ -13,14 +13,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from quire.engine.errors import ConfigError
+from quire.engine.arguments import shown
+from quire.engine.errors import ConfigError, InvalidRequestError
 from quire.engine.model_config import ModelConfig
-from quire.engine.model_registry import FAMILIES, family_of
+from quire.engine.model_facts.fields import is_number, refuse_malformed, refuse_no_count
+from quire.engine.model_registry import FAMILIES, OTHER, Family, family_of
+from quire.engine.sampling_params import SamplingParams
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "longrope", "yarn")
 DTYPES = ("float32", "float16", "bfloat16")
-_DEFAULT_POSITIONS = 2048
-_MISSING = object()
+# Where null is not as good as nothing: no window, though there is one where nothing is said; four times hidden_size.
+_NULL_SAYS = ("sliding_window", "n_inner")
+_DEFAULT_POSITIONS, _MOST_POSITIONS = 2048, 2**31 - 1  # of 32 bits, on the device
+_DEFAULT_THETA = 10000.0
+_ROPE_NEEDS = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",),
+               "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+_ROPE_LISTS = ("short_factor", "long_factor")
+_ROPE_NUMBERS = {  # what they are above, and at most
+    "rope_theta": (1, 10**15), "partial_rotary_factor": (0, 1), "factor": (0, 2**20),
+    **dict.fromkeys(("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"), (0, 2**20)),
+    "original_max_position_embeddings": (1, _MOST_POSITIONS),
+    **dict.fromkeys(("mscale", "mscale_all_dim", "llama_4_scaling_beta"), (-1, 2**20))}
 # generation_config.json's name -> the name in SamplingParams
 _SAMPLING_FIELDS = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
                     "repetition_penalty": "repetition_penalty", "max_new_tokens": "max_tokens"}
@@ -34,11 +47,11 @@ def read(path: Path, *, with_generation_defaults: bool, model_impl: str = "auto"
     """
     hf = _read_json(path / "config.json")
     generation = _generation(path) if (path / "generation_config.json").is_file() else _Generation()
-    if hf.get("quantization_config"):
-        method = hf["quantization_config"].get("quant_method", "unknown")
+    if quantization := hf.get("quantization_config"):
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
         raise ConfigError(f"{path}: the weights are quantised by {method!r}, which is not supported; quantised models "
                           "are read from GGUF files only")
-    eos = generation.eos if generation.eos is not None else hf.get("eos_token_id")
+    eos = hf.get("eos_token_id") if generation.eos is None else list(generation.eos)
     return model_config(path, "hf", hf, eos, generation.defaults if with_generation_defaults else {}, model_impl)
 
 
@@ -49,38 +62,62 @@ def with_generation_of(config: ModelConfig, path: Path) -> ModelConfig:
         ConfigError: the file is malformed.
     """
     generation = _generation(path)
-    eos = config.eos_token_ids if generation.eos is None else _as_ids(generation.eos)
+    eos = config.eos_token_ids if generation.eos is None else generation.eos
     return replace(config, generation_defaults=generation.defaults, eos_token_ids=eos)
 
 
 def model_config(path: Path, file_format: str, hf: dict[str, Any], eos: int | list[int] | None,
                  generation_defaults: dict[str, Any], model_impl: str = "quire") -> ModelConfig:
-    """The facts that the engine needs, out of a configuration in Hugging Face's names."""
-    architecture = _architecture(path, hf, model_impl)
-    hf = _in_standard_names(path, architecture, hf, model_impl)
-    heads = _count(path, hf, "num_attention_heads")
-    hidden = _count(path, hf, "hidden_size")
-    if not hf.get("head_dim") and hidden % heads:
-        raise ConfigError(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and "
-                          "head_dim is missing")
-    rope = _rope_parameters(path, hf)
+    """The facts that the engine needs, out of a configuration in Hugging Face's names.
+
+    Raises:
+        ConfigError: a field is missing, holds what it cannot hold, or asks for what is not supported.
+    """
+    architecture, family = _architecture(path, hf, model_impl)
+    try:
+        return _model_config(path, file_format, hf, architecture, family, eos, generation_defaults)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _model_config(path: Path, file_format: str, hf: dict[str, Any], architecture: str, family: Family,
+                  eos: int | list[int] | None, generation_defaults: dict[str, Any]) -> ModelConfig:
+    hf = _in_standard_names(hf, family)
+    required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    for name in required if family is OTHER else (*required, "intermediate_size"):
+        if hf.get(name) is None:
+            raise ConfigError(f"{name} must be a positive integer, is missing")
+    for name in (*required, "num_key_value_heads", "head_dim", "max_position_embeddings"):
+        if hf.get(name) is not None:
+            refuse_no_count(name, hf[name])
+    heads, hidden = hf["num_attention_heads"], hf["hidden_size"]
+    kv_heads = hf.get("num_key_value_heads") or heads
+    if hf.get("head_dim") is None and hidden % heads:
+        raise ConfigError(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and head_dim is "
+                          "missing")
+    if heads % kv_heads:
+        raise ConfigError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     positions = hf.get("max_position_embeddings") or _DEFAULT_POSITIONS
+    rope = _rope_parameters(hf, positions)
+    hf = {**hf, "rope_parameters": rope}
+    if local := hf.get("local_rope_parameters"):
+        hf["local_rope_parameters"] = _checked_rope({"rope_theta": _DEFAULT_THETA, **local}, hf, positions)
     return ModelConfig(
         path=str(path),
         file_format=file_format,
         architecture=architecture,
         dtype=_dtype(hf),
-        vocab_size=_count(path, hf, "vocab_size"),
+        vocab_size=hf["vocab_size"],
         hidden_size=hidden,
-        num_layers=_count(path, hf, "num_hidden_layers"),
+        num_layers=hf["num_hidden_layers"],
         num_heads=heads,
-        num_kv_heads=hf.get("num_key_value_heads") or heads,
+        num_kv_heads=kv_heads,
         head_dim=hf.get("head_dim") or hidden // heads,
-        max_position_embeddings=_scaled_positions(positions, rope),
+        max_position_embeddings=min(_scaled_positions(positions, rope), _MOST_POSITIONS),
         windows=_windows(hf),
-        bos_token_id=hf.get("bos_token_id"),
-        eos_token_ids=() if eos is None else _as_ids(eos),
-        hf={**hf, "rope_parameters": rope},
+        bos_token_id=next(iter(_token_ids("bos_token_id", hf.get("bos_token_id"))), None),
+        eos_token_ids=_token_ids("eos_token_id", eos),
+        hf=hf,
         generation_defaults=generation_defaults,
     )
 
@@ -88,53 +125,59 @@ def model_config(path: Path, file_format: str, hf: dict[str, Any], eos: int | li
 @dataclass(frozen=True, slots=True)
 class _Generation:
     defaults: dict[str, Any] = field(default_factory=dict)
-    eos: int | list[int] | None = None
+    eos: tuple[int, ...] | None = None
 
 
 def _generation(path: Path) -> _Generation:
     file = path / "generation_config.json"
     stated = _read_json(file)
-    eos = stated.get("eos_token_id")
-    if eos is not None and not all(type(id) is int for id in _as_ids(eos)):
-        raise ConfigError(f"{file}: eos_token_id must be a token id or a list of them, is {eos!r}")
     defaults = {ours: stated[theirs] for theirs, ours in _SAMPLING_FIELDS.items() if stated.get(theirs) is not None}
-    return _Generation(defaults, eos)
+    try:
+        SamplingParams(**defaults)
+        eos = stated.get("eos_token_id")
+        return _Generation(defaults, None if eos is None else _token_ids("eos_token_id", eos))
+    except (ConfigError, InvalidRequestError) as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
-def _as_ids(eos: int | list[int]) -> tuple[int, ...]:
-    return tuple(eos) if isinstance(eos, list) else (eos,)
+def _token_ids(name: str, stated: Any) -> tuple[int, ...]:
+    """In order, each once. Negative numbers stand for no token."""
+    ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if not all(type(id) is int for id in ids):
+        raise ConfigError(f"{name} must be a token id or a list of them, is {shown(stated)}")
+    return tuple(dict.fromkeys(id for id in ids if id >= 0))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: must hold a JSON object, holds {type(value).__name__}")
     return value
 
 
-def _architecture(path: Path, hf: dict[str, Any], model_impl: str) -> str:
+def _architecture(path: Path, hf: dict[str, Any], model_impl: str) -> tuple[str, Family]:
     """The first that is a family of ours, else the first that may run otherwise."""
     named = hf.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ConfigError(f"{path}: architectures must be a list of names, is {shown(named)}")
     for name in sorted(named, key=lambda name: name not in FAMILIES):
-        if family_of(name, model_impl) is not None:
-            return str(name)
-    raise ConfigError(f"{path}: architecture {', '.join(map(str, named)) or 'unknown (config.json names none)'} is not "
+        if (family := family_of(name, model_impl)) is not None:
+            return name, family
+    raise ConfigError(f"{path}: architecture {', '.join(named) or 'unknown (config.json names none)'} is not "
                       f"supported; supported are {', '.join(sorted(FAMILIES))}")
 
 
-def _in_standard_names(path: Path, architecture: str, hf: dict[str, Any], model_impl: str) -> dict[str, Any]:
-    family = family_of(architecture, model_impl)
-    assert family is not None
+def _in_standard_names(hf: dict[str, Any], family: Family) -> dict[str, Any]:
+    if family is not OTHER:  # whose fields may hold anything, under the same names
+        refuse_malformed(hf)
+        hf = {name: value for name, value in hf.items() if value is not None or name in _NULL_SAYS}
     if family.facts is None:
         return hf
     module, name = family.facts.split(":")
-    try:
-        translated: dict[str, Any] = getattr(importlib.import_module(f"quire.engine.model_facts.{module}"), name)(hf)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    translated: dict[str, Any] = getattr(importlib.import_module(f"quire.engine.model_facts.{module}"), name)(hf)
     return translated
 
 
@@ -143,47 +186,65 @@ def _windows(hf: dict[str, Any]) -> tuple[int | None, ...]:
     return windows if any(window is not None for window in windows) else ()
 
 
-def _count(path: Path, hf: dict[str, Any], name: str) -> int:
-    value = hf.get(name, _MISSING)
-    if not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{path}: {name} must be a positive integer, "
-                          f"{'is missing' if value is _MISSING else f'is {value!r}'}")
-    return value
-
-
 def _dtype(hf: dict[str, Any]) -> str:
     name = str(hf.get("dtype") or hf.get("torch_dtype") or "float32").removeprefix("torch.")
     return name if name in DTYPES else "float32"
 
 
-def _rope_parameters(path: Path, hf: dict[str, Any]) -> dict[str, Any]:
+def _rope_parameters(hf: dict[str, Any], positions: int) -> dict[str, Any]:
     """transformers 5 writes `rope_parameters`; before, `rope_theta` stood alone and `rope_scaling` held the rest."""
     rope = dict(hf.get("rope_scaling") or {}) | dict(hf.get("rope_parameters") or {})
-    rope["rope_type"] = rope.get("rope_type") or rope.pop("type", None) or "default"
-    rope["rope_theta"] = float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0)
-    rope.setdefault("partial_rotary_factor", hf.get("partial_rotary_factor") or 1.0)
-    if rope["rope_type"] == "su":  # Phi-3's first word for it
-        rope["rope_type"] = "longrope"
-    if rope["rope_type"] not in ROPE_TYPES:
-        raise ConfigError(f"{path}: rope scaling of type {rope['rope_type']!r} is not supported; supported are "
-                          f"{', '.join(ROPE_TYPES)}")
-    required = {"default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",), "longrope": (),
-                "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
-    for name in required[rope["rope_type"]]:
-        if not isinstance(rope.get(name), (int, float)) or rope[name] <= 0:
-            raise ConfigError(f"{path}: rope scaling of type {rope['rope_type']!r} needs a positive {name}, "
-                              f"has {rope.get(name)!r}")
-    positions = hf.get("max_position_embeddings") or _DEFAULT_POSITIONS
-    if rope["rope_type"] in ("yarn", "dynamic") and not rope.get("original_max_position_embeddings"):
+    for name, default in (("rope_theta", _DEFAULT_THETA), ("partial_rotary_factor", 1.0)):
+        if rope.get(name) is None:
+            rope[name] = default if hf.get(name) is None else hf[name]
+    return _checked_rope(rope, hf, positions)
+
+
+def _checked_rope(stated: dict[str, Any], hf: dict[str, Any], positions: int) -> dict[str, Any]:
+    rope = dict(stated)
+    kind = rope.get("rope_type") or rope.pop("type", None) or "default"
+    if kind == "su":  # Phi-3's first word for it
+        kind = "longrope"
+    if kind not in ROPE_TYPES:
+        raise ConfigError(f"rope scaling of type {shown(kind)} is not supported; supported are {', '.join(ROPE_TYPES)}")
+    rope["rope_type"] = kind
+    for name, value in rope.items():
+        _refuse_malformed_rope(kind, name, value)
+    for name in _ROPE_NEEDS.get(kind, ()):
+        if rope.get(name) is None:
+            raise ConfigError(f"rope scaling of type {kind!r} needs a positive {name}")
+    rope["rope_theta"] = float(rope["rope_theta"])
+    if kind in ("yarn", "dynamic") and not rope.get("original_max_position_embeddings"):
         rope["original_max_position_embeddings"] = positions
-    if rope["rope_type"] == "longrope":
+    if kind == "longrope":
         original = rope.get("original_max_position_embeddings") or hf.get("original_max_position_embeddings")
         rope["original_max_position_embeddings"] = original or positions
         rope["factor"] = rope.get("factor") or positions / rope["original_max_position_embeddings"]
-        for name in ("short_factor", "long_factor"):
-            if not isinstance(rope.get(name), list):
-                raise ConfigError(f"{path}: rope scaling of type 'longrope' needs a list {name}")
+        for name in _ROPE_LISTS:
+            if rope.get(name) is None:
+                raise ConfigError(f"rope scaling of type 'longrope' needs a list {name}")
+    if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
+        raise ConfigError(f"rope scaling of type 'llama3' needs a low_freq_factor below its high_freq_factor, has "
+                          f"{rope['low_freq_factor']} and {rope['high_freq_factor']}")
     return rope
+
+
+def _refuse_malformed_rope(kind: str, name: str, value: Any) -> None:
+    """Raises ConfigError. What is not known here is not read."""
+    if isinstance(value, dict):
+        raise ConfigError(f"rope_parameters holds an object {name}, as of models whose layers turn in several ways; "
+                          "of this architecture that is not supported")
+    if value is None:
+        return
+    if name in _ROPE_LISTS:
+        is_right, what = isinstance(value, list) and all(is_number(x) and x > 0 for x in value), "a list of numbers"
+    elif name in _ROPE_NUMBERS:
+        above, most = _ROPE_NUMBERS[name]
+        is_right, what = is_number(value) and above < value <= most, f"a number above {above}, and {most} at most"
+    else:
+        return
+    if not is_right:
+        raise ConfigError(f"rope scaling of type {kind!r}: {name} must be {what}, is {shown(value)}")
 
 
 def _scaled_positions(positions: int, rope: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ Report = Callable[[int, int], None]  # bytes that are here, and all; 0 and 0 whi
 Repository = HuggingFaceRepository | ModelScopeRepository
 
 POLL_S = 0.25
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG)
 _NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # How Hugging Face's client names a file that it still writes, anew each time. ModelScope's goes on with what is there.
 _UNFINISHED = re.compile(r"/blobs/[^/]+\.incomplete$")
@@ -209,11 +211,11 @@ def _explained(name: HubName, repository: Repository, error: Exception) -> Confi
         what = f"{sent}; check the name, and that {token} is the token of somebody who may read it"
     elif status == 404:
         what = f"{sent}; check the name and --revision"
-    elif isinstance(error, ValueError):
+    elif isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
         what = "check the name"
     elif number in (errno.ENOSPC, errno.EDQUOT):
         what = f"the disk of {repository.directory} is full; {_other_place(repository)}"
-    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+    elif number in _NO_PLACE:
         what = f"{repository.directory} cannot be written; {_other_place(repository)}"
     else:
         what = "check the network (HTTPS_PROXY), and whether the hub is well"
@@ -227,7 +229,9 @@ def _first_line(error: Exception) -> str:
 
 def _is_final(error: BaseException) -> bool:
     """Whether the same fetch would fail again: no such name or revision, no access, or the network not to be used."""
-    if isinstance(error, (ValueError, PermissionError)):
+    if isinstance(error, json.JSONDecodeError):  # no hub speaks so: a proxy, or a page that asks to log in
+        return False
+    if isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in _NO_PLACE):
         return True
     status = _status(error)
     if status is not None:

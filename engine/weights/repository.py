@@ -25,12 +25,13 @@ def wanted_files(names: Iterable[str], load_format: str = "auto", gguf: str | No
     """Those of `names` that are read: a GGUF file's parts in order, or configuration, tokenizer and weights.
 
     Safetensors if there are any, else pytorch_model.bin, else the only GGUF file; `gguf` (a file, or a quantisation
-    such as Q4_K_M) asks for one. The same weights in other formats and other folders are left.
+    such as Q4_K_M) asks for one. The same weights in other formats and other folders are left, and so are names that
+    lead out of the repository.
 
     Raises:
         ConfigError: there is nothing to read, or nobody said which of several GGUF files; says what there is.
     """
-    names = sorted(names)
+    names = sorted(name for name in names if _is_inside(name))
     if gguf is not None:
         return chosen_gguf(names, gguf)
     small = [name for name in names if _matches(name, _SMALL) and not _matches(name, _NOT_SMALL)]
@@ -98,6 +99,11 @@ def _is_quantised(file: str, quantisation: str) -> bool:
     stem = _PART.sub(r"\3", name).removesuffix(".gguf")
     wanted = re.compile(rf"(^|[-._/]){re.escape(quantisation)}$", re.IGNORECASE)
     return wanted.search(stem) is not None or wanted.search(folder) is not None
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file of that name would lie in the repository's own folder: not all clients look."""
+    return name.isprintable() and not {"", ".."}.intersection(re.split(r"[/\\]", name))
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -25,8 +25,9 @@ def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False) -> int:
     return _num_elements(model, dummy) * ITEM_BYTES[dtype]
 
 
-def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * ITEM_BYTES[dtype]
+def kv_block_bytes(model: ModelConfig, dtype: str, block_size: int) -> int:
+    """Of a block that has room for as many layers as a KV group has, of all ranks."""
+    return 2 * model.kv_groups.depth * block_size * model.num_kv_heads * model.head_dim * ITEM_BYTES[dtype]
 
 
 def _num_elements(model: ModelConfig, dummy: bool) -> int:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from quire import LLM
 from quire.engine import memory_need
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError, MemoryShortageError, PassingError, WeightError
+from quire.engine.execution import kv_cache
+from quire.engine.kv_groups import BlockNeed
 from quire.engine.memory_need import MemoryNeed
 from quire.engine.oom_kills import OomKills
 from quire.engine.weights.locate import resolve_model
@@ -67,6 +70,16 @@ def test_each_rank_of_this_machine_has_a_cache_and_a_clusters_are_not_all_here()
     assert MemoryNeed.of(EngineArgs(**of_two), model, "float32", 4 * GIB) == MemoryNeed(4 * SMOLLM2_ELEMENTS, 2 * GIB)
     cluster = EngineArgs(**of_two, distributed_executor_backend="ray")
     assert MemoryNeed.of(cluster, model, "float32", 4 * GIB) == MemoryNeed(2 * SMOLLM2_ELEMENTS, GIB)
+
+
+def test_windows_need_the_cache_that_they_hold_and_not_that_of_all_layers() -> None:
+    gemma = {"model": "loadtest/models/gemma-3-4b", "load_format": "dummy"}
+    model = resolve_model(EngineArgs(**gemma))
+    block = kv_cache.block_bytes(5, model.num_kv_heads, model.head_dim, 16, torch.float32)
+    held = BlockNeed(model.kv_groups.windows, 16, 512).blocks_for(32768)
+    for args, blocks in (({"max_model_len": 32768}, held), ({"num_gpu_blocks_override": 100}, 100)):
+        assert MemoryNeed.of(EngineArgs(**gemma, **args), model, "float32", 100 * GIB).cache == blocks * block
+    assert held * 5 < 0.25 * 34 * 32768 / 16, "blocks of a layer"
 
 
 @pytest.mark.parametrize(("group", "machine", "cause"), [

@@ -92,6 +92,12 @@ def test_no_more_logits_than_a_slice_are_made_at_once(model: tuple[Path, Any], m
     assert sum(rows) == 3 * len(TEXT) - 1 + 2
 
 
+def test_where_they_cannot_be_made_in_slices_they_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "llama")
+    with pytest.raises(InvalidRequestError, match="runs by transformers' code"):
+        outputs(tmp_path, [SamplingParams(prompt_logprobs=1)] * len(PROMPTS), model_impl="transformers")
+
+
 def test_more_than_may_be_asked_for_is_refused(model: tuple[Path, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="Requested prompt logprobs of 21, which is greater") as caught:
         outputs(model[0], [SamplingParams(prompt_logprobs=21)] * len(PROMPTS))

@@ -186,7 +186,8 @@ def test_only_what_looks_like_no_file_may_be_a_name(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(("override", "message"), [("no/such/file", "neither a readable file"),
-                                                    ("{% if %}", "not valid Jinja: line 1")])
+                                                    ("{% if %}", "not valid Jinja: line 1"),
+                                                    ("{" * 100_000, "not valid Jinja: it is nested too deep")])
 def test_a_broken_override_is_a_configuration_error(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_chat_template(model_at("m"), override, None)

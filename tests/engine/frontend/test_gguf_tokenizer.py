@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from quire.engine.errors import ConfigError
 from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from tests.conftest import smollm2_file
 from tests.engine.frontend.conftest import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, WORDS, model_at
 
 CASES = json.loads((Path(__file__).parents[2] / "fixtures" / "smollm2-tokens.json").read_text(encoding="utf-8"))
@@ -160,6 +161,19 @@ def test_a_file_may_hold_several_chat_templates(write_gguf: Callable[..., Path])
     path = write_gguf("gpt2", ASCII, tokenizer_pre="gpt-2", token_merges=["a b"],
                       chat_template=[{"name": "default", "template": "A"}, {"name": "tool_use", "template": "B"}])
     assert load_tokenizer(model_at(path)).chat_templates == {"default": "A", "tool_use": "B"}
+
+
+@pytest.mark.parametrize("merges", [["q r"], ["a b c"]])
+def test_merges_of_what_is_no_token_are_an_error(write_gguf: Callable[..., Path], merges: list[str]) -> None:
+    path = write_gguf("gpt2", ASCII, tokenizer_pre="gpt-2", token_merges=merges)
+    with pytest.raises(ConfigError, match=rf"{path} cannot be read: .*out of vocabulary"):
+        load_tokenizer(model_at(path))
+
+
+def test_a_file_of_another_kind_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"x\.gguf: .*'GGUF'|x\.gguf: wants"):
+        load_tokenizer(model_at(smollm2_file()), str(tmp_path / "x.gguf"))
 
 
 def test_a_token_of_endless_length_is_an_error(write_gguf: Callable[..., Path]) -> None:

@@ -87,6 +87,8 @@ def test_a_file_may_list_its_special_tokens(tmp_path: Path) -> None:
     (lambda file: file["config"].update(pattern="("), "unmatched parenthesis"),
     (lambda file: file["config"].update(default_vocab_size=10**6), "tokens are said to be in use"),
     (lambda file: file["config"].update(default_num_special_tokens=0), "default_num_special_tokens is 0"),
+    (lambda file: file["config"].update(default_num_special_tokens=2**23, default_vocab_size=2**23 + 300),
+     "default_num_special_tokens is 8388608; it must be a number of tokens, 65536 at most"),
     (lambda file: file["config"].update(default_num_special_tokens=400), "of which 256 are bytes"),
     (lambda file: file["vocab"][7].update(rank=8), "the token in place 7 has rank 8"),
     (lambda file: file["vocab"][7].update(token_bytes="?"), "Error"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -144,11 +145,26 @@ def test_an_unsupported_decoder_is_an_error(tmp_path: Path) -> None:
     ("tokenizer.json", "{", "cannot be read"),
     ("tokenizer_config.json", "[1]", "must hold a JSON object"),
     ("tokenizer_config.json", "{", "not valid JSON"),
+    ("tokenizer_config.json", "[" * 200_000, "not valid JSON"),
+    ("tokenizer_config.json", '{"bos_token": 5}', "bos_token must be a text or an object with its content, is 5"),
+    ("tokenizer_config.json", '{"additional_special_tokens": [["a"]]}', "additional_special_tokens must be a text"),
+    ("tokenizer_config.json", '{"chat_template": [{"name": "default"}]}', "chat_template must be a template, or"),
+    ("tokenizer_config.json", '{"chat_template": 5}', "chat_template must be a template, or"),
+    ("added_tokens.json", '{"<x>": [1]}', "the added tokens cannot be read"),
+    ("special_tokens_map.json", '{"unk_token": {"content": 1}}', "unk_token must be a text"),
+    ("chat_template.jinja", b"\xff", "cannot be read"),
 ])
-def test_broken_files_are_errors_that_name_them(tmp_path: Path, file: str, content: str, message: str) -> None:
+def test_broken_files_are_errors_that_name_them(tmp_path: Path, file: str, content: str | bytes, message: str) -> None:
     save(tmp_path)
-    (tmp_path / file).write_text(content)
+    (tmp_path / file).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ConfigError, match=f"{file}.*{message}"):
+        load_tokenizer(model_at(tmp_path))
+
+
+def test_what_the_rust_package_says_in_its_own_errors_is_a_line_that_names_the_file(tmp_path: Path) -> None:
+    save(tmp_path, added_tokens_decoder={"49152": {"content": "<x>", "lstrip": "yes"}})
+    with pytest.raises(ConfigError, match=r"\Atokenizer.json cannot be read: .*instance of 'bool'\Z".replace(
+            "tokenizer.json", re.escape(str(tmp_path / "tokenizer.json")))):
         load_tokenizer(model_at(tmp_path))
 
 

@@ -62,6 +62,8 @@ def test_the_models_type_tells_where_no_class_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("file", "content", "message"), [
     ("vocab.json", "{", "cannot be read"), ("vocab.json", "[]", "must hold a JSON object"),
     ("vocab.json", '{"a": "b"}', "must hold a JSON object"),
+    ("vocab.json", '{"a": 1, "b": 0, "c": 1}', "'a' and 'c' have the same id, 1"),
+    ("vocab.json", '{"a": 5000000000}', "must hold a JSON object"),
     ("vocab.json", '{"a": 0}', "cannot be read: .*out of vocabulary"),
     ("merges.txt", "a b c\n", "line 1 is 'a b c'"), ("merges.txt", "#version\nab\n", "line 2 is 'ab'"),
 ])

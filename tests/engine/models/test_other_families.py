@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from quire.engine.errors import ConfigError
 from tests.engine.models import tiny
@@ -19,6 +20,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", {}),
     "phi": ("phi", {"num_key_value_heads": 4}),
     "persimmon": ("persimmon", {"num_key_value_heads": 4}),
+    "modernbert-decoder": ("modernbert-decoder", {"num_key_value_heads": 4, "pad_token_id": 0, "local_attention": 40}),
+    "starcoder2-window": ("starcoder2", {"sliding_window": 20}),
     "exaone4": ("exaone4", {"layer_types": ["full_attention"] * 3, "sliding_window": None}),
     "native": ("llama", {}),
 }
@@ -42,6 +45,8 @@ def test_logits_equal_transformers_however_the_prompt_is_cut(case: str, tmp_path
     ({"architectures": ["FooForCausalLM"], "layer_types": ["full_attention", "linear_attention"]},
      "recurrent state .linear_attention."),
     ({"architectures": ["FooForCausalLM"], "add_cross_attention": True}, "cross attention"),
+    ({"architectures": ["FooForCausalLM"], "layer_types": 5, "num_hidden_layers": 10**9}, "must be at most 4096"),
+    ({"architectures": ["FooForCausalLM"], "model_type": "cohere", "hidden_act": 5}, "neither a family|cannot be made"),
     ({"architectures": ["FooForCausalLM"], "model_type": "foo", "auto_map": {"AutoModelForCausalLM": "foo.Foo"}},
      "runs no code out of checkpoints"),
 ])
@@ -54,3 +59,21 @@ def test_what_cannot_run_is_refused_by_its_reason_before_weights_are_read(change
     with pytest.raises(ConfigError, match=said):
         load(tmp_path, progress=lambda phase, fraction: read.append(fraction))
     assert not any(read)
+
+
+@pytest.mark.parametrize(("family", "changes", "said"), [
+    ("diffllama", {}, "attends more than once in a layer"),
+    ("doge", {}, "makes a mask of its own for attention"),
+    ("llama", {"is_causal": False}, "lets tokens see others than those before them"),
+    ("llama4_text", {"attention_chunk_size": 32, "num_local_experts": 2, "head_dim": 16, "intermediate_size_mlp": 80},
+     "than those in a sliding window"),
+    ("persimmon", {}, "has 4 KV heads of 16 numbers, and config.json says 2 of 16"),
+    ("mixing", {}, "lets tokens see each other outside of attention"),
+])
+def test_what_our_attention_would_compute_wrongly_is_refused_before_anybody_is_served(
+        family: str, changes: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if family == "mixing":
+        monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: x.roll(1, 1))
+    tiny.write(tmp_path, "llama" if family == "mixing" else family, **changes)
+    with pytest.raises(ConfigError, match=f"transformers' code of .* {said}.*; that is not supported"):
+        load(tmp_path, model_impl="transformers")

@@ -191,9 +191,31 @@ def test_the_scale_of_gemmas_scores_is_told_by_the_number_of_layers(arch: str, l
     ("llama", {"attention.head_count": 0}, "attention.head_count is 0; it must be a positive number"),
     ("glm4", {"rope.dimension_sections": [8, 12, 12, 0]}, "rope.dimension_sections"),
     ("qwen3moe", {}, "qwen3moe.expert_count is missing"),
+    ("llama", {"block_count": 10**9}, "num_hidden_layers must be at most 4096, is 1000000000"),
+    ("llama", {"attention.head_count_kv": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+    ("llama", {"attention.head_count": [[1], [2]]}, r"head_count is \[\[1\], \[2\]\], which differs between layers"),
+    ("llama", {"attention.key_length": 1.5}, "head_dim must be a positive integer, is 1.5"),
+    ("llama", {"attention.sliding_window": -1}, "sliding_window must be a positive integer, is -1"),
+    ("llama", {"rope.freq_base": "x"}, "rope_theta must be a number above 1"),
+    ("llama", {"rope.dimension_count": -1}, "rope.dimension_count is -1; it must be a positive number"),
+    ("llama", {"rope.dimension_sections": 5}, "rope.dimension_sections"),
+    ("llama", {"rope.scaling.factor": float("nan")}, "factor must be a number above 0"),
+    ("gemma3", {"attention.sliding_window": 8, "attention.sliding_window_pattern": [True, False]},
+     "layer_types lists 2 layers, and num_hidden_layers is 4"),
 ])
 def test_what_would_be_computed_wrong_is_refused(arch: str, values: dict[str, Any], message: str, tmp_path: Path
                                                  ) -> None:
     file = described(tmp_path / "m.gguf", arch, **values)
     with pytest.raises(ConfigError, match=message):
         resolve_model(EngineArgs(model=str(file)))
+
+
+@pytest.mark.parametrize("count", ["3", [2], 2**30, -2])
+def test_a_number_of_parts_that_is_none_is_refused(count: Any, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "parts.gguf", "llama")
+    writer.add_key_value("split.count", count, gguf.GGUFValueType.get_type(count))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ConfigError, match=r"split\.count is .*; it must be a number of parts, 99999 at most"):
+        resolve_model(EngineArgs(model=str(tmp_path / "parts.gguf")))

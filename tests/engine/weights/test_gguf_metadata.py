@@ -95,3 +95,17 @@ def test_a_malformed_file_never_raises_anything_else(tmp_path: Path, small: byte
     path.write_bytes((small[:place] + value + small[place + len(value):])[:len(small)])
     with suppress(WeightError):
         read_header(path)
+
+
+@pytest.mark.parametrize(("place", "value", "message"), [
+    (0, b"\0\0\0\0", "has 0 dimensions"),
+    (4, (2**60).to_bytes(8, "little"), "has the shape .* bytes from its beginning on; it is cut short"),
+])
+def test_a_tensor_that_the_file_has_no_room_for_is_an_error_before_memory_is_taken(tmp_path: Path, place: int,
+                                                                                   value: bytes, message: str) -> None:
+    data = bytearray(write(tmp_path / "m.gguf").read_bytes())
+    place += data.index(b"a.weight") + len("a.weight")
+    data[place:place + len(value)] = value
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises(WeightError, match=rf"m\.gguf: tensor 'a\.weight' {message}"):
+        read_header(tmp_path / "m.gguf")

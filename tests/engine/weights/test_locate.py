@@ -217,7 +217,8 @@ def test_a_refusal_is_one_line_with_name_token_and_what_to_do(ask: Asker) -> Non
 
 
 def test_what_may_pass_is_told_from_what_stays_wrong(ask: Asker) -> None:
-    assert [line.split()[0] for line in ask("500", "503", "429")] == ["FetchError"] * 3
+    lines = ask("500", "503", "429", "200")  # 200, and nothing behind it: no hub speaks so
+    assert [line.split()[0] for line in lines] == ["FetchError"] * 4 and "check the network" in lines[3]
     assert "HF_HUB_OFFLINE forbids fetching" in ask("503", HF_HUB_OFFLINE="1")[0]
     (line,) = ask("404", HF_ENDPOINT="http://127.0.0.1:9")
     assert line.startswith("FetchError") and "check the network" in line
@@ -268,7 +269,8 @@ class FullDisk:
 @pytest.mark.parametrize(("error", "kind", "message"), [
     (None, FetchError, r"1152921504\.6 GB are to be fetched and .* has [\d.]+ GB free; make room, or name another"),
     (OSError(errno.ENOSPC, "No space"), FetchError, "made yet is full; make room.* --download-dir or HF_HOME"),
-    (PermissionError(errno.EACCES, "Denied"), ConfigError, "made yet cannot be written; make room"),
+    *((OSError(number, "Denied"), ConfigError, "made yet cannot be written; make room")
+      for number in (errno.EACCES, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)),
 ])
 def test_a_disk_that_takes_no_more_is_named(error: OSError | None, kind: type[ConfigError], message: str,
                                             monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -56,6 +56,13 @@ def test_a_gguf_file_is_wanted_alone_and_whole(names: list[str], choice: str | N
     assert wanted[0] in gguf_models(names)
 
 
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "..\\x", "a//x", "x\0", "x\n"])
+def test_names_that_lead_out_of_the_repository_are_not_wanted(name: str) -> None:
+    assert wanted_files([*TEXT, *WHOLE, f"{name}.json"]) == wanted_files([*TEXT, *WHOLE])
+    with pytest.raises(ConfigError, match="holds no GGUF file"):
+        wanted_files([f"{name}/m-Q8_0.gguf", *TEXT], gguf="Q8_0")
+
+
 @pytest.mark.parametrize(("names", "choice", "message"), [
     (GGUF, None, r"several GGUF files; name one.* of: m-Q4_K_M\.gguf, m-Q8_0\.gguf"),
     (GGUF, "Q5_K_M", r"none of its GGUF files is Q5_K_M; name one.*m-Q4_K_M\.gguf"),
