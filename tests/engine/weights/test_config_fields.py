@@ -127,8 +127,8 @@ def test_what_would_break_at_the_first_request_is_said_at_the_start(architecture
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ('{"temperature": "hot"}', "temperature must be a number, got 'hot'"),
-    ('{"top_p": 1.5}', r"top_p must be in \(0, 1\], got 1.5"),
+    ('{"temperature": "hot"}', "temperature must be a number, got 'hot'.*: --generation-config vllm"),
+    ('{"top_p": 1.5}', r"top_p must be in \(0, 1\], got 1.5.*: --generation-config vllm"),
     ("[" * 200_000, "cannot be read"),
 ])
 def test_what_every_request_would_be_refused_for_is_said_at_the_start(content: str, message: str, tmp_path: Path
@@ -137,3 +137,5 @@ def test_what_every_request_would_be_refused_for_is_said_at_the_start(content: s
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(ConfigError, match=rf"generation_config\.json: {message}"):
         resolve_model(EngineArgs(model=str(tmp_path)))
+    if "vllm" in message:
+        assert resolve_model(EngineArgs(model=str(tmp_path), generation_config="vllm")).generation_defaults == {}
