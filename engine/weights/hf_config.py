@@ -24,6 +24,7 @@ ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "longrope", "yarn")
 DTYPES = ("float32", "float16", "bfloat16")
 # Where null is not as good as nothing: no window, though there is one where nothing is said; four times hidden_size.
 _NULL_SAYS = ("sliding_window", "n_inner")
+_OURS = ("layer_windows", "local_rope_parameters")  # names that `model_facts` fills in, and no file has
 _DEFAULT_POSITIONS, _MOST_POSITIONS = 2048, 2**31 - 1  # of 32 bits, on the device
 _DEFAULT_THETA = 10000.0
 _ROPE_NEEDS = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",),
@@ -176,6 +177,7 @@ def _architecture(path: Path, hf: dict[str, Any], model_impl: str) -> tuple[str,
 
 
 def _in_standard_names(hf: dict[str, Any], family: Family) -> dict[str, Any]:
+    hf = {name: value for name, value in hf.items() if name not in _OURS}
     if family is not OTHER:  # whose fields may hold anything, under the same names
         refuse_malformed(hf)
         hf = {name: value for name, value in hf.items() if value is not None or name in _NULL_SAYS}

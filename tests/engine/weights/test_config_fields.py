@@ -30,7 +30,8 @@ ODD: list[Any] = [0, -1, 7, "x", "4", 1.5, 10**9, 10**12, [], [1], {}, {"a": 1},
                   {SLIDING: YARN}, {FULL: YARN, SLIDING: {}}, {**YARN, "factor": "x"}, {**YARN, "factor": 1e300},
                   {**YARN, "rope_theta": 1}, {**LLAMA3, "low_freq_factor": 4.0}, {**LONGROPE, "short_factor": ["x"]},
                   {"rope_type": ["yarn"]}]
-NAMES = [*fields._COUNTS, *fields._RULES, "bos_token_id", "eos_token_id", "torch_dtype", "text_config", "n_inner"]
+NAMES = [*fields._COUNTS, *fields._RULES, "bos_token_id", "eos_token_id", "torch_dtype", "text_config", "n_inner",
+         "layer_windows", "local_rope_parameters"]
 
 
 def facts(architecture: str, **changes: Any) -> ModelConfig:
