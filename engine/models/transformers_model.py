@@ -167,7 +167,8 @@ def _paged_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, 
     return attended.unsqueeze(0), None
 
 
-def _stated_mask(*, mask_function: Any, local_size: int | None = None, **_: Any) -> torch.Tensor | None:
+def _stated_mask(*, mask_function: Any, local_size: int | None = None, device: Any = None, **_: Any
+                 ) -> torch.Tensor | None:
     """transformers' interface: no mask, as what is seen is the kernels' business. In a trial one that says its window.
 
     Raises ConfigError for a mask that lets see other tokens than those before, or than a window does.
@@ -183,7 +184,7 @@ def _stated_mask(*, mask_function: Any, local_size: int | None = None, **_: Any)
     nothing = torch.zeros((), dtype=torch.long)
     if not torch.equal(mask_function(nothing, nothing, queries, keys).expand(expected.shape), expected):
         raise ConfigError("lets tokens see others than those before them, or than those in a sliding window")
-    mask: Any = torch.zeros(1, 1, 1, 1)
+    mask: Any = torch.zeros(1, 1, 1, 1, device=device)
     mask.quire_window = local_size
     return mask  # type: ignore[no-any-return]
 

@@ -24,6 +24,7 @@ ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "longrope", "yarn")
 DTYPES = ("float32", "float16", "bfloat16")
 # Where null is not as good as nothing: no window, though there is one where nothing is said; four times hidden_size.
 _NULL_SAYS = ("sliding_window", "n_inner")
+_OURS = ("layer_windows", "local_rope_parameters")  # names that `model_facts` fills in, and no file has
 _DEFAULT_POSITIONS, _MOST_POSITIONS = 2048, 2**31 - 1  # of 32 bits, on the device
 _DEFAULT_THETA = 10000.0
 _ROPE_NEEDS = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",),
@@ -46,13 +47,15 @@ def read(path: Path, *, with_generation_defaults: bool, model_impl: str = "auto"
         ConfigError: a file is malformed, or describes a model that cannot be run.
     """
     hf = _read_json(path / "config.json")
-    generation = _generation(path) if (path / "generation_config.json").is_file() else _Generation()
+    generation = _Generation()
+    if (path / "generation_config.json").is_file():
+        generation = _generation(path, with_defaults=with_generation_defaults)
     if quantization := hf.get("quantization_config"):
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
         raise ConfigError(f"{path}: the weights are quantised by {method!r}, which is not supported; quantised models "
                           "are read from GGUF files only")
     eos = hf.get("eos_token_id") if generation.eos is None else list(generation.eos)
-    return model_config(path, "hf", hf, eos, generation.defaults if with_generation_defaults else {}, model_impl)
+    return model_config(path, "hf", hf, eos, generation.defaults, model_impl)
 
 
 def with_generation_of(config: ModelConfig, path: Path) -> ModelConfig:
@@ -61,7 +64,7 @@ def with_generation_of(config: ModelConfig, path: Path) -> ModelConfig:
     Raises:
         ConfigError: the file is malformed.
     """
-    generation = _generation(path)
+    generation = _generation(path, with_defaults=True)
     eos = config.eos_token_ids if generation.eos is None else generation.eos
     return replace(config, generation_defaults=generation.defaults, eos_token_ids=eos)
 
@@ -128,15 +131,18 @@ class _Generation:
     eos: tuple[int, ...] | None = None
 
 
-def _generation(path: Path) -> _Generation:
+def _generation(path: Path, *, with_defaults: bool) -> _Generation:
     file = path / "generation_config.json"
     stated = _read_json(file)
-    defaults = {ours: stated[theirs] for theirs, ours in _SAMPLING_FIELDS.items() if stated.get(theirs) is not None}
+    defaults = {ours: stated[theirs] for theirs, ours in _SAMPLING_FIELDS.items()
+                if with_defaults and stated.get(theirs) is not None}
+    eos = stated.get("eos_token_id")
     try:
         SamplingParams(**defaults)
-        eos = stated.get("eos_token_id")
         return _Generation(defaults, None if eos is None else _token_ids("eos_token_id", eos))
-    except (ConfigError, InvalidRequestError) as error:
+    except InvalidRequestError as error:  # as every request would be that leaves it to the file
+        raise ConfigError(f"{file}: {error} Correct it, or leave its defaults out: --generation-config vllm") from error
+    except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
 
 
@@ -171,6 +177,7 @@ def _architecture(path: Path, hf: dict[str, Any], model_impl: str) -> tuple[str,
 
 
 def _in_standard_names(hf: dict[str, Any], family: Family) -> dict[str, Any]:
+    hf = {name: value for name, value in hf.items() if name not in _OURS}
     if family is not OTHER:  # whose fields may hold anything, under the same names
         refuse_malformed(hf)
         hf = {name: value for name, value in hf.items() if value is not None or name in _NULL_SAYS}

@@ -26,7 +26,9 @@ def checkpoint_files(directory: Path, name: str) -> list[Path]:
         raise WeightError(f"{directory} holds neither {name} nor {index.name}")
     try:
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if not files or not all(isinstance(file, str) for file in files):
+            raise ValueError("it names no files")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise WeightError(f"{index}: is not an index of checkpoint files: {error!r}") from error
     for file in files:
         if Path(file).name != file:

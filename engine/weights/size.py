@@ -52,8 +52,13 @@ def _num_elements(model: ModelConfig, dummy: bool) -> int:
 def _num_dummy_elements(model: ModelConfig) -> int:
     """Random weights come from no file: the matrices of a layer as all families here have them, and the embedding."""
     heads, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    num_experts = model.hf.get("num_experts") or model.hf.get("num_local_experts") or 1
-    inner = (model.hf.get("moe_intermediate_size") if num_experts > 1 else None) or model.hf.get("intermediate_size", 0)
-    layer = model.hidden_size * (2 * heads + 2 * kv + 3 * int(inner) * num_experts)
+    num_experts = _count(model, "num_experts", "num_local_experts") or 1
+    inner = _count(model, *["moe_intermediate_size"][:num_experts - 1], "intermediate_size")
+    layer = model.hidden_size * (2 * heads + 2 * kv + 3 * inner * num_experts)
     tables = 1 if model.hf.get("tie_word_embeddings", False) else 2
     return model.num_layers * layer + tables * model.vocab_size * model.hidden_size
+
+
+def _count(model: ModelConfig, *names: str) -> int:
+    """The first that is one: of families that transformers runs, a field may hold a list of all layers' own."""
+    return next((value for name in names if type(value := model.hf.get(name)) is int and value > 0), 0)

@@ -30,7 +30,8 @@ ODD: list[Any] = [0, -1, 7, "x", "4", 1.5, 10**9, 10**12, [], [1], {}, {"a": 1},
                   {SLIDING: YARN}, {FULL: YARN, SLIDING: {}}, {**YARN, "factor": "x"}, {**YARN, "factor": 1e300},
                   {**YARN, "rope_theta": 1}, {**LLAMA3, "low_freq_factor": 4.0}, {**LONGROPE, "short_factor": ["x"]},
                   {"rope_type": ["yarn"]}]
-NAMES = [*fields._COUNTS, *fields._RULES, "bos_token_id", "eos_token_id", "torch_dtype", "text_config", "n_inner"]
+NAMES = [*fields._COUNTS, *fields._RULES, "bos_token_id", "eos_token_id", "torch_dtype", "text_config", "n_inner",
+         "layer_windows", "local_rope_parameters"]
 
 
 def facts(architecture: str, **changes: Any) -> ModelConfig:
@@ -127,8 +128,8 @@ def test_what_would_break_at_the_first_request_is_said_at_the_start(architecture
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ('{"temperature": "hot"}', "temperature must be a number, got 'hot'"),
-    ('{"top_p": 1.5}', r"top_p must be in \(0, 1\], got 1.5"),
+    ('{"temperature": "hot"}', "temperature must be a number, got 'hot'.*: --generation-config vllm"),
+    ('{"top_p": 1.5}', r"top_p must be in \(0, 1\], got 1.5.*: --generation-config vllm"),
     ("[" * 200_000, "cannot be read"),
 ])
 def test_what_every_request_would_be_refused_for_is_said_at_the_start(content: str, message: str, tmp_path: Path
@@ -137,3 +138,5 @@ def test_what_every_request_would_be_refused_for_is_said_at_the_start(content: s
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(ConfigError, match=rf"generation_config\.json: {message}"):
         resolve_model(EngineArgs(model=str(tmp_path)))
+    if "vllm" in message:
+        assert resolve_model(EngineArgs(model=str(tmp_path), generation_config="vllm")).generation_defaults == {}

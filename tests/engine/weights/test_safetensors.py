@@ -104,7 +104,8 @@ def test_a_malformed_header_is_refused(tmp_path: Path) -> None:
 
 def test_an_index_names_files_of_its_directory_only(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
-    for name, message in (("../other.safetensors", "not a file of that directory"), ("gone.safetensors", "not there")):
+    for name, message in (("../other.safetensors", "not a file of that directory"), ("gone.safetensors", "not there"),
+                          (5, "is not an index of checkpoint files")):
         index.write_text(json.dumps({"weight_map": {"a": name}}))
         with pytest.raises(WeightError, match=message):
             SafetensorsCheckpoint(tmp_path)
