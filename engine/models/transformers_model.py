@@ -47,13 +47,13 @@ class TransformersModel(CausalLM):
         self.dtype, self.device = view.dtype, view.device
         self._model = _without_weights(config, view.dtype)
         self._can_choose = "logits_to_keep" in inspect.signature(self._model.forward).parameters
-        self._step = _Step(config.num_kv_heads, config.head_dim)
+        self._step = _Step()
         layers = set()
         for module in self._model.modules():
             if isinstance(index := getattr(module, "layer_idx", None), int):
                 module.quire_step = self._step  # type: ignore[assignment]
                 layers.add(index)
-        self.num_layers, self.num_kv_heads, self.head_dim = config.num_layers, config.num_kv_heads, config.head_dim
+        self.num_layers = config.num_layers
         self.kv_groups = config.kv_groups
         if layers != set(range(config.num_layers)):
             raise ConfigError(f"{config.path}: {config.architecture} does not say which layer is which, or not all of "
@@ -66,12 +66,15 @@ class TransformersModel(CausalLM):
         """Raises ConfigError. Two tokens go through with attention left out: what the family's code asks of attention,
         and what it does beside it, is seen before anybody waits for an answer."""
         code, last = f"{config.path}: transformers' code of {config.architecture}", self.vocab_size - 1
-        positions = torch.arange(2, device=self.device)
-        logits: list[torch.Tensor] = []
+
+        def trial(first: int, positions: list[int], mask_len: int | None) -> torch.Tensor:
+            tokens, places = torch.tensor([[first, last], positions], device=self.device)
+            with self._step.trial(mask_len):
+                return self._logits(tokens, places, None)
+
         try:
-            for other in (0, last // 2):
-                with self._step.trial(max_model_len):
-                    logits.append(self._logits(torch.tensor([other, last], device=self.device), positions, None)[1])
+            near, far = (trial(0, [1, place], None)[0] for place in (2, max(2, max_model_len - 1)))
+            one, other = (trial(first, [0, 1], max_model_len)[1] for first in (0, last // 2))
         except ConfigError as error:
             raise ConfigError(f"{code} {error}; that is not supported") from error
         except Exception as error:  # whatever a family's code runs into
@@ -79,8 +82,13 @@ class TransformersModel(CausalLM):
                               f"{error}") from error
         if len(self._step.specs) < self.num_layers:
             raise ConfigError(f"{code} has layers that do not attend; that is not supported")
-        if not _are_close(*logits):
+        if not _are_close(one, other):
             raise ConfigError(f"{code} lets tokens see each other outside of attention too; that is not supported")
+        if not _are_close(near, far):
+            raise ConfigError(f"{code} turns each token by how long the sequences beside it are (longrope, dynamic); "
+                              "that is not supported, ask for a --max-model-len within the context that the model was "
+                              "first trained on")
+        self.num_kv_heads, self.head_dim = self._step.cached
 
     def forward(self, token_ids: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
         step = self._step
@@ -101,8 +109,8 @@ class TransformersModel(CausalLM):
 class _Step:
     """What the attention interface gets by no argument: this step's inputs and caches."""
 
-    def __init__(self, num_kv_heads: int, head_dim: int) -> None:
-        self.cached = (num_kv_heads, head_dim)
+    def __init__(self) -> None:
+        self.cached = 0, 0  # KV heads and their width, from the trial: config.json's are not always what is meant
         self.inputs: AttentionInputs | None = None
         self.kv_caches: KVCaches = []
         self.first_layer = 0  # that has a cache; those before are not asked for their results
@@ -110,8 +118,8 @@ class _Step:
         self._is_trial = False
 
     @contextmanager
-    def trial(self, max_model_len: int) -> Iterator[None]:
-        """Within it layers tell what their attention is, and none attends."""
+    def trial(self, max_model_len: int | None) -> Iterator[None]:
+        """Within it layers tell what their attention is, and none attends. None: masks are not looked at."""
         self.specs, self._is_trial = {}, True
         token = _max_len_of_trial.set(max_model_len)
         try:
@@ -127,9 +135,10 @@ class _Step:
         if self._is_trial:
             if layer in self.specs:
                 raise ConfigError("attends more than once in a layer")
-            if k.shape[1:] != self.cached:
-                raise ConfigError(f"has {k.shape[1]} KV heads of {k.shape[2]} numbers, and config.json says "
+            if self.specs and k.shape[1:] != self.cached:
+                raise ConfigError(f"has layers with {k.shape[1]} KV heads of {k.shape[2]} numbers, and others with "
                                   f"{self.cached[0]} of {self.cached[1]}")
+            self.cached = k.shape[1], k.shape[2]
             self.specs[layer] = _spec(q, k, v, mask, scale, options)
         if self._is_trial or layer < self.first_layer:
             return q

@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from quire.engine.errors import ConfigError
 from tests.engine.models import tiny
+from tests.engine.models.families import CASES
 from tests.engine.models.paging import PagedRun, load
 from tests.engine.models.test_against_transformers import PROMPT
 
@@ -24,6 +25,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2-window": ("starcoder2", {"sliding_window": 20}),
     "exaone4": ("exaone4", {"layer_types": ["full_attention"] * 3, "sliding_window": None}),
     "native": ("llama", {}),
+    "one-kv-head-unsaid": ("gpt_bigcode", {"n_inner": 80}),
+    "no-kv-heads-though-said": ("opt", {"ffn_dim": 80, "word_embed_proj_dim": 64}),
 }
 
 
@@ -66,10 +69,10 @@ def test_what_cannot_run_is_refused_by_its_reason_before_weights_are_read(change
 @pytest.mark.parametrize(("family", "changes", "said"), [
     ("diffllama", {}, "attends more than once in a layer"),
     ("doge", {}, "makes a mask of its own for attention"),
-    ("llama", {"is_causal": False}, "lets tokens see others than those before them"),
+    ("llama", {"is_causal": False}, "lets tokens see those behind them"),
     ("llama4_text", {"attention_chunk_size": 32, "num_local_experts": 2, "head_dim": 16, "intermediate_size_mlp": 80},
      "than those in a sliding window"),
-    ("persimmon", {}, "has 4 KV heads of 16 numbers, and config.json says 2 of 16"),
+    ("phi3", CASES["phi3-longrope"][1], "turns each token by how long the sequences beside it are"),
     ("mixing", {}, "lets tokens see each other outside of attention"),
 ])
 def test_what_our_attention_would_compute_wrongly_is_refused_before_anybody_is_served(
@@ -79,3 +82,5 @@ def test_what_our_attention_would_compute_wrongly_is_refused_before_anybody_is_s
     tiny.write(tmp_path, "llama" if family == "mixing" else family, **changes)
     with pytest.raises(ConfigError, match=f"transformers' code of .* {said}.*; that is not supported"):
         load(tmp_path, model_impl="transformers")
+    if family == "phi3":  # within what it was first trained on, all turn by the same
+        load(tmp_path, model_impl="transformers", max_model_len=64)
