@@ -60,7 +60,8 @@ class Service:
     def tokenizer(self) -> Tokenizer:
         tokenizer = self.engine.tokenizer
         if tokenizer is None:
-            raise ApiError(400, "This server runs without a tokenizer (--skip-tokenizer-init): send token ids.")
+            raise ApiError(400, "This server runs without a tokenizer (--skip-tokenizer-init): send a list of token "
+                                "ids as the prompt of /v1/completions.")
         return tokenizer
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError
 from quire.engine.model_config import ModelConfig
+from quire.engine.model_registry import OTHER, family_of
 
 ATTENTION_HEADS = "the number of attention heads"
 
@@ -41,6 +42,9 @@ def share_of_kv_heads(count: int, rank: int, size: int) -> slice:
 
 def require_divisible(args: EngineArgs, model: ModelConfig) -> None:
     """Raises ConfigError. The layers would too, but on ranks that took half a minute to start."""
+    if args.num_ranks > 1 and family_of(model.architecture, args.model_impl) is OTHER:
+        raise ConfigError(f"--tensor-parallel-size, --pipeline-parallel-size: {model.architecture} runs by "
+                          "transformers' code, which is not split over devices; use 1")
     share_of_kv_heads(model.num_kv_heads, 0, args.tensor_parallel_size)
     share(model.num_heads, ATTENTION_HEADS, 0, args.tensor_parallel_size)
     layers_of_stage(model.num_layers, 0, args.pipeline_parallel_size)

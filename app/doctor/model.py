@@ -32,13 +32,13 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
         if is_hub_model(args):
             return [warn("model", f"{args.model} is not on this disk; the first start would fetch it",
                          "fetch it now where that would take too long, or give a directory")]
-        return [fail("model", problem, "see the flag that it names") for problem in error.problems]
+        return _fails("model", error)
     found = [ok("model", f"{model.architecture} at {model.path}")]
     for check in (args.model_len, partial(require_divisible, args)):
         try:
             check(model)
         except ConfigError as error:
-            found += [fail("model", problem, "see the flag that it names") for problem in error.problems]
+            found += _fails("model", error)
     on_gpu = bool(gpus) and args.device != "cpu"
     dtype = DTYPES[args.dtype]
     if dtype == "auto":
@@ -48,7 +48,7 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
         if args.chat_template is not None:
             load_chat_template(model, args.chat_template, tokenizer)
     except ConfigError as error:
-        found += [fail("tokenizer", problem, "see the flag that it names") for problem in error.problems]
+        found += _fails("tokenizer", error)
     try:
         weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy")
     except (WeightError, OSError) as error:
@@ -61,6 +61,11 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
         return [*found, check_host_memory(args, MemoryNeed.of(args, model, dtype, available), token, available)]
     share = args.num_ranks  # about: what every rank has whole is small
     return [*found, *(check_gpu_memory(args, model, weights // share, max(1, token // share), gpu) for gpu in gpus)]
+
+
+def _fails(check: str, error: ConfigError) -> list[Finding]:
+    return [fail(check, problem, "see the flag that it names" if problem.startswith("--") else "take another model")
+            for problem in error.problems]
 
 
 def check_gpu_memory(args: EngineArgs, model: ModelConfig, weights: int, token_bytes: int, gpu: Gpu) -> Finding:

@@ -86,7 +86,8 @@ async def read_body(request: Request, schema: type[T], most: AtMost | None = Non
     """
     # A page in a browser may send any other type to any address without asking first: this is what stops it.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(400, "The content-type must be application/json.")
+        raise ApiError(400, "The content-type must be application/json; of curl: -H 'Content-Type: "
+                       "application/json'.")
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         raise ApiError(415, f"The content-encoding {encoding[:50]!r} is not supported; send the body as it is.")

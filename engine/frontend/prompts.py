@@ -90,7 +90,7 @@ def to_token_ids(prompt: Prompt, tokenizer: Tokenizer | None, add_special_tokens
                                   f"'prompt_token_ids'; got {type(text).__name__}.", "prompt")
     if tokenizer is None:
         raise InvalidRequestError("prompt is text, but the engine runs without a tokenizer (skip_tokenizer_init); "
-                                  "send prompt_token_ids.", "prompt")
+                                  "send a list of token ids.", "prompt")
     if max_model_len is not None:
         check_characters(text, max_model_len)
         least = tokenizer.counted_tokens(text, max_model_len)

@@ -1,4 +1,5 @@
-"""Any other decoder of transformers': by that library's own code, with our paged attention in its attention interface.
+"""Other decoders of transformers': by that library's own code, where its attention can be replaced by ours (Cohere,
+Starcoder2, Phi, EXAONE 4; not StableLM, CodeGen, DeepSeek).
 
 Slower than a family of ours: its layers are not fused, one GPU holds all of it, and no CUDA graphs. The flat batch goes
 in as one sequence; what attends sees by `inputs` where sequences begin, and reads and writes our KV cache.
@@ -17,7 +18,7 @@ import transformers
 from torch import nn
 
 from quire.engine.attention.inputs import AttentionInputs
-from quire.engine.errors import ConfigError
+from quire.engine.errors import ConfigError, WeightError
 from quire.engine.model_config import ModelConfig
 from quire.engine.models.base import CausalLM, KVCaches
 from quire.engine.parallel import Parallel
@@ -39,9 +40,6 @@ class TransformersModel(CausalLM):
     can_be_captured = False
 
     def __init__(self, config: ModelConfig, max_model_len: int, view: View, parallel: Parallel) -> None:
-        if parallel.size > 1 or parallel.stage.count > 1:
-            raise ConfigError(f"--tensor-parallel-size, --pipeline-parallel-size: {config.architecture} runs by "
-                              "transformers' code, which is not split over devices; use 1")
         self.stage = parallel.stage
         self.vocab_size, self.hidden_size = config.vocab_size, config.hidden_size
         self.dtype, self.device = view.dtype, view.device
@@ -242,19 +240,30 @@ def _parameters_without_memory() -> Iterator[None]:
 
 
 def _load(model: Any, view: View) -> None:
-    """Parameters from the view, each under its own name; tied ones once."""
+    """Parameters from the view, each under its own name; tied ones once. Raises WeightError before any is read."""
     model.tie_weights()
     taken: dict[int, nn.Parameter] = {}
     prefix = f"{model.base_model_prefix}."
+
+    def stored(name: str) -> str:
+        return name if view.has(name) else name.removeprefix(prefix)
+
+    for name, _ in model.named_parameters():
+        if not view.has(stored(name)):
+            raise WeightError(f"tensor {name!r} is missing from the checkpoint; transformers gives new names to some "
+                              "families' tensors as it reads them (to experts, for one), which Quire does not do")
     for module_name, module in model.named_modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is None:
                 continue
             if id(parameter) not in taken:
-                full = f"{module_name}.{name}" if module_name else name
-                stored = full if view.has(full) else full.removeprefix(prefix)
-                taken[id(parameter)] = nn.Parameter(view.take(stored, tuple(parameter.shape)), requires_grad=False)
+                tensor = view.take(stored(f"{module_name}.{name}".lstrip(".")), tuple(parameter.shape))
+                taken[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
             module._parameters[name] = taken[id(parameter)]
         for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                module._buffers[name] = buffer.to(view.device)
+            if buffer is None:
+                continue
+            module._buffers[name] = buffer = buffer.to(view.device)
+            full = stored(f"{module_name}.{name}".lstrip("."))
+            if name not in module._non_persistent_buffers_set and buffer.is_floating_point() and view.has(full):
+                view.take(full, tuple(buffer.shape), out=buffer)

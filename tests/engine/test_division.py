@@ -22,3 +22,5 @@ def test_what_does_not_divide_is_named(sizes: dict[str, int], what: str) -> None
     require_divisible(EngineArgs(tensor_parallel_size=2, pipeline_parallel_size=3), model)
     with pytest.raises(ConfigError, match=what):
         require_divisible(EngineArgs(**sizes), model)
+    with pytest.raises(ConfigError, match="size: LlamaForCausalLM runs by transformers' code, which is not split"):
+        require_divisible(EngineArgs(**sizes, model_impl="transformers"), model)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from quire.engine.errors import ConfigError
+from quire.engine.errors import ConfigError, WeightError
 from tests.engine.models import tiny
 from tests.engine.models.families import CASES
 from tests.engine.models.paging import PagedRun, load
@@ -43,6 +44,32 @@ def test_logits_equal_transformers_however_the_prompt_is_cut(case: str, tmp_path
     expected[-4:-1] = expected[-1]  # which nobody asked for
     torch.testing.assert_close(torch.cat(parts), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(first[1], tiny.logits(reference, seconds)[:-1], atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_checkpoint_holds_beside_parameters_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scaled(LlamaMLP):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.register_buffer("scale", torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * self.scale
+
+    monkeypatch.setattr(modeling_llama, "LlamaMLP", Scaled)
+    reference = tiny.write(tmp_path, "llama")
+    for buffer in (layer.mlp.scale for layer in reference.model.layers):
+        buffer.fill_(3)
+    reference.save_pretrained(tmp_path)
+    logits = PagedRun(load(tmp_path, model_impl="transformers"), 1, 128).step({0: PROMPT})[0]
+    torch.testing.assert_close(logits, tiny.logits(reference, PROMPT), atol=1e-4, rtol=1e-4)
+
+
+def test_tensors_that_transformers_gives_other_names_are_refused_before_any_is_read(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "mixtral", num_local_experts=4)
+    read: list[float] = []
+    with pytest.raises(WeightError, match="is missing from the checkpoint; transformers gives new names"):
+        load(tmp_path, model_impl="transformers", progress=lambda phase, fraction: read.append(fraction))
+    assert not any(read)
 
 
 @pytest.mark.parametrize(("changes", "said"), [

@@ -139,6 +139,16 @@ def test_a_gguf_file_is_taken_where_no_other_weights_are(tmp_path: Path, smollm2
         resolve_model(args)
 
 
+def test_what_transformers_code_would_lack_is_said_before_anything_is_read(
+        tmp_path: Path, smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"--model-impl: .* is run with safetensors, and .* is a GGUF file"):
+        resolve_model(EngineArgs(model=str(smollm2_path), model_impl="transformers"))
+    args = checkpoint(tmp_path, architectures=["SomeForCausalLM"])
+    monkeypatch.setattr(locate.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"SomeForCausalLM runs by .* not installed; run: pip install transformers"):
+        resolve_model(args)
+
+
 def test_a_path_that_the_system_refuses_is_named() -> None:
     with pytest.raises(ConfigError, match=r"--model: /xxx+ cannot be looked for: File name too long"):
         resolve_model(EngineArgs(model="/" + "x" * 300))
