@@ -35,7 +35,6 @@ from quire.engine.messages import (
     Submit,
     TokenLogprobs,
 )
-from quire.engine.model_registry import OTHER, family_of
 from quire.engine.plan import NOTHING_LEFT, Logprobs, StepPlan
 from quire.engine.scheduling.request import Request
 from quire.engine.scheduling.scheduler import Scheduler, TokenEvent
@@ -107,7 +106,6 @@ class EngineCore:
             None if offline else most_queued_tokens(args.max_queued_tokens, kv_tokens))
         self._unfinished: defaultdict[Owner, dict[int, _Submission]] = defaultdict(dict)  # by sample id
         self._timed: dict[_Submission, None] = {}  # those that no step took up yet and that may not wait for ever
-        self._is_of_transformers = family_of(model.architecture, args.model_impl) is OTHER
         self._trials = Trials(partial(_try, self.scheduler))
         self._stats = StepStats()
         self._in_flight: deque[tuple[StepPlan, Launched]] = deque()
@@ -137,9 +135,6 @@ class EngineCore:
     def submit(self, owner: Owner, message: Submit) -> Accepted | Rejected:
         """Take in a request, or say why not; never raises for what a caller sent."""
         ids = [sample.id for sample in message.samples]
-        if message.sampling.prompt_logprobs >= 0 and self._is_of_transformers:
-            return Rejected(ids, "invalid", "prompt_logprobs are not supported for a model that runs by transformers' "
-                            "code, which makes the logits of all tokens at once.", "prompt_logprobs")
         try:
             longest = max((len(sample.output_token_ids) for sample in message.samples), default=0)
             self.scheduler.check_admissible(len(message.prompt_token_ids), message.sampling.max_tokens, longest)

@@ -7,7 +7,6 @@ in as one sequence; what attends sees by `inputs` where sequences begin, and rea
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,8 +33,6 @@ _max_len_of_trial: ContextVar[int | None] = ContextVar("max_len_of_trial", defau
 
 
 class TransformersModel(CausalLM):
-    """`forward` returns logits, and `logits` returns what it gets: the code behind the last layer is the family's."""
-
     ignorable = r"rotary_emb\.inv_freq$|\.(masked_)?bias$"
     can_be_captured = False
 
@@ -44,7 +41,6 @@ class TransformersModel(CausalLM):
         self.vocab_size, self.hidden_size = config.vocab_size, config.hidden_size
         self.dtype, self.device = view.dtype, view.device
         self._model = _without_weights(config, view.dtype)
-        self._can_choose = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self._step = _Step()
         layers = set()
         for module in self._model.modules():
@@ -65,43 +61,44 @@ class TransformersModel(CausalLM):
         and what it does beside it, is seen before anybody waits for an answer."""
         code, last = f"{config.path}: transformers' code of {config.architecture}", self.vocab_size - 1
 
-        def trial(first: int, positions: list[int], mask_len: int | None) -> torch.Tensor:
-            tokens, places = torch.tensor([[first, last], positions], device=self.device)
+        def trial(module: Any, first: int, positions: list[int], mask_len: int | None) -> Any:
+            tokens, places = torch.tensor([[[first, last]], [positions]], device=self.device)
             with self._step.trial(mask_len):
-                return self._logits(tokens, places, None)
+                return module(input_ids=tokens, position_ids=places, use_cache=False)
 
         try:
-            near, far = (trial(0, [1, place], None)[0] for place in (2, max(2, max_model_len - 1)))
-            one, other = (trial(first, [0, 1], max_model_len)[1] for first in (0, last // 2))
+            body = self._model.base_model
+            near, far = (trial(body, 0, [1, place], None).last_hidden_state[0, 0]
+                         for place in (2, max(2, max_model_len - 1)))
+            one, other = (trial(body, first, [0, 1], max_model_len).last_hidden_state[0, 1] for first in (0, last // 2))
+            theirs = trial(self._model, 0, [0, 1], max_model_len).logits[0, 1]
+            ours = self.logits(one)
         except ConfigError as error:
             raise ConfigError(f"{code} {error}; that is not supported") from error
         except Exception as error:  # whatever a family's code runs into
             raise ConfigError(f"{code} does not run on another attention than its own: {type(error).__name__}: "
                               f"{error}") from error
-        if len(self._step.specs) < self.num_layers:
-            raise ConfigError(f"{code} has layers that do not attend; that is not supported")
-        if not _are_close(one, other):
-            raise ConfigError(f"{code} lets tokens see each other outside of attention too; that is not supported")
-        if not _are_close(near, far):
-            raise ConfigError(f"{code} turns each token by how long the sequences beside it are (longrope, dynamic); "
-                              "that is not supported, ask for a --max-model-len within the context that the model was "
-                              "first trained on")
+        for is_wrong, what in (
+                (len(self._step.specs) < self.num_layers, "has layers that do not attend"),
+                (not _are_close(one, other), "lets tokens see each other outside of attention too"),
+                (not _are_close(ours, theirs), "does more behind its last layer than is known here"),
+                (not _are_close(near, far), ("turns each token by how long the sequences beside it are "
+                                             "(ask for a --max-model-len that it was first trained on)"))):
+            if is_wrong:
+                raise ConfigError(f"{code} {what}; that is not supported")
         self.num_kv_heads, self.head_dim = self._step.cached
 
     def forward(self, token_ids: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
         step = self._step
         step.inputs, step.kv_caches, step.first_layer = inputs, kv_caches, self.num_layers - len(kv_caches)
-        return self._logits(token_ids, inputs.positions, inputs.last_tokens)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        kept = slice(None) if inputs.last_tokens is None else inputs.last_tokens.long()
+        hidden: torch.Tensor = self._model.base_model(
+            input_ids=token_ids.long().unsqueeze(0), use_cache=False,
+            position_ids=inputs.positions.long().unsqueeze(0)).last_hidden_state[0, kept]
         return hidden
 
-    def _logits(self, token_ids: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
-        """[tokens, vocab], or of the `kept` tokens alone."""
-        chosen = {} if kept is None or not self._can_choose else {"logits_to_keep": kept.long()}
-        logits: torch.Tensor = self._model(input_ids=token_ids.long().unsqueeze(0), use_cache=False,
-                                           position_ids=positions.long().unsqueeze(0), **chosen).logits[0]
-        return logits if kept is None or chosen else logits[kept.long()]
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return _logits(self._model, hidden)
 
 
 class _Step:
@@ -267,3 +264,16 @@ def _load(model: Any, view: View) -> None:
             full = stored(f"{module_name}.{name}".lstrip("."))
             if name not in module._non_persistent_buffers_set and buffer.is_floating_point() and view.has(full):
                 view.take(full, tuple(buffer.shape), out=buffer)
+
+
+def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """[n, hidden] -> [n, vocab]: what the family does behind its last norm."""
+    logits: torch.Tensor = model.get_output_embeddings()(hidden)
+    config = model.config
+    if scale := getattr(config, "logit_scale", None):  # Cohere's
+        logits = logits * scale
+    if scaling := getattr(config, "logits_scaling", None):  # Granite's
+        logits = logits / scaling
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma's
+        logits = torch.tanh(logits / cap) * cap
+    return logits

@@ -35,7 +35,8 @@ def outputs(path: Path, params: list[SamplingParams], **args: Any) -> tuple[LLM,
 
 @pytest.mark.parametrize("args", [
     {}, {"max_num_batched_tokens": 16}, {"max_num_batched_tokens": 1, "max_num_seqs": 2}, {"async_scheduling": True},
-    {"max_num_batched_tokens": 20, "max_num_seqs": 4, "num_gpu_blocks_override": 9}], ids=str)
+    {"max_num_batched_tokens": 20, "max_num_seqs": 4, "num_gpu_blocks_override": 9},
+    {"model_impl": "transformers", "max_num_batched_tokens": 16}], ids=str)
 def test_they_are_transformers_however_the_prompt_is_computed(model: tuple[Path, Any], args: dict[str, Any]) -> None:
     path, reference = model
     if path.name.startswith("gemma3") and "num_gpu_blocks_override" in args:
@@ -90,12 +91,6 @@ def test_no_more_logits_than_a_slice_are_made_at_once(model: tuple[Path, Any], m
     llm.close()
     assert max(rows) <= SLICE
     assert sum(rows) == 3 * len(TEXT) - 1 + 2
-
-
-def test_where_they_cannot_be_made_in_slices_they_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, "llama")
-    with pytest.raises(InvalidRequestError, match="runs by transformers' code"):
-        outputs(tmp_path, [SamplingParams(prompt_logprobs=1)] * len(PROMPTS), model_impl="transformers")
 
 
 def test_more_than_may_be_asked_for_is_refused(model: tuple[Path, Any]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.masking_utils import create_chunked_causal_mask
 from transformers.models.llama import modeling_llama
-from transformers.models.llama.modeling_llama import LlamaMLP
 
 from quire.engine.errors import ConfigError, WeightError
 from tests.engine.models import tiny
@@ -22,7 +22,6 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", {}),
     "phi": ("phi", {"num_key_value_heads": 4}),
     "persimmon": ("persimmon", {"num_key_value_heads": 4}),
-    "modernbert-decoder": ("modernbert-decoder", {"num_key_value_heads": 4, "pad_token_id": 0, "local_attention": 40}),
     "starcoder2-window": ("starcoder2", {"sliding_window": 20}),
     "exaone4": ("exaone4", {"layer_types": ["full_attention"] * 3, "sliding_window": None}),
     "native": ("llama", {}),
@@ -47,7 +46,7 @@ def test_logits_equal_transformers_however_the_prompt_is_cut(case: str, tmp_path
 
 
 def test_what_a_checkpoint_holds_beside_parameters_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Scaled(LlamaMLP):
+    class Scaled(modeling_llama.LlamaMLP):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             self.register_buffer("scale", torch.ones(1))
@@ -97,16 +96,18 @@ def test_what_cannot_run_is_refused_by_its_reason_before_weights_are_read(change
     ("diffllama", {}, "attends more than once in a layer"),
     ("doge", {}, "makes a mask of its own for attention"),
     ("llama", {"is_causal": False}, "lets tokens see those behind them"),
-    ("llama4_text", {"attention_chunk_size": 32, "num_local_experts": 2, "head_dim": 16, "intermediate_size_mlp": 80},
-     "than those in a sliding window"),
+    ("chunks", {"attention_chunk_size": 32}, "lets tokens see others than those before them, or than those in"),
     ("phi3", CASES["phi3-longrope"][1], "turns each token by how long the sequences beside it are"),
+    ("modernbert-decoder", {"pad_token_id": 0}, "does more behind its last layer than is known here"),
     ("mixing", {}, "lets tokens see each other outside of attention"),
 ])
 def test_what_our_attention_would_compute_wrongly_is_refused_before_anybody_is_served(
         family: str, changes: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if family == "mixing":
-        monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: x.roll(1, 1))
-    tiny.write(tmp_path, "llama" if family == "mixing" else family, **changes)
+        monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", lambda self, x: x.roll(1, 1))
+    if family == "chunks":
+        monkeypatch.setattr(modeling_llama, "create_causal_mask", create_chunked_causal_mask)
+    tiny.write(tmp_path, "llama" if family in ("mixing", "chunks") else family, **changes)
     with pytest.raises(ConfigError, match=f"transformers' code of .* {said}.*; that is not supported"):
         load(tmp_path, model_impl="transformers")
     if family == "phi3":  # within what it was first trained on, all turn by the same
