@@ -68,8 +68,10 @@ class TransformersModel(CausalLM):
 
         try:
             body = self._model.base_model
-            near, far = (trial(body, 0, [1, place], None).last_hidden_state[0, 0]
-                         for place in (2, max(2, max_model_len - 1)))
+            turned = []
+            for place in (2, max(2, max_model_len - 1)):
+                trial(body, 0, [1, place], None)
+                turned.append(self._step.first_keys[0])
             one, other = (trial(body, first, [0, 1], max_model_len).last_hidden_state[0, 1] for first in (0, last // 2))
             theirs = trial(self._model, 0, [0, 1], max_model_len).logits[0, 1]
             ours = self.logits(one)
@@ -82,7 +84,7 @@ class TransformersModel(CausalLM):
                 (len(self._step.specs) < self.num_layers, "has layers that do not attend"),
                 (not _are_close(one, other), "lets tokens see each other outside of attention too"),
                 (not _are_close(ours, theirs), "does more behind its last layer than is known here"),
-                (not _are_close(near, far), ("turns each token by how long the sequences beside it are "
+                (not torch.equal(*turned), ("turns each token by how long the sequences beside it are "
                                              "(ask for a --max-model-len that it was first trained on)"))):
             if is_wrong:
                 raise ConfigError(f"{code} {what}; that is not supported")
@@ -110,6 +112,7 @@ class _Step:
         self.kv_caches: KVCaches = []
         self.first_layer = 0  # that has a cache; those before are not asked for their results
         self.specs: dict[int, AttentionSpec] = {}  # of each layer, from the trial
+        self.first_keys = torch.empty(0)  # those of the trial's first layer, turned
         self._is_trial = False
 
     @contextmanager
@@ -130,6 +133,8 @@ class _Step:
         if self._is_trial:
             if layer in self.specs:
                 raise ConfigError("attends more than once in a layer")
+            if not self.specs:
+                self.first_keys = k
             if self.specs and k.shape[1:] != self.cached:
                 raise ConfigError(f"has layers with {k.shape[1]} KV heads of {k.shape[2]} numbers, and others with "
                                   f"{self.cached[0]} of {self.cached[1]}")

@@ -97,6 +97,7 @@ def test_what_cannot_run_is_refused_by_its_reason_before_weights_are_read(change
     ("doge", {}, "makes a mask of its own for attention"),
     ("llama", {"is_causal": False}, "lets tokens see those behind them"),
     ("chunks", {"attention_chunk_size": 32}, "lets tokens see others than those before them, or than those in"),
+    ("llama", CASES["llama-dynamic-rope"][1], "turns each token by how long the sequences beside it are"),
     ("phi3", CASES["phi3-longrope"][1], "turns each token by how long the sequences beside it are"),
     ("modernbert-decoder", {"pad_token_id": 0}, "does more behind its last layer than is known here"),
     ("mixing", {}, "lets tokens see each other outside of attention"),
@@ -109,6 +110,6 @@ def test_what_our_attention_would_compute_wrongly_is_refused_before_anybody_is_s
         monkeypatch.setattr(modeling_llama, "create_causal_mask", create_chunked_causal_mask)
     tiny.write(tmp_path, "llama" if family in ("mixing", "chunks") else family, **changes)
     with pytest.raises(ConfigError, match=f"transformers' code of .* {said}.*; that is not supported"):
-        load(tmp_path, model_impl="transformers")
+        load(tmp_path, model_impl="transformers", dtype="bfloat16")
     if family == "phi3":  # within what it was first trained on, all turn by the same
         load(tmp_path, model_impl="transformers", max_model_len=64)
