@@ -237,8 +237,11 @@ def test_any_json_is_taken_or_refused_never_an_accident(body: dict[str, Any], sc
 @given(schema=st.sampled_from(SCHEMAS), raw=st.one_of(
     st.binary(max_size=40), st.text("{}[]\",:0123456789-.eE\\untrfals \x00", max_size=40).map(str.encode)))
 def test_any_bytes_are_taken_or_refused(raw: bytes, schema: Any) -> None:
-    with pytest.raises((ApiError, InvalidRequestError)):
+    try:
         read(raw, schema)
+    except (ApiError, InvalidRequestError):
+        return
+    assert isinstance(json.loads(raw), dict)  # /tokenize says later that {} lacks a prompt
 
 
 BOMBS = [
