@@ -263,8 +263,8 @@ def _serve(loaded: Loaded, short_keys: list[str], argv: list[str]) -> int:
     from quire.app.launcher import Launcher
     from quire.app.telemetry.audit import AuditError, AuditLog
     from quire.engine.frontend.chat_template import load_chat_template, may_be_name
-    from quire.engine.frontend.tokenizer_files import find_tokenizer
     from quire.engine.logs import configure_logging
+    from quire.engine.tokenizers.tokenizer_files import find_tokenizer
     from quire.engine.weights.locate import is_hub_model, resolve_model
 
     settings = loaded.settings

@@ -13,9 +13,9 @@ from quire.app.schemas.chat import ChatLogprob, ChatLogprobs, TopLogprob
 from quire.app.schemas.completions import CompletionLogprobs, PromptLogprob
 from quire.engine.frontend.detokenizer import Detokenizer
 from quire.engine.frontend.generation import SampleUpdate
-from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.messages import TokenLogprobs
 from quire.engine.sampling_params import SamplingParams
+from quire.engine.tokenizers.tokenizer import Tokenizer
 
 _NULL = msgspec.Raw(b"null")
 FLOOR = -9999.0  # JSON has no -inf; vLLM's and OpenAI's value for "impossible"

@@ -20,10 +20,10 @@ from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError, InvalidRequestError, PassingError
 from quire.engine.exit_codes import EXIT_CONFIG, EXIT_LOAD
 from quire.engine.frontend.chat_template import load_chat_template
-from quire.engine.frontend.tokenizer import load_tokenizer
 from quire.engine.lifeline import die_with_parent
 from quire.engine.logs import LEVELS, configure_logging
 from quire.engine.model_config import ModelConfig
+from quire.engine.tokenizers.tokenizer import load_tokenizer
 from quire.engine.weights.hub import Report, drop_unfinished
 from quire.engine.weights.locate import resolve_model
 

@@ -23,7 +23,7 @@ from quire.app.worker_settings import WorkerSettings
 from quire.engine.errors import OverloadedError
 from quire.engine.frontend.async_llm import AsyncLLMEngine
 from quire.engine.frontend.context_limit import naming_limits
-from quire.engine.frontend.tokenizer import Tokenizer
+from quire.engine.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from quire.app.telemetry.tracing import Tracing

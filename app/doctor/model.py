@@ -13,10 +13,10 @@ from quire.engine.config import DTYPES, EngineArgs
 from quire.engine.division import require_divisible
 from quire.engine.errors import ConfigError, WeightError
 from quire.engine.frontend.chat_template import load_chat_template
-from quire.engine.frontend.tokenizer import load_tokenizer
 from quire.engine.host_memory import available_bytes
 from quire.engine.memory_need import MemoryNeed
 from quire.engine.model_config import ModelConfig
+from quire.engine.tokenizers.tokenizer import load_tokenizer
 from quire.engine.weights.locate import is_hub_model, resolve_model
 from quire.engine.weights.size import kv_block_bytes, weight_bytes
 

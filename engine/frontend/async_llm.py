@@ -28,11 +28,11 @@ from quire.engine.frontend.outputs import OutputBuilder, RequestOutput, RequestS
 from quire.engine.frontend.prompts import Prompt, off_the_loop, to_token_ids
 from quire.engine.frontend.request import Request
 from quire.engine.frontend.submission import check_length, check_prompt, end_token_ids, numbers, samples
-from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from quire.engine.frontend.unsupported import asked_for
 from quire.engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState, TokenLogprobs
 from quire.engine.model_config import ModelConfig
 from quire.engine.sampling_params import SamplingParams
+from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from quire.engine.weights.locate import resolve_model
 
 

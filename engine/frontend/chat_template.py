@@ -20,9 +20,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quire.engine.errors import ConfigError, InvalidRequestError
-from quire.engine.frontend.control_tokens import ControlTokens, Rendered
-from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.model_config import ModelConfig
+from quire.engine.tokenizers.control_tokens import ControlTokens, Rendered
+from quire.engine.tokenizers.tokenizer import Tokenizer
 
 _NAME = re.compile(r"[\w-]{1,100}")
 RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "self"})  # not for callers to set

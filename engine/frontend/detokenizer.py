@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 
-from quire.engine.frontend.tokenizer import Tokenizer
+from quire.engine.tokenizers.tokenizer import Tokenizer
 
 _UTF8 = codecs.getincrementaldecoder("utf-8")
 _MAX_CHARACTER_BYTES = 4

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from quire.engine.errors import NOTHING_LEFT_TO_DRAW
 from quire.engine.frontend.detokenizer import Detokenizer
 from quire.engine.frontend.stop import StopFinder
-from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.messages import Delta, TokenLogprobs
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.engine.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)

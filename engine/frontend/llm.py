@@ -25,11 +25,11 @@ from quire.engine.frontend.generation import Generation
 from quire.engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
 from quire.engine.frontend.prompts import Prompt, to_conversations, to_token_ids
 from quire.engine.frontend.submission import check_prompt, end_token_ids, numbers, samples
-from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from quire.engine.frontend.unsupported import asked_for
 from quire.engine.messages import Delta, Rejected, Submit
 from quire.engine.openmp import share_cores
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from quire.engine.weights.progress import reporter
 
 if TYPE_CHECKING:

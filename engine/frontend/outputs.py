@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quire.engine.frontend.generation import SampleUpdate
-from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.messages import TokenLogprobs
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.engine.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)

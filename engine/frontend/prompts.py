@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar
 
 from quire.engine.arguments import is_integer, shown
 from quire.engine.errors import InvalidRequestError, context_length_error
-from quire.engine.frontend.tokenizer import Tokenizer
+from quire.engine.tokenizers.tokenizer import Tokenizer
 
 
 class PromptDict(TypedDict, total=False):

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable
 from quire.engine.arguments import shown
 from quire.engine.errors import ContextLengthError, InvalidRequestError, context_length_error
 from quire.engine.frontend.prompts import Prompt
-from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.messages import SampleSpec, Sampling
 from quire.engine.model_config import ModelConfig
 from quire.engine.sampling_params import SamplingParams
+from quire.engine.tokenizers.tokenizer import Tokenizer
 
 MAX_BAD_WORDS = 128  # token sequences
 MAX_BAD_WORD_TOKENS = 4096

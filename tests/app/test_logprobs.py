@@ -9,11 +9,11 @@ from quire.app.logprobs import LegacyLogprobs, chat_logprobs
 from quire.app.schemas.chat import ChatLogprob
 from quire.app.schemas.completions import CompletionLogprobs
 from quire.engine.frontend.generation import Generation, SampleUpdate
-from quire.engine.frontend.tokenizer import load_tokenizer
 from quire.engine.messages import Delta, TokenLogprobs
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.engine.tokenizers.tokenizer import load_tokenizer
 from tests.conftest import smollm2_file
-from tests.engine.frontend.conftest import model_at
+from tests.engine.conftest import model_at
 
 TOKENIZER = load_tokenizer(model_at(smollm2_file()))
 TEXT = "Hi 🦊! ñandú 🦊"

@@ -14,10 +14,10 @@ import pytest
 from starlette.applications import Starlette
 
 from quire.app.endpoints.tokenize import TOKENS_ALWAYS_TAKEN
-from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from tests.app.fake_engine import INFO, FakeEngine
 from tests.conftest import smollm2_file
-from tests.engine.frontend.conftest import model_at
+from tests.engine.conftest import model_at
 
 TOKENIZER = load_tokenizer(model_at(smollm2_file()))
 

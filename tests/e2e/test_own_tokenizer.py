@@ -13,8 +13,8 @@ import openai
 import pytest
 
 from tests.e2e.server import KEY, Server, serving, start
-from tests.engine.frontend.test_sentencepiece_tokenizer import FIXTURES, fixture
 from tests.engine.models import tiny
+from tests.engine.tokenizers.test_sentencepiece_tokenizer import FIXTURES, fixture
 
 REFUSING = """{{ bos_token }}{% for message in messages %}
 {% if message.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}

@@ -12,8 +12,8 @@ from tokenizers import models
 
 from quire.engine.errors import ConfigError, InvalidRequestError
 from quire.engine.frontend.chat_template import ChatTemplate, load_chat_template, may_be_name
-from quire.engine.frontend.tokenizer import Tokenizer
-from tests.engine.frontend.conftest import model_at
+from quire.engine.tokenizers.tokenizer import Tokenizer
+from tests.engine.conftest import model_at
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
 
 from quire.engine.frontend.detokenizer import Detokenizer
-from quire.engine.frontend.tokenizer import Tokenizer
-from tests.engine.frontend.conftest import SMOLLM2_TEXT
+from quire.engine.tokenizers.tokenizer import Tokenizer
+from tests.engine.conftest import SMOLLM2_TEXT
 
 FUNCTION_SCOPED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire.engine.frontend.generation import Generation, SampleUpdate
-from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.messages import Delta, TokenLogprobs
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
-from tests.engine.frontend.conftest import SMOLLM2_TEXT
+from quire.engine.tokenizers.tokenizer import Tokenizer
+from tests.engine.conftest import SMOLLM2_TEXT
 
 EOS = 2
 

@@ -4,9 +4,9 @@ import pytest
 
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.frontend.outputs import Logprob, OutputBuilder, RequestOutput
-from quire.engine.frontend.tokenizer import Tokenizer
 from quire.engine.messages import TokenLogprobs
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.engine.tokenizers.tokenizer import Tokenizer
 
 A, B, C = 330, 331, 332
 

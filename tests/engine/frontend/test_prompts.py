@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from quire.engine.errors import InvalidRequestError
 from quire.engine.frontend.prompts import CHARS_ALWAYS_TAKEN, off_the_loop, to_token_ids
-from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import smollm2_file
-from tests.engine.frontend.conftest import SMOLLM2_TEXT, model_at
+from tests.engine.conftest import SMOLLM2_TEXT, model_at
 
 SMOLLM2 = load_tokenizer(model_at(smollm2_file()))
 PEAK_AFTER = """

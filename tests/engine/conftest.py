@@ -10,8 +10,8 @@ import pytest
 from gguf import GGUFWriter
 from hypothesis import strategies as st
 
-from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from quire.engine.model_config import ModelConfig
+from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 # SmolLM2's vocabulary lacks the bytes of some control characters and of the planes that have no characters.
 SMOLLM2_TEXT = st.text(st.one_of(st.just("\n"), st.characters(max_codepoint=0x3FFFF, exclude_categories=["Cs", "Cc"])))

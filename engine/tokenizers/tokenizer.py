@@ -18,11 +18,12 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
 from quire.engine.errors import ConfigError, InvalidRequestError, WeightError
-from quire.engine.frontend import gguf_tokenizer, sentencepiece_tokenizer, tekken_tokenizer, vocab_merges_tokenizer
-from quire.engine.frontend.byte_level import BYTE_OF
-from quire.engine.frontend.control_tokens import ControlTokens, Rendered, SeparateEncoder, control_tokens
-from quire.engine.frontend.tokenizer_config import read_config
-from quire.engine.frontend.tokenizer_files import (
+from quire.engine.model_config import ModelConfig
+from quire.engine.tokenizers import gguf_tokenizer, sentencepiece_tokenizer, tekken_tokenizer, vocab_merges_tokenizer
+from quire.engine.tokenizers.byte_level import BYTE_OF
+from quire.engine.tokenizers.control_tokens import ControlTokens, Rendered, SeparateEncoder, control_tokens
+from quire.engine.tokenizers.tokenizer_config import read_config
+from quire.engine.tokenizers.tokenizer_files import (
     GGUF,
     JSON,
     SENTENCEPIECE,
@@ -31,8 +32,7 @@ from quire.engine.frontend.tokenizer_files import (
     TokenizerFiles,
     find_tokenizer,
 )
-from quire.engine.frontend.vocabulary import Vocabulary, surround
-from quire.engine.model_config import ModelConfig
+from quire.engine.tokenizers.vocabulary import Vocabulary, surround
 from quire.engine.weights.gguf_metadata import read_metadata
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")

@@ -1,7 +1,7 @@
 """Builds a `tokenizers.Tokenizer` from Mistral's `tekken.json`: byte-level BPE as tiktoken does it.
 
 The file lists tokens as bytes in the order in which they were found, of which the first so many are in use, and special
-tokens, whose ids come before all others. Called by `quire.engine.frontend.tokenizer`.
+tokens, whose ids come before all others. Called by `quire.engine.tokenizers.tokenizer`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tokenizers import AddedToken
 
 from quire.engine.arguments import shown
 from quire.engine.errors import ConfigError
-from quire.engine.frontend.byte_level import BYTE_OF, Recipe, byte_level
-from quire.engine.frontend.vocabulary import Vocabulary, merges_in_order
+from quire.engine.tokenizers.byte_level import BYTE_OF, Recipe, byte_level
+from quire.engine.tokenizers.vocabulary import Vocabulary, merges_in_order
 
 _NAMED = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 # Files of version 7 and before do not list their special tokens.

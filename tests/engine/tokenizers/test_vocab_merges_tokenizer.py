@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from quire.engine.errors import ConfigError
-from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from tests.engine.frontend.byte_vocabulary import TEXTS, trained
-from tests.engine.frontend.conftest import model_at
+from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from tests.engine.conftest import model_at
+from tests.engine.tokenizers.byte_vocabulary import TEXTS, trained
 
 END = "<|endoftext|>"
 

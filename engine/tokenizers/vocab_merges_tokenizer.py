@@ -1,7 +1,7 @@
 """Builds a `tokenizers.Tokenizer` from `vocab.json` and `merges.txt`: byte-level BPE of the families of GPT-2 and Qwen.
 
 The two files do not say how texts are cut before they are merged up; the tokenizer's class does, which
-tokenizer_config.json names, or the model's type. Called by `quire.engine.frontend.tokenizer`.
+tokenizer_config.json names, or the model's type. Called by `quire.engine.tokenizers.tokenizer`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from tokenizers import pre_tokenizers
 
 from quire.engine.errors import ConfigError
-from quire.engine.frontend.byte_level import RECIPES, Recipe, byte_level
-from quire.engine.frontend.vocabulary import Vocabulary
+from quire.engine.tokenizers.byte_level import RECIPES, Recipe, byte_level
+from quire.engine.tokenizers.vocabulary import Vocabulary
 
 _GPT2, _QWEN2 = RECIPES["gpt-2"], RECIPES["qwen2"]
 _MOST_IDS = 2**24

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from quire.engine.errors import ConfigError
 from quire.engine.frontend.detokenizer import Detokenizer
-from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from tests.engine.frontend.byte_vocabulary import TEXTS, by_definition, in_order
-from tests.engine.frontend.conftest import model_at
+from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from tests.engine.conftest import model_at
+from tests.engine.tokenizers.byte_vocabulary import TEXTS, by_definition, in_order
 
 PATTERN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}|"

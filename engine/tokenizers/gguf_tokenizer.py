@@ -2,7 +2,7 @@
 
 Three kinds of vocabulary are known: byte-level BPE ("gpt2", whose `pre` names the pre-tokenizer), SentencePiece BPE
 ("llama", merges follow from the scores) and Gemma's BPE over plain text ("gemma4"). A wrong pre-tokenizer still
-round-trips, so nobody would notice it: an unknown one is an error. Called by `quire.engine.frontend.tokenizer`.
+round-trips, so nobody would notice it: an unknown one is an error. Called by `quire.engine.tokenizers.tokenizer`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from quire.engine.errors import ConfigError
-from quire.engine.frontend.byte_level import RECIPES, byte_level
-from quire.engine.frontend.sentencepiece_tokenizer import SPACE, bpe, decoder, merges_by_score
-from quire.engine.frontend.vocabulary import Vocabulary, ids_of
+from quire.engine.tokenizers.byte_level import RECIPES, byte_level
+from quire.engine.tokenizers.sentencepiece_tokenizer import SPACE, bpe, decoder, merges_by_score
+from quire.engine.tokenizers.vocabulary import Vocabulary, ids_of
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # tokenizer.ggml.token_type
 _ADVICE = ("Pass --tokenizer with the directory of the original model (the one that holds tokenizer.json), or a GGUF "

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from quire.engine.errors import ConfigError
 from quire.engine.frontend.chat_template import ChatTemplate
 from quire.engine.frontend.detokenizer import Detokenizer
-from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
-from tests.engine.frontend.conftest import model_at
+from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from tests.engine.conftest import model_at
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "sentencepiece"
 RECORDED = json.loads((FIXTURES / "recorded.json").read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ import regex
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 
-from quire.engine.frontend.byte_level import BYTE_OF
+from quire.engine.tokenizers.byte_level import BYTE_OF
 
 TEXTS = [
     "", " ", "   ", "\n\n", "\t x", " a", "a  ", "  the  licensed   work \n", "don't WE'VE it's",

@@ -2,7 +2,7 @@
 
 The file is one protobuf message, of which few fields matter here; the others are stepped over. Every length in it is
 checked against what is left before it is used, and memory taken stays in proportion to the file. Refuses to know how
-texts are cut: called by `quire.engine.frontend.sentencepiece_tokenizer`.
+texts are cut: called by `quire.engine.tokenizers.sentencepiece_tokenizer`.
 """
 
 from __future__ import annotations

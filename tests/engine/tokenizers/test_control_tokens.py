@@ -13,12 +13,12 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from quire.engine.errors import InvalidRequestError
-from quire.engine.frontend import control_tokens
 from quire.engine.frontend.chat_template import ChatTemplate
-from quire.engine.frontend.control_tokens import Rendered
-from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.tokenizers import control_tokens
+from quire.engine.tokenizers.control_tokens import Rendered
+from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import smollm2_file
-from tests.engine.frontend.conftest import model_at
+from tests.engine.conftest import model_at
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<|eot_id|>", "<|user|>", "<|assistant|>",
            "<|system|>", "<|tool|>"]

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quire.engine.errors import ConfigError
-from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import smollm2_file
-from tests.engine.frontend.conftest import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, WORDS, model_at
+from tests.engine.conftest import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, WORDS, model_at
 
 CASES = json.loads((Path(__file__).parents[2] / "fixtures" / "smollm2-tokens.json").read_text(encoding="utf-8"))
 ASCII = [(chr(code), 0.0, NORMAL) for code in range(0x21, 0x7F)]

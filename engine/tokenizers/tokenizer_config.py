@@ -1,6 +1,6 @@
 """What lies beside a tokenizer's vocabulary in a Hugging Face directory: tokenizer_config.json,
 special_tokens_map.json, added_tokens.json and the chat templates. Refuses to know the vocabulary; called by
-`quire.engine.frontend.tokenizer`.
+`quire.engine.tokenizers.tokenizer`.
 """
 
 from __future__ import annotations

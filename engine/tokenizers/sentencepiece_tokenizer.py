@@ -5,7 +5,7 @@ text, and the text behind one begins anew, with a space of its own, unless token
 Differences remain at the edges. A text that is nothing but a user-defined piece gets no space before it, and without
 `legacy` no such piece holds that space. Of several ways to cut a text that unigram scores hold equally good another one
 may be chosen. Rules that replace characters (NFKC) are applied by the `tokenizers` package, which differs where several
-marks stand on a character. Called by `quire.engine.frontend.tokenizer`.
+marks stand on a character. Called by `quire.engine.tokenizers.tokenizer`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as RustTokenizer
 
 from quire.engine.errors import ConfigError
-from quire.engine.frontend.sentencepiece_model import (
+from quire.engine.tokenizers.sentencepiece_model import (
     BPE,
     CONTROL,
     NORMAL,
@@ -29,7 +29,7 @@ from quire.engine.frontend.sentencepiece_model import (
     SentencePieceModel,
     read_model,
 )
-from quire.engine.frontend.vocabulary import Vocabulary, ids_of, merges_in_order
+from quire.engine.tokenizers.vocabulary import Vocabulary, ids_of, merges_in_order
 
 SPACE = "\u2581"  # what SentencePiece writes for a space
 _EXTRA_SPACES = rf"\A +|[ {SPACE}]+\z|(?<= ) +"

@@ -17,12 +17,12 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models
 
 from quire.engine.errors import ConfigError, InvalidRequestError
-from quire.engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import smollm2_file
-from tests.engine.frontend.conftest import SMOLLM2_TEXT, model_at
-from tests.engine.frontend.test_sentencepiece_tokenizer import FIXTURES as SENTENCEPIECE
-from tests.engine.frontend.test_tekken_tokenizer import contents as tekken_contents
-from tests.engine.frontend.test_vocab_merges_tokenizer import save as save_vocab_merges
+from tests.engine.conftest import SMOLLM2_TEXT, model_at
+from tests.engine.tokenizers.test_sentencepiece_tokenizer import FIXTURES as SENTENCEPIECE
+from tests.engine.tokenizers.test_tekken_tokenizer import contents as tekken_contents
+from tests.engine.tokenizers.test_vocab_merges_tokenizer import save as save_vocab_merges
 
 TEXTS = ["", "Hello world", " leading", "1234 567", "<|im_start|>user\nhi<|im_end|>\n",
          "naïve 漢字 🎉👨‍👩‍👧", "a\r\n\tb  "]
@@ -186,7 +186,7 @@ def test_the_text_side_brings_neither_torch_nor_transformers(tmp_path: Path) -> 
     kinds = [smollm2_file(), save(tmp_path), gpt2, tekken, SENTENCEPIECE / "llama.model"]
     code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
             + "".join(f"import quire.engine.frontend.{name}\n" for name in modules)
-            + "from quire.engine.frontend.tokenizer import load_tokenizer\n"
+            + "from quire.engine.tokenizers.tokenizer import load_tokenizer\n"
             "from quire.engine.model_config import ModelConfig\n"
             f"for path in {[str(path) for path in kinds]}:\n"
             "    load_tokenizer(ModelConfig(path, 'hf', '', '', 0, 0, 0, 0, 0, 0, 0), path).encode('Hello')\n"
