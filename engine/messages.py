@@ -30,6 +30,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     bad_words: tuple[tuple[int, ...], ...] = ()  # sequences that the output may not have
     logit_bias_ids: bytes = b""  # int32 each, and float32 each
     logit_biases: bytes = b""
+    grammar: str = ""  # that the output follows, in llguidance's form; checked by the front end
     prompt_logprobs: int = -1  # how many alternatives to each token of the prompt; -1 = none wanted
 
 

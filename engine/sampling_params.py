@@ -13,6 +13,7 @@ from typing import Any
 
 from quire.engine.arguments import finite, flag, integer, is_integer, listed, mapping, number, shown, unsupported
 from quire.engine.errors import InvalidRequestError
+from quire.engine.structured_outputs import FIELDS, StructuredOutputsParams
 
 MAX_N = 16384  # the service has limits of its own, which are lower
 GREEDY_BELOW = 1e-5
@@ -64,6 +65,7 @@ class SamplingParams:
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None  # or a dictionary of its fields
 
     prompt_logprob_token_ids: None = _unsupported()
     prompt_logprob_start: None = _unsupported()
@@ -71,7 +73,6 @@ class SamplingParams:
     flat_logprobs: bool = _unsupported(False)
     stream_interval: None = _unsupported(None, 1)
     skip_clone: bool = _unsupported(False, True)  # how vLLM copies the object
-    structured_outputs: None = _unsupported()
     extra_args: None = _unsupported(None, {})
     skip_reading_prefix_cache: None = _unsupported(None, False)
     thinking_token_budget: None = _unsupported(None, -1)
@@ -83,7 +84,7 @@ class SamplingParams:
     use_beam_search: bool = _unsupported(False)
     length_penalty: float = _unsupported(1.0, 1)
     early_stopping: bool = _unsupported(False)
-    guided_decoding: None = _unsupported()
+    guided_decoding: StructuredOutputsParams | None = None
     logits_processors: None = _unsupported(None, [])
     truncate_prompt_tokens: None = _unsupported()
 
@@ -92,6 +93,7 @@ class SamplingParams:
         self.stop = listed("stop", texts, "a string or a list of strings")
         self.stop_token_ids = listed("stop_token_ids", self.stop_token_ids, "a list of integers")
         self.bad_words = listed("bad_words", self.bad_words, "a list of strings")
+        self.structured_outputs, self.guided_decoding = _form(self.structured_outputs, self.guided_decoding), None
         self._check()
         self.stop_token_ids = list(dict.fromkeys(map(index, self.stop_token_ids)))
         if self.seed == -1:
@@ -182,6 +184,23 @@ class SamplingParams:
                 raise InvalidRequestError(f"bad_words must contain only strings, got {shown(text)}.", "bad_words")
             if not text.strip():
                 raise InvalidRequestError("bad_words cannot contain an empty string.", "bad_words")
+
+
+def _form(wanted: Any, older: Any) -> StructuredOutputsParams | None:
+    """Of the field and its older name, what is given."""
+    name = "structured_outputs" if older is None else "guided_decoding"
+    given = wanted if older is None else older
+    if wanted is not None and older is not None:
+        raise InvalidRequestError("guided_decoding is the older name of structured_outputs; give one of them.", name)
+    if isinstance(given, dict):
+        unknown = given.keys() - FIELDS
+        if unknown:
+            raise InvalidRequestError(f"{name} has no {', '.join(map(shown, sorted(unknown, key=str)))}; it has "
+                                      f"{', '.join(FIELDS)}.", name)
+        return StructuredOutputsParams(**given)
+    if given is not None and not isinstance(given, StructuredOutputsParams):
+        raise InvalidRequestError(f"{name} must be StructuredOutputsParams, got {shown(given)}.", name)
+    return given
 
 
 def _bias(token: Any, value: Any) -> tuple[int, float]:

@@ -122,6 +122,7 @@ ACTIVATION_BLOCK = 1024
 NORMED_HEADS = 8  # of a program
 COPY_BLOCK = 4096
 PENALTY_BLOCK = 1024
+MASK_BLOCK = 4096
 SAMPLE_BLOCK = 4096  # vocabulary entries at a time, each of 8 warps' threads holding 16
 THRESHOLD_BLOCK = 8192
 SAMPLE_WARPS = 8

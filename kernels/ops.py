@@ -30,6 +30,7 @@ _STEM = {
     "paged_attention": "attention",
     "copy_blocks": "blocks",
     "apply_penalties": "penalties",
+    "mask_tokens": "token_mask",
     "sample": "sampling",
     "logprobs": "logprobs",
     "gather_step": "step",
@@ -114,6 +115,10 @@ def apply_penalties(logits: torch.Tensor, tokens: torch.Tensor, row_ids: torch.T
                     frequency: torch.Tensor) -> None:
     _FUNCTIONS[logits.device.type]["apply_penalties"](logits, tokens, row_ids, num_prompt, num_total, repetition,
                                                       presence, frequency)
+
+
+def mask_tokens(logits: torch.Tensor, places: torch.Tensor, masks: torch.Tensor) -> None:
+    _FUNCTIONS[logits.device.type]["mask_tokens"](logits, places, masks)
 
 
 def sample(logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quire.engine.frontend.llm import LLM
     from quire.engine.frontend.outputs import CompletionOutput, RequestOutput
     from quire.engine.sampling_params import RequestOutputKind, SamplingParams
+    from quire.engine.structured_outputs import GuidedDecodingParams, StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,8 @@ _PUBLIC = {
     "AsyncEngineArgs": "quire.engine.frontend.async_llm",
     "SamplingParams": "quire.engine.sampling_params",
     "RequestOutputKind": "quire.engine.sampling_params",
+    "StructuredOutputsParams": "quire.engine.structured_outputs",
+    "GuidedDecodingParams": "quire.engine.structured_outputs",
     "RequestOutput": "quire.engine.frontend.outputs",
     "CompletionOutput": "quire.engine.frontend.outputs",
 }
@@ -35,9 +38,11 @@ __all__ = [
     "AsyncLLMEngine",
     "CompletionOutput",
     "EngineArgs",
+    "GuidedDecodingParams",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "StructuredOutputsParams",
 ]
 
 

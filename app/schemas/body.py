@@ -35,8 +35,6 @@ HARMLESS = frozenset({
 # Known fields that this version does not implement, each with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "tool_choice": ("none",), "functions": ([],), "function_call": ("none",),
-    "response_format": ({"type": "text"},), "structured_outputs": (), "guided_json": (), "guided_regex": (),
-    "guided_choice": (), "guided_grammar": (), "guided_decoding_backend": (), "guided_whitespace_pattern": (),
     "logprob_token_ids": (),
     "suffix": ("",), "use_beam_search": (False,), "length_penalty": (1.0,), "early_stopping": (False,),
     "truncate_prompt_tokens": (), "truncation_side": (), "prompt_embeds": (), "reasoning_effort": ("none",),
@@ -50,7 +48,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 # In JSON, for each field but those that hold what the model is to read or write on.
 MOST_FIELD_BYTES = 2**20
-_MOST_BYTES = {"chat_template_kwargs": 64 * 2**10}  # of anything at all, which takes longer to decode
+_MOST_BYTES = {"chat_template_kwargs": 64 * 2**10,  # of anything at all, which takes longer to decode
+               **dict.fromkeys(("response_format", "structured_outputs", "guided_json", "structural_tag"), 300 * 2**10)}
 _LONG_FIELDS = frozenset({"prompt", "messages", "tokens"})
 _MOST_NEUTRAL_BYTES = 200  # no value that asks for nothing is longer
 

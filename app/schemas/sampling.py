@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from quire.app.errors import ApiError
+from quire.app.schemas.form import FormFields
 from quire.app.settings import ServeSettings
 from quire.engine.arguments import shown
 from quire.engine.frontend.submission import MAX_BAD_WORDS
@@ -58,7 +59,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_obfuscation: bool | None = None  # padding against traffic analysis that OpenAI adds; here there is none
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+class GenerationRequest(FormFields, frozen=True, kw_only=True):
     """None everywhere means "not given"."""
 
     model: str | None = None
@@ -142,6 +143,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None:
                 values[name] = value
+        if (form := self.form) is not None:
+            values["structured_outputs"] = form
         stop = [text for text in self.stops if text]  # an empty one, as forms send for "none", would end all at once
         # Deltas also for a reply that is sent whole: the times of its first and last token are measured on them.
         return SamplingParams(**values, stop=stop, max_tokens=max_tokens, logprobs=logprobs,

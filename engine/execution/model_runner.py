@@ -11,17 +11,21 @@ from functools import partial
 
 import numpy as np
 import torch
+from llguidance import LLTokenizer
 
 from quire.engine.config import EngineConfig
 from quire.engine.execution import batch, kv_cache, warm_up
+from quire.engine.execution.grammar_rows import GrammarRows
 from quire.engine.execution.graphs import Size, StepGraphs, all_sizes, predicted_bytes
 from quire.engine.execution.pending import Pending
 from quire.engine.execution.request_table import MIN_P, TEMPERATURE, TOP_P, RequestTable
 from quire.engine.execution.special_rows import SpecialRows
 from quire.engine.execution.told_prompts import ToldPrompts
 from quire.engine.execution.upload import Upload
+from quire.engine.grammar.vocabulary import grammar_vocabulary
 from quire.engine.parallel import Parallel
 from quire.engine.plan import StepPlan
+from quire.engine.tokenizers.tokenizer import end_token_ids, load_tokenizer
 from quire.engine.weights.load import load_model
 from quire.kernels import ops
 
@@ -42,12 +46,14 @@ class ModelRunner:
         self.model = load_model(config, parallel, self.device, self.dtype, progress)
         self.table = RequestTable.empty(config.max_num_seqs, config.max_model_len, self.block_size, self.device,
                                         len(self.model.kv_groups.windows))
+        self.grammars = GrammarRows(partial(_grammar_vocabulary, config, self.model.vocab_size), self.model.vocab_size)
         self._storage: list[kv_cache.KVCache] = []
         self.kv_caches: list[kv_cache.KVCache] = []  # a layer each: those of the storage, once a group
         self.graphs: StepGraphs | None = None
         self.num_graph_steps = 0
         self.num_shared_steps = 0  # in which blocks were read once for many rows
         if self.device.type == "cuda":
+            self.grammars.prepare()
             self._compile_kernels(progress)
 
     @property
@@ -125,7 +131,10 @@ class ModelRunner:
         size = None if self.graphs is None or plan.told_places else self.graphs.size_for(plan)
         upload = Upload()
         self.table.pack(plan, upload)  # first: what follows asks the host's share of the table about new rows too
-        special = None if self.table.special_rows.isdisjoint(plan.rows) else SpecialRows(plan, self.table)
+        self.grammars.enter(plan.new_rows)
+        is_special = not self.table.special_rows.isdisjoint(plan.rows)
+        waits = is_special and self.grammars.has_any(plan.sampling_rows)  # for the tokens of the step before
+        special = SpecialRows(plan, self.table, {}) if is_special and not waits else None
         self._send(plan, size, special, upload)
         self._change_tables(plan, upload)
         self.num_shared_steps += bool(plan.shared_places) and (size is None or size.shared)
@@ -136,7 +145,7 @@ class ModelRunner:
             if step.logits is None or step.token_ids is None:
                 return Pending.empty(self.device)
             token_ids = _sampled_only(step.token_ids, plan, upload)
-            logits = None if special is None else _sampled_only(step.logits, plan, upload)
+            logits = _sampled_only(step.logits, plan, upload) if is_special else None
         else:
             hidden = self._hidden(plan, upload)
             if hidden is None:
@@ -145,14 +154,28 @@ class ModelRunner:
             logits = self._logits(hidden, plan, upload)
             if logits is None:
                 return Pending.of(None, told=told) if told is not None else Pending.empty(self.device)
+            if waits:
+                special = self._special_rows(plan)
             if special is not None and special.edits_all:
                 token_ids = logits.new_empty(logits.shape[0], dtype=torch.int32)
             else:
                 token_ids = self._sample(logits, plan, upload)
+        if waits and special is None:
+            special = self._special_rows(plan)
         if special is None or logits is None or not any(plan.samples):
             return Pending.of(token_ids, told=told)
-        token_ids = special.draw(logits, token_ids, self.table, upload)
-        return Pending.of(token_ids, special.logprobs(logits, token_ids, upload), special.wanted, told)
+        token_ids = special.draw(logits, token_ids, self.table)
+        pending = Pending.of(token_ids, special.logprobs(logits, token_ids), special.wanted, told)
+        if waits:
+            self.grammars.drew(plan.sampling_rows, pending)
+        return pending
+
+    def _special_rows(self, plan: StepPlan) -> SpecialRows:
+        """With masks of what the rows' grammars allow, sent while the device computes."""
+        special, upload = SpecialRows(plan, self.table, self.grammars.following(plan.sampling_rows)), Upload()
+        special.pack(upload)
+        upload.send(self.device)
+        return special
 
     def _send(self, plan: StepPlan, size: Size | None, special: SpecialRows | None, upload: Upload) -> None:
         """The rest of what the step reads of the host, and off it goes."""
@@ -201,6 +224,11 @@ class ModelRunner:
                                filtered=any(table.host[row].filtered for row in plan.sampling_rows))
         table.tokens[rows, positions] = token_ids
         return token_ids
+
+
+def _grammar_vocabulary(config: EngineConfig, vocab_size: int) -> LLTokenizer:
+    tokenizer = load_tokenizer(config.model, config.args.tokenizer)
+    return grammar_vocabulary(tokenizer, vocab_size, end_token_ids(config.model, tokenizer))
 
 
 def free_device_bytes() -> int:

@@ -20,6 +20,7 @@ class Pending:
     logprobs: tuple[torch.Tensor, ...] | None = None  # of the samples in `wanted`, in that order
     wanted: dict[int, int] = field(default_factory=dict)  # by place, how many alternatives
     told: ToldPrompts | None = None
+    _ids: list[int] | None = None
 
     @classmethod
     def of(cls, token_ids: torch.Tensor | None, logprobs: Logprobs | None = None, wanted: dict[int, int] | None = None,
@@ -42,10 +43,16 @@ class Pending:
         """
         return cls(None if device.type == "cpu" else _recorded())
 
+    def tokens(self) -> list[int]:
+        """Those that were drawn, once the step has ended."""
+        if self._ids is None:
+            if self.event is not None:
+                self.event.synchronize()
+            self._ids = [] if self.token_ids is None else self.token_ids.tolist()
+        return self._ids
+
     def result(self) -> StepResult:
-        if self.event is not None:
-            self.event.synchronize()
-        result = StepResult([] if self.token_ids is None else self.token_ids.tolist())
+        result = StepResult(self.tokens())
         if self.logprobs is not None:
             own, ranks, top_ids, top = (t.tolist() for t in self.logprobs)
             result.logprobs = {place: (own[i], ranks[i], top_ids[i][:k], top[i][:k])

@@ -11,16 +11,19 @@ import torch
 from quire.engine.execution.request_table import MIN_P, TEMPERATURE, TOP_P, RequestTable
 from quire.engine.execution.upload import Upload
 from quire.engine.plan import NOTHING_LEFT, StepPlan
-from quire.engine.sampling.processor import Edited, EditedRows, processors
+from quire.engine.sampling.processor import Edited, EditedRows, Following, processors
 from quire.kernels import ops
 
 Logprobs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class SpecialRows:
-    """`wanted`: of the samples that want logprobs, by place, how many alternatives."""
+    """`wanted`: of the samples that want logprobs, by place, how many alternatives.
 
-    def __init__(self, plan: StepPlan, table: RequestTable) -> None:
+    `following`: what grammars allow, of each row that has one.
+    """
+
+    def __init__(self, plan: StepPlan, table: RequestTable, following: dict[int, Following]) -> None:
         self._edited: list[Edited] = []
         self._places: list[int] = []  # of the edited among all samples
         self._rows: list[int] = []
@@ -28,7 +31,8 @@ class SpecialRows:
         for place, (row, position) in enumerate(zip(plan.sampling_rows, plan.sampled_positions)):
             if row in table.special_rows:
                 host = table.host[row]
-                edited = Edited(len(self._edited), position, host.num_prompt_tokens, host.sampling)
+                edited = Edited(len(self._edited), position, host.num_prompt_tokens, host.sampling,
+                                following.get(row))
                 if any(processor.acts(edited) for processor in processors()):
                     self._edited.append(edited)
                     self._places.append(place)
@@ -42,6 +46,7 @@ class SpecialRows:
         self._is_filtered = any(table.host[row].filtered for row in self._rows)
 
     def pack(self, upload: Upload) -> None:
+        self._upload = upload
         if self._edited:
             numbers = [(row.position, row.num_prompt) for row in self._edited]
             upload.add("edited", np.array([self._places, self._rows, *zip(*numbers)], np.int32))
@@ -53,10 +58,11 @@ class SpecialRows:
         if self.wanted:
             upload.add("told", np.array(list(self.wanted), np.int32))
 
-    def draw(self, logits: torch.Tensor, token_ids: torch.Tensor, table: RequestTable, upload: Upload) -> torch.Tensor:
+    def draw(self, logits: torch.Tensor, token_ids: torch.Tensor, table: RequestTable) -> torch.Tensor:
         """[samples, vocab], [samples] -> token_ids, those of edited rows drawn anew and written to the table."""
         if not self._edited:
             return token_ids
+        upload = self._upload
         places, rows, positions, num_prompt = upload["edited"]
         edited = logits[places].float()
         on_device = EditedRows(table.tokens, rows, positions, num_prompt)
@@ -72,9 +78,9 @@ class SpecialRows:
         token_ids[places] = drawn
         return token_ids
 
-    def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, upload: Upload) -> Logprobs | None:
+    def logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor) -> Logprobs | None:
         """Of the raw logits, for the samples in `wanted`, in that order."""
         if not self.wanted:
             return None
-        told = upload["told"]
+        told = self._upload["told"]
         return ops.logprobs(logits[told], token_ids[told].clamp(min=0), max(self.wanted.values()))

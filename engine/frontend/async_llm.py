@@ -27,12 +27,13 @@ from quire.engine.frontend.generation import Generation, SampleUpdate
 from quire.engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
 from quire.engine.frontend.prompts import Prompt, off_the_loop, to_token_ids
 from quire.engine.frontend.request import Request
-from quire.engine.frontend.submission import check_length, check_prompt, end_token_ids, numbers, samples
+from quire.engine.frontend.submission import check_length, check_prompt, numbers, samples
 from quire.engine.frontend.unsupported import asked_for
+from quire.engine.grammar.check import GrammarCheck, grammar_check
 from quire.engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState, TokenLogprobs
 from quire.engine.model_config import ModelConfig
 from quire.engine.sampling_params import SamplingParams
-from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.tokenizers.tokenizer import Tokenizer, end_token_ids, load_tokenizer
 from quire.engine.weights.locate import resolve_model
 
 
@@ -119,6 +120,7 @@ class AsyncLLMEngine:
             self.tokenizer = load_tokenizer(self.model_config, args.tokenizer)
             _ = self.tokenizer.control_tokens  # now, and not at the first chat, on the event loop
         self._template: ChatTemplate | None = None
+        self._grammar_check: GrammarCheck | None = None  # made for the first request that has a grammar
         self._process: EngineProcess | None = None
         self._group: EngineGroup | None = None
         self._started = asyncio.Lock()
@@ -222,10 +224,13 @@ class AsyncLLMEngine:
         else:
             text, prompt_token_ids = to_token_ids(prompt, self.tokenizer, add_special_tokens)
         check_prompt(prompt_token_ids, info.vocab_size)
+        grammar = "" if params.structured_outputs is None else await off_the_loop(
+            self._grammars(info).grammar, params.structured_outputs)
         sampling = numbers(params, len(prompt_token_ids), max_model_len=info.max_model_len,
                            max_logprobs=info.max_logprobs, vocab_size=info.vocab_size,
                            clamp=clamp,
-                           eos_token_ids=end_token_ids(self.model_config, self.tokenizer), tokenizer=self.tokenizer)
+                           eos_token_ids=end_token_ids(self.model_config, self.tokenizer), tokenizer=self.tokenizer,
+                           grammar=grammar)
         generation = Generation(params, prompt_token_ids, self.tokenizer, params.n)
         request = Request(request_id, prompt_token_ids, sampling, samples(params, group.new_ids(params.n)), generation,
                           priority, key, cache_salt, queue_timeout_s)
@@ -301,6 +306,11 @@ class AsyncLLMEngine:
         process, self._process = self._process, None  # a second call is nothing
         if process is not None:
             await asyncio.to_thread(process.stop)
+
+    def _grammars(self, info: EngineInfo) -> GrammarCheck:
+        if self._grammar_check is None:
+            self._grammar_check = grammar_check(self.model_config, self.tokenizer, info.vocab_size)
+        return self._grammar_check
 
     def _require_home(self) -> None:
         """Raises MisuseError where nothing that the engine says would ever arrive."""

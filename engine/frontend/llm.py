@@ -24,12 +24,13 @@ from quire.engine.frontend.context_limit import naming_limits
 from quire.engine.frontend.generation import Generation
 from quire.engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
 from quire.engine.frontend.prompts import Prompt, to_conversations, to_token_ids
-from quire.engine.frontend.submission import check_prompt, end_token_ids, numbers, samples
+from quire.engine.frontend.submission import check_prompt, numbers, samples
 from quire.engine.frontend.unsupported import asked_for
+from quire.engine.grammar.check import GrammarCheck, grammar_check
 from quire.engine.messages import Delta, Rejected, Submit
 from quire.engine.openmp import share_cores
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
-from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.tokenizers.tokenizer import Tokenizer, end_token_ids, load_tokenizer
 from quire.engine.weights.progress import reporter
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class LLM:
         self.info = self._core.info
         self._tokenizer = None if self.args.skip_tokenizer_init else load_tokenizer(self.model_config, tokenizer)
         self._template: ChatTemplate | None = None
+        self._grammar_check: GrammarCheck | None = None  # made for the first request that has a grammar
         self._seeds = random.Random(self.args.seed)
         self._next_id = 0
         self._turn = threading.Lock()  # the engine serves one call; those of other threads wait
@@ -124,8 +126,16 @@ class LLM:
             with naming_limits(self.args, self.model_config, self.info):
                 for prompt, own, rank in zip(wanted, params, priorities):
                     text, ids = to_token_ids(prompt, self._tokenizer)
-                    run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63))
+                    run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63),
+                                self._grammar(own))
             return run.finish(use_tqdm, partial(self._heed, interrupts))
+
+    def _grammar(self, params: SamplingParams) -> str:
+        if params.structured_outputs is None:
+            return ""
+        if self._grammar_check is None:
+            self._grammar_check = grammar_check(self.model_config, self._tokenizer, self.info.vocab_size)
+        return self._grammar_check.grammar(params.structured_outputs)
 
     @contextmanager
     def _own_turn(self) -> Iterator[None]:
@@ -252,7 +262,7 @@ class _Run:
         self._place: dict[int, tuple[int, int]] = {}  # sample id -> (request, sample index)
 
     def prepare(self, request_id: str, text: str | None, ids: list[int], params: SamplingParams, priority: int,
-                seed: int) -> None:
+                seed: int, grammar: str) -> None:
         """Check one request and remember it; nothing runs before all of them passed."""
         info = self._core.info
         params = dataclasses.replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
@@ -260,7 +270,7 @@ class _Run:
         sampling = numbers(params, len(ids), max_model_len=info.max_model_len, max_logprobs=info.max_logprobs,
                            vocab_size=info.vocab_size, clamp=True,
                            eos_token_ids=end_token_ids(self._core.config.model, self._tokenizer),
-                           tokenizer=self._tokenizer)
+                           tokenizer=self._tokenizer, grammar=grammar)
         place, first = len(self._submits), len(self._place)
         sample_ids = range(first, first + params.n)
         self._place.update({id: (place, index) for index, id in enumerate(sample_ids)})

@@ -10,7 +10,6 @@ from quire.engine.arguments import shown
 from quire.engine.errors import ContextLengthError, InvalidRequestError, context_length_error
 from quire.engine.frontend.prompts import Prompt
 from quire.engine.messages import SampleSpec, Sampling
-from quire.engine.model_config import ModelConfig
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.tokenizers.tokenizer import Tokenizer
 
@@ -40,20 +39,13 @@ def check_length(prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer | 
         raise context_length_error(max_model_len, num_tokens, params.max_tokens or 1, at_least=isinstance(given, str))
 
 
-def end_token_ids(model: ModelConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """Ids that end generation: the model's own, and the end that the tokenizer names.
-
-    A chat model that was made from a base model often names the end of a turn there alone.
-    """
-    named = tokenizer.eos_token_id if tokenizer is not None else None
-    return model.eos_token_ids if named is None else (*model.eos_token_ids, named)
-
-
 def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_logprobs: int, vocab_size: int,
-            eos_token_ids: Iterable[int], clamp: bool, tokenizer: Tokenizer | None = None) -> Sampling:
+            eos_token_ids: Iterable[int], clamp: bool, tokenizer: Tokenizer | None = None,
+            grammar: str = "") -> Sampling:
     """The numbers of `params` for a prompt of `num_prompt` tokens.
 
-    `clamp` shortens max_tokens to what the context leaves, as the Python API does; over HTTP it is an error instead.
+    `grammar` is what `params.structured_outputs` became. `clamp` shortens max_tokens to what the context leaves, as the
+    Python API does; over HTTP it is an error instead.
 
     Raises:
         InvalidRequestError: prompt and output do not fit the context, or too many logprobs, or unknown token ids.
@@ -69,7 +61,7 @@ def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_
         if not 0 <= token < 2**31:
             raise InvalidRequestError(f"stop_token_ids holds {shown(token)}, which is no token id.", "stop_token_ids")
     stops = dict.fromkeys(params.stop_token_ids or [])
-    if not params.ignore_eos:
+    if not params.ignore_eos or grammar:  # a text that is complete has nothing else left to say
         stops.update(dict.fromkeys(eos_token_ids))
     greedy = params.greedy
     max_tokens = min(wanted, room)
@@ -88,6 +80,7 @@ def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_
         logprobs=_alternatives("logprobs", "sample", params.logprobs, most, vocab_size),
         prompt_logprobs=_alternatives("prompt_logprobs", "prompt", params.prompt_logprobs, most, vocab_size),
         allowed_token_ids=_packed("allowed_token_ids", params.allowed_token_ids or (), vocab_size),
+        grammar=grammar,
         bad_words=_bad_words(params.bad_words or [], vocab_size, tokenizer),
         logit_bias_ids=_packed("logit_bias", params.logit_bias or (), vocab_size),
         logit_biases=array("f", (params.logit_bias or {}).values()).tobytes(),

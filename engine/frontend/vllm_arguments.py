@@ -74,7 +74,7 @@ _NO_MEDIA = "models take text only; a request with an image is refused"
 _EXPERTS = "each rank of --tensor-parallel-size has a part of every expert"
 _NO_TOOLS = "tool calls are not there yet; requests with tools are refused"
 _NO_REASONING = "reasoning stays part of a reply's content; leave it out, and split the content in the client"
-_NO_GRAMMAR = "structured output is not there yet; requests that ask for it are refused"
+_ONE_GRAMMAR = "forms of outputs are followed by llguidance alone"
 _NO_QUANTISED = "Quire computes in floating point; serve an unquantised checkpoint, or a .gguf file without this"
 _NO_SWAP = "KV blocks are never swapped to the host; a preempted request is computed again"
 _NO_OFFLOAD = "weights and KV cache stay on the device; take a smaller model, --dtype half or --tensor-parallel-size"
@@ -220,8 +220,8 @@ _ENGINE: dict[str, Foreign] = {
     "lora_target_modules": Foreign(_NO_LORA, refused=False, takes="values"),
     "fully_sharded_loras": _idle_switch(_NO_LORA, False),
     "enable_prompt_adapter": _no_switch("prompt adapters are not there"),
-    "structured_outputs_config": _idle(_NO_GRAMMAR, {}),
-    "guided_decoding_backend": _idle(_NO_GRAMMAR, "auto", "xgrammar"),
+    "structured_outputs_config": _idle(_ONE_GRAMMAR, {}),
+    "guided_decoding_backend": _idle(_ONE_GRAMMAR, "auto", "guidance", "xgrammar"),
     "reasoning_parser": _no(_NO_REASONING, ""),
     "reasoning_parser_plugin": _no(_NO_REASONING, ""),
     "allowed_local_media_path": _idle(_NO_MEDIA, ""),

@@ -1,4 +1,4 @@
-"""min_tokens: stop tokens cannot be drawn before the output is so long."""
+"""min_tokens: stop tokens cannot be drawn before the output is so long, or its grammar leaves nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ class MinTokens:
     name = "min_tokens"
 
     def acts(self, row: Edited) -> bool:
-        return row.position - row.num_prompt < row.sampling.min_tokens and bool(row.sampling.stop_token_ids)
+        must_end = row.following is not None and row.following.must_end
+        return (row.position - row.num_prompt < row.sampling.min_tokens and bool(row.sampling.stop_token_ids)
+                and not must_end)
 
     def pack(self, rows: list[Edited]) -> dict[str, np.ndarray]:
         each = [row.sampling.stop_token_ids for row in rows]

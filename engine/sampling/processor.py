@@ -10,12 +10,19 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from quire.engine.messages import Sampling
+
+
+class Following(NamedTuple):
+    """What a row's grammar allows next."""
+
+    mask: np.ndarray  # int32 [ceil(vocab / 32)], a bit a token
+    must_end: bool  # the text is complete: an end token is all that may come
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,7 @@ class Edited:
     position: int  # of the token that is to be drawn
     num_prompt: int
     sampling: Sampling
+    following: Following | None = None  # where it follows a grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +61,8 @@ class Processor(Protocol):
 
 
 # What may be drawn at all comes first; then biases and penalties, which leave -inf as it is.
-_PROCESSORS = ("allowed_ids:AllowedIds", "bad_words:BadWords", "min_tokens:MinTokens", "logit_bias:LogitBias",
-               "penalties:Penalties")
+_PROCESSORS = ("grammar:Grammar", "allowed_ids:AllowedIds", "bad_words:BadWords", "min_tokens:MinTokens",
+               "logit_bias:LogitBias", "penalties:Penalties")
 
 
 @cache

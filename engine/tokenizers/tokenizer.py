@@ -179,6 +179,15 @@ class Tokenizer:
         return None if text is None else self._rust.token_to_id(text)
 
 
+def end_token_ids(model: ModelConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Ids that end generation: the model's own, and the end that the tokenizer names.
+
+    A chat model that was made from a base model often names the end of a turn there alone.
+    """
+    named = tokenizer.eos_token_id if tokenizer is not None else None
+    return model.eos_token_ids if named is None else (*model.eos_token_ids, named)
+
+
 def load_tokenizer(model: ModelConfig, tokenizer: str | None = None) -> Tokenizer:
     """The tokenizer of `model`, or the one at the path `tokenizer` (a directory or a file).
 

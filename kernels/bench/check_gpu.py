@@ -262,6 +262,17 @@ def check_penalties(dtype: torch.dtype, quick: bool) -> Errors:
     yield "apply_penalties", cases.relative_error(logits, torch.stack(right))
 
 
+def check_token_masks(dtype: torch.dtype, quick: bool) -> Errors:
+    for vocab_size, rows in ((7, 3), (49152, 5), (151936, 64)):
+        places = torch.randperm(rows + 2)[:rows].int()
+        masks = torch.randint(-2**31, 2**31 - 1, (rows, -(-vocab_size // 32)), dtype=torch.int32)
+        logits = torch.randn(rows + 2, vocab_size)
+        found = logits.to(DEVICE)
+        ops.mask_tokens(found, places.to(DEVICE), masks.to(DEVICE))
+        ops.mask_tokens(logits, places, masks)
+        yield f"mask_tokens {vocab_size}", float(not torch.equal(found.cpu(), logits))
+
+
 def check_sampling(dtype: torch.dtype, quick: bool) -> Errors:
     """Against the reference on the CPU: the share of rows whose token differs, less a rounding's worth."""
     for vocab_size, rows, spread in ((7, 300, 2.0), (32000, 64, 2.5), (152064, 16, 1.0)):
@@ -317,7 +328,8 @@ def check_product(dtype: torch.dtype, quick: bool) -> Errors:
 
 
 CHECKS = [check_norms, check_layer_norms, check_head_norms, check_experts, check_activation, check_rotary,
-          check_attention, check_attention_variants, check_copy, check_step, check_penalties, check_sampling,
+          check_attention, check_attention_variants, check_copy, check_step, check_penalties, check_token_masks,
+          check_sampling,
           check_logprobs, check_product, check_wide_product]
 
 

@@ -37,6 +37,7 @@ from quire.kernels import (
     routing,
     sampling,
     step,
+    token_mask,
     wide_product,
 )
 from quire.kernels.attention_spec import Rotary, Style
@@ -153,6 +154,8 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     numbers = [empty(6, of=torch.float32) for _ in range(3)]
     yield "apply_penalties", functools.partial(penalties.apply_penalties, empty(6, 3000, of=torch.float32), state[0],
                                                ints(6), ints(6), ints(6), *numbers)
+    yield "mask_tokens", functools.partial(token_mask.mask_tokens, empty(6, 3000, of=torch.float32), ints(6),
+                                           ints(6, 94))
     for filtered in (False, True):
         yield "sample", functools.partial(sampling.sample, empty(6, 32000), numbers[0], ints(6), numbers[1], numbers[2],
                                           empty(6, of=torch.int64), ints(6), filtered=filtered)

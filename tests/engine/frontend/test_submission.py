@@ -12,10 +12,10 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from quire.engine.config import EngineArgs
 from quire.engine.errors import InvalidRequestError
-from quire.engine.frontend.submission import check_length, end_token_ids, numbers
+from quire.engine.frontend.submission import check_length, numbers
 from quire.engine.model_config import ModelConfig
 from quire.engine.sampling_params import SamplingParams
-from quire.engine.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from quire.engine.tokenizers.tokenizer import Tokenizer, end_token_ids, load_tokenizer
 from quire.engine.weights.locate import resolve_model
 from tests.engine.conftest import model_at
 

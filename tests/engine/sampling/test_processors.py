@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from array import array
 from typing import Any
@@ -16,7 +17,7 @@ from quire.engine.execution.special_rows import SpecialRows
 from quire.engine.execution.upload import Upload
 from quire.engine.messages import Sampling
 from quire.engine.plan import NOTHING_LEFT, NewRow, StepPlan
-from quire.engine.sampling.processor import processors
+from quire.engine.sampling.processor import Following, processors
 from quire.kernels import ops
 
 VOCAB, LENGTH, NUM_DRAWS = 12, 40, 1000
@@ -36,6 +37,7 @@ def samplings(draw: st.DrawFn) -> Sampling:
 
     biases = maybe(st.dictionaries(IDS, st.floats(-5, 5, width=32), min_size=1, max_size=5), {})
     allowed = maybe(st.lists(IDS, min_size=1, unique=True), [])
+    grammar = maybe(st.tuples(st.lists(IDS, unique=True), st.booleans()).map(json.dumps), "")
     return Sampling(
         temperature=draw(st.sampled_from([0.0, 0.5, 1.0, 2.0])), top_k=maybe(st.integers(1, VOCAB), 0),
         top_p=maybe(st.floats(0.1, 1.0), 1.0), min_p=maybe(st.floats(0.0, 0.5), 0.0),
@@ -44,7 +46,14 @@ def samplings(draw: st.DrawFn) -> Sampling:
         stop_token_ids=tuple(draw(st.lists(IDS, max_size=3, unique=True))),
         allowed_token_ids=packed("i", allowed), logit_bias_ids=packed("i", biases),
         logit_biases=packed("f", biases.values()), logprobs=draw(st.sampled_from([-1, -1, 0, 3])),
+        grammar=grammar,
         bad_words=tuple(map(tuple, maybe(st.lists(st.lists(IDS, min_size=1, max_size=4), min_size=1, max_size=5), []))))
+
+
+def followed(sampling: Sampling) -> Following:
+    """What the row's grammar allows: in these tests, what its text says."""
+    allowed, must_end = json.loads(sampling.grammar)
+    return Following(np.array([sum(1 << token for token in allowed)], np.int32), must_end)
 
 
 Row = tuple[Sampling, list[int], int]  # with its tokens, and how many of them are its prompt
@@ -56,13 +65,17 @@ def plainly(logits: np.ndarray, sampling: Sampling, tokens: list[int], num_promp
     """The logits that are drawn from, before temperature and filters."""
     left = logits.astype(np.float64).copy()
     output = tokens[num_prompt:]
+    may_be_too_short = False
+    if sampling.grammar:
+        possible, may_be_too_short = json.loads(sampling.grammar)
+        left[np.setdiff1d(np.arange(VOCAB), possible)] = -np.inf
     allowed = np.frombuffer(sampling.allowed_token_ids, np.int32)
     if len(allowed):
         left[np.setdiff1d(np.arange(VOCAB), allowed)] = -np.inf
     for *before, last in sampling.bad_words:
         if len(before) <= len(output) and output[len(output) - len(before):] == before:
             left[last] = -np.inf
-    if len(output) < sampling.min_tokens:
+    if len(output) < sampling.min_tokens and not may_be_too_short:
         left[list(sampling.stop_token_ids)] = -np.inf
     np.add.at(left, np.frombuffer(sampling.logit_bias_ids, np.int32), np.frombuffer(sampling.logit_biases, np.float32))
     for token in set(tokens):
@@ -86,13 +99,14 @@ class Step:
                              samples=[True] * count, num_decodes=count, new_rows=new)
         self.upload = Upload()
         self.table.pack(self.plan, self.upload)
-        self.special = SpecialRows(self.plan, self.table)
+        self.special = SpecialRows(self.plan, self.table, {i: followed(sampling) for i, (sampling, _, _)
+                                                           in enumerate(rows) if sampling.grammar})
         self.special.pack(self.upload)
         self.upload.send(CPU)
         self.table.apply(self.plan, self.upload)
 
     def draw(self, logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        return self.special.draw(logits, token_ids, self.table, self.upload)
+        return self.special.draw(logits, token_ids, self.table)
 
 
 def filtered(left: np.ndarray, sampling: Sampling) -> np.ndarray:

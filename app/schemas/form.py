@@ -1,0 +1,78 @@
+"""The fields that ask for the form of an output: OpenAI's response_format, vLLM's structured_outputs, and guided_*, its
+older names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from quire.app.errors import ApiError
+from quire.engine.arguments import shown
+from quire.engine.structured_outputs import FIELDS, StructuredOutputsParams
+
+_TYPES = ("text", "json_object", "json_schema", "structural_tag")
+
+
+class FormFields(msgspec.Struct, frozen=True, kw_only=True):
+    """None everywhere means "not given"."""
+
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: str | None = None  # of which there is one here
+    structural_tag: str | dict[str, Any] | None = None
+
+    @property
+    def form(self) -> StructuredOutputsParams | None:
+        """Raises ApiError for fields that contradict each other, InvalidRequestError for a form that is none."""
+        asked = [form for form in (self._response_format(), self._structured_outputs(), self._guided())
+                 if form is not None]
+        if len(asked) > 1:
+            raise ApiError(400, f"{' and '.join(form.name for form in asked)} both ask for a form; send one of them.",
+                           asked[1].name)
+        return asked[0] if asked else None
+
+    def _response_format(self) -> StructuredOutputsParams | None:
+        wanted = self.response_format
+        if wanted is None or wanted.get("type") == "text":
+            return None
+        kind = wanted.get("type")
+        if kind == "json_object":
+            return StructuredOutputsParams(json_object=True, name="response_format")
+        if kind == "structural_tag":
+            return StructuredOutputsParams(structural_tag=wanted, name="response_format")
+        if kind != "json_schema":
+            raise ApiError(400, f"response_format.type must be one of {', '.join(_TYPES)}; got {shown(kind)}.",
+                           "response_format")
+        stated = wanted.get("json_schema")
+        schema = stated.get("schema") if isinstance(stated, dict) else None
+        if not isinstance(schema, (dict, bool)):
+            raise ApiError(400, "response_format.json_schema.schema must be a JSON schema, got "
+                           f"{shown(schema if isinstance(stated, dict) else stated)}.", "response_format")
+        return StructuredOutputsParams(json=schema, name="response_format")
+
+    def _structured_outputs(self) -> StructuredOutputsParams | None:
+        wanted = self.structured_outputs
+        if wanted is None:
+            return None
+        unknown = wanted.keys() - FIELDS
+        if unknown:
+            raise ApiError(400, f"structured_outputs has no {', '.join(map(shown, sorted(unknown)))}; it has "
+                           f"{', '.join(FIELDS)}.", "structured_outputs")
+        return StructuredOutputsParams(**wanted, name="structured_outputs")
+
+    def _guided(self) -> StructuredOutputsParams | None:
+        given: dict[str, Any] = {"json": self.guided_json, "regex": self.guided_regex, "choice": self.guided_choice,
+                 "grammar": self.guided_grammar, "structural_tag": self.structural_tag}
+        given = {name: value for name, value in given.items() if value is not None}
+        if not given:
+            return None
+        name = next(iter(given))
+        return StructuredOutputsParams(**given, whitespace_pattern=self.guided_whitespace_pattern,
+                                       name=name if name == "structural_tag" else f"guided_{name}")

@@ -1,0 +1,136 @@
+"""Whether a form that a caller asked for can be followed, found out before the engine hears of the request.
+
+A front end has one of these for its model. Making a grammar takes about 1 ms; its limits (`grammar.limits`) end what
+would take long. What was found of the last forms is remembered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from threading import Lock
+from typing import Any
+
+from llguidance import LLMatcher, LLTokenizer
+
+from quire.engine.errors import InvalidRequestError
+from quire.engine.grammar.limits import LIMITS
+from quire.engine.grammar.source import grammar_of, json_grammar
+from quire.engine.grammar.vocabulary import grammar_vocabulary
+from quire.engine.model_config import ModelConfig
+from quire.engine.structured_outputs import FIELDS, StructuredOutputsParams
+from quire.engine.tokenizers.tokenizer import Tokenizer, end_token_ids
+
+_REMEMBERED_CHARACTERS = 4 * 2**20  # of forms and their grammars
+_MOST_PLACES = 200  # of a schema that are tried, to say which one is at fault
+_MOST_SHOWN = 300
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames",
+           "unevaluatedItems", "unevaluatedProperties")
+
+
+def grammar_check(model: ModelConfig, tokenizer: Tokenizer | None, vocab_size: int) -> GrammarCheck:
+    """Raises InvalidRequestError where there is no tokenizer."""
+    if tokenizer is None:
+        raise InvalidRequestError("structured_outputs need a tokenizer, and this engine has none "
+                                  "(skip_tokenizer_init).", "structured_outputs")
+    return GrammarCheck(tokenizer, vocab_size, end_token_ids(model, tokenizer))
+
+
+class GrammarCheck:
+    """Safe to call from several threads, which take turns."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_token_ids: Iterable[int]) -> None:
+        self._tokenizer, self._vocab_size, self._ends = tokenizer, vocab_size, tuple(end_token_ids)
+        self._vocabulary: LLTokenizer | None = None
+        self._found: OrderedDict[str, str | InvalidRequestError] = OrderedDict()
+        self._characters = 0
+        self._turn = Lock()
+
+    def grammar(self, wanted: StructuredOutputsParams) -> str:
+        """In llguidance's form. Raises InvalidRequestError: what is wrong, and where."""
+        key = json.dumps([getattr(wanted, name) for name in FIELDS])
+        with self._turn:
+            found = self._found.get(key)
+            if found is None:
+                found = self._found[key] = self._find(wanted)
+                self._characters += _characters(key, found)
+                while self._characters > _REMEMBERED_CHARACTERS:
+                    self._characters -= _characters(*self._found.popitem(last=False))
+            elif key in self._found:
+                self._found.move_to_end(key)
+        if isinstance(found, InvalidRequestError):
+            raise InvalidRequestError(f"{wanted.name}: {found.message}", wanted.name)
+        return found
+
+    def _find(self, wanted: StructuredOutputsParams) -> str | InvalidRequestError:
+        try:
+            grammar = grammar_of(wanted, self._special_tokens())
+        except Exception as error:  # of a translation of other grammars, whose errors are of several kinds
+            return InvalidRequestError(_in_a_line(str(error)))
+        why = self._why_not(grammar)
+        if why is None:
+            return grammar
+        place = "" if wanted.json is None else self._place(wanted, why)
+        return InvalidRequestError(_in_a_line(why) + (f" (at {place} of the schema)" if place else "") + ".")
+
+    def _special_tokens(self) -> dict[str, int]:
+        tokenizer = self._tokenizer
+        return {tokenizer.token_text(token): token for token in tokenizer.special_ids if token < self._vocab_size}
+
+    def _why_not(self, grammar: str) -> str | None:
+        if self._vocabulary is None:
+            self._vocabulary = grammar_vocabulary(self._tokenizer, self._vocab_size, self._ends)
+        matcher = LLMatcher(self._vocabulary, grammar, limits=LIMITS, log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            return matcher.get_error().partition("\n<state>")[0]
+        if matcher.is_stopped() and not matcher.is_accepting():
+            return "no text is allowed by it"
+        return None
+
+    def _place(self, wanted: StructuredOutputsParams, why: str) -> str:
+        """The innermost part of the schema that is wrong for the same reason, as a JSON pointer."""
+        tries = 0
+        root, place = wanted.json, "#"
+        schema = root
+        while isinstance(schema, dict):
+            for pointer, part in _parts(schema):
+                tries += 1
+                if tries > _MOST_PLACES:
+                    return place
+                shared = {name: root[name] for name in ("$defs", "definitions", "$schema")
+                          if isinstance(root, dict) and name in root}
+                if isinstance(part, dict) and self._why_not(json_grammar({**shared, **part})) == why:
+                    place, schema = place + pointer, part
+                    break
+            else:
+                break
+        return place
+
+
+def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schemas within a schema, but for those that it defines for others, and where they are."""
+    for name, value in schema.items():
+        if name in _MAPS and isinstance(value, dict):
+            yield from ((f"/{name}/{_escaped(key)}", part) for key, part in value.items())
+        elif name in _LISTS and isinstance(value, list):
+            yield from ((f"/{name}/{i}", part) for i, part in enumerate(value))
+        elif name in _SINGLE and isinstance(value, dict):
+            yield f"/{name}", value
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _characters(key: str, found: str | InvalidRequestError) -> int:
+    return len(key) + len(found if isinstance(found, str) else found.message)
+
+
+def _in_a_line(text: str) -> str:
+    text = " ".join(text.split()).rstrip(".")
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."

@@ -1,0 +1,54 @@
+"""From the form that a caller asked for to a grammar in llguidance's language. Whether it can be followed is for
+`grammar.check` to find out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import any_to_lark
+
+from quire.engine.grammar.structural_tags import lark_of_tags
+from quire.engine.structured_outputs import StructuredOutputsParams
+
+# Between the parts of a JSON text: enough to indent it. Without a limit, some models write white space for ever.
+_WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
+
+
+def grammar_of(wanted: StructuredOutputsParams, special_tokens: Mapping[str, int]) -> str:
+    """Raises ValueError where a structural tag is not understood, and any error where another grammar is not."""
+    if wanted.regex is not None:
+        return LLMatcher.grammar_from_regex(wanted.regex)
+    if wanted.choice is not None:
+        texts = (json.dumps(text, ensure_ascii=False) for text in wanted.choice)
+        return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
+    if wanted.grammar is not None:
+        return LLMatcher.grammar_from_lark(any_to_lark(wanted.grammar))
+    if isinstance(wanted.structural_tag, dict):
+        return LLMatcher.grammar_from_lark(lark_of_tags(wanted.structural_tag, special_tokens))
+    schema: Any = {"type": "object"} if wanted.json_object else wanted.json
+    if schema is False:
+        raise ValueError("the schema false allows no value")
+    if wanted.disable_additional_properties:
+        schema = closed(schema)
+    return json_grammar(schema, is_compact=wanted.disable_any_whitespace, white_space=wanted.whitespace_pattern)
+
+
+def json_grammar(schema: Any, *, is_compact: bool = False, white_space: str | None = None) -> str:
+    options: Any = {"whitespace_flexible": False} if is_compact else {"whitespace_pattern": white_space or _WHITE_SPACE}
+    return LLMatcher.grammar_from_json_schema(json.dumps({} if schema is True else schema), overrides=options)
+
+
+def closed(schema: Any) -> Any:
+    """The same, in which objects that name properties have no others, unless they say that they may."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {name: closed(part) for name, part in schema.items()}
+    if "properties" in inner or inner.get("type") == "object":
+        inner.setdefault("additionalProperties", False)
+    return inner

@@ -1,0 +1,171 @@
+"""Structural tags: text in which some parts have a form, such as the calls of tools in an answer.
+
+Both of vLLM's shapes: `structures` with `triggers`, and a tree of `format`s. They become one Lark grammar of
+llguidance's. Special tokens within a text are asked for by their ids: no other tokens spell them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_TEXT = r"/(.|\n)*/"
+
+
+def lark_of_tags(wanted: Mapping[str, Any], special: Mapping[str, int]) -> str:
+    """`special`: texts of special tokens, and their ids. Raises ValueError with the place of what is not understood."""
+    tags = wanted
+    if "structures" in wanted:
+        tags = {"format": {"type": "triggered_tags", "triggers": wanted.get("triggers"), "tags": [
+            {"begin": each.get("begin"), "content": {"type": "json_schema", "json_schema": each.get("schema", True)},
+             "end": each.get("end")} for each in _listed(wanted["structures"], "structures") if _is_object(each)]}}
+    return _Grammar(special).of(_object(tags.get("format"), "format"))
+
+
+class _Grammar:
+    """Rules, by the numbers in their names."""
+
+    def __init__(self, special: Mapping[str, int]) -> None:
+        self._special = special
+        self._split = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "$^")
+        self._rules: list[str] = []
+
+    def of(self, form: Mapping[str, Any]) -> str:
+        start = self._form(form, "format")
+        return "\n".join([f"start: {start}", f"TEXT: {_TEXT}", *self._rules])
+
+    def _form(self, form: Mapping[str, Any], where: str) -> str:
+        kind = form.get("type")
+        make = _KINDS.get(kind) if isinstance(kind, str) else None
+        if make is None:
+            raise ValueError(f"{where}.type must be one of {', '.join(_KINDS)}; got {kind!r}")
+        return make(self, form, where)
+
+    def _text(self, text: Any, where: str) -> str:
+        if not isinstance(text, str):
+            raise ValueError(f"{where} must be text")
+        parts, end = [], 0
+        for match in self._split.finditer(text):
+            if match[0]:
+                parts += [text[end:match.start()], match[0]]
+                end = match.end()
+        return " ".join(f"<[{self._special[part]}]>" if part in self._special else json.dumps(part, ensure_ascii=False)
+                        for part in [*parts, text[end:]] if part)
+
+    def _rule(self, body: str, attributes: str = "") -> str:
+        name = f"part_{len(self._rules)}"
+        self._rules.append(f"{name}{attributes}: {body}")
+        return name
+
+    def _constant(self, form: Mapping[str, Any], where: str) -> str:
+        return self._text(form.get("value"), f"{where}.value")
+
+    def _schema(self, form: Mapping[str, Any], where: str) -> str:
+        return f"%json {json.dumps(form.get('json_schema'))}" if isinstance(form.get("json_schema"), dict) \
+            else "%json {}"
+
+    def _regex(self, form: Mapping[str, Any], where: str) -> str:
+        pattern = form.get("pattern")
+        if not isinstance(pattern, str) or not pattern:
+            raise ValueError(f"{where}.pattern must be a regular expression")
+        return "/" + re.sub(r"\\.|/", lambda m: r"\/" if m[0] == "/" else m[0], pattern).replace("\n", r"\n") + "/"
+
+    def _nested(self, form: Mapping[str, Any], where: str) -> str:
+        if not isinstance(form.get("grammar"), str):
+            raise ValueError(f"{where}.grammar must be a grammar")
+        return f"%lark {{\n{form['grammar']}\n}}"
+
+    def _any_text(self, form: Mapping[str, Any], where: str) -> str:
+        return "TEXT"
+
+    def _sequence(self, form: Mapping[str, Any], where: str) -> str:
+        return " ".join(self._rule(self._form(part, place)) for part, place in self._elements(form, where))
+
+    def _or(self, form: Mapping[str, Any], where: str) -> str:
+        return f"({' | '.join(self._rule(self._form(part, place)) for part, place in self._elements(form, where))})"
+
+    def _tag(self, form: Mapping[str, Any], where: str) -> str:
+        return f"{self._text(form.get('begin'), f'{where}.begin')} {self._rest(form, where)}"
+
+    def _rest(self, tag: Mapping[str, Any], where: str) -> str:
+        """What follows the tag's beginning."""
+        content = _object(tag.get("content"), f"{where}.content")
+        end = self._text(tag.get("end", ""), f"{where}.end")
+        if content.get("type") != "any_text" or not end:
+            return f"{self._rule(self._form(content, f'{where}.content'))} {end}"
+        return f"TEXT {end}" if end.startswith("<[") else self._rule(f"TEXT {end}", "[lazy]")
+
+    def _triggered(self, form: Mapping[str, Any], where: str) -> str:
+        place = f"{where}.triggers"
+        triggers = [_text(trigger, place) for trigger in _listed(form.get("triggers"), place)]
+        of_trigger: dict[str, list[str]] = {trigger: [] for trigger in triggers}
+        for i, tag in enumerate(_listed(form.get("tags"), f"{where}.tags")):
+            place = f"{where}.tags[{i}]"
+            begin = _text(_object(tag, place).get("begin"), f"{place}.begin")
+            trigger = next((trigger for trigger in triggers if begin.startswith(trigger)), None)
+            if trigger is None:
+                raise ValueError(f"{place}.begin begins with none of the triggers")
+            more = self._text(begin[len(trigger):], place)
+            of_trigger[trigger].append(self._rule(f"{more} {self._rest(tag, place)}"))
+        calls = []
+        for trigger, tags in of_trigger.items():
+            if tags:
+                said = self._text(trigger, f"{where}.triggers")
+                text = f"TEXT {said}" if said.startswith("<[") else self._rule(f"TEXT {said}", "[lazy]")
+                calls.append(self._rule(f"{text} ({' | '.join(tags)})"))
+        if not calls:
+            raise ValueError(f"{where}.tags must hold at least one tag")
+        return self._times(form, f"({' | '.join(calls)})") + (" TEXT" if not form.get("stop_after_first") else "")
+
+    def _separated(self, form: Mapping[str, Any], where: str) -> str:
+        tags = [self._rule(self._tag(_object(tag, f"{where}.tags[{i}]"), f"{where}.tags[{i}]"))
+                for i, tag in enumerate(_listed(form.get("tags"), f"{where}.tags"))]
+        one = f"({' | '.join(tags)})"
+        more = "" if form.get("stop_after_first") else f" ({self._text(form.get('separator'), where)} {one})*"
+        return f"{one}{more}" if form.get("at_least_one") else f"({one}{more})?"
+
+    def _times(self, form: Mapping[str, Any], one: str) -> str:
+        at_least_one = bool(form.get("at_least_one"))
+        return one + (("" if at_least_one else "?") if form.get("stop_after_first") else "+" if at_least_one else "*")
+
+    def _elements(self, form: Mapping[str, Any], where: str) -> list[tuple[Mapping[str, Any], str]]:
+        return [(_object(part, f"{where}.elements[{i}]"), f"{where}.elements[{i}]")
+                for i, part in enumerate(_listed(form.get("elements"), f"{where}.elements"))]
+
+
+_KINDS: dict[str, Callable[[_Grammar, Mapping[str, Any], str], str]] = {
+    "const_string": _Grammar._constant,
+    "json_schema": _Grammar._schema,
+    "regex": _Grammar._regex,
+    "grammar": _Grammar._nested,
+    "any_text": _Grammar._any_text,
+    "sequence": _Grammar._sequence,
+    "or": _Grammar._or,
+    "tag": _Grammar._tag,
+    "triggered_tags": _Grammar._triggered,
+    "tags_with_separator": _Grammar._separated,
+}
+
+
+def _listed(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{where} must be a list that is not empty")
+    return value
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{where} must hold text")
+    return value
