@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
 SAME_AS_DEFAULT = [("best_of", 1), ("logits_processors", []), ("extra_args", {}),
                    ("length_penalty", 1), ("stream_interval", 1), ("thinking_token_budget", -1)]
 ASKING = [("best_of", 2), ("extra_args", {"a": 1}),
-          ("structured_outputs", {"json": "{}"}), ("guided_decoding", {"json": "{}"}), ("flat_logprobs", True),
+          ("flat_logprobs", True),
           ("logits_processors", [print]), ("truncate_prompt_tokens", 5), ("use_beam_search", True),
           ("length_penalty", 0.5), ("best_of", True)]
 
