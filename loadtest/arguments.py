@@ -1,9 +1,18 @@
-"""What the measurements' command lines have in common: counts, and files that can be written. Seen before the work."""
+"""What the measurements' command lines have in common: counts, files that can be written, flags of the engine."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
+from typing import Any
+
+from quire.app.options import OPTIONS, parse
+from quire.app.settings import flag
+
+# Said otherwise here, or of no meaning for token ids.
+NOT_FLAGS = ("model", "tokenizer", "skip_tokenizer_init", "chat_template", "load_format")
+ENGINE_FLAGS = [option for option in OPTIONS.values() if option.of_engine and option.name not in NOT_FLAGS]
 
 
 def count(text: str) -> int:
@@ -25,3 +34,26 @@ def writable(text: str) -> Path:
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{text} cannot be written: {error.strerror}") from None
     return Path(text)
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine flags, as of quire serve")
+    for option in ENGINE_FLAGS:
+        if option.type is bool:
+            group.add_argument(flag(option.name), action=argparse.BooleanOptionalAction)
+        else:
+            group.add_argument(flag(option.name), type=functools.partial(_parsed, option.type),
+                               metavar={int: "N", float: "X"}.get(option.type, "TEXT"))
+
+
+def engine_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given, by name."""
+    given = {option.name: getattr(args, option.name) for option in ENGINE_FLAGS}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _parsed(wanted: Any, text: str) -> Any:
+    try:
+        return parse(text, wanted)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

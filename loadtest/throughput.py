@@ -7,7 +7,6 @@ Figures per workload: s (all of it), out_tok_s, total_tok_s, and for `single` tt
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import random
 import statistics
@@ -18,18 +17,13 @@ from typing import Any
 
 from quire import LLM, SamplingParams
 from quire.app.command_parser import CommandParser
-from quire.app.options import OPTIONS, parse
-from quire.app.settings import flag
 from quire.engine.errors import ConfigError
 from quire.loadtest import workloads
-from quire.loadtest.arguments import count, writable
+from quire.loadtest.arguments import add_engine_flags, count, engine_flags, writable
 
 NUM_TTFT_PROBES = 5
 FIGURES = ("s", "out_tok_s", "total_tok_s", "ttft_ms", "tpot_ms")
 LESS_IS_BETTER = ("s", "ttft_ms", "tpot_ms")
-# Said otherwise here, or of no meaning for token ids.
-NOT_FLAGS = ("model", "tokenizer", "skip_tokenizer_init", "chat_template", "load_format")
-ENGINE_FLAGS = [option for option in OPTIONS.values() if option.of_engine and option.name not in NOT_FLAGS]
 
 
 def main(argv: list[str]) -> int:
@@ -41,10 +35,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"--workload: no {', '.join(map(repr, unknown))}; there are {', '.join(workloads.load())} and all")
     peers = _peers(args.compare, args.peer_shape or Path(args.model).name) if args.compare else {}
 
-    given = {option.name: getattr(args, option.name) for option in ENGINE_FLAGS}
-    flags = {name: value for name, value in given.items() if value is not None}
     begin = time.perf_counter()
-    llm = LLM(model=args.model, load_format=args.load_format, skip_tokenizer_init=True, **flags)
+    llm = LLM(model=args.model, load_format=args.load_format, skip_tokenizer_init=True, **engine_flags(args))
     startup_s = round(time.perf_counter() - begin, 1)
     results: dict[str, Any] = {"model": args.model, "device": llm.info.device, "dtype": llm.info.dtype,
                                "startup_s": startup_s}
@@ -69,21 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compare", metavar="FILE", help="recorded figures, such as loadtest/peers/h200.json")
     parser.add_argument("--peer-shape", help="the model's name in that file; the directory's name if unset")
     parser.add_argument("--json", type=writable, metavar="FILE", help="write the results here too")
-    group = parser.add_argument_group("engine flags, as of quire serve")
-    for option in ENGINE_FLAGS:
-        if option.type is bool:
-            group.add_argument(flag(option.name), action=argparse.BooleanOptionalAction)
-        else:
-            group.add_argument(flag(option.name), type=functools.partial(_parsed, option.type),
-                               metavar={int: "N", float: "X"}.get(option.type, "TEXT"))
+    add_engine_flags(parser)
     return parser
-
-
-def _parsed(wanted: Any, text: str) -> Any:
-    try:
-        return parse(text, wanted)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _params(max_tokens: int) -> SamplingParams:
