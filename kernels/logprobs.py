@@ -1,7 +1,36 @@
-"""Log-probabilities on CUDA: few rows ask for them, and torch's own kernels serve. Contract: kernels/reference."""
+"""Log-probabilities on CUDA, by torch's own kernels. Contract: kernels/reference.
+
+torch's topk takes one program a row: 2 ms for 64 rows of 150,000 on an H200. Here it sees little of a row: the k
+largest lie in those k of its chunks whose largest values are the largest.
+"""
 
 from __future__ import annotations
 
-from quire.kernels.reference.logprobs import logprobs
+import torch
 
-__all__ = ["logprobs"]
+CHUNK = 64
+
+
+def logprobs(logits: torch.Tensor, token_ids: torch.Tensor,
+             num_top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    wide = logits.float()
+    chosen = wide.gather(1, token_ids.long().unsqueeze(1))  # [samples, 1]
+    normaliser = wide.logsumexp(dim=1, keepdim=True)
+    rank = (wide > chosen).sum(dim=1, dtype=torch.int32) + 1
+    top, top_ids = _top(wide, num_top)
+    return (chosen - normaliser).squeeze(1), rank, top_ids.to(torch.int32), top - normaliser
+
+
+def _top(wide: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    num_rows, vocab = wide.shape
+    if k * CHUNK >= vocab:
+        return wide.topk(k, dim=1)
+    if k == 0:
+        return wide[:, :0], torch.empty(num_rows, 0, dtype=torch.int64, device=wide.device)
+    if vocab % CHUNK:
+        wide = torch.nn.functional.pad(wide, (0, CHUNK - vocab % CHUNK), value=-torch.inf)
+    chunks = wide.view(num_rows, -1, CHUNK)
+    best = chunks.amax(2).topk(k, dim=1, sorted=False).indices  # [rows, k] chunks
+    values = chunks.gather(1, best.unsqueeze(2).expand(-1, -1, CHUNK)).flatten(1)  # [rows, k * CHUNK]
+    top, places = values.topk(k, dim=1)
+    return top, best.gather(1, places // CHUNK) * CHUNK + places % CHUNK

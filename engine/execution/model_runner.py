@@ -17,6 +17,7 @@ from quire.engine.config import EngineConfig
 from quire.engine.execution import batch, kv_cache, warm_up
 from quire.engine.execution.grammar_rows import GrammarRows
 from quire.engine.execution.graphs import Size, StepGraphs, all_sizes, predicted_bytes
+from quire.engine.execution.open_step import OpenStep
 from quire.engine.execution.pending import Pending
 from quire.engine.execution.request_table import MIN_P, TEMPERATURE, TOP_P, RequestTable
 from quire.engine.execution.special_rows import SpecialRows
@@ -50,6 +51,7 @@ class ModelRunner:
         self._storage: list[kv_cache.KVCache] = []
         self.kv_caches: list[kv_cache.KVCache] = []  # a layer each: those of the storage, once a group
         self.graphs: StepGraphs | None = None
+        self._latest: Pending | None = None
         self.num_graph_steps = 0
         self.num_shared_steps = 0  # in which blocks were read once for many rows
         if self.device.type == "cuda":
@@ -128,14 +130,19 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
+        if self._latest is not None:
+            self._latest.settle()  # what follows reads its tokens on the device
+        self._latest = self._launch(plan)
+        return self._latest
+
+    def _launch(self, plan: StepPlan) -> Pending:
         size = None if self.graphs is None or plan.told_places else self.graphs.size_for(plan)
         upload = Upload()
         self.table.pack(plan, upload)  # first: what follows asks the host's share of the table about new rows too
         self.grammars.enter(plan.new_rows)
         is_special = not self.table.special_rows.isdisjoint(plan.rows)
-        waits = is_special and self.grammars.has_any(plan.sampling_rows)  # for the tokens of the step before
-        special = SpecialRows(plan, self.table, {}) if is_special and not waits else None
-        self._send(plan, size, special, upload)
+        special = SpecialRows(plan, self.table) if is_special else None
+        self._send(plan, size, None if special is None or special.has_grammars else special, upload)
         self._change_tables(plan, upload)
         self.num_shared_steps += bool(plan.shared_places) and (size is None or size.shared)
         told = None
@@ -154,28 +161,17 @@ class ModelRunner:
             logits = self._logits(hidden, plan, upload)
             if logits is None:
                 return Pending.of(None, told=told) if told is not None else Pending.empty(self.device)
-            if waits:
-                special = self._special_rows(plan)
             if special is not None and special.edits_all:
                 token_ids = logits.new_empty(logits.shape[0], dtype=torch.int32)
             else:
                 token_ids = self._sample(logits, plan, upload)
-        if waits and special is None:
-            special = self._special_rows(plan)
         if special is None or logits is None or not any(plan.samples):
             return Pending.of(token_ids, told=told)
+        if special.has_grammars:
+            return OpenStep(self.grammars, self.table, plan.sampling_rows, special, logits, token_ids, told,
+                            self._latest).launched()
         token_ids = special.draw(logits, token_ids, self.table)
-        pending = Pending.of(token_ids, special.logprobs(logits, token_ids), special.wanted, told)
-        if waits:
-            self.grammars.drew(plan.sampling_rows, pending)
-        return pending
-
-    def _special_rows(self, plan: StepPlan) -> SpecialRows:
-        """With masks of what the rows' grammars allow, sent while the device computes."""
-        special, upload = SpecialRows(plan, self.table, self.grammars.following(plan.sampling_rows)), Upload()
-        special.pack(upload)
-        upload.send(self.device)
-        return special
+        return Pending.of(token_ids, special.logprobs(logits, token_ids), special.wanted, told)
 
     def _send(self, plan: StepPlan, size: Size | None, special: SpecialRows | None, upload: Upload) -> None:
         """The rest of what the step reads of the host, and off it goes."""

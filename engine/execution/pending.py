@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,6 +23,11 @@ class Pending:
     wanted: dict[int, int] = field(default_factory=dict)  # by place, how many alternatives
     told: ToldPrompts | None = None
     _ids: list[int] | None = None
+    # Of a step that is not launched to its end (`open_step`): what launches the rest, and gives what there is then.
+    _finish: Callable[[], Pending] | None = None
+    _once_known: Callable[[], None] | None = None
+    # One thread may launch and another wait for results. Of several steps, the lock of the later one is taken first.
+    _turn: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
     def of(cls, token_ids: torch.Tensor | None, logprobs: Logprobs | None = None, wanted: dict[int, int] | None = None,
@@ -43,13 +50,39 @@ class Pending:
         """
         return cls(None if device.type == "cpu" else _recorded())
 
+    @classmethod
+    def open(cls, finish: Callable[[], Pending]) -> Pending:
+        """Of a step whose rest `finish` launches, which is called once."""
+        return cls(None, _finish=finish)
+
+    def settle(self) -> None:
+        """Launch the rest, where there is any."""
+        with self._turn:
+            if self._finish is not None:
+                rest = self._finish()
+                self.event, self.token_ids, self.logprobs = rest.event, rest.token_ids, rest.logprobs
+                self.wanted, self.told, self._finish = rest.wanted, rest.told, None
+
+    def once_known(self, act: Callable[[], None]) -> None:
+        """`act` is called as soon as the host has the tokens: now, or by the first who asks for them."""
+        with self._turn:
+            if self._ids is None:
+                self._once_known = act
+            else:
+                act()
+
     def tokens(self) -> list[int]:
         """Those that were drawn, once the step has ended."""
-        if self._ids is None:
-            if self.event is not None:
-                self.event.synchronize()
-            self._ids = [] if self.token_ids is None else self.token_ids.tolist()
-        return self._ids
+        with self._turn:
+            if self._ids is None:
+                self.settle()
+                if self.event is not None:
+                    self.event.synchronize()
+                self._ids = [] if self.token_ids is None else self.token_ids.tolist()
+            act, self._once_known = self._once_known, None
+            if act is not None:
+                act()
+            return self._ids
 
     def result(self) -> StepResult:
         result = StepResult(self.tokens())

@@ -18,12 +18,11 @@ Logprobs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class SpecialRows:
-    """`wanted`: of the samples that want logprobs, by place, how many alternatives.
-
-    `following`: what grammars allow, of each row that has one.
+    """`wanted`: of the samples that want logprobs, by place, how many alternatives. `has_grammars`: `follow` is to be
+    called before `pack`.
     """
 
-    def __init__(self, plan: StepPlan, table: RequestTable, following: dict[int, Following]) -> None:
+    def __init__(self, plan: StepPlan, table: RequestTable) -> None:
         self._edited: list[Edited] = []
         self._places: list[int] = []  # of the edited among all samples
         self._rows: list[int] = []
@@ -31,19 +30,24 @@ class SpecialRows:
         for place, (row, position) in enumerate(zip(plan.sampling_rows, plan.sampled_positions)):
             if row in table.special_rows:
                 host = table.host[row]
-                edited = Edited(len(self._edited), position, host.num_prompt_tokens, host.sampling,
-                                following.get(row))
+                edited = Edited(len(self._edited), position, host.num_prompt_tokens, host.sampling)
                 if any(processor.acts(edited) for processor in processors()):
                     self._edited.append(edited)
                     self._places.append(place)
                     self._rows.append(row)
                 if host.sampling.logprobs >= 0:
                     self.wanted[place] = host.sampling.logprobs
+        self.has_grammars = any(row.sampling.grammar for row in self._edited)
         self.edits_all = len(self._edited) == sum(plan.samples) > 0
         self._acting = [(processor, acted_on) for processor in processors()
                         if (acted_on := [row for row in self._edited if processor.acts(row)])]
         self._names: dict[str, list[str]] = {}
         self._is_filtered = any(table.host[row].filtered for row in self._rows)
+
+    def follow(self, following: dict[int, Following]) -> None:
+        """What grammars allow, of each row of the table that has one."""
+        for edited, row in zip(self._edited, self._rows):
+            edited.following = following.get(row)
 
     def pack(self, upload: Upload) -> None:
         self._upload = upload

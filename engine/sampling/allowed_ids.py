@@ -21,5 +21,5 @@ class AllowedIds:
 
     def apply(self, logits: torch.Tensor, sent: dict[str, torch.Tensor], rows: EditedRows) -> None:
         kept = logits[sent["places"], sent["ids"]]
-        logits[sent["rows"]] = -torch.inf
-        logits[sent["places"], sent["ids"]] = kept
+        logits.index_fill_(0, sent["rows"].long(), -torch.inf)
+        logits.index_put_((sent["places"], sent["ids"]), kept)

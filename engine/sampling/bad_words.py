@@ -17,13 +17,11 @@ class BadWords:
         return bool(row.sampling.bad_words)
 
     def pack(self, rows: list[Edited]) -> dict[str, np.ndarray]:
-        each = [_arrays(row.sampling.bad_words) for row in rows]
-        width = max(before.shape[1] for before, _, _ in each)
+        width = max(_longest(row.sampling.bad_words) for row in rows)
+        each = [_arrays(row.sampling.bad_words, width) for row in rows]
         return {
             "places": places(rows, [len(lasts) for _, lasts, _ in each]),
-            # Aligned at their ends, as they are compared with the tokens just before the one to be drawn.
-            "before": np.concatenate([np.pad(before, ((0, 0), (width - before.shape[1], 0)), constant_values=-1)
-                                      for before, _, _ in each]),
+            "before": np.concatenate([before for before, _, _ in each]),
             "lasts": np.concatenate([lasts for _, lasts, _ in each]),
             "lengths": np.concatenate([lengths for _, _, lengths in each]),
         }
@@ -41,10 +39,17 @@ class BadWords:
 
 
 @lru_cache(1024)
-def _arrays(bad_words: tuple[tuple[int, ...], ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each sequence: what comes before its last id, padded in front with -1; that id; how many come before."""
+def _longest(bad_words: tuple[tuple[int, ...], ...]) -> int:
+    """Ids before the last of a sequence, at most."""
+    return max(map(len, bad_words)) - 1
+
+
+@lru_cache(1024)
+def _arrays(bad_words: tuple[tuple[int, ...], ...], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each sequence: what comes before its last id, padded in front with -1 to `width`, as it is compared with the
+    tokens just before the one to be drawn; that id; how many come before."""
     lengths = np.array([len(ids) - 1 for ids in bad_words], np.int32)
-    before = np.full((len(bad_words), int(lengths.max())), -1, np.int32)
+    before = np.full((len(bad_words), width), -1, np.int32)
     for row, ids in zip(before, bad_words):
-        row[len(row) - len(ids) + 1:] = ids[:-1]
+        row[width - len(ids) + 1:] = ids[:-1]
     return before, np.array([ids[-1] for ids in bad_words], np.int32), lengths

@@ -12,13 +12,12 @@ class MinTokens:
     name = "min_tokens"
 
     def acts(self, row: Edited) -> bool:
-        must_end = row.following is not None and row.following.must_end
-        return (row.position - row.num_prompt < row.sampling.min_tokens and bool(row.sampling.stop_token_ids)
-                and not must_end)
+        return row.position - row.num_prompt < row.sampling.min_tokens and bool(row.sampling.stop_token_ids)
 
     def pack(self, rows: list[Edited]) -> dict[str, np.ndarray]:
-        each = [row.sampling.stop_token_ids for row in rows]
-        return {"places": places(rows, [len(ids) for ids in each]), "ids": np.concatenate(each).astype(np.int32)}
+        each = [() if row.following is not None and row.following.must_end else row.sampling.stop_token_ids
+                for row in rows]
+        return {"places": places(rows, [len(ids) for ids in each]), "ids": np.array(sum(each, ()), np.int32)}
 
     def apply(self, logits: torch.Tensor, sent: dict[str, torch.Tensor], rows: EditedRows) -> None:
-        logits[sent["places"], sent["ids"]] = -torch.inf
+        logits.index_put_((sent["places"], sent["ids"]), logits.new_full((), -torch.inf))

@@ -25,7 +25,7 @@ class Following(NamedTuple):
     must_end: bool  # the text is complete: an end token is all that may come
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Edited:
     """A row of a step that is edited."""
 
@@ -33,7 +33,7 @@ class Edited:
     position: int  # of the token that is to be drawn
     num_prompt: int
     sampling: Sampling
-    following: Following | None = None  # where it follows a grammar
+    following: Following | None = None  # where it follows a grammar; known when the row is packed
 
 
 @dataclass(frozen=True, slots=True)

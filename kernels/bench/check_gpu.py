@@ -292,14 +292,16 @@ def check_sampling(dtype: torch.dtype, quick: bool) -> Errors:
 
 
 def check_logprobs(dtype: torch.dtype, quick: bool) -> Errors:
-    logits = torch.randn(9, 5000, device=DEVICE).to(dtype) * 3
-    token_ids = torch.randint(5000, (9,), device=DEVICE, dtype=torch.int32)
-    right = logits.double().log_softmax(-1)
-    logprob, rank, top_ids, top = ops.logprobs(logits, token_ids, 5)
-    chosen = right.gather(1, token_ids.long().unsqueeze(1))
-    yield "logprob", cases.relative_error(logprob, chosen.squeeze(1))
-    yield "rank", cases.relative_error(rank, (right > chosen).sum(1) + 1)
-    yield "top", cases.relative_error(top, right.gather(1, top_ids.long()))
+    for vocab, num_top in ((5000, 5), (152064, 20), (50257, 20)):
+        logits = torch.randn(9, vocab, device=DEVICE).to(dtype) * 3
+        token_ids = torch.randint(vocab, (9,), device=DEVICE, dtype=torch.int32)
+        right = logits.double().log_softmax(-1)
+        logprob, rank, top_ids, top = ops.logprobs(logits, token_ids, num_top)
+        chosen = right.gather(1, token_ids.long().unsqueeze(1))
+        yield f"logprob v{vocab}", cases.relative_error(logprob, chosen.squeeze(1))
+        yield f"rank v{vocab}", cases.relative_error(rank, (right > chosen).sum(1) + 1)
+        yield f"top ids v{vocab}", cases.relative_error(top, right.gather(1, top_ids.long()))
+        yield f"top v{vocab}", cases.relative_error(top, right.topk(num_top).values)
 
 
 def check_wide_product(dtype: torch.dtype, quick: bool) -> Errors:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize("num_top", [0, 1, 5])
-def test_logprobs_are_of_the_raw_distribution(kernels, num_top):
-    logits = torch.randn(4, 50)
+@pytest.mark.parametrize(("num_top", "vocab"), [(0, 50), (1, 50), (5, 50), (0, 1000), (1, 1000), (5, 1000), (20, 1344)])
+def test_logprobs_are_of_the_raw_distribution(kernels, num_top, vocab):
+    logits = torch.randn(4, vocab)
     logits[0, 7] = logits[0, 9] = 10.0
     token_ids = torch.tensor([9, 0, 3, 49], dtype=torch.int32)
     right = logits.double().log_softmax(-1)
