@@ -37,8 +37,8 @@ class SpecialRows:
                     self._edited.append(edited)
                     self._places.append(place)
                     self._rows.append(row)
-                if host.sampling.logprobs >= 0:
-                    self.wanted[place] = host.sampling.logprobs
+                if host.sampling.num_alternatives >= 0:
+                    self.wanted[place] = host.sampling.num_alternatives
         self.edits_all = len(self._edited) == sum(plan.samples) > 0
         self._acting = [(processor, acted_on) for processor in processors()
                         if (acted_on := [row for row in self._edited if processor.acts(row)])]
