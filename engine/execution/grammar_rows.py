@@ -14,20 +14,24 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import structlog
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 from quire.engine.execution.pending import Pending
 from quire.engine.grammar.limits import LIMITS
-from quire.engine.plan import NewRow
+from quire.engine.plan import NOTHING_LEFT, NewRow
 from quire.engine.sampling.processor import Following
 
 _MOST_THREADS = 8
+
+log = structlog.get_logger("engine")
 
 
 @dataclass(slots=True)
 class _Row:
     matcher: Future[LLMatcher]  # made while the prompt is computed
     drawn: tuple[Pending, int] | None = None  # a step, and whose place in it: its token is not the matcher's yet
+    failed: bool = False
 
 
 class GrammarRows:
@@ -55,16 +59,19 @@ class GrammarRows:
         return bool(self._rows) and not self._rows.keys().isdisjoint(rows)
 
     def following(self, rows: Iterable[int]) -> dict[int, Following]:
-        """Of those of `rows` that follow a grammar. One that ran into a limit allows nothing."""
+        """Of those of `rows` that follow a grammar. One that cannot be followed, or not within its limits, allows
+        nothing, which ends its sample."""
         following = [row for row in rows if row in self._rows]
         matchers = [self._up_to_date(self._rows[row]) for row in following]
-        masks = np.empty((len(following), self._num_words), np.int32)
-        self._masking.unsafe_compute_mask_ptr([(matcher, i) for i, matcher in enumerate(matchers)], masks.ctypes.data,
-                                              masks.strides[0], len(following))
-        for mask, matcher in zip(masks, matchers):
+        masks = np.zeros((len(following), self._num_words), np.int32)
+        asked = [(matcher, i) for i, matcher in enumerate(matchers) if matcher is not None]
+        if asked:
+            self._masking.unsafe_compute_mask_ptr(asked, masks.ctypes.data, masks.strides[0], len(following))
+        for matcher, i in asked:
             if matcher.is_error():  # its mask has the end tokens
-                mask[:] = 0
-        return {row: Following(mask, matcher.is_stopped()) for row, mask, matcher in zip(following, masks, matchers)}
+                masks[i] = 0
+        return {row: Following(mask, matcher is not None and matcher.is_stopped())
+                for row, mask, matcher in zip(following, masks, matchers)}
 
     def drew(self, rows: Iterable[int], pending: Pending) -> None:
         """`pending` brings the tokens of `rows`, in that order."""
@@ -72,13 +79,23 @@ class GrammarRows:
             if row in self._rows:
                 self._rows[row].drawn = pending, place
 
-    def _up_to_date(self, row: _Row) -> LLMatcher:
-        matcher = row.matcher.result()
+    def _up_to_date(self, row: _Row) -> LLMatcher | None:
+        """None where there is none, or no more: what is wrong with one grammar is its sample's affair alone."""
+        token_id = None
         if row.drawn is not None:
             pending, place = row.drawn
             row.drawn = None
-            matcher.consume_token(pending.tokens()[place])
-        return matcher
+            token_id = pending.tokens()[place]
+        if not row.failed and token_id != NOTHING_LEFT:
+            try:
+                matcher = row.matcher.result()
+                if token_id is not None:
+                    matcher.consume_token(token_id)
+                return matcher
+            except Exception as error:
+                log.warning("grammar cannot be followed", error=type(error).__name__)  # whose text may quote it
+        row.failed = True
+        return None
 
     def _matcher(self, grammar: str, output: list[int]) -> LLMatcher:
         matcher = LLMatcher(self._vocabulary(), grammar, limits=LIMITS, log_level=0)
