@@ -82,10 +82,10 @@ class Exchange:
                 raise ApiError(400, f"{num_prompts} prompts count as {num_prompts} requests, and the key {key.name!r} "
                                     f"may have {limit} {what}. Send at most {limit} prompts at a time.", "prompt")
 
-    def stream(self, frames: AsyncGenerator[bytes, None]) -> EventStream:
+    def stream(self, frames: AsyncGenerator[bytes, None], kind: type[EventStream] = EventStream) -> EventStream:
         """The reply made of `frames`."""
-        return EventStream(frames, self._running, headers=self.headers,
-                           ping_interval_s=self._service.settings.serve.sse_ping_interval)
+        return kind(frames, self._running, headers=self.headers,
+                    ping_interval_s=self._service.settings.serve.sse_ping_interval)
 
     async def submit(self, prompt: str | list[int], params: SamplingParams, *, priority: int, cache_salt: str,
                      add_special_tokens: bool) -> None:

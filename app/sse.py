@@ -27,14 +27,12 @@ PING = b": ping\n\n"
 FAREWELL_S = 5.0  # a client that reads nothing does not get its error either
 
 
-def frame(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
-
-
 class EventStream(Response):
     """Sends `frames` as they come. After the first byte a failure can only be an event: the error, then the end."""
 
     media_type = "text/event-stream"
+    ping = PING
+    done = DONE
 
     def __init__(self, frames: AsyncGenerator[bytes, None], running: Running, *, ping_interval_s: float,
                  headers: dict[str, str]) -> None:
@@ -47,7 +45,7 @@ class EventStream(Response):
         self._interval_s = ping_interval_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wire = _Wire(send, self.raw_headers, self._interval_s)
+        wire = _Wire(send, self.raw_headers, self._interval_s, self.ping)
         last = b""
         async with aclosing(self._frames) as frames:
             try:
@@ -58,13 +56,13 @@ class EventStream(Response):
                 if error is None or not wire.begun:
                     raise
                 # What a stopping server cuts has no end, so that nobody takes it for whole.
-                last = frame(error.body()) + (b"" if error.reason == DRAINING else DONE)
+                last = self.frame(error.body()) + (b"" if error.reason == DRAINING else self.done)
             except Exception as failure:
                 if not wire.begun:
                     raise
                 if not isinstance(failure, (ApiError, QuireError)):
                     log.exception("stream failed")
-                last = frame(as_api_error(failure).body()) + DONE
+                last = self.frame(as_api_error(failure).body()) + self.done
             finally:
                 wire.stop_pings()
         if not last:
@@ -73,12 +71,29 @@ class EventStream(Response):
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(wire.write(last, more=False), FAREWELL_S)
 
+    @staticmethod
+    def frame(data: bytes) -> bytes:
+        return b"data: " + data + b"\n\n"
+
+
+class LineStream(EventStream):
+    """The same as lines of JSON: an error is the last line, and an empty line says that more will come."""
+
+    media_type = "application/x-ndjson"
+    ping = b"\n"
+    done = b""
+
+    @staticmethod
+    def frame(data: bytes) -> bytes:
+        return data + b"\n"
+
 
 class _Wire:
     """Writes of the stream and of its comments, one at a time, the head before the first of them."""
 
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], interval_s: float) -> None:
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], interval_s: float, ping: bytes) -> None:
         self._send = send
+        self._ping = ping
         self._headers = headers
         self._head_sent = False
         self._one_at_a_time = asyncio.Lock()
@@ -111,7 +126,7 @@ class _Wire:
         if rest_s <= 0:
             rest_s = self._interval_s
             if not self._one_at_a_time.locked():  # else the client is not reading what it has got already
-                ping = self._loop.create_task(self.write(PING))
+                ping = self._loop.create_task(self.write(self._ping))
                 self._pings.add(ping)
                 ping.add_done_callback(self._pings.discard)
         self._timer = self._loop.call_later(rest_s, self._tick)

@@ -57,9 +57,9 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
     return value
 
 
-def flag(name: str, value: Any) -> None:
+def flag(name: str, value: Any, wanted: str = "True or False") -> None:
     if not isinstance(value, int) or value not in (0, 1):
-        raise InvalidRequestError(f"{name} must be True or False, got {shown(value)}.", name)
+        raise InvalidRequestError(f"{name} must be {wanted}, got {shown(value)}.", name)
 
 
 def listed(name: str, value: Any, wanted: str) -> list[Any]:

@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import cast
 
 from quire.engine.admission import Account, Admission, most_queued_tokens
@@ -31,11 +32,14 @@ from quire.engine.messages import (
     Part,
     PromptLogprobs,
     Rejected,
+    SampleSpec,
     Status,
     Submit,
     TokenLogprobs,
 )
 from quire.engine.plan import NOTHING_LEFT, Logprobs, StepPlan
+from quire.engine.scheduling.beam_group import BeamGroup
+from quire.engine.scheduling.beam_search import Hypothesis
 from quire.engine.scheduling.request import Request
 from quire.engine.scheduling.scheduler import Scheduler, TokenEvent
 from quire.engine.stderr import stderr
@@ -56,6 +60,7 @@ class _Submission:
     account: Account
     timeout_s: float  # in the queue; 0 = none
     submitted: float
+    beams: BeamGroup | None  # whose results its samples get
 
 
 class EngineCore:
@@ -137,7 +142,9 @@ class EngineCore:
         ids = [sample.id for sample in message.samples]
         try:
             longest = max((len(sample.output_token_ids) for sample in message.samples), default=0)
-            self.scheduler.check_admissible(len(message.prompt_token_ids), message.sampling.max_tokens, longest)
+            beams = message.sampling.beams
+            self.scheduler.check_admissible(len(message.prompt_token_ids), message.sampling.max_tokens, longest,
+                                            0 if beams is None else beams.width)
         except InvalidRequestError as error:
             return Rejected(ids, "invalid", error.message, error.param or "")
         account = self._admission.admit(message, self.scheduler.num_waiting, self.scheduler.num_waiting_tokens)
@@ -145,36 +152,27 @@ class EngineCore:
             return account
         if not self.has_work:
             self._stats.rested()
-        unfinished = {
-            sample.id: Request(
-                (owner, sample.id),
-                message.prompt_token_ids,
-                message.sampling,
-                sample.seed,
-                output_token_ids=sample.output_token_ids,
-                priority=message.priority,
-                cache_salt=message.cache_salt,
-                key_name=message.key.name,
-                weight=message.key.weight,
-            )
-            for sample in message.samples
-        }
-        submission = _Submission(owner, unfinished, account, message.queue_timeout_s, time.monotonic())
+        unfinished = {sample.id: _request((owner, sample.id), message, sample) for sample in message.samples}
+        group = _beam_group(list(unfinished.values()), message) if beams is not None else None
+        submission = _Submission(owner, unfinished, account, message.queue_timeout_s, time.monotonic(), group)
         self._unfinished[owner].update(dict.fromkeys(ids, submission))
         if message.suspect:
             self._trials.enter(submission)
         else:
-            self.scheduler.add(list(unfinished.values()))
+            _add(self.scheduler, submission)
         if message.queue_timeout_s:
             self._timed[submission] = None
         return Accepted(ids, account.rate(self._admission.now()))
 
     def abort(self, owner: Owner, ids: Iterable[int]) -> None:
-        """End samples at once; unknown ones are finished already."""
+        """End samples at once; unknown ones are finished already. One of a beam search takes the others with it."""
         for id in ids:
-            if id in self._unfinished[owner]:
-                self.scheduler.abort((owner, id))
-                self._ended(owner, id)
+            submission = self._unfinished[owner].get(id)
+            if submission is None:
+                continue
+            for each in [id] if submission.beams is None else list(submission.unfinished):
+                self.scheduler.abort((owner, each))
+                self._ended(owner, each)
 
     def abort_owner(self, owner: Owner) -> int:
         """End all samples of an owner that is gone; how many they were."""
@@ -234,7 +232,10 @@ class EngineCore:
         self._last_step = time.monotonic()
         now = self._admission.now()
         told = [_told_of_prompt(*part) for part in self.scheduler.take_told()]
-        return told + [self._delta(event, now) for event in events]
+        deltas = told + [self._delta(event, now) for event in events]
+        for group in self.scheduler.take_ended_beams():
+            deltas += self._results(group, now)
+        return deltas
 
     def _take_up(self, requests: list[Request]) -> list[tuple[Owner, int]]:
         self._admission.departed(len(requests), sum(request.num_prompt_tokens for request in requests))
@@ -266,6 +267,23 @@ class EngineCore:
         if event.finish_reason:
             self._ended(owner, id)
         return owner, delta
+
+    def _results(self, group: BeamGroup, now: int) -> list[tuple[Owner, Delta]]:
+        """All that a beam search tells: its samples' whole outputs at once."""
+        deltas = []
+        best: list[Hypothesis | None] = [*group.best()]
+        for key, found in zip_longest(group.keys, best):
+            owner, id = cast(tuple[Owner, int], key)
+            if found is None:
+                delta = Delta(id, [], "error")
+            else:
+                delta = Delta(id, found.beam.token_ids, found.finish_reason, found.stop_token_id,
+                              [TokenLogprobs(*each) for each in found.beam.told],
+                              group.leader.num_cached_tokens, cumulative_logprob=found.beam.total)
+            self._unfinished[owner][id].account.charge_output(len(delta.token_ids), now)
+            self._ended(owner, id)
+            deltas.append((owner, delta))
+        return deltas
 
     def status(self) -> Status:
         s = self.scheduler
@@ -301,8 +319,32 @@ def _told(part: tuple[Request, int, int]) -> tuple[Owner, Part]:
     return owner, Part(id, first, end)
 
 
+def _request(key: Hashable, message: Submit, sample: SampleSpec) -> Request:
+    return Request(key, message.prompt_token_ids, message.sampling, sample.seed,
+                   output_token_ids=sample.output_token_ids, priority=message.priority, cache_salt=message.cache_salt,
+                   key_name=message.key.name, weight=message.key.weight)
+
+
+def _beam_group(samples: list[Request], message: Submit) -> BeamGroup:
+    """With requests for the beams that are no sample's, under keys of their own. The first one's key is that of a
+    sample; which beams the results come from is decided at the end."""
+    beams = message.sampling.beams
+    assert beams is not None
+    assert 1 <= len(samples) <= beams.width, beams
+    others = [_request((samples[0].key, number), message, SampleSpec(-1, 0))
+              for number in range(len(samples), beams.width)]
+    return BeamGroup([sample.key for sample in samples], samples + others)
+
+
+def _add(scheduler: Scheduler, submission: _Submission) -> None:
+    if submission.beams is None:
+        scheduler.add(list(submission.unfinished.values()))
+    else:
+        scheduler.add_beams(submission.beams)
+
+
 def _try(scheduler: Scheduler, suspect: _Submission) -> bool:
     """Let a suspect run, with what nobody aborted of it meanwhile."""
     if suspect.unfinished:
-        scheduler.add(list(suspect.unfinished.values()))
+        _add(scheduler, suspect)
     return bool(suspect.unfinished)

@@ -50,8 +50,9 @@ class ContextLengthError(InvalidRequestError):
                                   remedy=remedy)
 
 
-NOTHING_LEFT_TO_DRAW = ("No token is left that could be drawn: allowed_token_ids, bad_words, logit_bias and the stop "
-                        "tokens that min_tokens holds back exclude all of them.")
+NOTHING_LEFT_TO_DRAW = ("No token is left that could be drawn: allowed_token_ids, bad_words, logit_bias, the stop "
+                        "tokens that min_tokens holds back and the form asked for, which may have become too costly "
+                        "to follow, exclude all of them.")
 
 
 def context_length_error(max_model_len: int, num_prompt: int, max_tokens: int, *,

@@ -105,6 +105,12 @@ class BlockNeed:
         columns = -(-num_tokens // self.block_size)
         return sum(min(columns, self.most_columns(group)) for group in range(len(self.windows)))
 
+    def blocks_for_beams(self, width: int, num_shared: int, num_tokens: int) -> int:
+        """Of `width` sequences of so many tokens, of which they share the first `num_shared`."""
+        columns, full = -(-num_tokens // self.block_size), num_shared // self.block_size
+        return sum(full + width * (columns - full) if window is None else width * min(columns, self.most_columns(group))
+                   for group, window in enumerate(self.windows))
+
     def room(self, num_blocks: int) -> int:
         """How many tokens the longest sequence has that does with so many blocks; very many where all have windows."""
         columns = bisect_right(range(1, 2**31), num_blocks, key=lambda c: self.blocks_for(c * self.block_size))

@@ -8,7 +8,19 @@ of its own (`SampleSpec.id`, unique per connection and never reused), and every 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+
+class Beams(msgspec.Struct, array_like=True, frozen=True):
+    """A beam search: the sequences that are likeliest as a whole. See `engine/scheduling/beam_search.py`."""
+
+    width: int  # beams that go on with each step
+    candidates: int  # of each beam's next tokens, how many are looked at: all that stop, and `width` others
+    length_penalty: float = 1.0  # the score is the sum of log-probabilities / length ** length_penalty
+    early_stopping: bool | Literal["never"] = False
+    length_counts_prompt: bool = False  # vLLM's length: with the prompt, without a stop token
 
 
 class Sampling(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -32,6 +44,12 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     logit_biases: bytes = b""
     grammar: str = ""  # that the output follows, in llguidance's form; checked by the front end
     prompt_logprobs: int = -1  # how many alternatives to each token of the prompt; -1 = none wanted
+    beams: Beams | None = None  # of a beam search, whose results the request's samples are, best first
+
+    @property
+    def num_alternatives(self) -> int:
+        """As `logprobs`, with those that a beam search needs to know."""
+        return self.logprobs if self.beams is None else max(self.logprobs, self.beams.candidates)
 
 
 class SampleSpec(msgspec.Struct, array_like=True, frozen=True):
@@ -197,6 +215,7 @@ class Delta(msgspec.Struct, array_like=True):
     logprobs: list[TokenLogprobs] = []  # parallel to token_ids where wanted
     num_cached_tokens: int = -1  # prompt tokens found in the prefix cache; set on the first delta only
     prompt_logprobs: PromptLogprobs | None = None  # in a delta of its own, before the first that has a token
+    cumulative_logprob: float | None = None  # of a beam search: the sum over all its tokens, which come in one delta
 
 
 class Deltas(msgspec.Struct, array_like=True, tag="deltas"):

@@ -4,7 +4,8 @@ Ranks that are processes of their own also get `Allocate` and answer as `FromRan
 RankLoading aside, until the first plan; then one Done a plan, from the rank that reports.
 
 A *row* is a place in each rank's request table, a sample's for as long as it runs. All positions count from the first
-prompt token. Nothing here depends on token values: a plan for step N+1 is made while step N still runs.
+prompt token. Nothing here depends on token values, so a plan for step N+1 is made while step N still runs; beams alone,
+whose next tokens the host chooses, wait for their step's results.
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     # saves reading them once a row.
     shared_places: list[int] = []
     num_shared_tokens: int = 0
-    # Of a pipeline, whose first stage does not sample: the token ids that the first num_decodes rows compute.
-    decode_ids: list[int] = []
+    # Rows (by place in `rows`) whose first token the table does not have, and that token: of a pipeline, whose first
+    # stage does not sample, all that compute one; beams, whose next tokens the host chooses.
+    known_places: list[int] = []
+    known_ids: list[int] = []
     # Copy-on-write, in every layer: whole blocks that end within a prompt, for samples of it that write on from there.
     copy_sources: list[int] = []
     copy_targets: list[int] = []

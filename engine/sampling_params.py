@@ -19,6 +19,7 @@ MAX_N = 16384  # the service has limits of its own, which are lower
 GREEDY_BELOW = 1e-5
 MIN_TEMPERATURE = 0.01
 MAX_BIAS = 100.0
+MAX_LENGTH_PENALTY = 10.0  # and its negative: lengths to that power stay numbers
 MAX_REPETITION = 1e4  # and its inverse: beyond them logits leave the range of their type
 
 
@@ -79,11 +80,14 @@ class SamplingParams:
     repetition_detection: None = _unsupported()
     routed_experts_prompt_start: int = _unsupported(0)
     trace_decode_token_ids: None = _unsupported()
+    # Beam search, of which the n best sequences of best_of (n if None) beams are given.
+    use_beam_search: bool = False
+    best_of: int | None = None
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False  # or "never"
+    length_counts_prompt: bool = False  # Quire's: lengths are counted as vLLM does
+
     # Of older versions.
-    best_of: None = _unsupported(None, 1)
-    use_beam_search: bool = _unsupported(False)
-    length_penalty: float = _unsupported(1.0, 1)
-    early_stopping: bool = _unsupported(False)
     guided_decoding: StructuredOutputsParams | None = None
     logits_processors: None = _unsupported(None, [])
     truncate_prompt_tokens: None = _unsupported()
@@ -131,6 +135,7 @@ class SamplingParams:
         self._check_vocabulary()
         for name in _FLAGS:
             flag(name, getattr(self, name))
+        self._check_beams()
         if not isinstance(self.output_kind, RequestOutputKind):
             raise InvalidRequestError(f"output_kind must be a RequestOutputKind, got {shown(self.output_kind)}.",
                                       "output_kind")
@@ -164,6 +169,33 @@ class SamplingParams:
                 raise InvalidRequestError(f"stop_token_ids must contain only integers, got {shown(token)}.",
                                           "stop_token_ids")
 
+
+    def _check_beams(self) -> None:
+        if self.best_of is not None:
+            self.best_of = integer("best_of", self.best_of, 1, MAX_N)
+            if self.best_of < self.n:
+                raise InvalidRequestError(f"best_of must be at least n, which is {self.n}, got {self.best_of}.",
+                                          "best_of")
+        if self.early_stopping != "never":
+            flag("early_stopping", self.early_stopping, 'True, False or "never"')
+            self.early_stopping = bool(self.early_stopping)
+        self.length_penalty = number("length_penalty", self.length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
+        if not self.use_beam_search:
+            if self.best_of is not None and self.best_of > self.n:
+                raise InvalidRequestError(
+                    f"best_of is the number of beams of a beam search, and without use_beam_search it may only be n, "
+                    f"which is {self.n}; got {self.best_of}. To choose among samples, ask for more with n, and for "
+                    "logprobs.", "best_of")
+            for name, neutral in (("length_penalty", 1.0), ("early_stopping", False), ("length_counts_prompt", False)):
+                if getattr(self, name) != neutral:
+                    raise InvalidRequestError(f"{name} needs use_beam_search=True.", name)
+            return
+        if not self.greedy:
+            raise InvalidRequestError("temperature must be 0 with use_beam_search, which draws nothing, got "
+                                      f"{shown(self.temperature)}.", "temperature")
+        for name, values in _NOT_WITH_BEAMS.items():
+            if getattr(self, name) not in values:
+                raise InvalidRequestError(f"{name} is not supported with use_beam_search; leave it out.", name)
 
     def _check_vocabulary(self) -> None:
         """What asks for some tokens, or against them; whether the model has such tokens is checked later."""
@@ -213,7 +245,12 @@ def _bias(token: Any, value: Any) -> tuple[int, float]:
 
 
 _FLAGS = ("ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens",
-          "include_stop_str_in_output")
+          "include_stop_str_in_output", "use_beam_search", "length_counts_prompt")
+# What edits a beam's likeliest tokens, or ends a text where the engine knows only tokens; and what asks for neither.
+_NOT_WITH_BEAMS: dict[str, tuple[Any, ...]] = {
+    "stop": ([], None), "presence_penalty": (0.0,), "frequency_penalty": (0.0,), "repetition_penalty": (1.0,),
+    "logit_bias": (None, {}), "allowed_token_ids": (None,), "bad_words": ([], None), "structured_outputs": (None,),
+}
 _UNSUPPORTED = {f.name: f.metadata["neutral"] for f in fields(SamplingParams) if "neutral" in f.metadata}
 _UNSUPPORTED_DEFAULTS = [neutral[0] for neutral in _UNSUPPORTED.values()]
 _unsupported_values = attrgetter(*_UNSUPPORTED)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quire.engine.config import EngineArgs
     from quire.engine.frontend.async_llm import AsyncEngineArgs, AsyncLLMEngine
+    from quire.engine.frontend.beam_search import BeamSearchParams
     from quire.engine.frontend.llm import LLM
     from quire.engine.frontend.outputs import CompletionOutput, RequestOutput
     from quire.engine.sampling_params import RequestOutputKind, SamplingParams
@@ -25,6 +26,7 @@ _PUBLIC = {
     "EngineArgs": "quire.engine.config",
     "AsyncEngineArgs": "quire.engine.frontend.async_llm",
     "SamplingParams": "quire.engine.sampling_params",
+    "BeamSearchParams": "quire.engine.frontend.beam_search",
     "RequestOutputKind": "quire.engine.sampling_params",
     "StructuredOutputsParams": "quire.engine.structured_outputs",
     "GuidedDecodingParams": "quire.engine.structured_outputs",
@@ -36,6 +38,7 @@ __all__ = [
     "LLM",
     "AsyncEngineArgs",
     "AsyncLLMEngine",
+    "BeamSearchParams",
     "CompletionOutput",
     "EngineArgs",
     "GuidedDecodingParams",

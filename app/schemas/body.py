@@ -36,7 +36,7 @@ HARMLESS = frozenset({
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "tool_choice": ("none",), "functions": ([],), "function_call": ("none",),
     "logprob_token_ids": (),
-    "suffix": ("",), "use_beam_search": (False,), "length_penalty": (1.0,), "early_stopping": (False,),
+    "suffix": ("",),
     "truncate_prompt_tokens": (), "truncation_side": (), "prompt_embeds": (), "reasoning_effort": ("none",),
     "include_reasoning": (True, False), "thinking_token_budget": (-1,),
     "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (), "documents": ([],),
@@ -56,6 +56,7 @@ _MOST_NEUTRAL_BYTES = 200  # no value that asks for nothing is longer
 _MOST_SHOWN_BYTES = 4096  # a longer value is not decoded again to show the part of it that is wrong
 _MOST_SHOWN_CHARACTERS = 60
 
+_OF_BROWSERS = frozenset({"origin", "referer", "sec-fetch-site"})
 _BOM = b"\xef\xbb\xbf"
 _NULL = msgspec.Raw(b"null")
 _EMPTY = (msgspec.Raw(b"[]"), msgspec.Raw(b"{}"), msgspec.Raw(b'""'))  # false and 0 may mean something
@@ -77,14 +78,17 @@ class AtMost(NamedTuple):
     bytes_of_one: int  # in JSON
 
 
-async def read_body(request: Request, schema: type[T], most: AtMost | None = None) -> T:
-    """The request's body as a `schema`. Nothing but the result holds on to it.
+async def read_body(request: Request, schema: type[T], most: AtMost | None = None, *, from_curl: bool = False) -> T:
+    """The request's body as a `schema`. Nothing but the result holds on to it. `from_curl`: JSON may be called a form,
+    as curl does that is not told otherwise.
 
     Raises:
         ApiError: 400; 413 for a body of more than `most`, which is not looked at.
     """
     # A page in a browser may send any other type to any address without asking first: this is what stops it.
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_form = sent == "application/x-www-form-urlencoded" and not _OF_BROWSERS & set(request.headers.keys())
+    if sent != "application/json" and not (from_curl and is_form):
         raise ApiError(400, "The content-type must be application/json; of curl: -H 'Content-Type: "
                        "application/json'.")
     encoding = request.headers.get("content-encoding", "identity")

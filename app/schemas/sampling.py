@@ -19,7 +19,8 @@ from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 _PASSED_ON = (
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
     "seed", "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens", "logit_bias", "allowed_token_ids",
-    "bad_words", "prompt_logprobs",
+    "bad_words", "prompt_logprobs", "use_beam_search", "best_of", "length_penalty", "early_stopping",
+    "length_counts_prompt",
     "spaces_between_special_tokens", "include_stop_str_in_output",
 )
 _MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -67,6 +68,10 @@ class GenerationRequest(FormFields, frozen=True, kw_only=True):
     best_of: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    length_counts_prompt: bool | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
     temperature: float | None = None
@@ -120,12 +125,13 @@ class GenerationRequest(FormFields, frozen=True, kw_only=True):
 
     def _check_counts(self, settings: ServeSettings, num_prompts: int) -> None:
         check_at_most("n", self.n, settings.max_n, "--max-n")
-        num_samples, max_samples = num_prompts * (self.n or 1), settings.engine.max_queued_requests
+        check_at_most("best_of", self.best_of, settings.max_n, "--max-n")
+        name = "best_of" if self.best_of else "n"
+        each = self.best_of or self.n or 1
+        num_samples, max_samples = num_prompts * each, settings.engine.max_queued_requests
         if num_samples > max_samples:
-            raise ApiError(400, f"{num_prompts} prompts with n = {self.n or 1} make {num_samples} samples; a request "
-                           f"may have at most {max_samples} (--max-queued-requests).", "n")
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ApiError(400, f"best_of is not supported beyond n, which is {self.n or 1}; leave it out.", "best_of")
+            raise ApiError(400, f"{num_prompts} prompts with {name} = {each} make {num_samples} samples; a request "
+                           f"may have at most {max_samples} (--max-queued-requests).", name)
         check_at_most("stop", len(self.stops), settings.max_stop_sequences, "--max-stop-sequences", "strings")
         check_at_most("stop", max(map(len, self.stops), default=0), MAX_STOP_CHARACTERS, what="characters in a string")
         check_at_most("stop_token_ids", len(self.stop_token_ids or []), MAX_STOP_TOKEN_IDS, what="ids")
@@ -139,6 +145,8 @@ class GenerationRequest(FormFields, frozen=True, kw_only=True):
         """Raises InvalidRequestError where a value is out of range."""
         values: dict[str, Any] = {name: model_defaults[name] for name in _MODEL_DEFAULTS
                                   if model_defaults.get(name) is not None}
+        if self.use_beam_search:  # the model's defaults are for drawing tokens
+            values = {"temperature": 0.0}
         for name in _PASSED_ON:
             value = getattr(self, name)
             if value is not None:

@@ -15,21 +15,25 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import structlog
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 from quire.engine.execution.pending import Pending
 from quire.engine.grammar.limits import LIMITS
-from quire.engine.plan import NewRow
+from quire.engine.plan import NOTHING_LEFT, NewRow
 from quire.engine.sampling.processor import Following
 
 _MOST_THREADS = 16
 _OTHER_THREADS = 2  # that are busy meanwhile: the one that launches steps, and one of the device's driver
+
+log = structlog.get_logger("engine")
 
 
 @dataclass(slots=True)
 class _Row:
     matcher: Future[LLMatcher]  # made while the prompt is computed
     drawn: tuple[Pending, int] | None = None  # a step, and whose place in it: its token is not the matcher's yet
+    failed: bool = False
 
 
 class GrammarRows:
@@ -54,7 +58,8 @@ class GrammarRows:
                 self._rows[new.row] = _Row(self._compiling.submit(self._matcher, new.sampling.grammar, output))
 
     def start_masks(self, rows: Iterable[int]) -> Future[dict[int, Following]]:
-        """What those of `rows` that follow a grammar may draw next. One that ran into a limit may draw nothing.
+        """What those of `rows` that follow a grammar may draw next. One that cannot be followed, or not within its
+        limits, may draw nothing, which ends its sample.
 
         Waits for the rows' last tokens, and until another thread is at work on the masks.
         """
@@ -71,23 +76,36 @@ class GrammarRows:
             if row in self._rows:
                 self._rows[row].drawn = pending, place
 
-    def _up_to_date(self, row: _Row) -> LLMatcher:
-        matcher = row.matcher.result()
+    def _up_to_date(self, row: _Row) -> LLMatcher | None:
+        """None where there is none, or no more: what is wrong with one grammar is its sample's affair alone."""
+        token_id = None
         if row.drawn is not None:
             pending, place = row.drawn
             row.drawn = None
-            matcher.consume_token(pending.tokens()[place])
-        return matcher
+            token_id = pending.tokens()[place]
+        if not row.failed and token_id != NOTHING_LEFT:
+            try:
+                matcher = row.matcher.result()
+                if token_id is not None:
+                    matcher.consume_token(token_id)
+                return matcher
+            except Exception as error:
+                log.warning("grammar cannot be followed", error=type(error).__name__)  # whose text may quote it
+        row.failed = True
+        return None
 
-    def _masks(self, rows: list[int], matchers: list[LLMatcher], at_work: threading.Event) -> dict[int, Following]:
-        masks = np.empty((len(rows), self._num_words), np.int32)
-        wanted = [(matcher, i) for i, matcher in enumerate(matchers)]
+    def _masks(self, rows: list[int], matchers: list[LLMatcher | None],
+               at_work: threading.Event) -> dict[int, Following]:
+        masks = np.zeros((len(rows), self._num_words), np.int32)
+        asked = [(matcher, i) for i, matcher in enumerate(matchers) if matcher is not None]
         at_work.set()
-        self._executor.unsafe_compute_mask_ptr(wanted, masks.ctypes.data, masks.strides[0], len(rows))
-        for mask, matcher in zip(masks, matchers):
+        if asked:
+            self._executor.unsafe_compute_mask_ptr(asked, masks.ctypes.data, masks.strides[0], len(rows))
+        for matcher, i in asked:
             if matcher.is_error():  # its mask has the end tokens
-                mask[:] = 0
-        return {row: Following(mask, matcher.is_stopped()) for row, mask, matcher in zip(rows, masks, matchers)}
+                masks[i] = 0
+        return {row: Following(mask, matcher is not None and matcher.is_stopped())
+                for row, mask, matcher in zip(rows, masks, matchers)}
 
     def _matcher(self, grammar: str, output: list[int]) -> LLMatcher:
         matcher = LLMatcher(self._vocabulary(), grammar, limits=LIMITS, log_level=0)

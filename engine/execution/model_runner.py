@@ -91,6 +91,7 @@ class ModelRunner:
         self.kv_caches = self.kv_caches[-self.model.kv_groups.num_telling_layers:]
         for plan in warm_up.plans(self.config):
             self.launch(plan).result()
+        warm_up.mask_tokens(self.model.vocab_size, self.device)
         if self._captures:
             self._step_graphs().rehearse(self._graph_sizes())
         self.free_cache()
@@ -101,6 +102,7 @@ class ModelRunner:
             progress("warming up", 0.0)
             for plan in warm_up.plans(self.config):
                 self.launch(plan).result()
+            warm_up.mask_tokens(self.model.vocab_size, self.device)
             if self._captures:
                 self._capture(progress)
 

@@ -36,7 +36,7 @@ class HostRow:
     def special(self) -> bool:
         """Whether a step graph's own sampling may not be enough, in this step or one after it."""
         first = Edited(0, self.num_prompt_tokens, self.num_prompt_tokens, self.sampling)
-        return self.sampling.logprobs >= 0 or any(processor.acts(first) for processor in processors())
+        return self.sampling.num_alternatives >= 0 or any(processor.acts(first) for processor in processors())
 
 
 @dataclass(slots=True)
@@ -89,9 +89,9 @@ class RequestTable:
         if plan.block_rows:
             upload.add("block_updates", np.array(
                 [plan.block_groups, plan.block_rows, plan.block_columns, plan.block_ids], np.int32))
-        if plan.decode_ids:
-            decodes = slice(plan.num_decodes)
-            upload.add("known", np.array([plan.rows[decodes], plan.starts[decodes], plan.decode_ids], np.int32))
+        if plan.known_places:
+            rows, starts = (list(map(of.__getitem__, plan.known_places)) for of in (plan.rows, plan.starts))
+            upload.add("known", np.array([rows, starts, plan.known_ids], np.int32))
 
     def apply(self, plan: StepPlan, upload: Upload) -> None:
         """Carry out on the device what `pack` sent."""
@@ -108,7 +108,7 @@ class RequestTable:
         if plan.block_rows:
             groups, rows, columns, ids = upload["block_updates"]
             self.block_tables[groups, rows, columns] = ids
-        if plan.decode_ids:
+        if plan.known_places:
             rows, positions, ids = upload["known"]
             self.tokens[rows, positions] = ids
 

@@ -35,8 +35,8 @@ class SpecialRows:
                     self._edited.append(edited)
                     self._places.append(place)
                     self._rows.append(row)
-                if host.sampling.logprobs >= 0:
-                    self.wanted[place] = host.sampling.logprobs
+                if host.sampling.num_alternatives >= 0:
+                    self.wanted[place] = host.sampling.num_alternatives
         self.has_grammars = any(row.sampling.grammar for row in self._edited)
         self.edits_all = len(self._edited) == sum(plan.samples) > 0
         self._acting = [(processor, acted_on) for processor in processors()

@@ -6,9 +6,12 @@ allocator, which cuts it up for the steps that come. Used by `model_runner`, and
 
 from __future__ import annotations
 
+import torch
+
 from quire.engine.config import EngineConfig
 from quire.engine.messages import Sampling
 from quire.engine.plan import NewRow, StepPlan
+from quire.kernels import ops
 
 _EVERYTHING = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=1)
 
@@ -27,6 +30,13 @@ def plans(config: EngineConfig) -> list[StepPlan]:
         StepPlan(0, rows=[0, 1], starts=[1, 0], num_tokens=[1, 2], samples=[True, True], num_decodes=1,
                  new_rows=[_new_row(1, 2, Sampling())]),
     ] if config.max_num_seqs > 1 and long > chunk else [worst_plan(config)]
+
+
+def mask_tokens(vocab_size: int, device: torch.device) -> None:
+    """The kernel of a grammar's masks, which no plan uses that is made without one."""
+    logits = torch.zeros(1, vocab_size, device=device)
+    ops.mask_tokens(logits, torch.zeros(1, dtype=torch.int32, device=device),
+                    torch.zeros(1, -(-vocab_size // 32), dtype=torch.int32, device=device))
 
 
 def worst_plan(config: EngineConfig) -> StepPlan:

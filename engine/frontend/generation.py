@@ -27,6 +27,7 @@ class SampleUpdate:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     num_cached_tokens: int | None = None  # known on the first update of a sample, None afterwards
+    cumulative_logprob: float | None = None  # of a beam search, whose samples have one update each
 
     def absorb(self, later: SampleUpdate) -> None:
         """Tell what `later`, the next of the same sample, tells too."""
@@ -85,6 +86,7 @@ class _News:
     first_token: int = 0  # place of its first token in the sample
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_cached_tokens: int | None = None
+    cumulative_logprob: float | None = None
 
 
 class _Sample:
@@ -135,6 +137,7 @@ class _Sample:
         before = len(self.token_ids)
         self.token_ids += delta.token_ids
         self._news.logprobs += delta.logprobs
+        self._news.cumulative_logprob = delta.cumulative_logprob
         if self._detokenizer is None:
             return
         if self._eager:
@@ -191,4 +194,4 @@ class _Sample:
         news = self._news
         self._news = _News(first_token=len(self.token_ids))
         return SampleUpdate(self._index, news.text, self.token_ids[news.first_token:], news.logprobs,
-                            self.finish_reason, self.stop_reason, news.num_cached_tokens)
+                            self.finish_reason, self.stop_reason, news.num_cached_tokens, news.cumulative_logprob)

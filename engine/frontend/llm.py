@@ -19,6 +19,7 @@ from tqdm import tqdm
 from quire.engine.arguments import integer, is_integer, listed, shown, unsupported
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError, EngineDeadError, InvalidRequestError, MisuseError
+from quire.engine.frontend.beam_search import BeamSearchOutput, BeamSearchParams, beam_search_output, checked
 from quire.engine.frontend.chat_template import RESERVED_VARIABLES, ChatTemplate, load_chat_template
 from quire.engine.frontend.context_limit import naming_limits
 from quire.engine.frontend.generation import Generation
@@ -129,6 +130,24 @@ class LLM:
                     run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63),
                                 self._grammar(own))
             return run.finish(use_tqdm, partial(self._heed, interrupts))
+
+    def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, lora_request: Any = None,
+                    use_tqdm: bool = False, concurrency_limit: int | None = None) -> list[BeamSearchOutput]:
+        """The likeliest sequences of each prompt, by transformers' rules; at most `concurrency_limit` prompts at once.
+
+        Raises what `generate` raises.
+        """
+        sampling = checked(params).sampling_params()
+        wanted = _as_list(prompts)
+        at_once = len(wanted) if concurrency_limit is None else integer("concurrency_limit", concurrency_limit, 1,
+                                                                        2**31 - 1)
+        ends = end_token_ids(self.model_config, self._tokenizer)
+        found = []
+        for first in range(0, len(wanted), max(at_once, 1)):
+            outputs = self.generate(wanted[first:first + at_once], sampling, use_tqdm=use_tqdm,
+                                    lora_request=lora_request)
+            found += [beam_search_output(output, params, self._tokenizer, ends) for output in outputs]
+        return found
 
     def _grammar(self, params: SamplingParams) -> str:
         if params.structured_outputs is None:

@@ -32,7 +32,7 @@ class CompletionOutput:
     index: int
     text: str
     token_ids: list[int]
-    cumulative_logprob: float | None = None  # sum over all tokens so far; None when logprobs were not asked for
+    cumulative_logprob: float | None = None  # sum over all tokens so far; None without logprobs and beam search
     logprobs: list[dict[int, Logprob]] | None = None  # parallel to token_ids
     routed_experts: Any = None
     finish_reason: str | None = None
@@ -136,6 +136,8 @@ class OutputBuilder:
         if new.logprobs is not None and new.cumulative_logprob is not None:
             new.logprobs += [self._logprobs(i, p) for i, p in zip(update.token_ids, update.logprobs)]
             new.cumulative_logprob += sum(p.logprob for p in update.logprobs)
+        if update.cumulative_logprob is not None:
+            new.cumulative_logprob = update.cumulative_logprob
         self._samples[update.index] = new
         return new
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from quire.engine.arguments import shown
 from quire.engine.errors import ContextLengthError, InvalidRequestError, context_length_error
 from quire.engine.frontend.prompts import Prompt
-from quire.engine.messages import SampleSpec, Sampling
+from quire.engine.messages import Beams, SampleSpec, Sampling
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.tokenizers.tokenizer import Tokenizer
 
@@ -84,7 +84,15 @@ def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_
         bad_words=_bad_words(params.bad_words or [], vocab_size, tokenizer),
         logit_bias_ids=_packed("logit_bias", params.logit_bias or (), vocab_size),
         logit_biases=array("f", (params.logit_bias or {}).values()).tobytes(),
+        beams=_beams(params, len(stops), vocab_size) if params.use_beam_search else None,
     )
+
+
+def _beams(params: SamplingParams, num_stops: int, vocab_size: int) -> Beams:
+    width = params.best_of or params.n
+    return Beams(width, min(width + num_stops, vocab_size), params.length_penalty,
+                 "never" if params.early_stopping == "never" else bool(params.early_stopping),
+                 bool(params.length_counts_prompt))
 
 
 def _alternatives(name: str, what: str, wanted: int | None, most: int, vocab_size: int) -> int:

@@ -2,7 +2,8 @@
 
 A sequence has a run of blocks for each KV group, which its `Request` owns. Shared blocks are full and never written
 again: whoever shares a prefix writes from the first block after it on. So the prefix cache needs no copy-on-write; only
-samples of one prompt do, for its last block where that is partly full (`scheduler`, the only caller).
+samples of one prompt and beams do, for the last block that they share where that is partly full. Called by
+`scheduler` and `beam_group`.
 Refuses to know order, budgets and rows.
 """
 
@@ -98,6 +99,15 @@ class BlockAllocator:
         for group, block in zip(in_groups, taken):
             runs[group].blocks.append(block)
         return in_groups, at_columns, taken
+
+    def fork(self, runs: Sequence[BlockRun], num_computed: int) -> tuple[list[BlockRun], tuple[int, ...]]:
+        """For a second sequence with the first `num_computed` tokens of one that has `runs`: the full blocks, shared,
+        and those that are partly full, a group each, which it is to copy; () where there are none."""
+        num_full, partial = divmod(num_computed, self.need.block_size)
+        shared = [run.cut(run.first, num_full) for run in runs]
+        for run in shared:
+            self.pool.share(run.blocks)
+        return shared, tuple(run.at(num_full) for run in runs) if partial else ()
 
     def free(self, runs: list[BlockRun]) -> None:
         """Gives a whole sequence back and empties the list. The end goes first: it is of use to fewer prompts."""

@@ -37,7 +37,7 @@ class Draft:
         if num_tokens == 1:
             self._append(request, start, 1, samples)
             if self.names_decode_ids:
-                self.plan.decode_ids.append(request.token_ids[start])
+                self.plan.known_ids.append(request.token_ids[start])
         else:
             self.long.append((request, start, num_tokens, samples))
         if request.prompt_step < 0 and request.num_computed >= request.num_prompt_tokens:
@@ -50,9 +50,17 @@ class Draft:
         """So far."""
         return len(self.plan.rows)
 
+    def know(self, place: int, token_id: int) -> None:
+        """Tells the token that the row at `place` computes, its first one."""
+        self.plan.known_places.append(place)
+        self.plan.known_ids.append(token_id)
+
     def enter(self, request: Request) -> None:
         """Puts a request that got its row and blocks into the ranks' tables."""
         self.plan.new_rows.append(request.new_row())
+        self.set_all_blocks(request)
+
+    def set_all_blocks(self, request: Request) -> None:
         for group, run in enumerate(request.blocks):
             self.set_blocks(request, [group] * len(run.blocks), range(run.first, run.end), run.blocks)
 
@@ -71,6 +79,8 @@ class Draft:
     def finish(self, shared: SharedBeginning) -> StepPlan:
         plan = self.plan
         plan.num_decodes = len(plan.rows)
+        if self.names_decode_ids:
+            plan.known_places = list(range(plan.num_decodes))
         if shared.num_tokens:
             members = [place for place, row in enumerate(plan.rows) if row in shared.rows]
             if shared.is_worth_it(len(members)):

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from quire.engine.messages import Sampling
 from quire.engine.plan import NewRow
 from quire.engine.scheduling.block_run import BlockRun
+
+if TYPE_CHECKING:
+    from quire.engine.scheduling.beam_group import BeamGroup
 
 Order = tuple[int, float, int]  # (priority, virtual start, arrival): see `queue`
 
@@ -30,10 +34,10 @@ class Request:
     """
 
     __slots__ = (
-        "block_hashes", "blocks", "cache_salt", "finish_reason", "followers", "key", "key_name", "leader", "max_total",
-        "num_cached_tokens", "num_computed", "num_preemptions", "num_prompt_tokens", "num_registered", "num_slots",
-        "num_told", "num_total", "order", "priority", "prompt_step", "register_at", "row", "sampling", "seed", "status",
-        "stop_token_id", "stop_token_ids", "token_ids", "weight",
+        "beams", "block_hashes", "blocks", "cache_salt", "finish_reason", "followers", "key", "key_name", "leader",
+        "max_total", "num_cached_tokens", "num_computed", "num_preemptions", "num_prompt_tokens", "num_registered",
+        "num_slots", "num_told", "num_total", "order", "priority", "prompt_step", "register_at", "row", "sampling",
+        "seed", "status", "stop_token_id", "stop_token_ids", "token_ids", "weight",
     )
 
     def __init__(self, key: Hashable, prompt_token_ids: Sequence[int], sampling: Sampling, seed: int, *,
@@ -62,6 +66,7 @@ class Request:
         # Samples of one prompt: the followers wait until the leader's prompt is computed, then share its blocks.
         self.leader: Request | None = None
         self.followers: list[Request] = []
+        self.beams: BeamGroup | None = None  # whose beam it is
         # What it holds while it runs.
         self.row = -1
         self.blocks: list[BlockRun] = []  # of each KV group
@@ -93,7 +98,6 @@ class Request:
         return self.num_total - len(self.token_ids)
 
     def new_row(self) -> NewRow:
-        assert self.num_in_flight == 0, "a row cannot be filled with tokens that the host does not know"
         return NewRow(self.row, self.token_ids.copy(), self.num_prompt_tokens, self.sampling, self.seed)
 
     def __repr__(self) -> str:

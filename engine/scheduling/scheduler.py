@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from quire.engine.config import SchedulerConfig
 from quire.engine.errors import InvalidRequestError, context_length_error
 from quire.engine.plan import NOTHING_LEFT, Logprobs, StepPlan, StepResult
 from quire.engine.scheduling.allocator import BlockAllocator
+from quire.engine.scheduling.beam_group import BeamGroup
 from quire.engine.scheduling.block_run import BlockRun
 from quire.engine.scheduling.draft import Draft
 from quire.engine.scheduling.prefix_index import extend_hashes
@@ -77,6 +78,8 @@ class Scheduler:
         # step, requests that it samples for, requests whose prompts it tells of
         self._in_flight: deque[tuple[int, list[Request], list[Request]]] = deque()
         self._told: list[tuple[Request, int, list[Logprobs]]] = []  # and not reported yet
+        self._beams: set[BeamGroup] = set()  # unfinished
+        self._ended_beams: list[BeamGroup] = []  # by themselves, and not reported yet
         self._started: list[Request] = []  # taken up for the first time, and not reported yet
         self._parts: list[tuple[Request, int, int]] = []  # of prompts, planned and not reported yet: from, to before
         self._running_changed = False  # since the shared beginning was looked for
@@ -123,7 +126,8 @@ class Scheduler:
         index = self._allocator.index
         return index.num_hit_tokens if index is not None else 0
 
-    def check_admissible(self, num_prompt_tokens: int, max_tokens: int, num_output_tokens: int = 0) -> None:
+    def check_admissible(self, num_prompt_tokens: int, max_tokens: int, num_output_tokens: int = 0,
+                         num_beams: int = 0) -> None:
         """Raises InvalidRequestError for a request that could never be finished. `add` takes only others."""
         limit = self.config.max_model_len
         if num_prompt_tokens < 1:
@@ -141,6 +145,32 @@ class Scheduler:
             raise InvalidRequestError(
                 f"Nothing is left to generate: {num_output_tokens} output tokens are given, and the limit is "
                 f"{total - num_prompt_tokens}.", "max_tokens")
+        if num_beams:
+            self._check_beams(num_beams, num_prompt_tokens, total)
+
+    def _check_beams(self, width: int, num_prompt_tokens: int, total: int) -> None:
+        config = self.config
+        if width > config.max_num_seqs:
+            raise InvalidRequestError(f"A beam search of {width} beams needs as many samples to run at once; this "
+                                      f"engine runs at most {config.max_num_seqs} (--max-num-seqs).", "best_of")
+        num_blocks = config.block_need.blocks_for_beams(width, num_prompt_tokens, total)
+        if num_blocks > config.num_blocks:
+            raise InvalidRequestError(
+                f"{width} beams of {total} tokens, which share the {num_prompt_tokens} of the prompt, may need "
+                f"{num_blocks} blocks of the KV cache, which has {config.num_blocks}. Reduce the number of beams or "
+                "max_tokens, or start the server with more cache (--gpu-memory-utilization or "
+                "--kv-cache-memory-bytes).", "max_tokens")
+
+    def add_beams(self, group: BeamGroup) -> None:
+        """Queues a beam search; its leader's key stands for all of it. It must be admissible."""
+        leader = group.leader
+        for request in group.members:
+            assert request.key not in self._requests, f"{request.key!r} is added twice"
+            self._requests[request.key] = request
+        group.start(min(leader.num_prompt_tokens + leader.sampling.max_tokens, self.config.max_model_len))
+        self._beams.add(group)
+        self._hash_prompt(leader)
+        self._waiting.enter(group.members)
 
     def add(self, requests: list[Request]) -> None:
         """Queues the samples of one prompt, which share what is computed of it. Each must be admissible."""
@@ -178,6 +208,8 @@ class Scheduler:
         plan = draft.finish(self._shared)
         if not plan.rows:
             return None
+        if self._beams:
+            self._tell_of_beams(draft)
         for leader in draft.leaders:  # only now: copies precede the forward pass that fills their source
             for follower in leader.followers:
                 self._waiting.push(follower)
@@ -201,6 +233,11 @@ class Scheduler:
         told, self._told = self._told, []
         return told
 
+    def take_ended_beams(self) -> list[BeamGroup]:
+        """The beam searches that committed steps ended since this was last asked."""
+        ended, self._ended_beams = self._ended_beams, []
+        return ended
+
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Takes in the oldest planned step's tokens. Those of requests that ended meanwhile are dropped.
 
@@ -216,7 +253,11 @@ class Scheduler:
         events = []
         logprobs = result.logprobs
         finished = RequestStatus.FINISHED
-        for place, (request, token_id) in enumerate(zip(sampled, result.token_ids)):
+        tokens: Iterable[tuple[int, tuple[Request, int]]] = enumerate(zip(sampled, result.token_ids))
+        if self._beams:
+            self._commit_beams(step, sampled, logprobs)
+            tokens = [item for item in tokens if item[1][0].beams is None]
+        for place, (request, token_id) in tokens:
             if request.status is finished:
                 continue
             if token_id == NOTHING_LEFT:
@@ -240,6 +281,31 @@ class Scheduler:
         self.num_generation_tokens += len(events)
         return events
 
+    # -- beams
+
+    def _tell_of_beams(self, draft: Draft) -> None:
+        rows = {member.row: (group, member) for group in self._beams for member in group.members}
+        for place, row in enumerate(draft.plan.rows):
+            if row in rows:
+                group, member = rows[row]
+                group.tell(draft, place, member)
+
+    def _commit_beams(self, step: int, sampled: list[Request], logprobs: dict[int, Logprobs]) -> None:
+        for place, request in enumerate(sampled):
+            group = request.beams
+            if group is None or request.status is RequestStatus.FINISHED:
+                continue
+            if group.take(step, request, logprobs[place]):
+                self._running_changed = True  # blocks are shared otherwise
+                going_on = group.advance(self._allocator)
+                for member in going_on:
+                    if len(member.token_ids) >= member.register_at:
+                        self._register(member)
+                if not going_on:
+                    self._finish(group.leader, "stop")
+                    self._ended_beams.append(group)
+                    self.num_generation_tokens += sum(len(found.beam.token_ids) for found in group.best())
+
     # -- planning
 
     def _schedule_running(self, draft: Draft) -> None:
@@ -250,20 +316,20 @@ class Scheduler:
         running, num_microbatches = self._running, self.config.num_microbatches
         share = -(-len(running) // num_microbatches)
         prefilling = []
-        for place, request in enumerate(running):  # the list may lose its end on the way
+        for request in running:  # the list may lose its end on the way
             if not draft.budget:
                 return
             num_missing = request.num_total - request.num_computed
             if request.num_total == request.max_total:
-                continue  # its last token is in flight
+                continue  # its last token is in flight, or a beam's next one
             if num_missing > 1:
                 # Without windows it has had blocks for all of them since it was let in.
-                if request.num_slots < request.num_total and not self._grow(request, place, draft):
+                if request.num_slots < request.num_total and not self._grow(request, draft):
                     break
                 prefilling.append(request)
             elif num_microbatches > 1 and (request.num_in_flight or draft.num_decodes == share):
                 continue
-            elif request.num_computed < request.num_slots or self._grow(request, place, draft):
+            elif request.num_computed < request.num_slots or self._grow(request, draft):
                 draft.compute(request)
             else:
                 break
@@ -272,8 +338,8 @@ class Scheduler:
                 return
             self._compute_part(request, draft)
 
-    def _grow(self, request: Request, place: int, draft: Draft) -> bool:
-        """The next blocks for the running request at `place`, at the cost of those behind it; False if it must wait.
+    def _grow(self, request: Request, draft: Draft) -> bool:
+        """The next blocks for a running request, at the cost of those behind it; False if it must wait.
 
         Those behind it are not in the plan yet. It is not preempted itself for want of a block: it keeps what it has
         until one before it needs that.
@@ -282,20 +348,27 @@ class Scheduler:
         num_missing = allocator.num_missing(request.blocks, request.num_computed, request.num_total)
         while allocator.pool.num_free < num_missing:
             draft.under_pressure = True
-            if place == len(self._running) - 1:
+            last = self._running[-1]
+            if last is request or (last.beams is not None and last.beams is request.beams):
                 return False
-            self._preempt(self._running.pop())
+            self._preempt_last()
         draft.set_blocks(request, *allocator.extend(request.blocks, request.num_total))
         request.num_slots = min([run.end for run in request.blocks]) * self.config.block_size
         return True
 
-    def _preempt(self, request: Request) -> None:
-        """Puts a request, already out of the running list, back in the queue; it will compute its tokens again."""
-        self._give_back(request)
-        request.status = RequestStatus.WAITING
-        request.num_preemptions += 1
+    def _preempt_last(self) -> None:
+        """Puts the last running request back in the queue, with all its beams; it will compute its tokens again."""
+        request = self._running[-1]
+        members = [request] if request.beams is None else request.beams.members
+        for member in members:  # beams are neighbours in any order
+            self._running.pop()
+            self._give_back(member)
+            member.status = RequestStatus.WAITING
+            member.num_preemptions += 1
         self.num_preemptions += 1
-        self._waiting.push(request)
+        if request.beams is not None:
+            request.beams.interrupt(self.config.block_size)
+        self._waiting.push(members[0])
 
     def _admit_waiting(self, draft: Draft) -> None:
         """In order, up to the first that does not fit: passing it over could starve it."""
@@ -312,8 +385,13 @@ class Scheduler:
         All of them, though this step may compute only some: with fewer, long prompts would get halfway in and then
         preempt each other. Behind a window, as many as it will hold at once.
         """
+        others = [] if request.beams is None else request.beams.members[1:]
+        if len(others) >= len(self._free_rows):
+            return False
+        assert request.num_in_flight == 0, "a row cannot be filled with tokens that the host does not know"
         reuse = self._reusable(request, draft.plan.step)
         reserve = self.config.num_blocks // _RESERVE_DIVISOR if self._running else 0
+        reserve += len(others) * len(self.config.windows)  # each beam's first block of its own
         blocks = self._allocator.allocate(request.num_total, reuse.shared, keep_free=reserve)
         if blocks is None:
             return False
@@ -321,6 +399,8 @@ class Scheduler:
             self._started.append(request)
             self._count_prompt(request, reuse)
         self._start(request, blocks, reuse)
+        for other in others:
+            self._start(other, self._allocator.nothing(), _Reuse(0, self._allocator.nothing()))
         draft.enter(request)
         for run, shared, source in zip(blocks, reuse.shared, reuse.copied):
             draft.copy(source, run.at(shared.end))
@@ -330,7 +410,7 @@ class Scheduler:
     def _compute_part(self, request: Request, draft: Draft) -> None:
         first = request.num_computed
         draft.compute(request)
-        self._parts.append((request, first, request.num_computed))
+        self._parts.append((request if request.beams is None else request.beams.leader, first, request.num_computed))
         self._register(request)
 
     def _reusable(self, request: Request, step: int) -> _Reuse:
@@ -421,6 +501,9 @@ class Scheduler:
         request.prompt_step = -1
 
     def _finish(self, request: Request, reason: str) -> None:
+        if request.beams is not None:
+            self._finish_beams(request.beams, reason)
+            return
         del self._requests[request.key]
         self._waiting.charge(request, request.num_output_tokens)
         if request.status is RequestStatus.RUNNING:
@@ -440,3 +523,16 @@ class Scheduler:
                 follower.leader = first
             request.followers = []
             self._waiting.push(first)
+
+    def _finish_beams(self, group: BeamGroup, reason: str) -> None:
+        if group.leader.status is RequestStatus.WAITING:
+            self._waiting.remove(group.leader)
+        for member in group.members:
+            del self._requests[member.key]
+            self._waiting.charge(member, member.num_output_tokens)
+            if member.status is RequestStatus.RUNNING:
+                del self._running[bisect_left(self._running, member.order, key=_ORDER)]
+                self._give_back(member)
+            member.status = RequestStatus.FINISHED
+            member.finish_reason = reason
+        self._beams.remove(group)

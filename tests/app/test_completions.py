@@ -135,7 +135,8 @@ async def test_a_failure_of_one_prompt_ends_all(client: httpx.AsyncClient, fake:
 
 
 @pytest.mark.parametrize(("body", "param"), [
-    ({"best_of": 2}, "best_of"), ({"suffix": "x"}, "suffix"), ({"use_beam_search": True}, "use_beam_search"),
+    ({"best_of": 2}, "best_of"), ({"suffix": "x"}, "suffix"), ({"length_penalty": 2.0}, "length_penalty"),
+    ({"use_beam_search": True, "temperature": 0.5}, "temperature"), ({"use_beam_search": True, "stop": "x"}, "stop"),
     ({"logprobs": -1}, "logprobs"), ({"prompt_logprobs": -1}, "prompt_logprobs"), ({"messages": []}, "messages"),
     ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
 ])

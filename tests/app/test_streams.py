@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 
 from quire.app.errors import ApiError
 from quire.app.in_flight import Running
-from quire.app.sse import DONE, PING, EventStream, frame
+from quire.app.sse import DONE, PING, EventStream, LineStream
 from quire.app.telemetry.record import RequestRecord
 
 pytestmark = pytest.mark.timeout(20)
@@ -41,12 +41,12 @@ class Wire:
 
 
 async def run(frames: AsyncGenerator[bytes, None], wire: Wire, interval_s: float, after: Callable[[Running], None]
-              = lambda running: None) -> None:
+              = lambda running: None, kind: type[EventStream] = EventStream) -> None:
     async def reply() -> None:
         task = asyncio.current_task()
         assert task is not None
         running = Running(task, RequestRecord("id"))
-        stream = EventStream(frames, running, ping_interval_s=interval_s, headers={"x-a": "b"})
+        stream = kind(frames, running, ping_interval_s=interval_s, headers={"x-a": "b"})
         after(running)
         await stream({}, None, wire.send)  # type: ignore[arg-type]
 
@@ -88,6 +88,14 @@ async def test_comments_come_while_nothing_else_does() -> None:
         assert quiet.replace(PING, b"") == b""
 
 
+async def test_between_lines_an_empty_one_is_the_comment() -> None:
+    wire = Wire()
+    await run(of(0.25, b"{}\n", ApiError(503, "late")), wire, 0.1, kind=LineStream)
+    quiet, _, rest = wire.body.partition(b"{}\n")
+    assert quiet in (b"\n", b"\n\n")
+    assert rest == ApiError(503, "late").body() + b"\n"
+
+
 async def test_frames_put_comments_off() -> None:
     parts: list[bytes | float] = [b"a", 0.02] * 25
     wire = Wire()
@@ -114,7 +122,7 @@ async def test_a_failure_after_it_is_an_event(first: bytes | float, said: bytes)
     wire = Wire()
     error = ApiError(503, "late")
     await run(of(first, error), wire, 0.2)
-    assert wire.body == said + frame(error.body()) + DONE
+    assert wire.body == said + EventStream.frame(error.body()) + DONE
     assert wire.sent[-1]["more_body"] is False
 
 

@@ -47,6 +47,8 @@ runner = ModelRunner(settle(args, resolve_model(args), Hardware(0)), Parallel(),
 with compile_ahead._Zeros():
     runner._rehearse()
     at_the_start = set(launched)
+    assert "_mask" in {name for name, *_ in at_the_start}, "a request with a grammar would wait for its compilation"
+    ops.mask_tokens(torch.zeros(40, 512), torch.arange(40).int(), torch.zeros(40, 16, dtype=torch.int32))
     runner.allocate(1)
     for lengths, start in [([60] * 12, 0), ([600], 0), ([200, 200, 300], 0), ([250] * 3, 0), ([30] * 40, 0),
                            ([16] * 400, 0), ([1] * 5 + [60] * 10, 100), ([1] * 5 + [600], 3000),

@@ -29,10 +29,42 @@ DEFAULTS: dict[str, Any] = {
 }
 SAME_AS_DEFAULT = [("best_of", 1), ("logits_processors", []), ("extra_args", {}),
                    ("length_penalty", 1), ("stream_interval", 1), ("thinking_token_budget", -1)]
-ASKING = [("best_of", 2), ("extra_args", {"a": 1}),
+ASKING = [("extra_args", {"a": 1}),
           ("flat_logprobs", True),
-          ("logits_processors", [print]), ("truncate_prompt_tokens", 5), ("use_beam_search", True),
-          ("length_penalty", 0.5), ("best_of", True)]
+          ("logits_processors", [print]), ("truncate_prompt_tokens", 5)]
+# Of a beam search that is not asked for, or asked for with what cannot be had with it.
+BEAM_SEARCH = {"use_beam_search": True, "temperature": 0}
+BEAMS: list[tuple[str, dict[str, Any], str]] = [
+    ("best_of", {"best_of": 2}, "is the number of beams of a beam search"),
+    ("best_of", {"best_of": True}, "must be an integer"), ("best_of", {"n": 3, "best_of": 2}, "at least n, which is 3"),
+    ("length_penalty", {"length_penalty": 0.5}, "needs use_beam_search=True"),
+    ("early_stopping", {"early_stopping": "never"}, "needs use_beam_search=True"),
+    ("length_counts_prompt", {"length_counts_prompt": True}, "needs use_beam_search=True"),
+    ("early_stopping", {**BEAM_SEARCH, "early_stopping": "soon"}, 'must be True, False or "never"'),
+    ("length_penalty", {**BEAM_SEARCH, "length_penalty": 11}, "must be in"),
+    ("temperature", {"use_beam_search": True}, "must be 0 with use_beam_search"),
+    ("stop", {**BEAM_SEARCH, "stop": "x"}, "not supported with use_beam_search"),
+    ("repetition_penalty", {**BEAM_SEARCH, "repetition_penalty": 1.1}, "not supported with use_beam_search"),
+    ("logit_bias", {**BEAM_SEARCH, "logit_bias": {1: 1}}, "not supported with use_beam_search"),
+    ("allowed_token_ids", {**BEAM_SEARCH, "allowed_token_ids": [1]}, "not supported with use_beam_search"),
+    ("bad_words", {**BEAM_SEARCH, "bad_words": ["x"]}, "not supported with use_beam_search"),
+    ("structured_outputs", {**BEAM_SEARCH, "structured_outputs": {"regex": "a"}}, "not supported with use_beam_search"),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "said"), BEAMS)
+def test_a_beam_search_is_asked_for_as_a_whole(name: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(**given)
+    assert caught.value.param == name
+    assert caught.value.message.startswith(name)
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+def test_a_beam_search_has_as_many_beams_as_best_of_says(early_stopping: bool | str) -> None:
+    params = SamplingParams(**BEAM_SEARCH, n=2, best_of=4, length_penalty=-1, early_stopping=early_stopping)
+    assert (params.best_of, params.n, params.early_stopping) == (4, 2, early_stopping)
 
 
 def refused(name: str, value: Any) -> str:

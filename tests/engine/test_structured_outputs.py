@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace as replace_struct
 
 from quire import LLM, SamplingParams, StructuredOutputsParams
 from quire.engine.errors import InvalidRequestError
 from quire.engine.frontend.submission import numbers
-from quire.engine.messages import SampleSpec, Submit
+from quire.engine.messages import SampleSpec, Sampling, Submit
 from quire.engine.structured_outputs import GuidedDecodingParams
 from tests.engine.grammar.random_model import write_random
 from tests.engine.grammar.schemas import strict
@@ -123,6 +124,24 @@ def test_what_contradicts_the_grammar_ends_that_sample_with_an_error(llm: LLM) -
     contradictory, other = llm.generate(["x", "x"], [wish, SamplingParams(temperature=0)], use_tqdm=False)
     assert contradictory.outputs[0].finish_reason == "error"
     assert other.outputs[0].finish_reason != "error"
+
+
+@pytest.mark.parametrize("grammar", ["no grammar at all", "start: /a{/", "\ud800"])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_grammar_that_cannot_be_made_ends_its_sample_alone(grammar: str, ahead: bool, path: Path) -> None:
+    """As where the front end knows another version of llguidance, or the machine has less memory for it."""
+    llm = LLM(str(path), max_model_len=256, async_scheduling=ahead)
+    core, free = llm._core, Sampling(temperature=0.0, max_tokens=6)
+    for id, sampling in enumerate((free, replace_struct(free, grammar=grammar), free)):
+        core.submit("test", Submit(llm.info.instance, str(id), [5, 6, 7], sampling, [SampleSpec(id, 0)]))
+    ends, found = {}, dict[int, list[int]]()
+    while core.has_work:
+        for _, delta in core.step():
+            found.setdefault(delta.id, []).extend(delta.token_ids)
+            ends[delta.id] = delta.finish_reason
+    assert ends == {0: "length", 1: "error", 2: "length"}
+    assert (len(found[0]), found[1], found[2]) == (6, [], found[0])
+    llm.close()
 
 
 def test_structural_tags_bind_what_they_begin(llm: LLM) -> None:

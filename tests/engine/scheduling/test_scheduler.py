@@ -92,8 +92,8 @@ def test_microbatches_of_a_pipeline_take_turns_and_share_evenly() -> None:
     commit(s, one, 5)
     again = plan(s)
     assert again.rows == one.rows
-    assert again.decode_ids == [5, 5, 5], "the first stage is told what the last one sampled"
-    assert plan(scheduler_with_one_decode()).decode_ids == [], "where every rank samples, none needs telling"
+    assert again.known_ids == [5, 5, 5], "the first stage is told what the last one sampled"
+    assert plan(scheduler_with_one_decode()).known_ids == [], "where every rank samples, none needs telling"
 
 
 def scheduler_with_one_decode() -> Scheduler:

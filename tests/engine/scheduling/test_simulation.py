@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from math import inf
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 
 from quire.engine.config import SchedulerConfig
 from quire.engine.errors import InvalidRequestError
-from quire.engine.messages import Sampling
-from quire.engine.plan import StepPlan, StepResult
+from quire.engine.messages import Beams, Sampling
+from quire.engine.plan import Logprobs, StepPlan, StepResult
+from quire.engine.scheduling.beam_group import BeamGroup
+from quire.engine.scheduling.beam_search import BeamSearch, Hypothesis
 from quire.engine.scheduling.request import Request, RequestStatus
 from quire.engine.scheduling.scheduler import Scheduler
 
@@ -36,6 +39,24 @@ def chain(token_ids: list[int]) -> list[int]:
 
 def next_token(token_ids: list[int], seed: int) -> int:
     return hash((chain(token_ids)[-1], seed, len(token_ids))) % VOCAB_SIZE
+
+
+def next_logprobs(token_ids: list[int], seed: int, count: int) -> Logprobs:
+    """The likeliest tokens, as a beam search asks for them. Some are equally likely, some impossible."""
+    value = hash((chain(token_ids)[-1], seed))
+    found = [(-(hash((value, token_id)) % 40) / 8 or -inf, token_id) for token_id in range(VOCAB_SIZE)]
+    found.sort(reverse=True)
+    return 0.0, 1, [token_id for _, token_id in found[:count]], [logprob for logprob, _ in found[:count]]
+
+
+def undisturbed_beams(prompt: list[int], sampling: Sampling, max_model_len: int) -> list[Hypothesis]:
+    """The results of a beam search by itself: rules alone, no blocks and no rows."""
+    assert sampling.beams is not None
+    search = BeamSearch(sampling, len(prompt), min(sampling.max_tokens, max_model_len - len(prompt)))
+    while not search.is_over:
+        search.advance([next_logprobs(prompt + beam.token_ids, 0, sampling.beams.candidates)
+                        for beam in search.running])
+    return search.best(sampling.beams.width)
 
 
 def undisturbed(request: Request, max_model_len: int) -> tuple[list[int], str]:
@@ -57,7 +78,8 @@ class SimulatedDevice:
         self.config = config
         self.cache: dict[tuple[int, int], tuple[int, int]] = {}  # (block, offset) -> group, chain value
         self.tokens: dict[int, list[int]] = {}  # row -> token ids, sampled ones included
-        self.told: dict[int, list[int]] = {}  # row -> those that the first stage of a pipeline knows
+        self.told: dict[int, dict[int, int]] = {}  # row -> position -> what a rank knows that never samples
+        self.beams: dict[int, int] = {}  # row -> the candidates that it yields
         self.seeds: dict[int, int] = {}
         self.tables: dict[tuple[int, int], dict[int, int]] = {}  # group, row -> column -> block
         self.groups = range(len(config.windows))
@@ -77,16 +99,21 @@ class SimulatedDevice:
             for offset in range(self.config.block_size):
                 self.cache[target, offset] = self.cache.get((source, offset), (0, 0))
         for new in plan.new_rows:
+            assert new.sampling.beams is None or self.tokens[new.row] == new.token_ids
             self.tokens[new.row] = new.token_ids.copy()
-            self.told[new.row] = new.token_ids.copy()
+            self.told[new.row] = dict(enumerate(new.token_ids))
+            self.beams.pop(new.row, None)
+            if new.sampling.beams is not None:
+                self.beams[new.row] = new.sampling.beams.candidates
             self.seeds[new.row] = new.seed
             for group in self.groups:
                 self.tables[group, new.row] = {}
         for group, row, column, block in zip(plan.block_groups, plan.block_rows, plan.block_columns, plan.block_ids):
             self.tables[group, row][column] = block
         spans = list(zip(plan.rows, plan.starts, plan.num_tokens))
-        if self.config.num_microbatches > 1:
-            self.check_first_stage(plan, spans)
+        for place, token_id in zip(plan.known_places, plan.known_ids):
+            self.told[plan.rows[place]][plan.starts[place]] = token_id
+        self.check_known(plan, spans)
         self.write(spans)
         for row, start, num_tokens in spans:
             length = start + num_tokens
@@ -95,21 +122,29 @@ class SimulatedDevice:
                 for position in self.seen(group, start, length):
                     found = self.cache[self.slot(group, row, position)]
                     assert found == (group, right[position]), f"row {row} attends to tokens that are not its own"
-        sampled = []
+        result = StepResult([])
         for (row, start, num_tokens), samples in zip(spans, plan.samples):
             if samples:
                 assert len(self.tokens[row]) == start + num_tokens
-                sampled.append(next_token(self.tokens[row], self.seeds[row]))
-                self.tokens[row].append(sampled[-1])
-        return StepResult(sampled)
+                if row in self.beams:
+                    result.logprobs[len(result.token_ids)] = next_logprobs(self.tokens[row], 0, self.beams[row])
+                result.token_ids.append(next_token(self.tokens[row], self.seeds[row]))
+                self.tokens[row].append(result.token_ids[-1])
+        return result
 
-    def check_first_stage(self, plan: StepPlan, spans: list[tuple[int, int, int]]) -> None:
-        assert len(plan.decode_ids) == plan.num_decodes
-        for (row, start, _), token_id in zip(spans, plan.decode_ids):
-            self.told[row][start:start + 1] = [token_id]
+    def check_known(self, plan: StepPlan, spans: list[tuple[int, int, int]]) -> None:
+        """That the ranks are told the tokens that they cannot have sampled."""
+        assert len(plan.known_places) == len(set(plan.known_places))
         for row, start, num_tokens in spans:
-            length = start + num_tokens
-            assert self.told[row][:length] == self.tokens[row][:length], f"the first stage does not know row {row}"
+            if self.config.num_microbatches > 1 or row in self.beams:
+                known = [self.told[row].get(position) for position in range(start, start + num_tokens)]
+                assert known == self.tokens[row][start:start + num_tokens], f"a rank does not know row {row}"
+
+    def continue_beams(self, scheduler: Scheduler) -> None:
+        """The tokens that the host chose; what the ranks are told of them is checked apart."""
+        for request in scheduler._running:
+            if request.beams is not None:
+                self.tokens[request.row] = request.token_ids.copy()
 
     def write(self, spans: list[tuple[int, int, int]]) -> None:
         written: dict[int, int] = {}  # block -> row
@@ -169,18 +204,26 @@ class Group:
     key_name: str = ""
     aborts: dict[int, int] = field(default_factory=dict)  # sample -> turn
 
+    @property
+    def beams(self) -> Beams | None:
+        return self.sampling.beams
+
 
 @st.composite
 def groups(draw: st.DrawFn) -> Group:
     base = draw(st.sampled_from([[1, 2, 3, 4, 5, 6, 7, 8] * 4, [1, 2, 3, 4, 9, 9, 9, 9] * 4]))
     num_samples = draw(st.sampled_from([1, 1, 2, 3, 4]))
+    stops = draw(st.sampled_from([(), (0,), (1, 2, 3)]))
+    beams = None
+    if draw(st.booleans()):
+        beams = Beams(num_samples, min(num_samples + len(stops), VOCAB_SIZE),
+                      draw(st.sampled_from([1.0, 0.0, -1.0])), draw(st.sampled_from([False, True, "never"])))
     return Group(
         turn=draw(st.integers(0, 25)),
         prompt=base[:draw(st.integers(1, 28))],
         num_samples=num_samples,
-        sampling=Sampling(max_tokens=draw(st.integers(1, 14)),
-                          stop_token_ids=draw(st.sampled_from([(), (0,), (1, 2, 3)]))),
-        outputs=draw(st.sampled_from([[], [], [], [4], [7, 8, 9]])),
+        sampling=Sampling(max_tokens=draw(st.integers(1, 14)), stop_token_ids=stops, beams=beams),
+        outputs=[] if beams else draw(st.sampled_from([[], [], [], [4], [7, 8, 9]])),
         priority=draw(st.sampled_from([0, 0, 0, -1, 1])),
         key_name=draw(st.sampled_from(["", "", "a", "b"])),
         aborts=draw(st.dictionaries(st.integers(0, num_samples - 1), st.integers(0, 60), max_size=2)),
@@ -214,6 +257,7 @@ class Simulation:
         self.expected: dict[Hashable, tuple[list[int], str]] = {}
         self.requests: dict[Hashable, Request] = {}
         self.ended: dict[Hashable, str] = {}
+        self.searches: dict[int, BeamGroup] = {}  # by group
         self.num_copies = 0
 
     def run(self) -> None:
@@ -223,6 +267,7 @@ class Simulation:
             self.arrivals_and_aborts(turn)
             plan = self.scheduler.plan()
             check_holdings(self.scheduler)
+            self.device.continue_beams(self.scheduler)
             if plan is not None:
                 self.in_flight.append((plan, self.device.run(plan)))
                 self.num_copies += len(plan.copy_sources)
@@ -239,8 +284,12 @@ class Simulation:
         for number, group in enumerate(self.groups):
             if group.turn == turn:
                 try:
-                    self.scheduler.check_admissible(len(group.prompt), group.sampling.max_tokens, len(group.outputs))
+                    self.scheduler.check_admissible(len(group.prompt), group.sampling.max_tokens, len(group.outputs),
+                                                    group.num_samples if group.beams else 0)
                 except InvalidRequestError:
+                    continue
+                if group.beams:
+                    self.add_beams(number, group)
                     continue
                 requests = [Request((number, sample), group.prompt, group.sampling, 100 * number + sample,
                                     output_token_ids=group.outputs if sample % 2 == 0 else [],
@@ -252,10 +301,19 @@ class Simulation:
                 self.scheduler.add(requests)
             for sample, abort_turn in group.aborts.items():
                 key = (number, sample)
-                if abort_turn == turn and key in self.requests and key not in self.ended:
+                if abort_turn == turn and number in self.searches and key not in self.ended:
+                    self.scheduler.abort(key)
+                    self.ended |= dict.fromkeys(self.searches[number].keys, "abort")
+                elif abort_turn == turn and key in self.requests and key not in self.ended:
                     assert self.scheduler.abort(key) is self.requests[key]
                     self.ended[key] = "abort"
         check_holdings(self.scheduler)
+
+    def add_beams(self, number: int, group: Group) -> None:
+        members = [Request((number, sample), group.prompt, group.sampling, 0, priority=group.priority,
+                           key_name=group.key_name) for sample in range(group.num_samples)]
+        self.searches[number] = BeamGroup([member.key for member in members], members)
+        self.scheduler.add_beams(self.searches[number])
 
     def commit(self) -> None:
         plan, result = self.in_flight.pop(0)
@@ -265,10 +323,19 @@ class Simulation:
             assert event_.token_id == event_.request.token_ids[-1]
             if event_.finish_reason:
                 self.ended[key] = event_.finish_reason
+        for search in self.scheduler.take_ended_beams():
+            assert not self.ended.keys() & search.keys
+            self.ended |= dict.fromkeys(search.keys, "beams")
         check_holdings(self.scheduler)
 
     def check_outputs(self) -> None:
-        assert self.ended.keys() == self.requests.keys()
+        beams = {key for search in self.searches.values() for key in search.keys}
+        assert self.ended.keys() == self.requests.keys() | beams
+        max_model_len = self.device.config.max_model_len
+        for number, search in self.searches.items():
+            group = self.groups[number]
+            if self.ended[number, 0] != "abort":
+                assert search.best() == undisturbed_beams(group.prompt, group.sampling, max_model_len)
         for key, request in self.requests.items():
             token_ids, reason = self.expected[key]
             assert request.status is RequestStatus.FINISHED
@@ -290,10 +357,11 @@ def test_every_request_gets_the_tokens_of_an_undisturbed_run(config: SchedulerCo
     simulation.run()
     simulation.check_outputs()
     event(f"preempted: {simulation.scheduler.num_preemptions > 0}")
+    event(f"beams preempted: {any(s.leader.num_preemptions for s in simulation.searches.values())}")
     event(f"prefix hits: {simulation.scheduler.prefix_hits > 0}")
 
 
-def crowded(rng: random.Random, windows: tuple[int | None, ...] = (None,)) -> Simulation:
+def crowded(rng: random.Random, windows: tuple[int | None, ...] = (None,), beams_share: float = 0.0) -> Simulation:
     """Many samples at once, over a cache that is hardly larger than one of them."""
     block_size = rng.choice([1, 2, 4])
     config = SchedulerConfig(
@@ -306,10 +374,12 @@ def crowded(rng: random.Random, windows: tuple[int | None, ...] = (None,)) -> Si
     for _ in range(rng.randint(3, 8)):
         prompt = base[:rng.randint(0, 16)] + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 6))]
         num_samples = rng.choice([1, 1, 2, 3, 5])
+        stops: tuple[int, ...] = rng.choice([(), (), (0,)])
+        beams = Beams(num_samples, num_samples + len(stops)) if rng.random() < beams_share else None
         groups.append(Group(
             turn=rng.randint(0, 12), prompt=prompt, num_samples=num_samples,
-            sampling=Sampling(max_tokens=rng.randint(2, 24), stop_token_ids=rng.choice([(), (), (0,)])),
-            outputs=[3] * rng.choice([0, 0, 1]), priority=rng.choice([0, 0, 0, 1, -1]),
+            sampling=Sampling(max_tokens=rng.randint(2, 24), stop_token_ids=stops, beams=beams),
+            outputs=[3] * rng.choice([0, 0, 1]) if beams is None else [], priority=rng.choice([0, 0, 0, 1, -1]),
             key_name=rng.choice("aab"),
             aborts={rng.randrange(num_samples): rng.randint(0, 60)} if rng.random() < 0.3 else {}))
     return Simulation(config, groups, depth=rng.randint(0, 2))
@@ -326,6 +396,19 @@ def test_requests_in_a_crowd_get_the_tokens_of_an_undisturbed_run(windows: tuple
         num_hits += simulation.scheduler.prefix_hits
         num_copies += simulation.num_copies
     assert min(num_preemptions, num_hits, num_copies) > 500, "the crowd is too small to try anything"
+
+
+@pytest.mark.parametrize("windows", [(None,), (None, 6)])
+def test_beams_in_a_crowd_end_as_they_would_alone(windows: tuple[int | None, ...]) -> None:
+    num_preempted = num_ended = num_copies = 0
+    for seed in range(400):
+        simulation = crowded(random.Random(seed), windows, beams_share=0.5)
+        simulation.run()
+        simulation.check_outputs()
+        num_preempted += sum(search.leader.num_preemptions for search in simulation.searches.values())
+        num_ended += len(simulation.searches)
+        num_copies += simulation.num_copies
+    assert min(num_preempted, num_ended, num_copies) > 50, "the crowd is too small to try anything"
 
 
 @settings(max_examples=60, deadline=None)
