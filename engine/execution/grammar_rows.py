@@ -14,14 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import structlog
+import torch
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 from quire.engine.execution.pending import Pending
 from quire.engine.grammar.limits import LIMITS
 from quire.engine.plan import NOTHING_LEFT, NewRow
-from quire.engine.sampling.processor import Following
+from quire.engine.sampling.grammar import Masks
 
 _MOST_THREADS = 16
 _OTHER_THREADS = 2  # that are busy meanwhile: the one that launches steps, and one of the device's driver
@@ -37,8 +37,10 @@ class _Row:
 
 
 class GrammarRows:
-    def __init__(self, vocabulary: Callable[[], LLTokenizer], vocab_size: int) -> None:
-        """`vocabulary` is called once, in another thread, when the first such row comes or `prepare` is called."""
+    def __init__(self, vocabulary: Callable[[], LLTokenizer], vocab_size: int, *, pins: bool) -> None:
+        """pins: masks are to be sent to a GPU. `vocabulary` is called once, in another thread, when the first such row
+        comes or `prepare` is called."""
+        self._pins = pins
         self._num_words = -(-vocab_size // 32)
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._vocabulary = cache(vocabulary)  # asked for by that one thread only
@@ -57,16 +59,16 @@ class GrammarRows:
                 output = new.token_ids[new.num_prompt_tokens:]
                 self._rows[new.row] = _Row(self._compiling.submit(self._matcher, new.sampling.grammar, output))
 
-    def start_masks(self, rows: Iterable[int]) -> Future[dict[int, Following]]:
-        """What those of `rows` that follow a grammar may draw next. One that cannot be followed, or not within its
+    def start_masks(self, rows: Iterable[int]) -> Future[Masks]:
+        """Of those of `rows` that follow a grammar, in that order. One that cannot be followed, or not within its
         limits, may draw nothing, which ends its sample.
 
         Waits for the rows' last tokens, and until another thread is at work on the masks.
         """
         following = [row for row in rows if row in self._rows]
-        matchers = [self._up_to_date(self._rows[row]) for row in following]
         at_work = threading.Event()
-        found = self._masking.submit(self._masks, following, matchers, at_work)
+        found = self._masking.submit(self._masks, following, [self._matcher_of(self._rows[row]) for row in following],
+                                     at_work)
         at_work.wait()  # else it might wait for this one to let go of the interpreter
         return found
 
@@ -76,8 +78,9 @@ class GrammarRows:
             if row in self._rows:
                 self._rows[row].drawn = pending, place
 
-    def _up_to_date(self, row: _Row) -> LLMatcher | None:
-        """None where there is none, or no more: what is wrong with one grammar is its sample's affair alone."""
+    def _matcher_of(self, row: _Row) -> tuple[LLMatcher | None, int | None]:
+        """With the token that it has not seen, if any. No matcher: there is none, or no more; what is wrong with one
+        grammar is its sample's affair alone."""
         token_id = None
         if row.drawn is not None:
             pending, place = row.drawn
@@ -85,27 +88,26 @@ class GrammarRows:
             token_id = pending.tokens()[place]
         if not row.failed and token_id != NOTHING_LEFT:
             try:
-                matcher = row.matcher.result()
-                if token_id is not None:
-                    matcher.consume_token(token_id)
-                return matcher
+                return row.matcher.result(), token_id
             except Exception as error:
                 log.warning("grammar cannot be followed", error=type(error).__name__)  # whose text may quote it
         row.failed = True
-        return None
+        return None, None
 
-    def _masks(self, rows: list[int], matchers: list[LLMatcher | None],
-               at_work: threading.Event) -> dict[int, Following]:
-        masks = np.zeros((len(rows), self._num_words), np.int32)
-        asked = [(matcher, i) for i, matcher in enumerate(matchers) if matcher is not None]
+    def _masks(self, rows: list[int], matchers: list[tuple[LLMatcher | None, int | None]],
+               at_work: threading.Event) -> Masks:
+        bits = torch.zeros((len(rows), self._num_words), dtype=torch.int32, pin_memory=self._pins)
+        unseen = [(matcher, token) for matcher, token in matchers if matcher is not None and token is not None]
+        asked = [(matcher, i) for i, (matcher, _) in enumerate(matchers) if matcher is not None]
         at_work.set()
+        if unseen:
+            self._executor.consume_token_par(unseen)
         if asked:
-            self._executor.unsafe_compute_mask_ptr(asked, masks.ctypes.data, masks.strides[0], len(rows))
+            self._executor.unsafe_compute_mask_ptr(asked, bits.data_ptr(), self._num_words * 4, len(rows))
         for matcher, i in asked:
             if matcher.is_error():  # its mask has the end tokens
-                masks[i] = 0
-        return {row: Following(mask, matcher is not None and matcher.is_stopped())
-                for row, mask, matcher in zip(rows, masks, matchers)}
+                bits[i] = 0
+        return Masks(rows, bits, [matcher is not None and matcher.is_stopped() for matcher, _ in matchers])
 
     def _matcher(self, grammar: str, output: list[int]) -> LLMatcher:
         matcher = LLMatcher(self._vocabulary(), grammar, limits=LIMITS, log_level=0)

@@ -47,7 +47,8 @@ class ModelRunner:
         self.model = load_model(config, parallel, self.device, self.dtype, progress)
         self.table = RequestTable.empty(config.max_num_seqs, config.max_model_len, self.block_size, self.device,
                                         len(self.model.kv_groups.windows))
-        self.grammars = GrammarRows(partial(_grammar_vocabulary, config, self.model.vocab_size), self.model.vocab_size)
+        self.grammars = GrammarRows(partial(_grammar_vocabulary, config, self.model.vocab_size), self.model.vocab_size,
+                                    pins=self.device.type == "cuda")
         self._storage: list[kv_cache.KVCache] = []
         self.kv_caches: list[kv_cache.KVCache] = []  # a layer each: those of the storage, once a group
         self.graphs: StepGraphs | None = None
@@ -144,7 +145,7 @@ class ModelRunner:
         self.grammars.enter(plan.new_rows)
         is_special = not self.table.special_rows.isdisjoint(plan.rows)
         special = SpecialRows(plan, self.table) if is_special else None
-        self._send(plan, size, None if special is None or special.has_grammars else special, upload)
+        self._send(plan, size, special, upload)
         self._change_tables(plan, upload)
         self.num_shared_steps += bool(plan.shared_places) and (size is None or size.shared)
         told = None
@@ -169,10 +170,11 @@ class ModelRunner:
                 token_ids = self._sample(logits, plan, upload)
         if special is None or logits is None or not any(plan.samples):
             return Pending.of(token_ids, told=told)
+        special.edit(logits, self.table)
         if special.has_grammars:
             return OpenStep(self.grammars, self.table, plan.sampling_rows, special, logits, token_ids, told,
                             self._latest).launched()
-        token_ids = special.draw(logits, token_ids, self.table)
+        token_ids = special.draw(token_ids, self.table)
         return Pending.of(token_ids, special.logprobs(logits, token_ids), special.wanted, told)
 
     def _send(self, plan: StepPlan, size: Size | None, special: SpecialRows | None, upload: Upload) -> None:

@@ -18,8 +18,7 @@ from quire.engine.execution.pending import Pending
 from quire.engine.execution.request_table import RequestTable
 from quire.engine.execution.special_rows import SpecialRows
 from quire.engine.execution.told_prompts import ToldPrompts
-from quire.engine.execution.upload import Upload
-from quire.engine.sampling.processor import Following
+from quire.engine.sampling.grammar import Masks
 
 
 @dataclass(slots=True)
@@ -27,12 +26,12 @@ class OpenStep:
     grammars: GrammarRows
     table: RequestTable
     rows: list[int]  # that it samples
-    special: SpecialRows
+    special: SpecialRows  # edited, but for masks
     logits: torch.Tensor  # of these rows, [samples, vocab]
     token_ids: torch.Tensor  # drawn by the rest
     told: ToldPrompts | None
     before: Pending | None  # the step launched before it
-    _masks: Future[dict[int, Following]] | None = None
+    _masks: Future[Masks] | None = None
 
     def launched(self) -> Pending:
         pending = Pending.open(self._finish)
@@ -51,9 +50,7 @@ class OpenStep:
         if self.before is not None:
             self.before.tokens()  # so that it has begun
         assert self._masks is not None
-        special, upload = self.special, Upload()
-        special.follow(self._masks.result())
-        special.pack(upload)
-        upload.send(self.logits.device)
-        token_ids = special.draw(self.logits, self.token_ids, self.table)
+        special = self.special
+        special.mask(self._masks.result())
+        token_ids = special.draw(self.token_ids, self.table)
         return Pending.of(token_ids, special.logprobs(self.logits, token_ids), special.wanted, self.told)

@@ -36,7 +36,8 @@ class HostRow:
     def special(self) -> bool:
         """Whether a step graph's own sampling may not be enough, in this step or one after it."""
         first = Edited(0, self.num_prompt_tokens, self.num_prompt_tokens, self.sampling)
-        return self.sampling.num_alternatives >= 0 or any(processor.acts(first) for processor in processors())
+        return (self.sampling.num_alternatives >= 0 or bool(self.sampling.grammar)
+                or any(processor.acts(first) for processor in processors()))
 
 
 @dataclass(slots=True)

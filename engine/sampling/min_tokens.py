@@ -1,4 +1,4 @@
-"""min_tokens: stop tokens cannot be drawn before the output is so long, or its grammar leaves nothing else."""
+"""min_tokens: stop tokens cannot be drawn before the output is so long. Of rows with a grammar, its masks say so."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class MinTokens:
     name = "min_tokens"
 
     def acts(self, row: Edited) -> bool:
-        return row.position - row.num_prompt < row.sampling.min_tokens and bool(row.sampling.stop_token_ids)
+        return (row.position - row.num_prompt < row.sampling.min_tokens and bool(row.sampling.stop_token_ids)
+                and not row.sampling.grammar)
 
     def pack(self, rows: list[Edited]) -> dict[str, np.ndarray]:
-        each = [() if row.following is not None and row.following.must_end else row.sampling.stop_token_ids
-                for row in rows]
-        return {"places": places(rows, [len(ids) for ids in each]), "ids": np.array(sum(each, ()), np.int32)}
+        each = [row.sampling.stop_token_ids for row in rows]
+        return {"places": places(rows, [len(ids) for ids in each]), "ids": np.concatenate(each).astype(np.int32)}
 
     def apply(self, logits: torch.Tensor, sent: dict[str, torch.Tensor], rows: EditedRows) -> None:
         logits.index_put_((sent["places"], sent["ids"]), logits.new_full((), -torch.inf))

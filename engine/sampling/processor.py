@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,14 +18,7 @@ import torch
 from quire.engine.messages import Sampling
 
 
-class Following(NamedTuple):
-    """What a row's grammar allows next."""
-
-    mask: np.ndarray  # int32 [ceil(vocab / 32)], a bit a token
-    must_end: bool  # the text is complete: an end token is all that may come
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Edited:
     """A row of a step that is edited."""
 
@@ -33,7 +26,6 @@ class Edited:
     position: int  # of the token that is to be drawn
     num_prompt: int
     sampling: Sampling
-    following: Following | None = None  # where it follows a grammar; known when the row is packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +53,7 @@ class Processor(Protocol):
 
 
 # What may be drawn at all comes first; then biases and penalties, which leave -inf as it is.
-_PROCESSORS = ("grammar:Grammar", "allowed_ids:AllowedIds", "bad_words:BadWords", "min_tokens:MinTokens",
+_PROCESSORS = ("allowed_ids:AllowedIds", "bad_words:BadWords", "min_tokens:MinTokens",
                "logit_bias:LogitBias", "penalties:Penalties")
 
 

@@ -17,7 +17,8 @@ from quire.engine.execution.special_rows import SpecialRows
 from quire.engine.execution.upload import Upload
 from quire.engine.messages import Sampling
 from quire.engine.plan import NOTHING_LEFT, NewRow, StepPlan
-from quire.engine.sampling.processor import Following, processors
+from quire.engine.sampling.grammar import Masks
+from quire.engine.sampling.processor import processors
 from quire.kernels import ops
 
 VOCAB, LENGTH, NUM_DRAWS = 12, 40, 1000
@@ -50,10 +51,12 @@ def samplings(draw: st.DrawFn) -> Sampling:
         bad_words=tuple(map(tuple, maybe(st.lists(st.lists(IDS, min_size=1, max_size=4), min_size=1, max_size=5), []))))
 
 
-def followed(sampling: Sampling) -> Following:
-    """What the row's grammar allows: in these tests, what its text says."""
-    allowed, must_end = json.loads(sampling.grammar)
-    return Following(np.array([sum(1 << token for token in allowed)], np.int32), must_end)
+def masks(samplings: list[Sampling]) -> Masks:
+    """What rows' grammars allow: in these tests, what their text says."""
+    each = [json.loads(sampling.grammar) for sampling in samplings]
+    bits = [[sum(1 << token for token in allowed)] for allowed, _ in each]
+    return Masks(list(range(len(each))), torch.tensor(bits, dtype=torch.int32).reshape(-1, 1),
+                 [must_end for _, must_end in each])
 
 
 Row = tuple[Sampling, list[int], int]  # with its tokens, and how many of them are its prompt
@@ -100,13 +103,16 @@ class Step:
         self.upload = Upload()
         self.table.pack(self.plan, self.upload)
         self.special = SpecialRows(self.plan, self.table)
-        self.special.follow({i: followed(sampling) for i, (sampling, _, _) in enumerate(rows) if sampling.grammar})
         self.special.pack(self.upload)
         self.upload.send(CPU)
         self.table.apply(self.plan, self.upload)
+        self.masks = masks([sampling for sampling, _, _ in rows if sampling.grammar])
 
     def draw(self, logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        return self.special.draw(logits, token_ids, self.table)
+        self.special.edit(logits, self.table)
+        if self.special.has_grammars:
+            self.special.mask(self.masks)
+        return self.special.draw(token_ids, self.table)
 
 
 def filtered(left: np.ndarray, sampling: Sampling) -> np.ndarray:
@@ -153,7 +159,7 @@ def test_each_row_is_edited_as_if_it_were_alone_and_others_stay(rows: list[Row],
             assert np.array_equal(left, raw[place].numpy().astype(np.float64)), "nothing was asked that would edit it"
             assert token_ids[place] == 99
             continue
-        assert any(acts(row) for acts in own)
+        assert sampling.grammar or any(acts(row) for acts in own)
         np.testing.assert_allclose(next(edited).numpy(), left, rtol=1e-5, atol=1e-5)
         if np.isneginf(left).all():
             assert token_ids[place] == NOTHING_LEFT
