@@ -8,6 +8,7 @@ beams by the sum of their log-probabilities. Of the best `width` those that end 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -97,13 +98,18 @@ class BeamSearch:
         return self.finished[:count]
 
     def _candidates(self, found: Sequence[Logprobs]) -> Iterator[_Candidate]:
-        """All continuations that are possible, the most likely first."""
+        """All continuations that are possible, the most likely first. Only as many are looked at as are taken: of a
+        hundred beams there are ten thousand."""
         banned = self._stop_ids if self.length <= self._min_tokens else frozenset()
-        every = [_Candidate(beam.total + logprob, place, rank)
-                 for place, (beam, (_, _, ids, logprobs)) in enumerate(zip(self.running, found))
-                 for rank, (token_id, logprob) in enumerate(zip(ids, logprobs))
-                 if logprob > -inf and token_id not in banned]
-        return iter(sorted(every, key=_TOTAL, reverse=True))
+
+        def of_beam(place: int, total: float, ids: list[int], logprobs: list[float]) -> Iterator[_Candidate]:
+            for rank, (token_id, logprob) in enumerate(zip(ids, logprobs)):
+                if logprob > -inf and token_id not in banned:
+                    yield _Candidate(total + logprob, place, rank)
+
+        each = [of_beam(place, beam.total, ids, logprobs)
+                for place, (beam, (_, _, ids, logprobs)) in enumerate(zip(self.running, found))]
+        return heapq.merge(*each, key=_TOTAL, reverse=True)
 
     def _continued(self, beam: Beam, found: Logprobs, candidate: _Candidate) -> Beam:
         _, _, ids, logprobs = found

@@ -18,8 +18,8 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from quire.engine.config import SchedulerConfig
-from quire.engine.errors import InvalidRequestError, context_length_error
 from quire.engine.plan import NOTHING_LEFT, Logprobs, StepPlan, StepResult
+from quire.engine.scheduling.admissible import check_admissible
 from quire.engine.scheduling.allocator import BlockAllocator
 from quire.engine.scheduling.beam_group import BeamGroup
 from quire.engine.scheduling.block_run import BlockRun
@@ -129,37 +129,7 @@ class Scheduler:
     def check_admissible(self, num_prompt_tokens: int, max_tokens: int, num_output_tokens: int = 0,
                          num_beams: int = 0) -> None:
         """Raises InvalidRequestError for a request that could never be finished. `add` takes only others."""
-        limit = self.config.max_model_len
-        if num_prompt_tokens < 1:
-            raise InvalidRequestError("The prompt must contain at least one token.", "prompt")
-        if num_prompt_tokens > limit - 1:
-            raise context_length_error(limit, num_prompt_tokens, max_tokens)
-        total = min(num_prompt_tokens + max_tokens, limit)
-        capacity = self.config.block_need.room(self.config.num_blocks)
-        if total > capacity:
-            raise InvalidRequestError(
-                f"The prompt's {num_prompt_tokens} tokens and {total - num_prompt_tokens} output tokens need {total} "
-                f"places in the KV cache, which has {capacity}. Reduce the prompt or max_tokens, or start the server "
-                "with more cache (--gpu-memory-utilization or --kv-cache-memory-bytes).", "max_tokens")
-        if num_prompt_tokens + num_output_tokens >= total:
-            raise InvalidRequestError(
-                f"Nothing is left to generate: {num_output_tokens} output tokens are given, and the limit is "
-                f"{total - num_prompt_tokens}.", "max_tokens")
-        if num_beams:
-            self._check_beams(num_beams, num_prompt_tokens, total)
-
-    def _check_beams(self, width: int, num_prompt_tokens: int, total: int) -> None:
-        config = self.config
-        if width > config.max_num_seqs:
-            raise InvalidRequestError(f"A beam search of {width} beams needs as many samples to run at once; this "
-                                      f"engine runs at most {config.max_num_seqs} (--max-num-seqs).", "best_of")
-        num_blocks = config.block_need.blocks_for_beams(width, num_prompt_tokens, total)
-        if num_blocks > config.num_blocks:
-            raise InvalidRequestError(
-                f"{width} beams of {total} tokens, which share the {num_prompt_tokens} of the prompt, may need "
-                f"{num_blocks} blocks of the KV cache, which has {config.num_blocks}. Reduce the number of beams or "
-                "max_tokens, or start the server with more cache (--gpu-memory-utilization or "
-                "--kv-cache-memory-bytes).", "max_tokens")
+        check_admissible(self.config, num_prompt_tokens, max_tokens, num_output_tokens, num_beams)
 
     def add_beams(self, group: BeamGroup) -> None:
         """Queues a beam search; its leader's key stands for all of it. It must be admissible."""

@@ -13,8 +13,10 @@ import torch
 from transformers import PreTrainedModel
 
 from quire import LLM, SamplingParams
+from quire.engine.core import EngineCore
 from quire.engine.errors import InvalidRequestError
 from quire.engine.frontend.outputs import CompletionOutput
+from quire.engine.messages import Beams, SampleSpec, Sampling, Submit
 from tests.engine.models import tiny
 
 rng = random.Random(5)
@@ -176,6 +178,62 @@ def test_windows_are_passed_beam_by_beam(tmp_path: Path) -> None:
     for prompt, ours in zip(PROMPTS, run(llm, PROMPTS, params)):
         assert_same(ours, by_transformers(model, prompt, params), len(prompt))
     llm.close()
+
+
+def submission(llm: LLM, prompt: list[int], first: int, *, count: int = 2, suspect: bool = False) -> Submit:
+    sampling = Sampling(temperature=0.0, max_tokens=12, beams=Beams(4, 4))
+    return Submit(llm.info.instance, str(first), prompt, sampling,
+                  [SampleSpec(first + i, 0) for i in range(count)], suspect=suspect)
+
+
+def ends_of(core: EngineCore) -> list[int]:
+    """The samples that end, in order; each brings all that it has."""
+    ended = []
+    while core.has_work:
+        for _, delta in core.step():
+            assert delta.finish_reason == "length" and len(delta.token_ids) == 12
+            ended.append(delta.id)
+    return ended
+
+
+def test_the_end_of_one_sample_from_outside_is_that_of_its_search(llm: LLM) -> None:
+    core = llm._core
+    for first, prompt in enumerate(PROMPTS[:3]):
+        core.submit("a", submission(llm, prompt, 10 * first))
+    for _ in range(5):
+        core.step()
+    core.abort("a", [11])
+    assert core.scheduler.num_running == 8
+    assert ends_of(core) == [0, 1, 20, 21]
+    core.submit("b", submission(llm, PROMPTS[0], 30))
+    core.step()
+    assert core.abort_owner("b") == 2
+    assert ends_of(core) == []
+    assert core.scheduler.kv_usage == 0
+
+
+def test_suspects_search_one_after_the_other(llm: LLM) -> None:
+    """A search tells nothing before its end, so it is on trial until then: it begins anew with each engine."""
+    core = llm._core
+    for first in (0, 10):
+        core.submit("a", submission(llm, PROMPTS[first // 10], first, suspect=True))
+    core.submit("a", submission(llm, PROMPTS[2], 20))
+    core.step()
+    assert core.scheduler.num_running + core.scheduler.num_waiting == 8, "the second suspect is held"
+    assert ends_of(core) == [0, 1, 20, 21, 10, 11]
+
+
+def test_the_prompts_logprobs_are_told_once(checkpoint: tuple[Path, PreTrainedModel], llm: LLM) -> None:
+    tight = engine(checkpoint[0], num_gpu_blocks_override=17, max_num_batched_tokens=24)
+    params = [beams(4, prompt_logprobs=1) for _ in PROMPTS]
+    wanted = [{"prompt_token_ids": p} for p in PROMPTS]
+    told = [[out.prompt_logprobs for out in made.generate(wanted, params, use_tqdm=False)] for made in (llm, tight)]
+    assert tight._core.scheduler.num_preemptions > 0
+    tight.close()
+    for whole, chunked, prompt in zip(*told, PROMPTS):
+        assert whole is not None and chunked is not None
+        assert len(whole) == len(chunked) == len(prompt)
+        assert whole[0] is None and all(place is not None for place in [*whole[1:], *chunked[1:]])
 
 
 def test_beams_share_the_prompts_blocks(llm: LLM) -> None:
