@@ -147,6 +147,10 @@ class Account:
         if self._tokens is not None:
             self._tokens.take(num_prompt_tokens, now)
 
+    @property
+    def limits_output(self) -> bool:
+        return self._tokens is not None
+
     def charge_output(self, num_tokens: int, now: int) -> None:
         if self._tokens is not None:
             self._tokens.take(num_tokens, now)

@@ -232,7 +232,7 @@ class EngineCore:
         self._last_step = time.monotonic()
         now = self._admission.now()
         told = [_told_of_prompt(*part) for part in self.scheduler.take_told()]
-        deltas = told + [self._delta(event, now) for event in events]
+        deltas = told + self._deltas(events, now)
         for group in self.scheduler.take_ended_beams():
             deltas += self._results(group, now)
         return deltas
@@ -252,21 +252,26 @@ class EngineCore:
             self._timed.pop(submission, None)
             self._trials.settled(submission)
 
-    def _delta(self, event: TokenEvent, now: int) -> tuple[Owner, Delta]:
-        request = event.request
-        owner, id = cast(tuple[Owner, int], request.key)  # as `submit` made it
-        token_ids = [] if event.token_id == NOTHING_LEFT else [event.token_id]
-        delta = Delta(id, token_ids, event.finish_reason, event.stop_token_id)
-        if event.logprobs is not None:
-            delta.logprobs = [TokenLogprobs(*event.logprobs)]
-        if request.num_output_tokens == 1:
-            delta.num_cached_tokens = request.num_cached_tokens
-        submission = self._unfinished[owner][id]
-        submission.account.charge_output(len(token_ids), now)
-        self._trials.settled(submission)
-        if event.finish_reason:
-            self._ended(owner, id)
-        return owner, delta
+    def _deltas(self, events: list[TokenEvent], now: int) -> list[tuple[Owner, Delta]]:
+        deltas: list[tuple[Owner, Delta]] = []
+        unfinished, trials = self._unfinished, self._trials
+        for request, token_id, finish_reason, stop_token_id, logprobs in events:
+            owner, id = cast(tuple[Owner, int], request.key)  # as `submit` made it
+            token_ids = [] if token_id == NOTHING_LEFT else [token_id]
+            delta = Delta(id, token_ids, finish_reason, stop_token_id)
+            if logprobs is not None:
+                delta.logprobs = [TokenLogprobs(*logprobs)]
+            if len(request.token_ids) == request.num_prompt_tokens + 1:
+                delta.num_cached_tokens = request.num_cached_tokens
+            submission = unfinished[owner][id]
+            if submission.account.limits_output:
+                submission.account.charge_output(len(token_ids), now)
+            if trials.is_on:
+                trials.settled(submission)
+            if finish_reason:
+                self._ended(owner, id)
+            deltas.append((owner, delta))
+        return deltas
 
     def _results(self, group: BeamGroup, now: int) -> list[tuple[Owner, Delta]]:
         """All that a beam search tells: its samples' whole outputs at once."""

@@ -20,6 +20,10 @@ class Trials(Generic[T]):
         self._held: deque[T] = deque()
         self._on_trial: T | None = None
 
+    @property
+    def is_on(self) -> bool:
+        return self._on_trial is not None
+
     def enter(self, suspect: T) -> None:
         self._held.append(suspect)
         self._next()

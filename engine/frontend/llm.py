@@ -330,13 +330,11 @@ class _Run:
         generation = self._generations[place]
         if delta.prompt_logprobs is None:
             self._metrics[place].count(len(delta.token_ids))
-        if generation.sample_finished(index):
-            return 0  # a stop string ended it while a step was in flight
         update = generation.push(index, delta)
-        if generation.sample_finished(index) and not delta.finish_reason:
-            self._core.abort(_OWNER, [delta.id])
         if update is None:
             return 0
+        if update.finish_reason is not None and not delta.finish_reason:  # a stop string ended it
+            self._core.abort(_OWNER, [delta.id])
         output = self._builders[place].push(update)
         if output is not None:
             self._outputs[place] = output

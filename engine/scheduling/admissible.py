@@ -19,8 +19,8 @@ def check_admissible(config: SchedulerConfig, num_prompt_tokens: int, max_tokens
     if num_prompt_tokens > limit - 1:
         raise context_length_error(limit, num_prompt_tokens, max_tokens)
     total = min(num_prompt_tokens + max_tokens, limit)
-    capacity = config.block_need.room(config.num_blocks)
-    if total > capacity:
+    if config.block_need.blocks_for(total) > config.num_blocks:
+        capacity = config.block_need.room(config.num_blocks)
         raise InvalidRequestError(
             f"The prompt's {num_prompt_tokens} tokens and {total - num_prompt_tokens} output tokens need {total} "
             f"places in the KV cache, which has {capacity}. Reduce the prompt or max_tokens, or start the server "

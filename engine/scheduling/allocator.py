@@ -10,6 +10,7 @@ Refuses to know order, budgets and rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from quire.engine.kv_groups import BlockNeed
 from quire.engine.scheduling.block_pool import BlockPool
@@ -81,8 +82,7 @@ class BlockAllocator:
         known. Frees those that none of them sees."""
         for group, window in enumerate(self.need.windows):
             if window is not None and position >= window:
-                for block in runs[group].drop_before(self.need.first_column(group, position)):
-                    self._release(block)
+                self._release(runs[group].drop_before(self.need.first_column(group, position)))
         return self._num_missing(runs, num_tokens)
 
     def extend(self, runs: Sequence[BlockRun], num_tokens: int) -> tuple[list[int], list[int], list[int]]:
@@ -111,10 +111,10 @@ class BlockAllocator:
 
     def free(self, runs: list[BlockRun]) -> None:
         """Gives a whole sequence back and empties the list. The end goes first: it is of use to fewer prompts."""
-        for column in range(max(run.end for run in runs) - 1, -1, -1):
-            for run in runs:
-                if run.first <= column < run.end:
-                    self._release(run.at(column))
+        end = max(run.end for run in runs)
+        # Of each column from the last on, the groups' blocks; a run that is shorter at its end has none there.
+        backwards = [[None] * (end - run.end) + run.blocks[::-1] for run in runs]
+        self._release([block for column in zip_longest(*backwards) for block in column if block is not None])
         runs.clear()
 
     def _num_missing(self, runs: Sequence[BlockRun], num_tokens: int) -> int:
@@ -129,5 +129,5 @@ class BlockAllocator:
             self.index.forget(blocks)
         return blocks
 
-    def _release(self, block: int) -> None:
-        self.pool.release(block, reusable=self.index is not None and block in self.index)
+    def _release(self, blocks: Sequence[int]) -> None:
+        self.pool.release(blocks, () if self.index is None else self.index)

@@ -6,7 +6,7 @@ Refuses to know what is in a block (`prefix_index`) and what a request is (`requ
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 
 class BlockPool:
@@ -48,12 +48,14 @@ class BlockPool:
                 del self._free[block]
             counts[block] += 1
 
-    def release(self, block: int, *, reusable: bool) -> None:
-        """One holder less. A block left without any is free: last in line if its content is `reusable`, else first."""
-        count = self.reference_counts[block] - 1
-        assert count >= 0, f"block {block} is released more often than held"
-        self.reference_counts[block] = count
-        if count == 0:
-            self._free[block] = None
-            if not reusable:
-                self._free.move_to_end(block, last=False)
+    def release(self, blocks: Iterable[int], reusable: Container[int]) -> None:
+        """One holder less of each. A block left without any is free: last in line if its content is `reusable`, else
+        first."""
+        free, counts = self._free, self.reference_counts
+        for block in blocks:
+            count = counts[block] = counts[block] - 1
+            assert count >= 0, f"block {block} is released more often than held"
+            if count == 0:
+                free[block] = None
+                if block not in reusable:
+                    free.move_to_end(block, last=False)

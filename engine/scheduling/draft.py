@@ -24,6 +24,25 @@ class Draft:
         self.leaders: list[Request] = []  # whose prompt this step completes
         self.under_pressure = False  # a running request got no block, or took another's
 
+    def decode(self, request: Request) -> None:
+        """Gives the request the one token that it misses; most of what a step is made of."""
+        plan, start = self.plan, request.num_computed
+        assert start < request.num_slots, request
+        self.budget -= 1
+        request.num_computed = start + 1
+        request.num_total += 1
+        if request.num_told < request.num_prompt_tokens:
+            self._tell(request, start + 1)
+        plan.rows.append(request.row)
+        plan.starts.append(start)
+        plan.num_tokens.append(1)
+        plan.samples.append(True)
+        self.sampled.append(request)
+        if self.names_decode_ids:
+            plan.known_ids.append(request.token_ids[start])
+        if request.prompt_step < 0:
+            self._computed(request)
+
     def compute(self, request: Request) -> None:
         """Gives the request as many of its missing tokens as the budget allows."""
         start = request.num_computed
@@ -40,7 +59,11 @@ class Draft:
                 self.plan.known_ids.append(request.token_ids[start])
         else:
             self.long.append((request, start, num_tokens, samples))
-        if request.prompt_step < 0 and request.num_computed >= request.num_prompt_tokens:
+        if request.prompt_step < 0:
+            self._computed(request)
+
+    def _computed(self, request: Request) -> None:
+        if request.num_computed >= request.num_prompt_tokens:
             request.prompt_step = self.plan.step
             if request.followers:
                 self.leaders.append(request)

@@ -44,7 +44,7 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._place_of)
 
-    def __contains__(self, block: int) -> bool:
+    def __contains__(self, block: object) -> bool:
         return block in self._place_of
 
     def num_known(self, group: int, hashes: Sequence[bytes]) -> int:
@@ -67,13 +67,15 @@ class PrefixIndex:
         self.num_query_tokens += num_query_tokens
         self.num_hit_tokens += num_hit_tokens
 
-    def register(self, group: int, digest: bytes, block: int) -> None:
-        """`block` holds this prefix from now on, unless another block already does: the first one stays."""
-        block_of = self._block_of[group]
-        if digest not in block_of:
-            assert block not in self._place_of, f"block {block} is registered under another hash"
-            block_of[digest] = block
-            self._place_of[block] = group, digest
+    def register(self, digest: bytes, blocks: Sequence[int | None]) -> None:
+        """Of each group, the block holds this prefix from now on, unless another block already does: the first one
+        stays. None: a group's window has passed it."""
+        place_of = self._place_of
+        for group, (block_of, block) in enumerate(zip(self._block_of, blocks)):
+            if block is not None and digest not in block_of:
+                assert block not in place_of, f"block {block} is registered under another hash"
+                block_of[digest] = block
+                place_of[block] = group, digest
 
     def forget(self, blocks: Iterable[int]) -> None:
         """The blocks get new content."""

@@ -59,7 +59,8 @@ class Request:
         self.stop_token_id = -1
         self.num_cached_tokens = -1  # prompt tokens found in the prefix cache; -1 until first admitted
         self.num_preemptions = 0
-        self.num_told = 1  # of the prompt's tokens, those whose logprobs are planned to be told, and the first
+        # Of the prompt's tokens, those whose logprobs are planned to be told, and the first; all where none is wanted.
+        self.num_told = 1 if sampling.prompt_logprobs >= 0 else self.num_prompt_tokens
         # Set by the scheduler when the request is added.
         self.order: Order = (priority, 0.0, 0)  # the smaller goes first, in the queue and among the running
         self.max_total = 0  # num_total never grows beyond it
@@ -90,7 +91,7 @@ class Request:
     @property
     def tells(self) -> bool:
         """Whether logprobs of its prompt are still to be told."""
-        return self.sampling.prompt_logprobs >= 0 and self.num_told < self.num_prompt_tokens
+        return self.num_told < self.num_prompt_tokens
 
     @property
     def num_in_flight(self) -> int:

@@ -300,7 +300,7 @@ class Scheduler:
             elif num_microbatches > 1 and (request.num_in_flight or draft.num_decodes == share):
                 continue
             elif request.num_computed < request.num_slots or self._grow(request, draft):
-                draft.compute(request)
+                draft.decode(request)
             else:
                 break
         for request in prefilling:
@@ -453,9 +453,9 @@ class Scheduler:
         if num_full > request.num_registered:
             hashes = request.block_hashes
             extend_hashes(hashes, request.token_ids, num_full, block_size, request.cache_salt)
-            for group, run in enumerate(request.blocks):
-                for column in range(max(request.num_registered, run.first), num_full):
-                    index.register(group, hashes[column], run.at(column))
+            for column in range(request.num_registered, num_full):
+                index.register(hashes[column], [run.at(column) if column >= run.first else None
+                                                for run in request.blocks])
             request.num_registered = num_full
         request.register_at = (request.num_registered + 1) * block_size
 

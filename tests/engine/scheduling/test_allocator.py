@@ -20,9 +20,8 @@ def cached_sequence(allocator: BlockAllocator, token_ids: list[int]) -> tuple[li
     assert runs is not None
     hashes: list[bytes] = []
     extend_hashes(hashes, token_ids, len(token_ids) // BLOCK, BLOCK, "")
-    for group, run in enumerate(runs):
-        for digest, block in zip(hashes, run.blocks):
-            allocator.index.register(group, digest, block)
+    for digest, *blocks in zip(hashes, *(run.blocks for run in runs)):
+        allocator.index.register(digest, blocks)
     return runs, hashes
 
 

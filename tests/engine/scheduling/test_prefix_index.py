@@ -38,9 +38,9 @@ def test_a_salt_isolates() -> None:
 def test_a_match_ends_at_the_first_unknown_block() -> None:
     index = PrefixIndex(2)
     hashes = hashes_of([1, 2, 3, 4, 5, 6])
-    index.register(0, hashes[0], 7)
-    index.register(0, hashes[2], 9)
-    index.register(1, hashes[1], 8)
+    index.register(hashes[0], [7, None])
+    index.register(hashes[2], [9, None])
+    index.register(hashes[1], [None, 8])
     assert index.num_known(0, hashes) == 1
     assert index.blocks(0, hashes[:1]) == [7]
     assert index.last_unknown(0, hashes, 1, 3) == 1
@@ -50,8 +50,8 @@ def test_a_match_ends_at_the_first_unknown_block() -> None:
 def test_the_first_block_of_a_prefix_stays_until_it_is_forgotten() -> None:
     index = PrefixIndex(1)
     (digest,) = hashes_of([1, 2])
-    index.register(0, digest, 3)
-    index.register(0, digest, 4)
+    index.register(digest, [3])
+    index.register(digest, [4])
     index.forget([4])
     assert index.blocks(0, [digest]) == [3]
     index.forget([3])
