@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
+from quire.engine import pooled_sums
 from quire.engine.admission import Account, Admission, most_queued_tokens
 from quire.engine.config import EngineArgs, SchedulerConfig
 from quire.engine.division import require_divisible
-from quire.engine.errors import InvalidRequestError
+from quire.engine.errors import NO_HEAD, InvalidRequestError
 from quire.engine.execution.device import return_freed_memory, settle
 from quire.engine.execution.executor import Executor, InProcessExecutor, Launched
 from quire.engine.execution.hardware import of_this_machine
@@ -125,6 +126,7 @@ class EngineCore:
             max_logprobs=args.max_logprobs,
             instance=uuid.uuid4().hex,
             load_s=time.monotonic() - began,
+            generates=self._executor.generates,
         )
 
     def close(self) -> None:
@@ -137,6 +139,8 @@ class EngineCore:
         ids = [sample.id for sample in message.samples]
         try:
             longest = max((len(sample.output_token_ids) for sample in message.samples), default=0)
+            if not (self.info.generates or message.sampling.pooling):
+                raise InvalidRequestError(NO_HEAD, "model")
             self.scheduler.check_admissible(len(message.prompt_token_ids), message.sampling.max_tokens, longest)
         except InvalidRequestError as error:
             return Rejected(ids, "invalid", error.message, error.param or "")
@@ -234,7 +238,18 @@ class EngineCore:
         self._last_step = time.monotonic()
         now = self._admission.now()
         told = [_told_of_prompt(*part) for part in self.scheduler.take_told()]
+        for request, summed, is_end in self.scheduler.take_pooled():
+            pooled_sums.add(request, summed)
+            if is_end:
+                told.append(self._pooled(request))
         return told + [self._delta(event, now) for event in events]
+
+    def _pooled(self, request: Request) -> tuple[Owner, Delta]:
+        owner, id = cast(tuple[Owner, int], request.key)
+        self._trials.settled(self._unfinished[owner][id])
+        self._ended(owner, id)
+        return owner, Delta(id, [], "stop", num_cached_tokens=request.num_cached_tokens,
+                            pooled=pooled_sums.vector(request))
 
     def _take_up(self, requests: list[Request]) -> list[tuple[Owner, int]]:
         self._admission.departed(len(requests), sum(request.num_prompt_tokens for request in requests))

@@ -32,6 +32,9 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     logit_biases: bytes = b""
     grammar: str = ""  # that the output follows, in llguidance's form; checked by the front end
     prompt_logprobs: int = -1  # how many alternatives to each token of the prompt; -1 = none wanted
+    # "last" or "mean": no token is sampled (max_tokens is 0), what is wanted is the hidden state of the prompt's last
+    # token, or the mean of all. "": tokens are.
+    pooling: str = ""
 
 
 class SampleSpec(msgspec.Struct, array_like=True, frozen=True):
@@ -96,6 +99,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     max_logprobs: int
     instance: str  # changes with every engine start; a worker that sees a new one resubmits
     load_s: float = 0.0
+    generates: bool = True  # False: the model has no head, and only prompts to be pooled are taken
 
 
 class Ready(msgspec.Struct, array_like=True, tag="ready", frozen=True):
@@ -197,6 +201,7 @@ class Delta(msgspec.Struct, array_like=True):
     logprobs: list[TokenLogprobs] = []  # parallel to token_ids where wanted
     num_cached_tokens: int = -1  # prompt tokens found in the prefix cache; set on the first delta only
     prompt_logprobs: PromptLogprobs | None = None  # in a delta of its own, before the first that has a token
+    pooled: bytes = b""  # what Sampling.pooling asks for, float32 each; in the only delta, which ends the sample
 
 
 class Deltas(msgspec.Struct, array_like=True, tag="deltas"):

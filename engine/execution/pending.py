@@ -20,21 +20,24 @@ class Pending:
     logprobs: tuple[torch.Tensor, ...] | None = None  # of the samples in `wanted`, in that order
     wanted: dict[int, int] = field(default_factory=dict)  # by place, how many alternatives
     told: ToldPrompts | None = None
+    pooled: torch.Tensor | None = None  # [pooled rows, width] float32
     _ids: list[int] | None = None
 
     @classmethod
     def of(cls, token_ids: torch.Tensor | None, logprobs: Logprobs | None = None, wanted: dict[int, int] | None = None,
-           told: ToldPrompts | None = None) -> Pending:
+           told: ToldPrompts | None = None, pooled: torch.Tensor | None = None) -> Pending:
         """On the step's own device."""
         event = None
-        here = [t for t in (token_ids, *(logprobs or ()), *(told.tensors if told is not None else ())) if t is not None]
+        here = [t for t in (token_ids, pooled, *(logprobs or ()), *(told.tensors if told is not None else ()))
+                if t is not None]
         copied: tuple[torch.Tensor, ...] | None = logprobs
         if here[0].is_cuda:
             token_ids = None if token_ids is None else _to_host(token_ids)
             copied = None if logprobs is None else tuple(map(_to_host, logprobs))
             told = None if told is None else replace(told, tensors=tuple(map(_to_host, told.tensors)))
+            pooled = None if pooled is None else _to_host(pooled)
             event = _recorded()
-        return cls(event, token_ids, copied, wanted or {}, told)
+        return cls(event, token_ids, copied, wanted or {}, told, pooled)
 
     @classmethod
     def empty(cls, device: torch.device) -> Pending:
@@ -59,6 +62,8 @@ class Pending:
                                for i, (place, k) in enumerate(self.wanted.items())}
         if self.told is not None:
             result.prompt_logprobs = self.told.lists()
+        if self.pooled is not None:
+            result.pooled = [row.tobytes() for row in self.pooled.numpy()]
         return result
 
 

@@ -74,9 +74,10 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._running: list[Request] = []
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
-        # step, requests that it samples for, requests whose prompts it tells of
-        self._in_flight: deque[tuple[int, list[Request], list[Request]]] = deque()
+        # step, requests that it samples for, requests whose prompts it tells of, those that it pools
+        self._in_flight: deque[tuple[int, list[Request], list[Request], list[tuple[Request, bool]]]] = deque()
         self._told: list[tuple[Request, int, list[Logprobs]]] = []  # and not reported yet
+        self._pooled: list[tuple[Request, bytes, bool]] = []  # as take_pooled reports them
         self._started: list[Request] = []  # taken up for the first time, and not reported yet
         self._parts: list[tuple[Request, int, int]] = []  # of prompts, planned and not reported yet: from, to before
         self._running_changed = False  # since the shared beginning was looked for
@@ -124,11 +125,13 @@ class Scheduler:
         return index.num_hit_tokens if index is not None else 0
 
     def check_admissible(self, num_prompt_tokens: int, max_tokens: int, num_output_tokens: int = 0) -> None:
-        """Raises InvalidRequestError for a request that could never be finished. `add` takes only others."""
+        """Raises InvalidRequestError for a request that could never be finished. `add` takes only others.
+
+        max_tokens: 0 of a prompt that is pooled, which may take all of the context."""
         limit = self.config.max_model_len
         if num_prompt_tokens < 1:
             raise InvalidRequestError("The prompt must contain at least one token.", "prompt")
-        if num_prompt_tokens > limit - 1:
+        if num_prompt_tokens > limit - (max_tokens > 0):
             raise context_length_error(limit, num_prompt_tokens, max_tokens)
         total = min(num_prompt_tokens + max_tokens, limit)
         capacity = self.config.block_need.room(self.config.num_blocks)
@@ -137,7 +140,7 @@ class Scheduler:
                 f"The prompt's {num_prompt_tokens} tokens and {total - num_prompt_tokens} output tokens need {total} "
                 f"places in the KV cache, which has {capacity}. Reduce the prompt or max_tokens, or start the server "
                 "with more cache (--gpu-memory-utilization or --kv-cache-memory-bytes).", "max_tokens")
-        if num_prompt_tokens + num_output_tokens >= total:
+        if max_tokens and num_prompt_tokens + num_output_tokens >= total:
             raise InvalidRequestError(
                 f"Nothing is left to generate: {num_output_tokens} output tokens are given, and the limit is "
                 f"{total - num_prompt_tokens}.", "max_tokens")
@@ -149,6 +152,8 @@ class Scheduler:
             assert request.key not in self._requests, f"{request.key!r} is added twice"
             self._requests[request.key] = request
             request.max_total = min(request.num_prompt_tokens + request.sampling.max_tokens, self.config.max_model_len)
+            if request.pools:
+                request.max_total = request.num_prompt_tokens + 1
             assert request.num_total < request.max_total, request
             if request is not leader:
                 request.leader = leader
@@ -183,7 +188,7 @@ class Scheduler:
                 self._waiting.push(follower)
             leader.followers = []
         self.num_steps += 1
-        self._in_flight.append((plan.step, draft.sampled, draft.told))
+        self._in_flight.append((plan.step, draft.sampled, draft.told, draft.pooled))
         return plan
 
     def take_started(self) -> list[Request]:
@@ -201,18 +206,26 @@ class Scheduler:
         told, self._told = self._told, []
         return told
 
+    def take_pooled(self) -> list[tuple[Request, bytes, bool]]:
+        """The sums of hidden states of committed steps since this was last asked, and whether they finish the request.
+        """
+        pooled, self._pooled = self._pooled, []
+        return pooled
+
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Takes in the oldest planned step's tokens. Those of requests that ended meanwhile are dropped.
 
         A request preempted meanwhile keeps its token: it was sampled from the right state, and a request with tokens
         in flight is not resumed before they are known.
         """
-        step, sampled, told = self._in_flight.popleft()
+        step, sampled, told, pooled = self._in_flight.popleft()
         assert step == plan.step, f"step {plan.step} is committed before step {step}"
         assert len(result.token_ids) == len(sampled), (len(result.token_ids), len(sampled))
         self._told += [(request, first, found) for request, first, found
                        in zip(told, plan.told_firsts, result.prompt_logprobs)
                        if request.status is not RequestStatus.FINISHED]
+        if pooled:
+            self._take_sums(pooled, result.pooled)
         events = []
         logprobs = result.logprobs
         finished = RequestStatus.FINISHED
@@ -239,6 +252,14 @@ class Scheduler:
             events.append(TokenEvent(request, token_id, reason, stop_token_id, logprobs.get(place)))
         self.num_generation_tokens += len(events)
         return events
+
+    def _take_sums(self, pooled: list[tuple[Request, bool]], sums: list[bytes]) -> None:
+        for (request, is_end), summed in zip(pooled, sums, strict=True):
+            if request.status is RequestStatus.FINISHED:
+                continue
+            if is_end:
+                self._finish(request, "stop")
+            self._pooled.append((request, summed, is_end))
 
     # -- planning
 
@@ -349,8 +370,8 @@ class Scheduler:
                       tuple(run.at(num_full) for run in leader.blocks) if partial else (), leader)
 
     def _cached(self, request: Request) -> _Reuse:
-        """What the prefix cache has of the request's beginning: nothing, where all of it is to be told of."""
-        if request.tells:
+        """What the prefix cache has of the request's beginning: nothing, where more of it is wanted than K and V."""
+        if request.needs_every_token:
             return _Reuse(0, self._allocator.nothing())
         shared = self._allocator.match(request.block_hashes[:self._hash_prompt(request)])
         return _Reuse(shared[0].end * self.config.block_size, shared)

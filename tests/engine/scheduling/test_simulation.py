@@ -6,8 +6,9 @@ of all tokens up to it. So any wrong block, stale copy, lost or repeated token c
 
 from __future__ import annotations
 
+import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -41,6 +42,8 @@ def next_token(token_ids: list[int], seed: int) -> int:
 def undisturbed(request: Request, max_model_len: int) -> tuple[list[int], str]:
     """The tokens and finish reason of a request that runs alone."""
     token_ids = request.token_ids.copy()
+    if request.sampling.pooling:
+        return token_ids, "stop"
     limit = min(request.num_prompt_tokens + request.sampling.max_tokens, max_model_len)
     while True:
         token_ids.append(next_token(token_ids, request.seed))
@@ -101,7 +104,15 @@ class SimulatedDevice:
                 assert len(self.tokens[row]) == start + num_tokens
                 sampled.append(next_token(self.tokens[row], self.seeds[row]))
                 self.tokens[row].append(sampled[-1])
-        return StepResult(sampled)
+        return StepResult(sampled, pooled=[self.sum_of(plan, *each) for each in
+                                           zip(plan.pooled_places, plan.pooled_counts)])
+
+    def sum_of(self, plan: StepPlan, place: int, count: int) -> bytes:
+        """Instead of a sum, what is summed: of which tokens it is can be told afterwards."""
+        row, start, num_tokens = plan.rows[place], plan.starts[place], plan.num_tokens[place]
+        assert 0 < count <= num_tokens
+        assert not plan.samples[place]
+        return json.dumps(chain(self.tokens[row][:start + num_tokens])[-count:]).encode()
 
     def check_first_stage(self, plan: StepPlan, spans: list[tuple[int, int, int]]) -> None:
         assert len(plan.decode_ids) == plan.num_decodes
@@ -173,6 +184,10 @@ class Group:
 @st.composite
 def groups(draw: st.DrawFn) -> Group:
     base = draw(st.sampled_from([[1, 2, 3, 4, 5, 6, 7, 8] * 4, [1, 2, 3, 4, 9, 9, 9, 9] * 4]))
+    if pooling := draw(st.sampled_from(["", "", "", "last", "mean"])):
+        sampling = Sampling(max_tokens=0, pooling=pooling)
+        return Group(draw(st.integers(0, 25)), base[:draw(st.integers(1, 32))], 1, sampling, [], draw(
+            st.sampled_from([0, 0, 0, -1, 1])), aborts=draw(st.sampled_from([{}, {}, {0: 9}])))
     num_samples = draw(st.sampled_from([1, 1, 2, 3, 4]))
     return Group(
         turn=draw(st.integers(0, 25)),
@@ -215,6 +230,7 @@ class Simulation:
         self.requests: dict[Hashable, Request] = {}
         self.ended: dict[Hashable, str] = {}
         self.num_copies = 0
+        self.pooled: defaultdict[Hashable, list[int]] = defaultdict(list)
 
     def run(self) -> None:
         turn = 0
@@ -265,6 +281,11 @@ class Simulation:
             assert event_.token_id == event_.request.token_ids[-1]
             if event_.finish_reason:
                 self.ended[key] = event_.finish_reason
+        for request, summed, is_end in self.scheduler.take_pooled():
+            assert request.key not in self.ended, "a part after the end"
+            self.pooled[request.key] += json.loads(summed)
+            if is_end:
+                self.ended[request.key] = request.finish_reason
         check_holdings(self.scheduler)
 
     def check_outputs(self) -> None:
@@ -275,8 +296,11 @@ class Simulation:
             assert request.finish_reason == self.ended[key]
             if self.ended[key] == "abort":
                 assert request.token_ids == token_ids[:len(request.token_ids)]
-            else:
-                assert (request.token_ids, self.ended[key]) == (token_ids, reason)
+                continue
+            assert (request.token_ids, self.ended[key]) == (token_ids, reason)
+            if request.pools:
+                every = chain(token_ids)
+                assert self.pooled[key] == (every[-1:] if request.sampling.pooling == "last" else every)
         assert self.scheduler.kv_usage == 0
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0
         assert not self.scheduler._waiting
@@ -305,6 +329,10 @@ def crowded(rng: random.Random, windows: tuple[int | None, ...] = (None,)) -> Si
     groups = []
     for _ in range(rng.randint(3, 8)):
         prompt = base[:rng.randint(0, 16)] + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 6))]
+        if rng.random() < 0.2:
+            groups.append(Group(rng.randint(0, 12), prompt * 2, 1,
+                                Sampling(max_tokens=0, pooling=rng.choice(["last", "mean"])), [], rng.choice([0, 1])))
+            continue
         num_samples = rng.choice([1, 1, 2, 3, 5])
         groups.append(Group(
             turn=rng.randint(0, 12), prompt=prompt, num_samples=num_samples,
