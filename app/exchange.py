@@ -1,14 +1,17 @@
 """One HTTP request's dealings with the engine: its deadlines set, its prompts submitted, their updates merged, its
 tokens and times kept.
 
-Leaving it aborts what is unfinished. Knows nothing of chat, completions and JSON; both endpoints are built on it.
+Leaving it aborts what is unfinished. Knows nothing of chat, completions and JSON; all endpoints of the model are built
+on it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from array import array
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from functools import partial
 from types import TracebackType
 
 from starlette.requests import Request
@@ -23,6 +26,7 @@ from quire.engine.errors import OverloadedError
 from quire.engine.frontend.async_llm import Stream
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.messages import TokenLogprobs
+from quire.engine.pooling_params import PoolingParams
 from quire.engine.sampling_params import SamplingParams
 
 MOST_TOLD = 2**20  # logprobs of prompts' tokens that a reply repeats
@@ -73,14 +77,14 @@ class Exchange:
         """For the reply: where the key stands with its limits, as of the last prompt accepted."""
         return rate_headers(self._record.rate)
 
-    def check_prompts(self, num_prompts: int) -> None:
+    def check_prompts(self, num_prompts: int, field: str = "prompt") -> None:
         """Raises ApiError for more prompts than the key may ever have running or send, as each counts as a request."""
         key = self._record.key
         limits = (key.max_concurrent, "unfinished requests"), (key.requests_per_minute, "requests a minute")
         for limit, what in limits:
             if limit and num_prompts > limit:
                 raise ApiError(400, f"{num_prompts} prompts count as {num_prompts} requests, and the key {key.name!r} "
-                                    f"may have {limit} {what}. Send at most {limit} prompts at a time.", "prompt")
+                                    f"may have {limit} {what}. Send at most {limit} prompts at a time.", field)
 
     def stream(self, frames: AsyncGenerator[bytes, None], kind: type[EventStream] = EventStream) -> EventStream:
         """The reply made of `frames`."""
@@ -90,21 +94,38 @@ class Exchange:
     async def submit(self, prompt: str | list[int], params: SamplingParams, *, priority: int, cache_salt: str,
                      add_special_tokens: bool) -> None:
         """Send one prompt; returns when the engine accepted it. Raises what AsyncLLMEngine.submit raises."""
+        stream = await self._accepted(partial(self._service.engine.submit, prompt, params), priority, cache_salt,
+                                      add_special_tokens=add_special_tokens)
+        if params.prompt_logprobs is not None:
+            await self._bound_told(len(stream.prompt_token_ids) * params.n * (params.prompt_logprobs + 1))
+        self._note(stream, prompt, params.n)
+
+    async def submit_embedding(self, prompt: str | list[int], params: PoolingParams, *, priority: int, cache_salt: str,
+                               add_special_tokens: bool) -> None:
+        """As `submit`, for a vector."""
+        stream = await self._accepted(partial(self._service.engine.submit_embedding, prompt, params), priority,
+                                      cache_salt, add_special_tokens=add_special_tokens)
+        self._note(stream, prompt, 1)
+
+    async def _accepted(self, submit: Callable[..., Awaitable[Stream]], priority: int, cache_salt: str, *,
+                        add_special_tokens: bool) -> Stream:
         record = self._record
         if record.submitted is None:
             record.submitted = time.perf_counter()
         try:
-            stream = await self._service.engine.submit(
-                prompt, params, record.request_id, priority=self._key.effective_priority(priority), key=record.key,
+            stream = await submit(
+                record.request_id, priority=self._key.effective_priority(priority), key=record.key,
                 cache_salt=self._service.prefix_salt(self._key, cache_salt),
                 queue_timeout_s=self._deadlines.queue_timeout_s(record), add_special_tokens=add_special_tokens)
         except OverloadedError as error:
             raise self._service.door.refused(record.key.name, error) from None
         self._streams.append(stream)
-        if params.prompt_logprobs is not None:
-            await self._bound_told(len(stream.prompt_token_ids) * params.n * (params.prompt_logprobs + 1))
+        return stream
+
+    def _note(self, stream: Stream, prompt: str | list[int], num_samples: int) -> None:
+        record = self._record
         record.rate = stream.rate
-        record.num_samples += params.n
+        record.num_samples += num_samples
         if record.content is not None:
             record.content.prompts.append(str(prompt))
         record.prompt_tokens += len(stream.prompt_token_ids)
@@ -144,6 +165,14 @@ class Exchange:
         except OverloadedError as error:
             self._deadlines.name_choice(error)
             raise self._service.door.refused(self._record.key.name, error) from None
+
+    async def vectors(self) -> AsyncGenerator[tuple[int, array[float]], None]:
+        """Those of all prompts, as they come: each with its prompt's place."""
+        streams = list(self._streams)
+        async for update in self.updates(1):
+            if self._record.first_token is None:
+                self._record.first_token = time.perf_counter()  # the deadline for a first sign is met
+            yield update.index, streams[update.index].embedding
 
     async def close(self) -> None:
         streams, self._streams = self._streams, []

@@ -15,10 +15,11 @@ from functools import partial
 from itertools import zip_longest
 from typing import cast
 
+from quire.engine import pooled_sums
 from quire.engine.admission import Account, Admission, most_queued_tokens
 from quire.engine.config import EngineArgs, SchedulerConfig
 from quire.engine.division import require_divisible
-from quire.engine.errors import InvalidRequestError
+from quire.engine.errors import NO_HEAD, InvalidRequestError
 from quire.engine.execution.device import return_freed_memory, settle
 from quire.engine.execution.executor import Executor, InProcessExecutor, Launched
 from quire.engine.execution.hardware import of_this_machine
@@ -130,6 +131,7 @@ class EngineCore:
             max_logprobs=args.max_logprobs,
             instance=uuid.uuid4().hex,
             load_s=time.monotonic() - began,
+            generates=self._executor.generates,
         )
 
     def close(self) -> None:
@@ -142,6 +144,8 @@ class EngineCore:
         ids = [sample.id for sample in message.samples]
         try:
             longest = max((len(sample.output_token_ids) for sample in message.samples), default=0)
+            if not (self.info.generates or message.sampling.pooling):
+                raise InvalidRequestError(NO_HEAD, "model")
             beams = message.sampling.beams
             self.scheduler.check_admissible(len(message.prompt_token_ids), message.sampling.max_tokens, longest,
                                             0 if beams is None else beams.width)
@@ -235,7 +239,18 @@ class EngineCore:
         deltas = told + self._deltas(events, now)
         for group in self.scheduler.take_ended_beams():
             deltas += self._results(group, now)
+        for request, summed, is_end in self.scheduler.take_pooled():
+            pooled_sums.add(request, summed)
+            if is_end:
+                deltas.append(self._pooled(request))
         return deltas
+
+    def _pooled(self, request: Request) -> tuple[Owner, Delta]:
+        owner, id = cast(tuple[Owner, int], request.key)
+        self._trials.settled(self._unfinished[owner][id])
+        self._ended(owner, id)
+        return owner, Delta(id, [], "stop", num_cached_tokens=request.num_cached_tokens,
+                            pooled=pooled_sums.vector(request))
 
     def _take_up(self, requests: list[Request]) -> list[tuple[Owner, int]]:
         self._admission.departed(len(requests), sum(request.num_prompt_tokens for request in requests))

@@ -38,6 +38,11 @@ class ContextLengthError(InvalidRequestError):
         self._at_least = at_least
         self._field = field
         least = "at least " if at_least else ""
+        if not max_tokens:  # of a prompt that yields a vector
+            super().__init__(f"This model's maximum context length is {max_model_len} tokens{reason}. However, your "
+                             f"prompt contains {least}{num_prompt} tokens. Please reduce its length, or ask for its "
+                             f"beginning with truncate_prompt_tokens{remedy}.", "prompt")
+            return
         super().__init__(
             f"This model's maximum context length is {max_model_len} tokens{reason}. However, you requested "
             f"{max_tokens} output tokens and your prompt contains {least}{num_prompt} input tokens, for a total of "
@@ -53,6 +58,10 @@ class ContextLengthError(InvalidRequestError):
 NOTHING_LEFT_TO_DRAW = ("No token is left that could be drawn: allowed_token_ids, bad_words, logit_bias, the stop "
                         "tokens that min_tokens holds back and the form asked for, which may have become too costly "
                         "to follow, exclude all of them.")
+
+
+NO_HEAD = ("This model has no head that goes on with a text, so it does not generate: it makes embeddings "
+           "(/v1/embeddings, LLM.embed).")
 
 
 def context_length_error(max_model_len: int, num_prompt: int, max_tokens: int, *,

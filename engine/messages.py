@@ -45,6 +45,9 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     grammar: str = ""  # that the output follows, in llguidance's form; checked by the front end
     prompt_logprobs: int = -1  # how many alternatives to each token of the prompt; -1 = none wanted
     beams: Beams | None = None  # of a beam search, whose results the request's samples are, best first
+    # "last" or "mean": no token is sampled (max_tokens is 0), what is wanted is the hidden state of the prompt's last
+    # token, or the mean of all. "": tokens are.
+    pooling: str = ""
 
     @property
     def num_alternatives(self) -> int:
@@ -114,6 +117,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     max_logprobs: int
     instance: str  # changes with every engine start; a worker that sees a new one resubmits
     load_s: float = 0.0
+    generates: bool = True  # False: the model has no head, and only prompts to be pooled are taken
 
 
 class Ready(msgspec.Struct, array_like=True, tag="ready", frozen=True):
@@ -216,6 +220,7 @@ class Delta(msgspec.Struct, array_like=True):
     num_cached_tokens: int = -1  # prompt tokens found in the prefix cache; set on the first delta only
     prompt_logprobs: PromptLogprobs | None = None  # in a delta of its own, before the first that has a token
     cumulative_logprob: float | None = None  # of a beam search: the sum over all its tokens, which come in one delta
+    pooled: bytes = b""  # what Sampling.pooling asks for, float32 each; in the only delta, which ends the sample
 
 
 class Deltas(msgspec.Struct, array_like=True, tag="deltas"):

@@ -9,6 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quire.engine.kv_groups import KVGroups, kv_groups
+from quire.engine.model_registry import BASE_MODELS
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """How the model's embeddings are made, where its files say."""
+
+    kind: str = "last"  # or "mean", of the hidden states behind the final norm
+    normalize: bool = True  # to length 1
+    # Lengths that a vector may be cut to (Matryoshka): only these, or with () any where `can_be_cut`.
+    can_be_cut: bool = False
+    lengths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +43,12 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()  # from generation_config.json where it says more than config.json
     hf: dict[str, Any] = field(default_factory=dict)  # the whole config.json (for GGUF: the same keys, translated)
     generation_defaults: dict[str, Any] = field(default_factory=dict)  # generation_config.json's sampling fields
+    pooling: Pooling = Pooling()
+
+    @property
+    def is_base_model(self) -> bool:
+        """Whether the architecture is one without a head, whose model makes embeddings alone."""
+        return self.architecture in BASE_MODELS
 
     @property
     def kv_groups(self) -> KVGroups:

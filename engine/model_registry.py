@@ -55,13 +55,28 @@ FAMILIES = {
 }
 
 
+# Without a head: what a base model's checkpoint names is run like the family's own, and makes embeddings alone.
+BASE_MODELS = {
+    "Gemma2Model": "Gemma2ForCausalLM",
+    "Gemma3TextModel": "Gemma3ForCausalLM",
+    "GemmaModel": "GemmaForCausalLM",
+    "GPT2Model": "GPT2LMHeadModel",
+    "GPTNeoXModel": "GPTNeoXForCausalLM",
+    "LlamaModel": "LlamaForCausalLM",
+    "MistralModel": "MistralForCausalLM",
+    "Phi3Model": "Phi3ForCausalLM",
+    "Qwen2Model": "Qwen2ForCausalLM",
+    "Qwen3Model": "Qwen3ForCausalLM",
+}
+
+
 def family_of(architecture: str, model_impl: str) -> Family | None:
     """By --model-impl: our own (quire), transformers' code (transformers), or the first that there is (auto)."""
     if model_impl == "transformers":
         return OTHER
-    return FAMILIES.get(architecture, OTHER if model_impl == "auto" else None)
+    return FAMILIES.get(BASE_MODELS.get(architecture, architecture), OTHER if model_impl == "auto" else None)
 
 
 def overflows_float16(architecture: str) -> bool:
     """Whoever's code runs it."""
-    return FAMILIES.get(architecture, OTHER).overflows_float16
+    return FAMILIES.get(BASE_MODELS.get(architecture, architecture), OTHER).overflows_float16

@@ -63,6 +63,14 @@ class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     told_places: list[int] = []
     told_firsts: list[int] = []
     told_counts: list[int] = []
+    # Rows (by place in `rows`) whose hidden states are wanted: of so many tokens, the last that are computed of each.
+    pooled_places: list[int] = []
+    pooled_counts: list[int] = []
+
+    @property
+    def needs_all_tokens(self) -> bool:
+        """Whether what the last layer makes of other tokens than each row's last is wanted too."""
+        return bool(self.told_places) or (bool(self.pooled_counts) and max(self.pooled_counts) > 1)
 
     @property
     def only_decodes(self) -> bool:
@@ -96,6 +104,7 @@ class StepResult(msgspec.Struct, array_like=True):
     token_ids: list[int]
     logprobs: dict[int, Logprobs] = {}  # for rows that asked for them, by place in token_ids
     prompt_logprobs: list[list[Logprobs]] = []  # of each row in told_places, of each of its tokens
+    pooled: list[bytes] = []  # of each row in pooled_places, the sum of its tokens' hidden states: float32 each
 
 
 class Allocate(msgspec.Struct, array_like=True, tag="allocate"):
@@ -114,6 +123,7 @@ class Capacity(msgspec.Struct, array_like=True, tag="capacity"):
 
     num_blocks: int
     vocab_size: int
+    generates: bool = True  # False: the model has no head, and makes hidden states alone
 
 
 class Prepared(msgspec.Struct, array_like=True, tag="prepared"):

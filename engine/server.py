@@ -111,6 +111,8 @@ class EngineServer:
     def run(self, core: EngineCore) -> None:
         """Serve until `stop`. An error in a step is the end of the engine: it is raised, never papered over."""
         self._core = core
+        if not core.info.generates:
+            log.info("the model has no head", makes="embeddings alone")
         self._broadcast(Ready(core.info, self._after_kill))
         while not self._stopping:
             self._receive(timeout_ms=0 if core.has_work else int(HOUSEKEEPING_S * 1000))

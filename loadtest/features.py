@@ -25,9 +25,9 @@ SHORT, LONG = 8, 72  # new tokens
 Make = Callable[[int], dict[str, Any]]  # a row's number -> fields of SamplingParams
 
 
-def _schema(row: int) -> dict[str, Any]:
+def _schema(row: int, **string: Any) -> dict[str, Any]:
     """One that no other row has, and that no output of these lengths completes."""
-    properties = {f"name_{row}": {"type": "string", "maxLength": 20 + row % 7}, f"count_{row}": {"type": "integer"},
+    properties = {f"name_{row}": {"type": "string", **string}, f"count_{row}": {"type": "integer"},
                   "kind": {"enum": [f"kind {row} {i}" for i in range(5)]},
                   "inner": {"type": "object", "properties": {f"part_{row % 11}": {"type": ["number", "null"]}},
                             "required": [f"part_{row % 11}"], "additionalProperties": False}}
@@ -50,6 +50,8 @@ FEATURES: dict[str, Make] = {
     "logprobs 1": lambda row: {"logprobs": 1},
     "logprobs 20": lambda row: {"logprobs": 20},
     "a JSON schema each": lambda row: {"structured_outputs": {"json": _schema(row)}},
+    "a JSON schema each, with maxLength": lambda row: {
+        "structured_outputs": {"json": _schema(row, maxLength=20 + row % 7)}},
     "one regex": lambda row: {"structured_outputs": {"regex": "([a-z]{3,12} ){1000}"}},
 }
 FEATURES["penalties, bias, logprobs 5, schema"] = lambda row: {

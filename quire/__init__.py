@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from quire.engine.frontend.async_llm import AsyncEngineArgs, AsyncLLMEngine
     from quire.engine.frontend.beam_search import BeamSearchParams
     from quire.engine.frontend.llm import LLM
-    from quire.engine.frontend.outputs import CompletionOutput, RequestOutput
+    from quire.engine.frontend.outputs import (
+        CompletionOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        PoolingOutput,
+        PoolingRequestOutput,
+        RequestOutput,
+    )
+    from quire.engine.pooling_params import PoolingParams
     from quire.engine.sampling_params import RequestOutputKind, SamplingParams
     from quire.engine.structured_outputs import GuidedDecodingParams, StructuredOutputsParams
 
@@ -32,6 +40,11 @@ _PUBLIC = {
     "GuidedDecodingParams": "quire.engine.structured_outputs",
     "RequestOutput": "quire.engine.frontend.outputs",
     "CompletionOutput": "quire.engine.frontend.outputs",
+    "EmbeddingOutput": "quire.engine.frontend.outputs",
+    "EmbeddingRequestOutput": "quire.engine.frontend.outputs",
+    "PoolingOutput": "quire.engine.frontend.outputs",
+    "PoolingParams": "quire.engine.pooling_params",
+    "PoolingRequestOutput": "quire.engine.frontend.outputs",
 }
 
 __all__ = [
@@ -40,8 +53,13 @@ __all__ = [
     "AsyncLLMEngine",
     "BeamSearchParams",
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "EngineArgs",
     "GuidedDecodingParams",
+    "PoolingOutput",
+    "PoolingParams",
+    "PoolingRequestOutput",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",

@@ -50,7 +50,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 MOST_FIELD_BYTES = 2**20
 _MOST_BYTES = {"chat_template_kwargs": 64 * 2**10,  # of anything at all, which takes longer to decode
                **dict.fromkeys(("response_format", "structured_outputs", "guided_json", "structural_tag"), 300 * 2**10)}
-_LONG_FIELDS = frozenset({"prompt", "messages", "tokens"})
+_LONG_FIELDS = frozenset({"prompt", "messages", "tokens", "input"})
 _MOST_NEUTRAL_BYTES = 200  # no value that asks for nothing is longer
 
 _MOST_SHOWN_BYTES = 4096  # a longer value is not decoded again to show the part of it that is wrong

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from quire.app.errors import ApiError
-from quire.app.schemas.body import decode_field
-from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens
+from quire.app.schemas.prompts import prompts_of
+from quire.app.schemas.sampling import GenerationRequest, check_logprobs, check_max_tokens
 from quire.app.schemas.usage import Usage
 from quire.app.settings import ServeSettings
-from quire.engine.errors import context_length_error
-from quire.engine.frontend.prompts import check_json
 
 DEFAULT_MAX_TOKENS = 16
 MAX_ECHO_CHARACTERS = 2**20  # of more than one copy
 _CHARACTERS_OF_AN_ID = 4
-_MOST_ID_BYTES = 64  # in JSON, white space included
-_TOKEN_IDS = re.compile(rb"\[\s*-?\d")  # how a list of them begins
-_PROMPT = msgspec.json.Decoder(str | list[msgspec.Raw])
-_PART = msgspec.json.Decoder(str | list[int])
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -58,47 +50,9 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
                            "echo")
 
     def prompts(self, max_prompts: int, max_model_len: int) -> list[str | list[int]]:
-        """One or more prompts, each text or token ids. Raises ApiError, InvalidRequestError.
-
-        Counts before it decodes: a body may hold millions of ids. As many as can be served take 0.1 s all the same,
-        prompt by prompt, so a long body is for a thread.
-        """
-        raw = bytes(self.prompt)
-        if _TOKEN_IDS.match(raw) or raw.startswith(b'"'):
-            return [self._part(raw, "prompt", max_model_len)]
-        if raw.startswith(b"["):
-            check_at_most("prompt", _fewest_parts(raw), max_prompts, "--max-prompts", "prompts")
-        prompt = decode_field("prompt", _PROMPT, raw)
-        if isinstance(prompt, str):
-            return [prompt]
-        if not prompt:
-            raise ApiError(400, "prompt must not be an empty list.", "prompt")
-        check_at_most("prompt", len(prompt), max_prompts, "--max-prompts", "prompts")
-        return [self._part(bytes(part), f"prompt[{i}]", max_model_len) for i, part in enumerate(prompt)]
-
-    def _part(self, raw: bytes, where: str, max_model_len: int) -> str | list[int]:
-        if _TOKEN_IDS.match(raw):
-            num_tokens = raw.count(b",") + 1
-            if num_tokens >= max_model_len:
-                max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-                raise context_length_error(max_model_len, num_tokens, max_tokens)
-            if len(raw) > _MOST_ID_BYTES * (num_tokens + 1):
-                raise ApiError(400, f"{where} holds {num_tokens} token ids in {len(raw)} bytes; the server takes at "
-                               f"most {_MOST_ID_BYTES} for each.", where)
-        elif raw.startswith(b'"'):
-            check_json(raw, max_model_len)
-        try:
-            return decode_field(where, _PART, raw)
-        except ApiError as error:
-            raise ApiError(400, f"{error.message} prompt takes text, a list of texts, token ids, or a list of token id "
-                           "lists.", "prompt") from None
-
-
-def _fewest_parts(raw: bytes) -> int:
-    """How many texts or lists a list holds at least. Only texts with backslashes before quotes, and lists among texts,
-    make it more."""
-    num_quotes = raw.count(b'"')
-    return (num_quotes - raw.count(b'\\"')) // 2 if num_quotes else raw.count(b"[") - 1
+        """One or more. Raises ApiError, InvalidRequestError."""
+        max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return prompts_of("prompt", self.prompt, max_prompts, max_model_len, max_tokens or 1)
 
 
 class CompletionLogprobs(msgspec.Struct):

@@ -33,8 +33,8 @@ _MEANT = {"max_completion_tokens": "max_tokens", "num_predict": "max_tokens", "r
 _ELSEWHERE = {
     "prompt": "prompt is a field of /v1/completions; /v1/chat/completions takes messages",
     "messages": "messages is a field of /v1/chat/completions; /v1/completions takes prompt",
-    "input": "input is a field of OpenAI's responses and embeddings; send messages to /v1/chat/completions, or prompt "
-             "to /v1/completions",
+    "input": "input is a field of /v1/embeddings, and of OpenAI's responses; send messages to /v1/chat/completions, or "
+             "prompt to /v1/completions",
     "enable_thinking": "enable_thinking is the chat template's: send it within chat_template_kwargs",
     "extra_body": "extra_body is an argument of OpenAI's SDK, which puts what is in it into the body itself: send its "
                   "fields beside the others",

@@ -40,7 +40,7 @@ EARLY_REJECTIONS = ("key", "host", "loading", "draining", "body_too_large", "bod
                     "body_timeout", "connections", "pipelining", "client_certificate")
 ABORTS = ("disconnect", "deadline", "shutdown")
 SOURCES = ("local_compute", "local_cache_hit")
-GENERATING = ("/v1/chat/completions", "/v1/completions")
+OF_MODEL = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 STATUSES = ("200", "400", "401", "403", "404", "413", "429", "499", "500", "503", "504")
 
 
@@ -110,7 +110,7 @@ class Metrics:
             self._rejected.labels(rejected)
         for aborted in ABORTS:
             self._aborted.labels(aborted)
-        for handler in GENERATING:
+        for handler in OF_MODEL:
             for status in STATUSES:
                 self._http.labels("POST", handler, status, "")
             for status in ("503", "504"):
@@ -197,12 +197,17 @@ class Metrics:
         for histogram, value in (
                 (self._e2e, record.total_s), (self._queue, record.queue_s), (self._prefill, record.prefill_s),
                 (self._decode, record.decode_s), (self._inference, record.inference_s), (self._tpot, record.tpot_s),
-                (self._prompt_lengths, record.prompt_tokens), (self._output_lengths, record.output_tokens),
-                (self._longest_outputs, record.longest_output),
-                (self._computed_lengths, record.prompt_tokens - record.cached_tokens),
-                (self._asked_tokens, record.asked.params.max_tokens), (self._asked_samples, record.asked.params.n)):
+                (self._prompt_lengths, record.prompt_tokens),
+                (self._computed_lengths, record.prompt_tokens - record.cached_tokens)):
             if value is not None:
                 histogram.observe(value)
+        if (params := record.asked.params) is None:
+            return
+        self._output_lengths.observe(record.output_tokens)
+        self._longest_outputs.observe(record.longest_output)
+        self._asked_samples.observe(params.n)
+        if params.max_tokens is not None:
+            self._asked_tokens.observe(params.max_tokens)
 
     def _key_label(self, name: str) -> str:
         if name not in self._key_names:

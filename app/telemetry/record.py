@@ -17,12 +17,12 @@ CLIENT_DEADLINE = "client_deadline"  # why a request was refused, or ended: the 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a well-formed request for text asked for."""
+    """What a well-formed request of the model asked for."""
 
-    operation: str  # "chat" or "text_completion"
+    operation: str  # "chat", "text_completion" or "embeddings"
     model: str
     stream: bool
-    params: SamplingParams
+    params: SamplingParams | None  # None: for vectors
     reply_id: str
 
 

@@ -98,10 +98,6 @@ def _gen_ai(record: RequestRecord) -> dict[str, Any]:
         "gen_ai.provider.name": PROVIDER,
         "gen_ai.request.model": asked.model,
         "gen_ai.request.stream": asked.stream,
-        "gen_ai.request.max_tokens": asked.params.max_tokens,
-        "gen_ai.request.temperature": asked.params.temperature,
-        "gen_ai.request.top_p": asked.params.top_p,
-        "gen_ai.request.choice.count": asked.params.n if asked.params.n > 1 else None,
         "gen_ai.response.id": asked.reply_id,
         "gen_ai.response.model": asked.model,
         "gen_ai.response.finish_reasons": record.all_finish_reasons() or None,
@@ -111,6 +107,13 @@ def _gen_ai(record: RequestRecord) -> dict[str, Any]:
         "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
         "quire.request.resumed": record.num_resumed or None,
     }
+    if (params := asked.params) is not None:
+        values |= {
+            "gen_ai.request.max_tokens": params.max_tokens,
+            "gen_ai.request.temperature": params.temperature,
+            "gen_ai.request.top_p": params.top_p,
+            "gen_ai.request.choice.count": params.n if params.n > 1 else None,
+        }
     return {name: value for name, value in values.items() if value is not None}
 
 

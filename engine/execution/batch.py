@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.execution import pooled_rows
 from quire.engine.execution.request_table import RequestTable
 from quire.engine.execution.upload import Upload
 from quire.engine.plan import StepPlan
@@ -36,6 +37,8 @@ def pack(plan: StepPlan, upload: Upload) -> None:
         upload.add("sample_places", np.flatnonzero(plan.samples).astype(np.int32))
     if plan.told_places:
         upload.add("told_prompts", _told(plan, query_starts))
+    if plan.pooled_places:
+        pooled_rows.pack(plan, upload)
     if plan.shared_places:
         shared = np.zeros((2, plan.num_decodes), np.int32)  # lengths, members
         shared[0, plan.shared_places] = plan.num_shared_tokens
@@ -84,7 +87,7 @@ def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int,
         max_query_len=plan.max_query_len,
         max_context_len=max_context_len,
         first_whole=max((place + 1 for place, start in enumerate(plan.starts) if start), default=0),
-        last_tokens=None if plan.only_decodes or plan.told_places else upload["last_tokens"],
+        last_tokens=None if plan.only_decodes or plan.needs_all_tokens else upload["last_tokens"],
         shared=(upload["shared"][0], upload["shared"][1]) if plan.shared_places else None,
         host_query_lens=plan.num_tokens if host_lists else None,
         host_context_lens=ends if host_lists else None,

@@ -96,7 +96,7 @@ def _measure_worst_step(runner: ModelRunner, config: EngineConfig) -> int:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    runner.launch(warm_up.worst_plan(config)).result()
+    runner.launch(warm_up.worst_plan(config, samples=runner.model.generates)).result()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
     runner.free_cache()

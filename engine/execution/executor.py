@@ -34,6 +34,10 @@ class Executor(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
+    def generates(self) -> bool:
+        """Whether the model has a head."""
+
+    @property
     def num_graph_steps(self) -> int:
         """Steps that a CUDA graph carried out."""
 
@@ -61,6 +65,10 @@ class InProcessExecutor:
     @property
     def vocab_size(self) -> int:
         return self._runner.model.vocab_size
+
+    @property
+    def generates(self) -> bool:
+        return self._runner.model.generates
 
     @property
     def num_graph_steps(self) -> int:

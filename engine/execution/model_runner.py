@@ -14,7 +14,7 @@ import torch
 from llguidance import LLTokenizer
 
 from quire.engine.config import EngineConfig
-from quire.engine.execution import batch, kv_cache, warm_up
+from quire.engine.execution import batch, kv_cache, pooled_rows, warm_up
 from quire.engine.execution.grammar_rows import GrammarRows
 from quire.engine.execution.graphs import Size, StepGraphs, all_sizes, predicted_bytes
 from quire.engine.execution.open_step import OpenStep
@@ -66,7 +66,7 @@ class ModelRunner:
 
     @property
     def _captures(self) -> bool:
-        return self.model.can_be_captured and not self.config.args.enforce_eager
+        return self.model.can_be_captured and self.model.generates and not self.config.args.enforce_eager
 
     def allocate(self, num_blocks: int) -> None:
         m = self.model
@@ -90,7 +90,7 @@ class ModelRunner:
         of each window."""
         self.allocate(1)
         self.kv_caches = self.kv_caches[-self.model.kv_groups.num_telling_layers:]
-        for plan in warm_up.plans(self.config):
+        for plan in warm_up.plans(self.config, samples=self.model.generates):
             self.launch(plan).result()
         warm_up.mask_tokens(self.model.vocab_size, self.device)
         if self._captures:
@@ -101,7 +101,7 @@ class ModelRunner:
         """On a GPU: compile kernels, keep the memory that steps need, and capture CUDA graphs where they are wanted."""
         if self.device.type == "cuda":
             progress("warming up", 0.0)
-            for plan in warm_up.plans(self.config):
+            for plan in warm_up.plans(self.config, samples=self.model.generates):
                 self.launch(plan).result()
             warm_up.mask_tokens(self.model.vocab_size, self.device)
             if self._captures:
@@ -115,7 +115,7 @@ class ModelRunner:
     @torch.inference_mode()
     def measure_graphs(self) -> int:
         """Bytes of the device that captured graphs will take, before there is a cache."""
-        if self.config.args.enforce_eager:
+        if not self._captures:
             return 0
         self.allocate(1)
         capture = partial(self._step_graphs().capture, progress=lambda *_: None, pool=torch.cuda.graph_pool_handle())
@@ -139,7 +139,10 @@ class ModelRunner:
         return self._latest
 
     def _launch(self, plan: StepPlan) -> Pending:
-        size = None if self.graphs is None or plan.told_places else self.graphs.size_for(plan)
+        told = pooled = None
+        # Graphs keep nothing of what the last layer makes.
+        eager = self.graphs is None or bool(plan.told_places) or bool(plan.pooled_places)
+        size = None if self.graphs is None or eager else self.graphs.size_for(plan)
         upload = Upload()
         self.table.pack(plan, upload)  # first: what follows asks the host's share of the table about new rows too
         self.grammars.enter(plan.new_rows)
@@ -148,7 +151,6 @@ class ModelRunner:
         self._send(plan, size, special, upload)
         self._change_tables(plan, upload)
         self.num_shared_steps += bool(plan.shared_places) and (size is None or size.shared)
-        told = None
         if self.graphs is not None and size is not None:
             self.num_graph_steps += 1
             step = self.graphs.run(size, upload["graph"])  # samples, and writes to the table
@@ -160,22 +162,26 @@ class ModelRunner:
             hidden = self._hidden(plan, upload)
             if hidden is None:
                 return Pending.empty(self.device)
-            told = None if not plan.told_places else ToldPrompts.of(hidden, plan, upload, self.table, self.model.logits)
+            if plan.told_places:
+                told = ToldPrompts.of(hidden, plan, upload, self.table, self.model.logits)
+            if plan.pooled_places:
+                pooled = pooled_rows.sums(hidden, plan, upload, self.model.features)
             logits = self._logits(hidden, plan, upload)
             if logits is None:
-                return Pending.of(None, told=told) if told is not None else Pending.empty(self.device)
+                tells = told is not None or pooled is not None
+                return Pending.of(None, told=told, pooled=pooled) if tells else Pending.empty(self.device)
             if special is not None and special.edits_all:
                 token_ids = logits.new_empty(logits.shape[0], dtype=torch.int32)
             else:
                 token_ids = self._sample(logits, plan, upload)
         if special is None or logits is None or not any(plan.samples):
-            return Pending.of(token_ids, told=told)
+            return Pending.of(token_ids, told=told, pooled=pooled)
         special.edit(logits, self.table)
         if special.has_grammars:
-            return OpenStep(self.grammars, self.table, plan.sampling_rows, special, logits, token_ids, told,
+            return OpenStep(self.grammars, self.table, plan.sampling_rows, special, logits, token_ids, told, pooled,
                             self._latest).launched()
         token_ids = special.draw(token_ids, self.table)
-        return Pending.of(token_ids, special.logprobs(logits, token_ids), special.wanted, told)
+        return Pending.of(token_ids, special.logprobs(logits, token_ids), special.wanted, told, pooled)
 
     def _send(self, plan: StepPlan, size: Size | None, special: SpecialRows | None, upload: Upload) -> None:
         """The rest of what the step reads of the host, and off it goes."""
@@ -200,7 +206,7 @@ class ModelRunner:
         self.table.apply(plan, upload)
 
     def _hidden(self, plan: StepPlan, upload: Upload) -> torch.Tensor | None:
-        """As CausalLM.forward's, kernel by kernel; of all tokens where prompts are to be told of."""
+        """As CausalLM.forward's, kernel by kernel; of all tokens where the plan needs them."""
         token_ids, attention = batch.gather(plan, upload, self.table, self.block_size,
                                             host_lists=self.device.type == "cpu", advances=self._advances)
         return self.model.forward(token_ids, attention, self.kv_caches)
@@ -209,7 +215,7 @@ class ModelRunner:
         """Logits of the sampling rows, [samples, vocab]; None where no row samples."""
         if not any(plan.samples):
             return None
-        if plan.told_places and not plan.only_decodes:
+        if plan.needs_all_tokens and not plan.only_decodes:
             hidden = hidden.index_select(0, upload["last_tokens"])
         if not all(plan.samples):
             hidden = hidden.index_select(0, upload["sample_places"])

@@ -30,6 +30,7 @@ class OpenStep:
     logits: torch.Tensor  # of these rows, [samples, vocab]
     token_ids: torch.Tensor  # drawn by the rest
     told: ToldPrompts | None
+    pooled: torch.Tensor | None
     before: Pending | None  # the step launched before it
     _masks: Future[Masks] | None = None
 
@@ -53,4 +54,5 @@ class OpenStep:
         special = self.special
         special.mask(self._masks.result())
         token_ids = special.draw(self.token_ids, self.table)
-        return Pending.of(token_ids, special.logprobs(self.logits, token_ids), special.wanted, self.told)
+        return Pending.of(token_ids, special.logprobs(self.logits, token_ids), special.wanted, self.told,
+                          self.pooled)

@@ -22,6 +22,7 @@ class Pending:
     logprobs: tuple[torch.Tensor, ...] | None = None  # of the samples in `wanted`, in that order
     wanted: dict[int, int] = field(default_factory=dict)  # by place, how many alternatives
     told: ToldPrompts | None = None
+    pooled: torch.Tensor | None = None  # [pooled rows, width] float32
     _ids: list[int] | None = None
     # Of a step that is not launched to its end (`open_step`): what launches the rest, and gives what there is then.
     _finish: Callable[[], Pending] | None = None
@@ -31,17 +32,19 @@ class Pending:
 
     @classmethod
     def of(cls, token_ids: torch.Tensor | None, logprobs: Logprobs | None = None, wanted: dict[int, int] | None = None,
-           told: ToldPrompts | None = None) -> Pending:
+           told: ToldPrompts | None = None, pooled: torch.Tensor | None = None) -> Pending:
         """On the step's own device."""
         event = None
-        here = [t for t in (token_ids, *(logprobs or ()), *(told.tensors if told is not None else ())) if t is not None]
+        here = [t for t in (token_ids, pooled, *(logprobs or ()), *(told.tensors if told is not None else ()))
+                if t is not None]
         copied: tuple[torch.Tensor, ...] | None = logprobs
         if here[0].is_cuda:
             token_ids = None if token_ids is None else _to_host(token_ids)
             copied = None if logprobs is None else tuple(map(_to_host, logprobs))
             told = None if told is None else replace(told, tensors=tuple(map(_to_host, told.tensors)))
+            pooled = None if pooled is None else _to_host(pooled)
             event = _recorded()
-        return cls(event, token_ids, copied, wanted or {}, told)
+        return cls(event, token_ids, copied, wanted or {}, told, pooled)
 
     @classmethod
     def empty(cls, device: torch.device) -> Pending:
@@ -61,7 +64,7 @@ class Pending:
             if self._finish is not None:
                 rest = self._finish()
                 self.event, self.token_ids, self.logprobs = rest.event, rest.token_ids, rest.logprobs
-                self.wanted, self.told, self._finish = rest.wanted, rest.told, None
+                self.wanted, self.told, self.pooled, self._finish = rest.wanted, rest.told, rest.pooled, None
 
     def once_known(self, act: Callable[[], None]) -> None:
         """`act` is called as soon as the host has the tokens: now, or by the first who asks for them."""
@@ -92,6 +95,8 @@ class Pending:
                                for i, (place, k) in enumerate(self.wanted.items())}
         if self.told is not None:
             result.prompt_logprobs = self.told.lists()
+        if self.pooled is not None:
+            result.pooled = [row.tobytes() for row in self.pooled.numpy()]
         return result
 
 

@@ -124,7 +124,7 @@ def _serve(spec: RankSpec, link: Link) -> None:
     store = TCPStore(spec.meeting_host, spec.meeting_port, is_master=False, timeout=timedelta(days=1))
     runner = ModelRunner(config, join(spec.rank, config, store, torch.device(config.device)), progress,
                          advances)
-    link.send(Capacity(settle_blocks(runner, config, progress), runner.model.vocab_size))
+    link.send(Capacity(settle_blocks(runner, config, progress), runner.model.vocab_size, runner.model.generates))
     order = link.receive()
     assert isinstance(order, Allocate)
     runner.allocate(order.num_blocks)

@@ -69,7 +69,7 @@ class RankGroup:
             self._ends = {end: rank for rank, end in enumerate(placement.start(specs))}
             for end in self._ends:
                 self._poller.register(end, zmq.POLLIN)
-            self.num_blocks, self.vocab_size = self._boot(progress)
+            self.num_blocks, self.vocab_size, self.generates = self._boot(progress)
         except BaseException:
             self.close()
             raise
@@ -99,8 +99,8 @@ class RankGroup:
         self._context.term()
         self._meeting = None
 
-    def _boot(self, progress: Progress) -> tuple[int, int]:
-        """Blocks and vocabulary of the group."""
+    def _boot(self, progress: Progress) -> tuple[int, int, bool]:
+        """Blocks and vocabulary of the group, and whether its model has a head."""
         loading = _SlowestRank(self._num_ranks, progress)
         capacities: dict[int, Capacity] = {}
         prepared: set[int] = set()
@@ -115,7 +115,7 @@ class RankGroup:
                 num_blocks = min(capacity.num_blocks for capacity in capacities.values())
                 if len(capacities) == self._num_ranks:
                     self._send(Allocate(num_blocks))
-        return num_blocks, capacities[0].vocab_size
+        return num_blocks, capacities[0].vocab_size, capacities[0].generates
 
     def _send(self, message: ToRank) -> None:
         frame = self._encode(message)

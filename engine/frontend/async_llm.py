@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 import uuid
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -24,14 +25,22 @@ from quire.engine.frontend.context_limit import naming_limits
 from quire.engine.frontend.engine_group import EngineGroup
 from quire.engine.frontend.engine_process import EngineProcess
 from quire.engine.frontend.generation import Generation, SampleUpdate
-from quire.engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
+from quire.engine.frontend.outputs import (
+    OutputBuilder,
+    PoolingOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+    RequestStateStats,
+)
+from quire.engine.frontend.pooling import Embedding, pooling_numbers, to_pooled_token_ids
 from quire.engine.frontend.prompts import Prompt, off_the_loop, to_token_ids
 from quire.engine.frontend.request import Request
 from quire.engine.frontend.submission import check_length, check_prompt, numbers, samples
 from quire.engine.frontend.unsupported import asked_for
 from quire.engine.grammar.check import GrammarCheck, grammar_check
-from quire.engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState, TokenLogprobs
+from quire.engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState, SampleSpec, TokenLogprobs
 from quire.engine.model_config import ModelConfig
+from quire.engine.pooling_params import PoolingParams
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.tokenizers.tokenizer import Tokenizer, end_token_ids, load_tokenizer
 from quire.engine.weights.locate import resolve_model
@@ -50,6 +59,12 @@ class Stream:
     def prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
         """As Generation's."""
         return self._request.generation.prompt_logprobs
+
+    @property
+    def embedding(self) -> array[float]:
+        """float32; whole before the only update of one that `submit_embedding` made."""
+        assert isinstance(self._request.generation, Embedding)
+        return self._request.generation.vector
 
     @property
     def rate(self) -> RateState | None:
@@ -217,7 +232,7 @@ class AsyncLLMEngine:
         group = self._group
         assert group is not None, "connect() or generate() first"
         info = group.require_info()
-        check_length(prompt, params, self.tokenizer, info.max_model_len)
+        check_length(prompt, params.max_tokens or 1, self.tokenizer, info.max_model_len)
         if _is_long(prompt):
             text, prompt_token_ids = await off_the_loop(to_token_ids, prompt, self.tokenizer, add_special_tokens,
                                                         info.max_model_len, params.max_tokens or 1)
@@ -234,6 +249,26 @@ class AsyncLLMEngine:
         generation = Generation(params, prompt_token_ids, self.tokenizer, params.n)
         request = Request(request_id, prompt_token_ids, sampling, samples(params, group.new_ids(params.n)), generation,
                           priority, key, cache_salt, queue_timeout_s)
+        await group.submit(request)
+        return Stream(group, request, text)
+
+    async def submit_embedding(self, prompt: Prompt, params: PoolingParams, request_id: str, *, priority: int = 0,
+                               key: KeyLimits = NO_KEY, cache_salt: str = "", queue_timeout_s: float = 0.0,
+                               add_special_tokens: bool = True) -> Stream:
+        """As `submit`; the stream's only update tells that its `embedding` is there."""
+        group = self._group
+        assert group is not None, "connect() or encode() first"
+        info = group.require_info()
+        pooling = self.model_config.pooling
+        sampling = pooling_numbers(params, pooling, self.model_config.hidden_size)
+        if params.truncate_prompt_tokens is None:
+            check_length(prompt, 0, self.tokenizer, info.max_model_len)
+        arguments = prompt, params, self.tokenizer, info.max_model_len, add_special_tokens
+        text, ids = await off_the_loop(to_pooled_token_ids, *arguments) if _is_long(prompt) else (
+            to_pooled_token_ids(*arguments))
+        check_prompt(ids, info.vocab_size)
+        request = Request(request_id, ids, sampling, [SampleSpec(id, 0) for id in group.new_ids(1)],
+                          Embedding(params, pooling), priority, key, cache_salt, queue_timeout_s)
         await group.submit(request)
         return Stream(group, request, text)
 
@@ -257,6 +292,50 @@ class AsyncLLMEngine:
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"sampling_params must be SamplingParams, got {shown(params)}.",
                                       "sampling_params")
+        async with self._named(request_id, priority) as (request_id, priority):
+            metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
+            with naming_limits(self.args, self.model_config, self.info):
+                stream = await self.submit(prompt, params, request_id, priority=priority, clamp=True)
+            self._accepted(request_id, stream)
+            builder = OutputBuilder(request_id, stream.prompt, stream.prompt_token_ids, params, self.tokenizer, metrics,
+                                    stream.prompt_logprobs)
+            async with contextlib.aclosing(stream):
+                async for update in stream:
+                    metrics.scheduled_ts = stream.started_at  # perf_counter, which Linux reads off the same clock
+                    metrics.count(len(update.token_ids))
+                    output = builder.push(update)
+                    if output is not None:
+                        yield output
+
+    async def encode(self, prompt: Prompt, pooling_params: PoolingParams | None = None, request_id: str = "", *,
+                     lora_request: Any = None, trace_headers: Any = None, priority: int = 0,
+                     tokenization_kwargs: dict[str, Any] | None = None) -> AsyncGenerator[PoolingRequestOutput, None]:
+        """The vector of one prompt, as the only output; nothing where it was aborted.
+
+        Raises:
+            InvalidRequestError, OverloadedError, EngineDeadError, MisuseError: as `generate`.
+        """
+        self._require_home()
+        unsupported("lora_request", lora_request)
+        unsupported("trace_headers", trace_headers, {})
+        unsupported("tokenization_kwargs", tokenization_kwargs, {})
+        params = PoolingParams() if pooling_params is None else pooling_params
+        if not isinstance(params, PoolingParams):
+            raise InvalidRequestError(f"pooling_params must be PoolingParams, got {shown(params)}.", "pooling_params")
+        async with self._named(request_id, priority) as (request_id, priority):
+            with naming_limits(self.args, self.model_config, self.info):
+                stream = await self.submit_embedding(prompt, params, request_id, priority=priority)
+            self._accepted(request_id, stream)
+            async with contextlib.aclosing(stream):
+                async for update in stream:
+                    if update.finish_reason == "stop":
+                        yield PoolingRequestOutput(request_id, PoolingOutput(stream.embedding.tolist()),
+                                                   stream.prompt_token_ids, update.num_cached_tokens or 0)
+
+    @contextlib.asynccontextmanager
+    async def _named(self, request_id: str, priority: int) -> AsyncIterator[tuple[str, int]]:
+        """A request's id, drawn where it has none, and its priority, both checked; inside, the engine is started and
+        `abort` knows the id."""
         request_id = request_id or uuid.uuid4().hex
         # Of another type, the engine could not read them, and would never answer.
         priority = integer("priority", priority, -(2**31), 2**31 - 1)
@@ -267,24 +346,15 @@ class AsyncLLMEngine:
         self._streams[request_id] = None
         try:
             await self._ensure_started()
-            metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
-            with naming_limits(self.args, self.model_config, self.info):
-                stream = await self.submit(prompt, params, request_id, priority=priority, clamp=True)
-            self._streams[request_id] = stream
-            if request_id in self._aborted:
-                stream.abort()
-            builder = OutputBuilder(request_id, stream.prompt, stream.prompt_token_ids, params, self.tokenizer, metrics,
-                                    stream.prompt_logprobs)
-            async with contextlib.aclosing(stream):
-                async for update in stream:
-                    metrics.scheduled_ts = stream.started_at  # perf_counter, which Linux reads off the same clock
-                    metrics.count(len(update.token_ids))
-                    output = builder.push(update)
-                    if output is not None:
-                        yield output
+            yield request_id, priority
         finally:
             del self._streams[request_id]
             self._aborted.discard(request_id)
+
+    def _accepted(self, request_id: str, stream: Stream) -> None:
+        self._streams[request_id] = stream
+        if request_id in self._aborted:
+            stream.abort()
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """End a request of `generate`, or several. Its last output has what was produced and the finish_reason "abort".

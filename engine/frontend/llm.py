@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -23,19 +23,31 @@ from quire.engine.frontend.beam_search import BeamSearchOutput, BeamSearchParams
 from quire.engine.frontend.chat_template import RESERVED_VARIABLES, ChatTemplate, load_chat_template
 from quire.engine.frontend.context_limit import naming_limits
 from quire.engine.frontend.generation import Generation
-from quire.engine.frontend.outputs import OutputBuilder, RequestOutput, RequestStateStats
+from quire.engine.frontend.outputs import (
+    EmbeddingBuilder,
+    EmbeddingRequestOutput,
+    OutputBuilder,
+    PoolingOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+    RequestStateStats,
+)
+from quire.engine.frontend.pooling import Embedding, pooling_numbers, to_pooled_token_ids
 from quire.engine.frontend.prompts import Prompt, to_conversations, to_token_ids
 from quire.engine.frontend.submission import check_prompt, numbers, samples
 from quire.engine.frontend.unsupported import asked_for
 from quire.engine.grammar.check import GrammarCheck, grammar_check
-from quire.engine.messages import Delta, Rejected, Submit
+from quire.engine.messages import Delta, Rejected, SampleSpec, Submit
 from quire.engine.openmp import share_cores
+from quire.engine.pooling_params import PoolingParams
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 from quire.engine.tokenizers.tokenizer import Tokenizer, end_token_ids, load_tokenizer
 from quire.engine.weights.progress import reporter
 
 if TYPE_CHECKING:
     from quire.engine.core import EngineCore
+
+P = TypeVar("P")
 
 _OWNER = "offline"
 
@@ -110,26 +122,74 @@ class LLM:
             EngineDeadError: the engine was closed, before or meanwhile, or broke in an earlier call.
             MisuseError: this process was forked after the engine was built.
         """
-        if os.getpid() != self._pid:
-            raise MisuseError(f"This LLM was built in process {self._pid}; a forked child has neither its threads nor "
-                              "its devices. Build one in the child, and start it with multiprocessing's \"spawn\".")
+        self._refuse_fork()
         unsupported("lora_request", lora_request)
         unsupported("tokenization_kwargs", tokenization_kwargs, {})
         unsupported("mm_processor_kwargs", mm_processor_kwargs, {})
         wanted = _as_list(prompts)
         params = self._params_for(wanted, sampling_params)
         priorities = _priorities(priority, len(wanted))
+        def prepare(run: _Run) -> None:
+            for prompt, own, rank in zip(wanted, params, priorities):
+                text, ids = to_token_ids(prompt, self._tokenizer)
+                run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63), self._grammar(own))
+
+        return cast(list[RequestOutput], self._run(prepare, use_tqdm))
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], *, pooling_params: PoolingParams | Sequence[PoolingParams] |
+              None = None, use_tqdm: bool = True, lora_request: Any = None, priority: Sequence[int] | None = None,
+              truncate_prompt_tokens: int | None = None, tokenization_kwargs: dict[str, Any] | None = None
+              ) -> list[EmbeddingRequestOutput]:
+        """The vector of every prompt; outputs are in the order of the prompts, which are as `generate` takes them.
+
+        How hidden states become a vector is the model's to say (docs/embeddings.md). `truncate_prompt_tokens` stands
+        for that field of all parameters.
+
+        Raises:
+            InvalidRequestError, EngineDeadError, MisuseError: as `generate`.
+        """
+        self._refuse_fork()
+        unsupported("lora_request", lora_request)
+        unsupported("tokenization_kwargs", tokenization_kwargs, {})
+        wanted = _as_list(prompts)
+        params = _for_each(wanted, "pooling_params", PoolingParams, pooling_params or PoolingParams())
+        if truncate_prompt_tokens is not None:
+            params = [dataclasses.replace(own, truncate_prompt_tokens=truncate_prompt_tokens) for own in params]
+        priorities = _priorities(priority, len(wanted))
+
+        def prepare(run: _Run) -> None:
+            for prompt, own, rank in zip(wanted, params, priorities):
+                _, ids = to_pooled_token_ids(prompt, own, self._tokenizer, self.info.max_model_len)
+                run.prepare_embedding(str(self._new_id()), ids, own, rank)
+
+        return cast(list[EmbeddingRequestOutput], self._run(prepare, use_tqdm, "Embedding"))
+
+    def encode(self, prompts: Prompt | Sequence[Prompt],
+               pooling_params: PoolingParams | Sequence[PoolingParams] | None = None, *, use_tqdm: bool = True,
+               lora_request: Any = None, pooling_task: str | None = None,
+               tokenization_kwargs: dict[str, Any] | None = None) -> list[PoolingRequestOutput]:
+        """As `embed`, under its more general name in vLLM, of whose tasks there is "embed" alone."""
+        unsupported("pooling_task", pooling_task, "embed")
+        found = self.embed(prompts, pooling_params=pooling_params, use_tqdm=use_tqdm, lora_request=lora_request,
+                           tokenization_kwargs=tokenization_kwargs)
+        return [PoolingRequestOutput(one.request_id, PoolingOutput(one.outputs.embedding), one.prompt_token_ids,
+                                     one.num_cached_tokens) for one in found]
+
+    def _run(self, prepare: Callable[[_Run], None], use_tqdm: bool, desc: str = "Generating") -> list[Any]:
+        """The outputs of the requests that `prepare` enters, once all are done."""
         with self._own_turn(), _undisturbed(), _Interrupts() as interrupts:
             if self._closing or not self._core.is_sound:
                 raise EngineDeadError("This LLM was closed, or a step of an earlier call ended in its middle; close it "
                                       "and build another.")
             run = _Run(self._core, self._tokenizer)
             with naming_limits(self.args, self.model_config, self.info):
-                for prompt, own, rank in zip(wanted, params, priorities):
-                    text, ids = to_token_ids(prompt, self._tokenizer)
-                    run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63),
-                                self._grammar(own))
-            return run.finish(use_tqdm, partial(self._heed, interrupts))
+                prepare(run)
+            return run.finish(use_tqdm, partial(self._heed, interrupts), desc)
+
+    def _refuse_fork(self) -> None:
+        if os.getpid() != self._pid:
+            raise MisuseError(f"This LLM was built in process {self._pid}; a forked child has neither its threads nor "
+                              "its devices. Build one in the child, and start it with multiprocessing's \"spawn\".")
 
     def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, lora_request: Any = None,
                     use_tqdm: bool = False, concurrency_limit: int | None = None) -> list[BeamSearchOutput]:
@@ -217,15 +277,7 @@ class LLM:
                     given: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
         if given is None:
             given = self.get_default_sampling_params()
-        if isinstance(given, SamplingParams):
-            return [given] * len(prompts)
-        if not isinstance(given, Sequence) or not all(isinstance(one, SamplingParams) for one in given):
-            raise InvalidRequestError(f"sampling_params must be SamplingParams or a list of them; got "
-                                      f"{type(given).__name__}.", "sampling_params")
-        if len(given) != len(prompts):
-            raise InvalidRequestError(f"There are {len(prompts)} prompts and {len(given)} sampling_params.",
-                                      "sampling_params")
-        return list(given)
+        return _for_each(prompts, "sampling_params", SamplingParams, given)
 
     def _new_id(self) -> int:
         self._next_id += 1
@@ -242,6 +294,18 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         raise InvalidRequestError(f"prompts must be a prompt or a list of them; got {type(prompts).__name__}.",
                                   "prompts") from None
     return [members] if members and all(map(is_integer, members)) else members
+
+
+def _for_each(prompts: list[Prompt], name: str, kind: type[P], given: P | Sequence[P]) -> list[P]:
+    """The parameters of each prompt, where one stands for all or there are as many as prompts."""
+    if isinstance(given, kind):
+        return [given] * len(prompts)
+    if not isinstance(given, Sequence) or not all(isinstance(one, kind) for one in given):
+        raise InvalidRequestError(f"{name} must be {kind.__name__} or a list of them; got {type(given).__name__}.",
+                                  name)
+    if len(given) != len(prompts):
+        raise InvalidRequestError(f"There are {len(prompts)} prompts and {len(given)} {name}.", name)
+    return list(given)
 
 
 def _priorities(given: Sequence[int] | None, num_prompts: int) -> list[int]:
@@ -268,16 +332,16 @@ def _template_variables(given: Any) -> dict[str, Any]:
 
 
 class _Run:
-    """One call of generate: its requests, driven to their ends."""
+    """One call of generate or embed: its requests, driven to their ends."""
 
     def __init__(self, core: EngineCore, tokenizer: Tokenizer | None) -> None:
         self._core = core
         self._tokenizer = tokenizer
         self._submits: list[Submit] = []
-        self._generations: list[Generation] = []
-        self._builders: list[OutputBuilder] = []
+        self._generations: list[Generation | Embedding] = []
+        self._builders: list[OutputBuilder | EmbeddingBuilder] = []
         self._metrics: list[RequestStateStats] = []
-        self._outputs: list[RequestOutput | None] = []
+        self._outputs: list[RequestOutput | EmbeddingRequestOutput | None] = []
         self._place: dict[int, tuple[int, int]] = {}  # sample id -> (request, sample index)
 
     def prepare(self, request_id: str, text: str | None, ids: list[int], params: SamplingParams, priority: int,
@@ -304,7 +368,22 @@ class _Run:
         self._metrics.append(metrics)
         self._outputs.append(None)
 
-    def finish(self, use_tqdm: bool, heed: Callable[[], None]) -> list[RequestOutput]:
+    def prepare_embedding(self, request_id: str, ids: list[int], params: PoolingParams, priority: int) -> None:
+        """As `prepare`."""
+        info, model = self._core.info, self._core.config.model
+        check_prompt(ids, info.vocab_size)
+        sampling = pooling_numbers(params, model.pooling, model.hidden_size)
+        id = len(self._place)
+        self._place[id] = len(self._submits), 0
+        self._submits.append(Submit(info.instance, request_id, ids, sampling, [SampleSpec(id, 0)], priority))
+        embedding = Embedding(params, model.pooling)
+        self._generations.append(embedding)
+        self._builders.append(EmbeddingBuilder(request_id, ids, embedding))
+        self._metrics.append(RequestStateStats())
+        self._outputs.append(None)
+
+    def finish(self, use_tqdm: bool, heed: Callable[[], None], desc: str
+               ) -> list[RequestOutput | EmbeddingRequestOutput]:
         """`heed` is called between two steps, and raises what ends the call."""
         core = self._core
         try:
@@ -312,7 +391,7 @@ class _Run:
                 answer = core.submit(_OWNER, submit)
                 if isinstance(answer, Rejected):
                     raise InvalidRequestError(answer.message, answer.param or None)
-            with tqdm(total=len(self._submits), desc="Generating", unit="request", disable=not use_tqdm,
+            with tqdm(total=len(self._submits), desc=desc, unit="request", disable=not use_tqdm,
                       dynamic_ncols=True) as bar:
                 while core.has_work:
                     heed()

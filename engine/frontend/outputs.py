@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quire.engine.frontend.generation import SampleUpdate
+from quire.engine.frontend.pooling import Embedding
 from quire.engine.messages import TokenLogprobs
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 from quire.engine.tokenizers.tokenizer import Tokenizer
@@ -88,6 +89,57 @@ class RequestOutput:
     num_cache_creation_tokens: int | None = None
     kv_transfer_params: Any = None
     ec_transfer_params: Any = None
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    """A prompt's vector."""
+
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.embedding)
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """What `LLM.embed` gives for each prompt."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True
+
+
+@dataclass(slots=True)
+class PoolingOutput:
+    """A prompt's vector as `encode` gives it: a list, where vLLM has a tensor."""
+
+    data: list[float]
+
+
+@dataclass(slots=True)
+class PoolingRequestOutput:
+    request_id: str
+    outputs: PoolingOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True
+
+
+class EmbeddingBuilder:
+    """Turns the only update of an `Embedding` into its output."""
+
+    def __init__(self, request_id: str, prompt_token_ids: list[int], embedding: Embedding) -> None:
+        self._request_id = request_id
+        self._prompt_token_ids = prompt_token_ids
+        self._embedding = embedding
+
+    def push(self, update: SampleUpdate) -> EmbeddingRequestOutput:
+        return EmbeddingRequestOutput(self._request_id, EmbeddingOutput(self._embedding.vector.tolist()),
+                                      self._prompt_token_ids, update.num_cached_tokens or 0)
 
 
 class OutputBuilder:

@@ -64,7 +64,8 @@ def to_token_ids(prompt: Prompt, tokenizer: Tokenizer | None, add_special_tokens
                  max_model_len: int | None = None, max_tokens: int = 1) -> tuple[str | None, list[int]]:
     """The prompt's text, where it came as text or brought one, and its token ids.
 
-    With `max_model_len` a text that cannot fit is refused without the memory and time that all its tokens would take.
+    With `max_model_len` a text that cannot fit, with a token behind it unless `max_tokens` is 0, is refused without the
+    memory and time that all its tokens would take.
 
     Raises:
         InvalidRequestError: the prompt has none of the known forms, or is text and there is no tokenizer, or too long.
@@ -93,8 +94,9 @@ def to_token_ids(prompt: Prompt, tokenizer: Tokenizer | None, add_special_tokens
                                   "send a list of token ids.", "prompt")
     if max_model_len is not None:
         check_characters(text, max_model_len)
-        least = tokenizer.counted_tokens(text, max_model_len)
-        if least >= max_model_len:
+        too_many = max_model_len + (max_tokens == 0)
+        least = tokenizer.counted_tokens(text, too_many)
+        if least >= too_many:
             raise context_length_error(max_model_len, least, max_tokens, at_least=True)
     return str(text), tokenizer.encode(text, add_special_tokens)
 

@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from quire.engine.frontend.generation import Generation, SampleUpdate
+from quire.engine.frontend.pooling import Embedding
 from quire.engine.messages import NO_KEY, Delta, KeyLimits, RateState, SampleSpec, Sampling, Submit
 
 ANYWHERE = (0, sys.maxsize)
@@ -25,7 +26,7 @@ class Request:
     prompt_token_ids: list[int]
     sampling: Sampling
     samples: list[SampleSpec]
-    generation: Generation
+    generation: Generation | Embedding
     priority: int = 0
     key: KeyLimits = NO_KEY
     cache_salt: str = ""

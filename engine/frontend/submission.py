@@ -29,14 +29,15 @@ def check_prompt(prompt_token_ids: list[int], vocab_size: int) -> None:
                                   f"{vocab_size - 1}.", "prompt")
 
 
-def check_length(prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer | None, max_model_len: int) -> None:
-    """Raises InvalidRequestError for a prompt that is seen to be too long without tokenizing it."""
+def check_length(prompt: Prompt, max_tokens: int, tokenizer: Tokenizer | None, max_model_len: int) -> None:
+    """Raises InvalidRequestError for a prompt that is seen to be too long without tokenizing it; with `max_tokens` 0,
+    nothing is to follow it."""
     given = (prompt.get("prompt_token_ids") or prompt.get("prompt")) if isinstance(prompt, dict) else prompt
     num_tokens = len(given) if isinstance(given, list) else 0
     if isinstance(given, str) and tokenizer is not None and len(given) > max_model_len:
         num_tokens = tokenizer.fewest_tokens(given)
-    if num_tokens >= max_model_len:
-        raise context_length_error(max_model_len, num_tokens, params.max_tokens or 1, at_least=isinstance(given, str))
+    if num_tokens >= max_model_len + (max_tokens == 0):
+        raise context_length_error(max_model_len, num_tokens, max_tokens, at_least=isinstance(given, str))
 
 
 def numbers(params: SamplingParams, num_prompt: int, *, max_model_len: int, max_logprobs: int, vocab_size: int,

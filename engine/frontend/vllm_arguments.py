@@ -69,7 +69,8 @@ def _idle_switch(says: str, *neutral: bool, short: str = "") -> Foreign:
 
 _NO_LORA = "LoRA adapters are not there yet; merge the adapter into the model"
 _NO_DRAFTS = "there is no speculative decoding yet; leave it out, replies are the same without it"
-_NO_POOLING = "Quire generates; it does not embed, classify or score"
+_ONE_RUNNER = "every model embeds, and generates where it has a head; none classifies or scores"
+_POOLER = "how a model's embeddings are made is said by modules.json and 1_Pooling/config.json beside its weights"
 _NO_MEDIA = "models take text only; a request with an image is refused"
 _EXPERTS = "each rank of --tensor-parallel-size has a part of every expert"
 _NO_TOOLS = "tool calls are not there yet; requests with tools are refused"
@@ -93,11 +94,11 @@ _METRICS = "/metrics has all there is; see docs/observability.md"
 
 _ENGINE: dict[str, Foreign] = {
     # The model and its files.
-    "runner": _no(_NO_POOLING, "auto", "generate"),
-    "convert": _no(_NO_POOLING, "auto", "none"),
-    "task": _no(_NO_POOLING, "auto", "generate"),
-    "pooler_config": _no(_NO_POOLING),
-    "override_pooler_config": _no(_NO_POOLING),
+    "runner": _no(_ONE_RUNNER, "auto", "generate", "pooling"),
+    "convert": _no(_ONE_RUNNER, "auto", "none", "embed"),
+    "task": _no(_ONE_RUNNER, "auto", "generate", "embed", "embedding"),
+    "pooler_config": _no(_POOLER, {}),
+    "override_pooler_config": _no(_POOLER, {}),
     "tokenizer_mode": _no("tokenizer.json, tekken.json, tokenizer.model, vocab.json or the GGUF file decides", "auto",
                           "hf", "slow"),
     "tokenizer_revision": _no(_HUB_FILES),

@@ -1,6 +1,6 @@
 """A model's tokens as llguidance wants them: the bytes of each, and which of them end a text.
 
-Made once by each that follows grammars: a front end, which checks them, and the ranks that sample. Takes about 4 us and
+Made once by each that follows grammars: a front end, which checks them, and the ranks that sample. Takes about 5 us and
 120 bytes a token.
 """
 
@@ -11,6 +11,12 @@ from collections.abc import Iterable
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from quire.engine.tokenizers.tokenizer import Tokenizer
+
+# Sets of tokens that a state allows or forbids as a whole, most of the time: what is in one need not be looked at token
+# by token. Many lengths, since a string that nears its maxLength takes all tokens up to one (1.3 ms without, 0.6 with).
+_CHARACTER = r'[^"\\\x00-\x1F\x7F]'  # of a JSON string
+_SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_CHARACTER}{{1,{most}}}" for most in (1, 2, 3, 4, 5, 6, 7, 8, 10, 15, 30)),
+           f"{_CHARACTER}+"]
 
 
 class _Tokens:
@@ -31,4 +37,4 @@ def grammar_vocabulary(tokenizer: Tokenizer, vocab_size: int, end_token_ids: Ite
     """`vocab_size` is the model's: what lies beyond the tokenizer's is never allowed."""
     ends = list(dict.fromkeys(token for token in end_token_ids if token < vocab_size))
     wrapper = TokenizerWrapper(_Tokens(tokenizer, vocab_size, ends[0]))
-    return LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=ends)
+    return LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=ends, slices=_SLICES)

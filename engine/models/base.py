@@ -24,6 +24,7 @@ class CausalLM:
     ignorable: str = r"rotary_emb\.inv_freq$"
 
     can_be_captured = True  # by a CUDA graph
+    generates = True  # False: there is no head, and `logits` is not to be asked for
 
     num_layers: int  # this stage's
     kv_groups: KVGroups  # of this stage's layers
@@ -64,6 +65,10 @@ class CausalLM:
     def decode(self, hidden: torch.Tensor, inputs: AttentionInputs, kv_caches: KVCaches) -> torch.Tensor:
         """[tokens, hidden] -> [tokens or seqs, hidden] through this stage's layers and, on the last, the final norm."""
         raise NotImplementedError
+
+    def features(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] -> [n, width]: what the family's base model returns in transformers, and its head is given."""
+        return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, hidden] -> [n, vocab], the whole vocabulary on every rank of the last stage."""

@@ -128,14 +128,28 @@ class DecoderModel(CausalLM):
 
     def body(self, view: View) -> View:
         """All but the head."""
+        return view if self._is_bare(view) else view.sub(self.names.body)
+
+    def _is_bare(self, view: View) -> bool:
         embedding = f"{self.names.embedding}.weight"
-        is_bare = view.has(embedding) and not view.has(f"{self.names.body}.{embedding}")
-        return view if is_bare else view.sub(self.names.body)
+        return view.has(embedding) and not view.has(f"{self.names.body}.{embedding}")
+
+    def _has_head(self, view: View) -> bool:
+        """Not where the architecture is a base model's, or the files hold one: their names lack the body's, and there
+        is neither a head nor one tied to the embedding."""
+        if self.config.is_base_model:
+            return False
+        is_tied = self.config.hf.get("tie_word_embeddings", False)
+        return is_tied or view.has(f"{self.names.head}.weight") or not self._is_bare(view)
 
     def _make_ends(self, view: View, embedded: View) -> None:
         stage = self.stage
         ends = (self.vocab_size, self.embedding_size, self.parallel)
         self.embedding = VocabEmbedding(held(embedded, stage.is_first), *ends)
+        if not self._has_head(view):
+            self.generates = False
+            self.ignorable = rf"{self.ignorable}|^{self.names.head}\."
+            return
         if not self.config.hf.get("tie_word_embeddings", False):
             self.head = self.make_head(held(view.sub(self.names.head), stage.is_last))
             return

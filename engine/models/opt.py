@@ -40,8 +40,11 @@ class OPT(DecoderModel):
             x = F.linear(x, self.project_in)
         return x + F.embedding(positions + _OFFSET, self.positions)
 
+    def features(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden if self.project_out is None else F.linear(hidden, self.project_out)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.head(hidden if self.project_out is None else F.linear(hidden, self.project_out))
+        return self.head(self.features(hidden))
 
     def make_layer(self, i: int, view: View) -> DecoderLayer:
         hf, size = self.config.hf, self.hidden_size

@@ -8,7 +8,8 @@ from quire.engine.errors import InvalidRequestError, context_length_error
 
 def check_admissible(config: SchedulerConfig, num_prompt_tokens: int, max_tokens: int, num_output_tokens: int,
                      num_beams: int) -> None:
-    """`num_output_tokens` are there already; `num_beams` is 0 of what is no beam search.
+    """`max_tokens` is 0 of a prompt that is pooled, which may take all of the context; `num_output_tokens` are there
+    already; `num_beams` is 0 of what is no beam search.
 
     Raises:
         InvalidRequestError: the request could never be finished, and why.
@@ -16,7 +17,7 @@ def check_admissible(config: SchedulerConfig, num_prompt_tokens: int, max_tokens
     limit = config.max_model_len
     if num_prompt_tokens < 1:
         raise InvalidRequestError("The prompt must contain at least one token.", "prompt")
-    if num_prompt_tokens > limit - 1:
+    if num_prompt_tokens > limit - (max_tokens > 0):
         raise context_length_error(limit, num_prompt_tokens, max_tokens)
     total = min(num_prompt_tokens + max_tokens, limit)
     if config.block_need.blocks_for(total) > config.num_blocks:
@@ -25,7 +26,7 @@ def check_admissible(config: SchedulerConfig, num_prompt_tokens: int, max_tokens
             f"The prompt's {num_prompt_tokens} tokens and {total - num_prompt_tokens} output tokens need {total} "
             f"places in the KV cache, which has {capacity}. Reduce the prompt or max_tokens, or start the server "
             "with more cache (--gpu-memory-utilization or --kv-cache-memory-bytes).", "max_tokens")
-    if num_prompt_tokens + num_output_tokens >= total:
+    if max_tokens and num_prompt_tokens + num_output_tokens >= total:
         raise InvalidRequestError(
             f"Nothing is left to generate: {num_output_tokens} output tokens are given, and the limit is "
             f"{total - num_prompt_tokens}.", "max_tokens")

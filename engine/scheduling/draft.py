@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from quire.engine.plan import StepPlan
+from quire.engine.scheduling import pooling
 from quire.engine.scheduling.request import Request
 from quire.engine.scheduling.sharing import SharedBeginning
 
@@ -12,7 +13,8 @@ from quire.engine.scheduling.sharing import SharedBeginning
 class Draft:
     """Rows with one token are written at once; longer ones are kept apart, and follow them when it is finished."""
 
-    __slots__ = ("budget", "leaders", "long", "names_decode_ids", "plan", "sampled", "told", "under_pressure")
+    __slots__ = ("budget", "leaders", "long", "names_decode_ids", "plan", "pooled", "sampled", "told",
+                 "under_pressure")
 
     def __init__(self, step: int, budget: int, *, names_decode_ids: bool) -> None:
         self.plan = StepPlan(step)
@@ -21,18 +23,21 @@ class Draft:
         self.sampled: list[Request] = []  # parallel to the plan's rows that sample
         self.long: list[tuple[Request, int, int, bool]] = []
         self.told: list[Request] = []  # parallel to the plan's told_places
+        # Parallel to the plan's pooled_places; with whether the prompt ends there.
+        self.pooled: list[tuple[Request, bool]] = []
         self.leaders: list[Request] = []  # whose prompt this step completes
         self.under_pressure = False  # a running request got no block, or took another's
 
     def decode(self, request: Request) -> None:
         """Gives the request the one token that it misses; most of what a step is made of."""
+        if request.pools or request.tells:
+            self.compute(request)
+            return
         plan, start = self.plan, request.num_computed
         assert start < request.num_slots, request
         self.budget -= 1
         request.num_computed = start + 1
         request.num_total += 1
-        if request.num_told < request.num_prompt_tokens:
-            self._tell(request, start + 1)
         plan.rows.append(request.row)
         plan.starts.append(start)
         plan.num_tokens.append(1)
@@ -116,6 +121,9 @@ class Draft:
         plan = self.plan
         if request.tells:
             self._tell(request, start + num_tokens)
+        if request.pools:
+            self._pool(request, start + num_tokens, is_end=samples)
+            samples = False
         plan.rows.append(request.row)
         plan.starts.append(start)
         plan.num_tokens.append(num_tokens)
@@ -133,3 +141,9 @@ class Draft:
             plan.told_counts.append(end - first)
             self.told.append(request)
             request.num_told = end
+
+    def _pool(self, request: Request, end: int, *, is_end: bool) -> None:
+        if count := pooling.num_wanted(request, end):
+            self.plan.pooled_places.append(len(self.plan.rows))
+            self.plan.pooled_counts.append(count)
+            self.pooled.append((request, is_end))

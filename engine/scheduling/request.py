@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quire.engine.messages import Sampling
 from quire.engine.plan import NewRow
@@ -30,14 +30,15 @@ class Request:
     c * block_size; of the columns before the run's first, no token that is still to be computed sees anything.
 
     `num_total` counts the tokens known to the host (`token_ids`) and those promised: sampled by a step in flight, their
-    values still on the device. `num_computed` counts the positions that planned steps compute, finished or not.
+    values still on the device. `num_computed` counts the positions that planned steps compute, finished or not. The
+    vector of a request that pools is promised like a token, its only one.
     """
 
     __slots__ = (
         "beams", "block_hashes", "blocks", "cache_salt", "finish_reason", "followers", "key", "key_name", "leader",
-        "max_total", "num_cached_tokens", "num_computed", "num_preemptions", "num_prompt_tokens", "num_registered",
-        "num_slots", "num_told", "num_total", "order", "priority", "prompt_step", "register_at", "row", "sampling",
-        "seed", "status", "stop_token_id", "stop_token_ids", "token_ids", "weight",
+        "max_total", "num_cached_tokens", "num_computed", "num_pooled", "num_preemptions", "num_prompt_tokens",
+        "num_registered", "num_slots", "num_told", "num_total", "order", "pooled", "pools", "priority", "prompt_step",
+        "register_at", "row", "sampling", "seed", "status", "stop_token_id", "stop_token_ids", "token_ids", "weight",
     )
 
     def __init__(self, key: Hashable, prompt_token_ids: Sequence[int], sampling: Sampling, seed: int, *,
@@ -59,6 +60,9 @@ class Request:
         self.stop_token_id = -1
         self.num_cached_tokens = -1  # prompt tokens found in the prefix cache; -1 until first admitted
         self.num_preemptions = 0
+        self.pools = bool(sampling.pooling)  # it yields a vector, and no token
+        self.num_pooled = 0  # of the prompt's tokens, those whose hidden states are planned to be summed
+        self.pooled: Any = None  # the sum of those that steps have returned: see `pooled_sums`
         # Of the prompt's tokens, those whose logprobs are planned to be told, and the first; all where none is wanted.
         self.num_told = 1 if sampling.prompt_logprobs >= 0 else self.num_prompt_tokens
         # Set by the scheduler when the request is added.
@@ -92,6 +96,11 @@ class Request:
     def tells(self) -> bool:
         """Whether logprobs of its prompt are still to be told."""
         return self.num_told < self.num_prompt_tokens
+
+    @property
+    def needs_every_token(self) -> bool:
+        """Whether something is wanted of tokens before the last that the prefix cache does not have."""
+        return self.tells or (self.sampling.pooling == "mean" and self.num_pooled < self.num_prompt_tokens)
 
     @property
     def num_in_flight(self) -> int:

@@ -75,11 +75,12 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._running: list[Request] = []
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
-        # step, requests that it samples for, requests whose prompts it tells of
-        self._in_flight: deque[tuple[int, list[Request], list[Request]]] = deque()
+        # step, requests that it samples for, requests whose prompts it tells of, those that it pools
+        self._in_flight: deque[tuple[int, list[Request], list[Request], list[tuple[Request, bool]]]] = deque()
         self._told: list[tuple[Request, int, list[Logprobs]]] = []  # and not reported yet
         self._beams: set[BeamGroup] = set()  # unfinished
         self._ended_beams: list[BeamGroup] = []  # by themselves, and not reported yet
+        self._pooled: list[tuple[Request, bytes, bool]] = []  # as take_pooled reports them
         self._started: list[Request] = []  # taken up for the first time, and not reported yet
         self._parts: list[tuple[Request, int, int]] = []  # of prompts, planned and not reported yet: from, to before
         self._running_changed = False  # since the shared beginning was looked for
@@ -149,6 +150,8 @@ class Scheduler:
             assert request.key not in self._requests, f"{request.key!r} is added twice"
             self._requests[request.key] = request
             request.max_total = min(request.num_prompt_tokens + request.sampling.max_tokens, self.config.max_model_len)
+            if request.pools:
+                request.max_total = request.num_prompt_tokens + 1
             assert request.num_total < request.max_total, request
             if request is not leader:
                 request.leader = leader
@@ -185,7 +188,7 @@ class Scheduler:
                 self._waiting.push(follower)
             leader.followers = []
         self.num_steps += 1
-        self._in_flight.append((plan.step, draft.sampled, draft.told))
+        self._in_flight.append((plan.step, draft.sampled, draft.told, draft.pooled))
         return plan
 
     def take_started(self) -> list[Request]:
@@ -208,18 +211,26 @@ class Scheduler:
         ended, self._ended_beams = self._ended_beams, []
         return ended
 
+    def take_pooled(self) -> list[tuple[Request, bytes, bool]]:
+        """The sums of hidden states of committed steps since this was last asked, and whether they finish the request.
+        """
+        pooled, self._pooled = self._pooled, []
+        return pooled
+
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Takes in the oldest planned step's tokens. Those of requests that ended meanwhile are dropped.
 
         A request preempted meanwhile keeps its token: it was sampled from the right state, and a request with tokens
         in flight is not resumed before they are known.
         """
-        step, sampled, told = self._in_flight.popleft()
+        step, sampled, told, pooled = self._in_flight.popleft()
         assert step == plan.step, f"step {plan.step} is committed before step {step}"
         assert len(result.token_ids) == len(sampled), (len(result.token_ids), len(sampled))
         self._told += [(request, first, found) for request, first, found
                        in zip(told, plan.told_firsts, result.prompt_logprobs)
                        if request.status is not RequestStatus.FINISHED]
+        if pooled:
+            self._take_sums(pooled, result.pooled)
         events = []
         logprobs = result.logprobs
         finished = RequestStatus.FINISHED
@@ -250,6 +261,14 @@ class Scheduler:
             events.append(TokenEvent(request, token_id, reason, stop_token_id, logprobs.get(place)))
         self.num_generation_tokens += len(events)
         return events
+
+    def _take_sums(self, pooled: list[tuple[Request, bool]], sums: list[bytes]) -> None:
+        for (request, is_end), summed in zip(pooled, sums, strict=True):
+            if request.status is RequestStatus.FINISHED:
+                continue
+            if is_end:
+                self._finish(request, "stop")
+            self._pooled.append((request, summed, is_end))
 
     # -- beams
 
@@ -399,8 +418,8 @@ class Scheduler:
                       tuple(run.at(num_full) for run in leader.blocks) if partial else (), leader)
 
     def _cached(self, request: Request) -> _Reuse:
-        """What the prefix cache has of the request's beginning: nothing, where all of it is to be told of."""
-        if request.tells:
+        """What the prefix cache has of the request's beginning: nothing, where more of it is wanted than K and V."""
+        if request.needs_every_token:
             return _Reuse(0, self._allocator.nothing())
         shared = self._allocator.match(request.block_hashes[:self._hash_prompt(request)])
         return _Reuse(shared[0].end * self.config.block_size, shared)

@@ -6,6 +6,7 @@ know torch. Called by `quire.engine.weights.locate`; `quire.engine.weights.gguf`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from quire.engine.model_config import ModelConfig
 from quire.engine.weights.gguf_forms import FORMS, LAYER_NORM, RMS, Described, Form
 from quire.engine.weights.gguf_parts import GgufModel, read_model
 from quire.engine.weights.hf_config import model_config
+from quire.engine.weights.pooling_facts import gguf_pooling
 
 # general.file_type of files that are not quantised; all others compute in half precision
 _FILE_DTYPES = {0: "float32", 1: "float16", 32: "bfloat16"}
@@ -49,7 +51,9 @@ def read(path: Path) -> ModelConfig:
     """
     try:
         model = read_model(path)
-        return model_config(path, "gguf", translate(model), _end_tokens(model.header.metadata), {})
+        metadata = model.header.metadata
+        config = model_config(path, "gguf", translate(model), _end_tokens(metadata), {})
+        return replace(config, pooling=gguf_pooling(path, metadata))
     except WeightError as error:
         raise ConfigError(str(error)) from error
 

@@ -17,8 +17,9 @@ from quire.engine.arguments import shown
 from quire.engine.errors import ConfigError, InvalidRequestError
 from quire.engine.model_config import ModelConfig
 from quire.engine.model_facts.fields import is_number, refuse_malformed, refuse_no_count
-from quire.engine.model_registry import FAMILIES, OTHER, Family, family_of
+from quire.engine.model_registry import BASE_MODELS, FAMILIES, OTHER, Family, family_of
 from quire.engine.sampling_params import SamplingParams
+from quire.engine.weights.pooling_facts import pooling
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "longrope", "yarn")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -55,7 +56,8 @@ def read(path: Path, *, with_generation_defaults: bool, model_impl: str = "auto"
         raise ConfigError(f"{path}: the weights are quantised by {method!r}, which is not supported; quantised models "
                           "are read from GGUF files only")
     eos = hf.get("eos_token_id") if generation.eos is None else list(generation.eos)
-    return model_config(path, "hf", hf, eos, generation.defaults, model_impl)
+    config = model_config(path, "hf", hf, eos, generation.defaults, model_impl)
+    return replace(config, pooling=pooling(path, hf))
 
 
 def with_generation_of(config: ModelConfig, path: Path) -> ModelConfig:
@@ -85,6 +87,9 @@ def model_config(path: Path, file_format: str, hf: dict[str, Any], eos: int | li
 
 def _model_config(path: Path, file_format: str, hf: dict[str, Any], architecture: str, family: Family,
                   eos: int | list[int] | None, generation_defaults: dict[str, Any]) -> ModelConfig:
+    if family is not OTHER and hf.get("is_causal") is False:  # of others, a trial tells what they attend to
+        raise ConfigError("is_causal is false, by which tokens see those behind them; that is not supported, Quire "
+                          "runs decoders")
     hf = _in_standard_names(hf, family)
     required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     for name in required if family is OTHER else (*required, "intermediate_size"):
@@ -169,7 +174,7 @@ def _architecture(path: Path, hf: dict[str, Any], model_impl: str) -> tuple[str,
     named = hf.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ConfigError(f"{path}: architectures must be a list of names, is {shown(named)}")
-    for name in sorted(named, key=lambda name: name not in FAMILIES):
+    for name in sorted(named, key=lambda name: name not in FAMILIES and name not in BASE_MODELS):
         if (family := family_of(name, model_impl)) is not None:
             return name, family
     raise ConfigError(f"{path}: architecture {', '.join(named) or 'unknown (config.json names none)'} is not "

@@ -14,7 +14,7 @@ from quire.engine.weights.gguf_parts import part_names
 
 # Beside the weights: configuration and the text side, all small. Training's own logs may be large.
 _SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "tokenizer.model.*", "merges.txt", "vocab.txt",
-          "additional_chat_templates/*.jinja")
+          "additional_chat_templates/*.jinja", "*_Pooling/config.json")
 _NOT_SMALL = ("*.index.json", "trainer_state.json")
 _PART = re.compile(r"-(\d+)-of-(\d+)(\.[^.]+)$")
 _NO_MODEL = re.compile(r"(^|/)(mmproj|imatrix)[^/]*$")  # vision projectors and notes of a quantisation, in GGUF too

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from types import SimpleNamespace
 from typing import Any
 
 from quire.engine.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.messages import EngineInfo, RateState, TokenLogprobs
+from quire.engine.pooling_params import PoolingParams
 from quire.engine.sampling_params import SamplingParams
 
 INFO = EngineInfo(model="m", dtype="float32", device="cpu", max_model_len=100, vocab_size=0x110000, num_blocks=8,
@@ -84,6 +86,15 @@ class FakeStream:
                                    self._engine.finish_reason if last else None, self._engine.stop_reason,
                                    min(3, len(self.prompt_token_ids)) if position == 0 else None)
 
+    def embed(self, params: PoolingParams) -> None:
+        async def update() -> Any:
+            await self._engine.gate.wait()
+            self.embedding = array("f", self.prompt_token_ids[:params.dimensions or 4])
+            yield SampleUpdate(0, "", [], [], "stop", None, 0)
+
+        self.embedding = array("f")
+        self._updates = update()
+
     def __aiter__(self) -> Any:
         return self._updates
 
@@ -114,6 +125,7 @@ class FakeEngine:
         self.fails_after = -1
         self.failure: Exception = RuntimeError("boom at /secret/path")
         self.refuse: Exception | None = None
+        self.refuses_after = 0  # prompts to embed
         self.rate: RateState | None = None
         self.submitted: list[tuple[Any, SamplingParams, dict[str, Any]]] = []
         self.streams: list[FakeStream] = []
@@ -135,6 +147,15 @@ class FakeEngine:
         self.submitted.append((prompt, params, {"request_id": request_id, **kwargs}))
         ids = prompt if isinstance(prompt, list) else FakeTokenizer().encode(prompt)
         self.streams.append(FakeStream(self, ids, params))
+        return self.streams[-1]
+
+    async def submit_embedding(self, prompt: Any, params: PoolingParams, request_id: str, **kwargs: Any) -> FakeStream:
+        """A vector of the prompt's first characters, as one update."""
+        if self.refuse is not None and len(self.streams) == self.refuses_after:
+            raise self.refuse
+        ids = prompt if isinstance(prompt, list) else FakeTokenizer().encode(prompt)
+        self.streams.append(FakeStream(self, ids, SamplingParams()))
+        self.streams[-1].embed(params)
         return self.streams[-1]
 
     async def lose(self, place: int, error: EngineDeadError, *, after_kill: bool) -> None:

@@ -115,6 +115,7 @@ SERVED = [  # as people write them
     "MODEL --max-num-seqs 64 --max-num-batched-tokens 8k --enable-prefix-caching --block-size 16 --seed 0 -tp 1 -dp 1",
     "MODEL --max-model-len auto -O3 -cc.mode=0 --compilation-config.pass_config.fuse 1 --attention-backend FLASH_ATTN",
     "MODEL --uvicorn-log-level warning --disable-uvicorn-access-log --enable-request-id-headers --root-path /llm",
+    "MODEL --task embed --runner pooling --convert embed",
     "MODEL --limit-mm-per-prompt image=4 --no-enable-prefix-caching --hf-overrides {} --quantization gguf",
 ]
 
@@ -129,7 +130,8 @@ def test_a_command_line_of_vllms_is_understood(line: str) -> None:
     ("MODEL -q awq", ["--quantization"]), ("MODEL -sc.method=ngram", ["--speculative-config"]),
     ("MODEL --enable-lora --lora-modules a=/a b=/b", ["--enable-lora", "--lora-modules"]),
     ("MODEL --nnodes 2 --node-rank 1 --headless", ["--nnodes", "--node-rank", "--headless"]),
-    ("MODEL --task embed", ["--task"]), ("MODEL --allowed-origins [\"*\"]", ["--allowed-origins"])])
+    ("MODEL --task classify --runner draft", ["--task", "--runner"]),
+    ("MODEL --allowed-origins [\"*\"]", ["--allowed-origins"])])
 def test_what_a_reply_would_miss_is_refused_by_name(line: str, refused: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings("serve", line.split())

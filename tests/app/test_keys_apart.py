@@ -66,3 +66,9 @@ async def test_more_prompts_than_a_key_may_ever_send_are_no_matter_of_time(
     assert said in reply.json()["error"]["message"]
     assert not fake.submitted
     assert (await ask(app, key, "/v1/completions", {"prompt": ["a", "b"]})).status_code == 200
+    num_before = len(fake.streams)
+    reply = await ask(app, key, "/v1/embeddings", {"input": ["a", "b", "c"]})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "input")
+    assert said in reply.json()["error"]["message"]
+    assert len(fake.streams) == num_before
+    assert (await ask(app, key, "/v1/embeddings", {"input": ["a", "b"]})).status_code == 200

@@ -86,14 +86,14 @@ async def test_errors_of_the_framework_have_openais_shape(client: httpx.AsyncCli
     ("/v1/v1/chat/completions", "/v1 twice"),
     ("/v1/completions/", "Did you mean /v1/completions?"),
     ("/v1/tokenize", "Did you mean /tokenize?"),
-    ("/v1/embeddings", "There is no /v1/embeddings here. The paths are "),
+    ("/v1/responses", "There is no /v1/responses here. The paths are "),
 ])
 async def test_an_unknown_path_is_told_those_that_there_are(client: httpx.AsyncClient, path: str, hint: str) -> None:
     reply = await client.post(path, json=CHAT)
     assert reply.status_code == 404
     message = reply.json()["error"]["message"]
     assert hint in message
-    assert "/v1/chat/completions, /v1/completions, /v1/models, /v1/models/{model}" in message
+    assert "/v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /v1/models/{model}" in message
     assert "/admin" not in message
 
 

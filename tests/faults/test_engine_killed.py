@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from quire import PoolingParams
 from quire.engine.errors import PoisonRequestError
 from tests.faults.engines import (
     FRAGILE_PROGRAM,
@@ -39,6 +40,34 @@ async def test_streams_go_on_after_sigkill(tmp_path: Path) -> None:
         second = start_engine(address)
         try:
             assert await asyncio.wait_for(asyncio.gather(*tasks), 60) == undisturbed
+            assert engine.num_restarts == 1
+        finally:
+            second.kill()
+            second.wait()
+
+
+@pytest.mark.slow
+async def test_embeddings_are_made_after_sigkill(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/engine.sock"
+    prompts = [[100 + i, *range(200, 650)] for i in range(6)]
+    async with engine_at(address) as (engine, process):
+        async def vector_of(i: int) -> list[float]:
+            stream = await engine.submit_embedding(prompts[i], PoolingParams(), f"request-{i}")
+            accepted.set()
+            assert [update.finish_reason async for update in stream] == ["stop"]
+            return stream.embedding.tolist()
+
+        accepted = asyncio.Event()
+        undisturbed = [await vector_of(i) for i in (0, 5)]
+        accepted.clear()
+        tasks = [asyncio.create_task(vector_of(i)) for i in range(6)]
+        await accepted.wait()
+        process.kill()
+        process.wait()
+        second = start_engine(address)
+        try:
+            found = await asyncio.wait_for(asyncio.gather(*tasks), 60)
+            assert [found[0], found[5]] == [pytest.approx(one, abs=1e-4) for one in undisturbed]
             assert engine.num_restarts == 1
         finally:
             second.kill()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quire import LLM, SamplingParams
+from quire import LLM, PoolingParams, SamplingParams
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -183,3 +183,37 @@ def test_decode_steps_never_wait_for_the_device(checkpoint, prompts):
 
     runner.launch = strict
     generate(llm, prompts, logprobs=None, temperature=1.0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", ["last", "mean"])
+def test_embeddings_are_pooled_hidden_states_beside_generation(checkpoint, prompts, dtype, kind):
+    from transformers import AutoModel
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    (checkpoint / "modules.json").write_text('[{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]')
+    (checkpoint / "1_Pooling").mkdir(exist_ok=True)
+    mode = {"last": "lasttoken", "mean": "mean"}[kind]
+    (checkpoint / "1_Pooling" / "config.json").write_text(f'{{"pooling_mode": "{mode}"}}')
+    llm = make(checkpoint, dtype, max_num_batched_tokens=512)
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=0, detokenize=False)
+
+    def prepare(run) -> None:
+        for i, prompt in enumerate(prompts):
+            run.prepare(f"g{i}", None, prompt, params, 0, 0, "")
+            run.prepare_embedding(f"e{i}", prompt, PoolingParams(), 0)
+
+    outputs = llm._run(prepare, use_tqdm=False)
+    assert_right([output for output in outputs if output.request_id[0] == "g"], checkpoint, dtype, "with embeddings")
+    found = [torch.tensor(output.outputs.embedding) for output in outputs if output.request_id[0] == "e"]
+    exact, rounded = [], []
+    for vectors, kept in ((exact, torch.float32), (rounded, getattr(torch, dtype))):
+        model = AutoModel.from_pretrained(checkpoint, dtype=kept).cuda().eval()
+        for prompt in prompts:
+            with torch.inference_mode():
+                hidden = model(torch.tensor([prompt], device="cuda")).last_hidden_state[0].float()
+            vectors.append((hidden[-1] if kind == "last" else hidden.mean(0)).cpu())
+    ours, theirs = (max(1 - torch.cosine_similarity(a, b, dim=0).item() for a, b in zip(each, exact))
+                    for each in (found, rounded))
+    print(f"{checkpoint.name} {dtype} {kind}: cosine off by {ours:.2e}, transformers' by {theirs:.2e}")
+    assert ours <= max(FACTOR * theirs, 1e-5)

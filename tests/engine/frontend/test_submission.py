@@ -38,16 +38,19 @@ def test_a_long_text_is_refused_untokenized(smollm2: Tokenizer, monkeypatch: pyt
     monkeypatch.setattr(smollm2, "encode_batch", None)
     for prompt in ("x" * 10**6, {"prompt": "x" * 10**6}):
         with pytest.raises(InvalidRequestError, match=r"maximum context length is 8192 .* at least 12346 input tokens"):
-            check_length(prompt, PARAMS, smollm2, 8192)  # type: ignore[arg-type]
-    check_length("x" * 8192 * 60, PARAMS, smollm2, 8192)
-    check_length("x" * 10**6, PARAMS, None, 8192)
+            check_length(prompt, 5, smollm2, 8192)  # type: ignore[arg-type]
+    check_length("x" * 8192 * 60, 5, smollm2, 8192)
+    check_length("x" * 10**6, 5, None, 8192)
 
 
 @pytest.mark.parametrize("prompt", [[5] * 100, {"prompt_token_ids": [5] * 100}])
 def test_ids_are_counted_before_they_are_looked_at(prompt: list[int]) -> None:
     with pytest.raises(InvalidRequestError, match="contains 100 input tokens"):
-        check_length(prompt, PARAMS, None, 100)
-    check_length(prompt, PARAMS, None, 101)
+        check_length(prompt, 5, None, 100)
+    check_length(prompt, 5, None, 101)
+    check_length(prompt, 0, None, 100)  # nothing is to follow it
+    with pytest.raises(InvalidRequestError, match="contains 100 tokens"):
+        check_length(prompt, 0, None, 99)
 
 
 @pytest.mark.parametrize("clamp", [False, True])

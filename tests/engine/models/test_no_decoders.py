@@ -46,7 +46,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "LlavaForConditionalGeneration": ({"text_config": TEXT, "vision_config": SIZES, "model_type": "llava",
                                        "image_token_index": 5}, "images or sound beside text .vision_config."),
     "LlamaForSequenceClassification": (TEXT, "has a head for SequenceClassification"),
-    "MistralModel": ({**SIZES, "model_type": "mistral"}, "has no head that goes on with a text"),
+    "CohereModel": ({**SIZES, "model_type": "cohere"}, "has no head that goes on with a text"),
     "TrOCRForCausalLM": ({**SIZES, "add_cross_attention": True, "model_type": "trocr"}, "cross attention"),
 }
 TAKEN: dict[str, dict[str, Any]] = {

@@ -6,8 +6,9 @@ of all tokens up to it. So any wrong block, stale copy, lost or repeated token c
 
 from __future__ import annotations
 
+import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from math import inf
@@ -62,6 +63,8 @@ def undisturbed_beams(prompt: list[int], sampling: Sampling, max_model_len: int)
 def undisturbed(request: Request, max_model_len: int) -> tuple[list[int], str]:
     """The tokens and finish reason of a request that runs alone."""
     token_ids = request.token_ids.copy()
+    if request.sampling.pooling:
+        return token_ids, "stop"
     limit = min(request.num_prompt_tokens + request.sampling.max_tokens, max_model_len)
     while True:
         token_ids.append(next_token(token_ids, request.seed))
@@ -130,7 +133,15 @@ class SimulatedDevice:
                     result.logprobs[len(result.token_ids)] = next_logprobs(self.tokens[row], 0, self.beams[row])
                 result.token_ids.append(next_token(self.tokens[row], self.seeds[row]))
                 self.tokens[row].append(result.token_ids[-1])
+        result.pooled = [self.sum_of(plan, *each) for each in zip(plan.pooled_places, plan.pooled_counts)]
         return result
+
+    def sum_of(self, plan: StepPlan, place: int, count: int) -> bytes:
+        """Instead of a sum, what is summed: of which tokens it is can be told afterwards."""
+        row, start, num_tokens = plan.rows[place], plan.starts[place], plan.num_tokens[place]
+        assert 0 < count <= num_tokens
+        assert not plan.samples[place]
+        return json.dumps(chain(self.tokens[row][:start + num_tokens])[-count:]).encode()
 
     def check_known(self, plan: StepPlan, spans: list[tuple[int, int, int]]) -> None:
         """That the ranks are told the tokens that they cannot have sampled."""
@@ -212,6 +223,10 @@ class Group:
 @st.composite
 def groups(draw: st.DrawFn) -> Group:
     base = draw(st.sampled_from([[1, 2, 3, 4, 5, 6, 7, 8] * 4, [1, 2, 3, 4, 9, 9, 9, 9] * 4]))
+    if pooling := draw(st.sampled_from(["", "", "", "last", "mean"])):
+        sampling = Sampling(max_tokens=0, pooling=pooling)
+        return Group(draw(st.integers(0, 25)), base[:draw(st.integers(1, 32))], 1, sampling, [], draw(
+            st.sampled_from([0, 0, 0, -1, 1])), aborts=draw(st.sampled_from([{}, {}, {0: 9}])))
     num_samples = draw(st.sampled_from([1, 1, 2, 3, 4]))
     stops = draw(st.sampled_from([(), (0,), (1, 2, 3)]))
     beams = None
@@ -259,6 +274,7 @@ class Simulation:
         self.ended: dict[Hashable, str] = {}
         self.searches: dict[int, BeamGroup] = {}  # by group
         self.num_copies = 0
+        self.pooled: defaultdict[Hashable, list[int]] = defaultdict(list)
 
     def run(self) -> None:
         turn = 0
@@ -326,6 +342,11 @@ class Simulation:
         for search in self.scheduler.take_ended_beams():
             assert not self.ended.keys() & search.keys
             self.ended |= dict.fromkeys(search.keys, "beams")
+        for request, summed, is_end in self.scheduler.take_pooled():
+            assert request.key not in self.ended, "a part after the end"
+            self.pooled[request.key] += json.loads(summed)
+            if is_end:
+                self.ended[request.key] = request.finish_reason
         check_holdings(self.scheduler)
 
     def check_outputs(self) -> None:
@@ -342,8 +363,11 @@ class Simulation:
             assert request.finish_reason == self.ended[key]
             if self.ended[key] == "abort":
                 assert request.token_ids == token_ids[:len(request.token_ids)]
-            else:
-                assert (request.token_ids, self.ended[key]) == (token_ids, reason)
+                continue
+            assert (request.token_ids, self.ended[key]) == (token_ids, reason)
+            if request.pools:
+                every = chain(token_ids)
+                assert self.pooled[key] == (every[-1:] if request.sampling.pooling == "last" else every)
         assert self.scheduler.kv_usage == 0
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0
         assert not self.scheduler._waiting
@@ -373,6 +397,10 @@ def crowded(rng: random.Random, windows: tuple[int | None, ...] = (None,), beams
     groups = []
     for _ in range(rng.randint(3, 8)):
         prompt = base[:rng.randint(0, 16)] + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 6))]
+        if rng.random() < 0.2:
+            groups.append(Group(rng.randint(0, 12), prompt * 2, 1,
+                                Sampling(max_tokens=0, pooling=rng.choice(["last", "mean"])), [], rng.choice([0, 1])))
+            continue
         num_samples = rng.choice([1, 1, 2, 3, 5])
         stops: tuple[int, ...] = rng.choice([(), (), (0,)])
         beams = Beams(num_samples, num_samples + len(stops)) if rng.random() < beams_share else None
@@ -401,7 +429,7 @@ def test_requests_in_a_crowd_get_the_tokens_of_an_undisturbed_run(windows: tuple
 @pytest.mark.parametrize("windows", [(None,), (None, 6)])
 def test_beams_in_a_crowd_end_as_they_would_alone(windows: tuple[int | None, ...]) -> None:
     num_preempted = num_ended = num_copies = 0
-    for seed in range(400):
+    for seed in range(500):
         simulation = crowded(random.Random(seed), windows, beams_share=0.5)
         simulation.run()
         simulation.check_outputs()

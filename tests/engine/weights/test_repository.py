@@ -10,7 +10,7 @@ from quire.engine.weights.repository import gguf_models, wanted_files
 
 TEXT = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
         "tokenizer.model", "tekken.json", "chat_template.jinja", "chat_template.json", "merges.txt", "vocab.json",
-        "additional_chat_templates/tool_use.jinja", "qwen.tiktoken"]
+        "additional_chat_templates/tool_use.jinja", "qwen.tiktoken", "modules.json", "1_Pooling/config.json"]
 NEVER = ["README.md", ".gitattributes", "LICENSE", "original/consolidated.00.pth", "original/params.json",
          "original/tokenizer.model", "consolidated.safetensors", "consolidated.safetensors.index.json",
          "onnx/model.onnx", "onnx/config.json", "tf_model.h5", "flax_model.msgpack", "model.onnx", "modeling_x.py",
@@ -70,7 +70,7 @@ def test_names_that_lead_out_of_the_repository_are_not_wanted(name: str) -> None
     (["a-Q8_0.gguf", "b-Q8_0.gguf", "c.gguf"], "Q8_0", r"several of its GGUF files are Q8_0.* of: a-Q8_0\.gguf, b-Q8"),
     (SPLIT[1:], None, r"lacks BF16/m-BF16-00001-of-00003\.gguf, of the 3 parts of BF16/m-BF16-00001"),
     ([*TEXT, *WHOLE], "Q8_0", "holds no GGUF file"),
-    ([*TEXT, "adapter_model.safetensors"], None, "and no GGUF file; it holds adapter_model"),
+    ([*TEXT, "adapter_model.safetensors"], None, "and no GGUF file; it holds 1_Pooling/config.json, adapter_m"),
     (WHOLE, None, r"holds no config\.json"),
     ([], None, "it holds nothing"),
     ([f"{i}.md" for i in range(50)], None, "and 30 more"),

@@ -1,0 +1,72 @@
+"""POST /v1/embeddings: what it takes and what it gives."""
+
+from __future__ import annotations
+
+import msgspec
+
+from quire.app.errors import ApiError
+from quire.app.schemas.prompts import prompts_of
+from quire.app.schemas.sampling import MAX_SALT_CHARACTERS, check_at_most
+from quire.engine.arguments import shown
+from quire.engine.pooling_params import PoolingParams
+
+_CHOICES = {"encoding_format": ("float", "base64"), "embed_dtype": ("float32",), "endianness": ("native", "little")}
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    input: msgspec.Raw  # text, a list of texts, token ids, or a list of lists of them: see `inputs`
+    model: str | None = None
+    encoding_format: str = "float"
+    dimensions: int | None = None
+    use_activation: bool | None = None
+    normalize: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
+    add_special_tokens: bool = True
+    priority: int = 0
+    cache_salt: str = ""
+    # What vLLM takes beside; of each, the form that base64 has anyway.
+    embed_dtype: str = "float32"
+    endianness: str = "native"
+
+    def pooling_params(self) -> PoolingParams:
+        """Raises ApiError, InvalidRequestError for what can be seen to be wrong without the model."""
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ApiError(400, f"{name} must be {' or '.join(choices)}, got {shown(getattr(self, name))}.", name)
+        if not -(2**31) <= self.priority < 2**31:
+            raise ApiError(400, f"priority must be from {-2**31} to {2**31 - 1}, got {shown(self.priority)}.",
+                           "priority")
+        check_at_most("cache_salt", len(self.cache_salt), MAX_SALT_CHARACTERS, what="characters")
+        return PoolingParams(
+            dimensions=self.dimensions, use_activation=self.use_activation, normalize=self.normalize,
+            truncate_prompt_tokens=self.truncate_prompt_tokens, truncation_side=self.truncation_side)
+
+    def inputs(self, max_inputs: int, max_model_len: int) -> list[str | list[int]]:
+        """One or more. Raises ApiError, InvalidRequestError."""
+        found = prompts_of("input", self.input, max_inputs, max_model_len, 0,
+                           are_cut=self.truncate_prompt_tokens is not None)
+        for i, one in enumerate(found):
+            if not one:
+                where = f"input[{i}]" if len(found) > 1 else "input"
+                raise ApiError(400, f"{where} is empty; an embedding is made of a text, or of token ids.", "input")
+        return found
+
+
+class EmbeddingObject(msgspec.Struct, tag_field="object", tag="embedding"):
+    index: int
+    embedding: list[float] | str  # of base64: float32 each, the lowest byte first
+
+
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingReply(msgspec.Struct, kw_only=True):
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[msgspec.Raw]  # of EmbeddingObject
+    usage: EmbeddingUsage
