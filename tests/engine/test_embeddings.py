@@ -113,9 +113,15 @@ def test_they_share_steps_with_generation_and_change_none_of_it(kind: str, model
     alone.close()
     llm = LLM(str(path), **TINY, **room)
     scheduler, executor = llm._core.scheduler, llm._core._executor
-    preempt, launch = scheduler._preempt, executor.launch
+    preempt, launch = scheduler._preempt_last, executor.launch
     preempted, plans = [], []
-    scheduler._preempt = lambda request: (preempted.append((request.pools, request.num_computed)), preempt(request))
+
+    def preempt_last() -> None:
+        last = scheduler._running[-1]
+        preempted.append((last.pools, last.num_computed))
+        preempt()
+
+    scheduler._preempt_last = preempt_last
     executor.launch = lambda plan: (plans.append(plan), launch(plan))[1]
 
     def prepare(run: Any) -> None:
