@@ -26,18 +26,15 @@ class HostRow:
 
     num_prompt_tokens: int = 0
     sampling: Sampling = field(default_factory=Sampling)
+    filtered: bool = field(init=False)
+    special: bool = field(init=False)  # a step graph's own sampling may not be enough, in this step or one after it
 
-    @property
-    def filtered(self) -> bool:
+    def __post_init__(self) -> None:
         s = self.sampling
-        return s.temperature > 0 and (s.top_p < 1 or s.top_k > 0 or s.min_p > 0)
-
-    @property
-    def special(self) -> bool:
-        """Whether a step graph's own sampling may not be enough, in this step or one after it."""
-        first = Edited(0, self.num_prompt_tokens, self.num_prompt_tokens, self.sampling)
-        return (self.sampling.num_alternatives >= 0 or bool(self.sampling.grammar)
-                or any(processor.acts(first) for processor in processors()))
+        self.filtered = s.temperature > 0 and (s.top_p < 1 or s.top_k > 0 or s.min_p > 0)
+        first = Edited(0, self.num_prompt_tokens, self.num_prompt_tokens, s)
+        self.special = (s.num_alternatives >= 0 or bool(s.grammar)
+                        or any(processor.acts(first) for processor in processors()))
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from quire import PoolingParams
+from quire import AsyncLLMEngine, CompletionOutput, PoolingParams, SamplingParams
 from quire.engine.errors import PoisonRequestError
 from tests.faults.engines import (
     FRAGILE_PROGRAM,
@@ -44,6 +45,49 @@ async def test_streams_go_on_after_sigkill(tmp_path: Path) -> None:
         finally:
             second.kill()
             second.wait()
+
+
+@pytest.mark.slow
+async def test_a_form_is_filled_in_alike_wherever_the_engine_is_killed(tmp_path: Path) -> None:
+    """At every fifth token of two samples with a schema, penalties, a seed, a stop string and logprobs."""
+    schema = {"type": "object", "properties": {
+        "name": {"type": "string", "maxLength": 40}, "kind": {"enum": ["first kind", "second kind"]},
+        "sizes": {"type": "array", "items": {"type": "integer"}, "minItems": 8, "maxItems": 8}},
+        "required": ["name", "kind", "sizes"], "additionalProperties": False}
+    wish = SamplingParams(n=2, seed=11, temperature=0.8, top_p=0.95, max_tokens=120, min_tokens=4, logprobs=2,
+                          repetition_penalty=1.1, presence_penalty=0.3, frequency_penalty=0.2, logit_bias={31: -2.0},
+                          bad_words=["foo"], stop=["never said"], structured_outputs={"json": schema})
+    address = f"ipc://{tmp_path}/engine.sock"
+
+    async def filled_in(engine: AsyncLLMEngine, name: str, kill_at: int | None = None) -> list[CompletionOutput]:
+        process = processes[-1]
+        async for output in engine.generate({"prompt_token_ids": PROMPT}, wish, name):
+            if kill_at is not None and len(output.outputs[0].token_ids) >= kill_at:
+                kill_at = None
+                process.kill()
+                process.wait()
+                processes.append(start_engine(address))
+        return output.outputs
+
+    processes = [start_engine(address)]
+    engine = await connected(address)
+    try:
+        undisturbed = await filled_in(engine, "undisturbed")
+        assert {sample.finish_reason for sample in undisturbed} == {"stop"}
+        json.loads(undisturbed[0].text)
+        length = len(undisturbed[0].token_ids)
+        kills = range(1, length, 5)
+        for kill_at in kills:
+            disturbed = await asyncio.wait_for(filled_in(engine, f"killed at {kill_at}", kill_at), 60)
+            for one, other in zip(disturbed, undisturbed, strict=True):
+                assert (one.token_ids, one.text) == (other.token_ids, other.text)
+                assert one.finish_reason == other.finish_reason
+                assert one.cumulative_logprob == pytest.approx(other.cumulative_logprob, abs=1e-2)
+        assert engine.num_restarts == len(kills) >= 8
+    finally:
+        await engine.close()
+        processes[-1].kill()
+        processes[-1].wait()
 
 
 @pytest.mark.slow
