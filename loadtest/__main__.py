@@ -12,6 +12,7 @@ from quire.engine.errors import QuireError
 MEASUREMENTS = {
     "throughput": ("throughput", "offline: how fast the engine works off a workload, beside recorded peers"),
     "serve": ("serve_client", "HTTP: a workload against a running OpenAI-compatible server"),
+    "steps": ("step_times", "offline: where the time of a step goes, on the host and on the device"),
     "features": ("features", "offline: what penalties, logprobs, grammars and the like cost a step"),
     "overhead": ("overhead", "HTTP: what keys, limits, deadlines, logs, metrics and traces cost together"),
     "side-by-side": ("side_by_side", "this tree beside another checkout, in turns: did anything become slower?"),
