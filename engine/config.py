@@ -66,6 +66,8 @@ class EngineArgs:
     max_num_batched_tokens: int | None = _argument(
         None, "Token budget of a step: 8192 on a GPU (LLM, from 70 GB on: 16384), 512 on CPU.")
     enforce_eager: bool = _argument(False, "No CUDA graphs.")
+    batch_invariant: bool = _argument(
+        False, "A request gets the same logits to the bit alone and in any batch, on a GPU too; slower.")
     async_scheduling: bool | None = _argument(None, "Plan a step while the one before runs; on with a GPU if unset.")
     tensor_parallel_size: int = _argument(1, "Devices that each layer is split over.")
     pipeline_parallel_size: int = _argument(1, "Stages of devices that the layers are dealt out to.")

@@ -25,6 +25,8 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     assert v_cache.is_contiguous()
     num_seqs = inputs.context_lens.shape[0]
     num_decodes = num_seqs if inputs.max_query_len == 1 else inputs.num_decodes
+    if launch.is_batch_invariant():
+        num_decodes = 0  # `prefill` takes a sequence's context in one order, however many of its tokens are computed
     num_kv_heads, block_size = k_cache.shape[1:3]
     balanced = None
     if inputs.shared is None or spec.window is not None:

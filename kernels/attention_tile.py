@@ -22,10 +22,11 @@ def scale_and_cap(spec: AttentionSpec) -> tuple[float, float]:
 @triton.jit
 def paged_step(queries, best, total, acc, start, lows, limits, end, own, slopes, table, k_head, v_head, block_stride,
                scale, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-               COLUMNS: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr):
+               COLUMNS: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, first=None):
     """One step over positions start .. start + COLUMNS - 1 of the cache, row r seeing those below limits[r].
 
-    `end` bounds all limits. Without MASKED every row sees every position. The rest is as in softmax_step.
+    `end` bounds all limits, and `first` all lows, where the step may begin before: what lies there may be anything.
+    Without MASKED every row sees every position. The rest is as in softmax_step.
     """
     positions = start + tl.arange(0, COLUMNS)
     dims = tl.arange(0, HEAD_DIM_PADDED)
@@ -35,6 +36,8 @@ def paged_step(queries, best, total, acc, start, lows, limits, end, own, slopes,
         blocks = tl.load(table + positions // BLOCK_SIZE)
     offsets = blocks.to(tl.int64) * block_stride + (positions % BLOCK_SIZE) * HEAD_DIM
     inside = (positions < end)[:, None] & (dims < HEAD_DIM)[None, :]
+    if first is not None:
+        inside = inside & (positions >= first)[:, None]
     if MASKED or HEAD_DIM != HEAD_DIM_PADDED:
         keys = tl.load(k_head + offsets[:, None] + dims[None, :], mask=inside, other=0.0)
         values = tl.load(v_head + offsets[:, None] + dims[None, :], mask=inside, other=0.0)

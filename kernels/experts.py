@@ -42,7 +42,13 @@ def gated_experts(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, id
     _gate_up[(triton.cdiv(inner, tile.outputs), num_tiles)](
         x, gate_up, between, *tiles, inner, hidden, x.stride(0), KIND=KINDS[kind], **sizes)
     _down[(triton.cdiv(hidden, tile.outputs), num_tiles)](between, down, weights, out, *tiles, hidden, inner, **sizes)
-    return out.view(num_tokens, chosen, hidden).sum(1)
+    parts = out.view(num_tokens, chosen, hidden)
+    if not launch.is_batch_invariant():
+        return parts.sum(1)
+    total = parts[:, 0].float()
+    for part in parts.unbind(1)[1:]:
+        total += part
+    return total.to(x.dtype)
 
 
 def _tiles(ids: torch.Tensor, num_experts: int, rows: int) -> Tiles:

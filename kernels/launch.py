@@ -100,6 +100,8 @@ _PREFILL = {
     },
 }
 
+_is_batch_invariant = False
+
 SKINNY_ROWS = 32  # most rows that kernels/product.py takes: with more, the library reads the weights as fast
 SPLIT_MIN_TOKENS = 64  # of a decode's context
 SHARED_SPLIT_MIN_TOKENS = 256  # of what many decodes begin with
@@ -127,6 +129,16 @@ SAMPLE_BLOCK = 4096  # vocabulary entries at a time, each of 8 warps' threads ho
 THRESHOLD_BLOCK = 8192
 SAMPLE_WARPS = 8
 THRESHOLD_WARPS = 16
+
+
+def set_batch_invariant(on: bool) -> None:
+    """From now on, launches of this process sum up each row alike, whatever other rows there are, or how they like."""
+    global _is_batch_invariant
+    _is_batch_invariant = on
+
+
+def is_batch_invariant() -> bool:
+    return _is_batch_invariant
 
 
 def family(device: torch.device) -> str:
@@ -167,6 +179,8 @@ def decode_tile(device: torch.device, element_bytes: int, padded_head_dim: int, 
 def balanced_tile(device: torch.device, element_bytes: int, head_dim: int, block_size: int, num_seqs: int,
                   num_kv_heads: int, group: int) -> BalancedTile | None:
     """None: a program for each sequence is better, or it is not measured."""
+    if _is_batch_invariant:
+        return None
     if device.type == "cpu":
         tile = BalancedTile(32, 2, 4, 1)  # the interpreter
     elif family(device) == "hopper" and element_bytes == 2 and head_dim <= 128 and group <= 16:
@@ -184,6 +198,8 @@ def prefill_tile(device: torch.device, element_bytes: int, padded_head_dim: int)
 
 def whole_prefill_tile(device: torch.device, element_bytes: int, head_dim: int, max_query_len: int) -> Tile | None:
     """For prompts computed whole, by tensor descriptors. None: not there, or not faster."""
+    if _is_batch_invariant:
+        return None
     if device.type == "cpu":
         return Tile(16, 16, 4, 1)  # the interpreter
     if family(device) != "hopper" or element_bytes != 2 or head_dim not in (64, 128) or max_query_len < 1024:
@@ -237,7 +253,19 @@ def wide_gated_tile(device: torch.device, element_bytes: int, num_rows: int, siz
     return WideTile(128, 128, 64, 8, 3 if num_rows > 4096 else 4)
 
 
+def fixed_product_tile(device: torch.device, element_bytes: int, num_outputs: int) -> WideTile:
+    """Many programs where there are few outputs, since one row must do with them too."""
+    if device.type == "cpu":
+        return WideTile(16, 16, 32, 4, 1)  # the interpreter
+    if element_bytes == 4:
+        return WideTile(32, 32, 32, 4, 2)
+    stages = {"hopper": 4, "ampere": 3}.get(family(device), 2)
+    return WideTile(64, 128 if num_outputs >= 16384 else 64 if num_outputs >= 8192 else 32, 64, 4, stages)
+
+
 def experts_tile(device: torch.device, element_bytes: int, rows_per_expert: int) -> ExpertsTile:
+    if _is_batch_invariant:
+        rows_per_expert = 1
     if device.type == "cpu":
         return ExpertsTile(16, 16, 32, 4, 1)  # the interpreter
     stages = 3 if family(device) == "hopper" else 2

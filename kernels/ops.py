@@ -38,6 +38,7 @@ _STEM = {
     "skinny_product": "product",
     "skinny_gated_product": "product",
     "wide_gated_product": "wide_product",
+    "fixed_product": "fixed_product",
 }
 _PACKAGE = {"cpu": "quire.kernels.reference", "cuda": "quire.kernels"}
 
@@ -153,3 +154,7 @@ def gather_step(rows: torch.Tensor, token_rows: torch.Tensor, positions: torch.T
 
 def put_tokens(tokens: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> None:
     _FUNCTIONS[rows.device.type]["put_tokens"](tokens, rows, positions, token_ids)
+
+
+def fixed_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["fixed_product"](x, weight, bias)

@@ -39,7 +39,8 @@ def prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, input
             first_whole = max(num_decodes, inputs.first_whole)
     scale, softcap = scale_and_cap(spec)
     sizes = {"KV_HEADS": num_kv_heads, "GROUP": group, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded_dim,
-             "BLOCK_SIZE": block_size, "WINDOW": spec.window or 0, "SOFTCAP": softcap}
+             "BLOCK_SIZE": block_size, "WINDOW": spec.window or 0, "SOFTCAP": softcap,
+             "ALIGNED": launch.is_batch_invariant()}
     for tile, keys, values, first, end in (
             (launch.prefill_tile(q.device, k_cache.element_size(), padded_dim), q, q, num_decodes, first_whole),
             (whole_tile, *(own or (q, q)), first_whole, num_seqs)):
@@ -66,8 +67,11 @@ def _prefill(q, own_keys, own_values, k_cache, v_cache, query_starts, context_le
              sinks, scale, first_seq, q_stride, q_head_stride, table_stride,
              KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr,
              BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROWS: tl.constexpr,
-             COLUMNS: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr):
-    """Rows are (query token, head of the group), token by token; the longest tiles are started first."""
+             COLUMNS: tl.constexpr, WHOLE: tl.constexpr, ALIGNED: tl.constexpr, EARLY: tl.constexpr):
+    """Rows are (query token, head of the group), token by token; the longest tiles are started first.
+
+    ALIGNED: a row sees its context in the same steps, whatever rows are in its tile.
+    """
     pdl.begin(EARLY)
     seq, kv_head = first_seq + tl.program_id(2), tl.program_id(1)
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
@@ -91,9 +95,13 @@ def _prefill(q, own_keys, own_values, k_cache, v_cache, query_starts, context_le
         first_limit = earlier + first_row // GROUP + 1
         end = tl.minimum(earlier + (first_row + ROWS - 1) // GROUP + 1, context)
         lows = None
+        first = None
         if WINDOW > 0:
             lows = limits - WINDOW
             start = tl.maximum(first_limit - WINDOW, 0)
+            if ALIGNED:
+                first = start
+                start = start // COLUMNS * COLUMNS
             # From here to seen_by_all, no row's window or limit cuts a tile.
             inner = start + tl.cdiv(tl.maximum(end - WINDOW - start, 0), COLUMNS) * COLUMNS
             seen_by_all = tl.maximum(start + tl.maximum(first_limit - start, 0) // COLUMNS * COLUMNS, inner)
@@ -108,7 +116,7 @@ def _prefill(q, own_keys, own_values, k_cache, v_cache, query_starts, context_le
             for place in range(start, tl.minimum(inner, end), COLUMNS):
                 best, total, acc = _step(queries, best, total, acc, place, lows, limits, end, own, row_slopes, context,
                                          begin, kv_head, own_keys, own_values, table, k_head, v_head, scale, KV_HEADS,
-                                         HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, SOFTCAP, WHOLE, True)
+                                         HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, COLUMNS, SOFTCAP, WHOLE, True, first)
         for place in range(inner, seen_by_all, COLUMNS):
             best, total, acc = _step(queries, best, total, acc, place, lows, limits, end, own, row_slopes, context,
                                      begin, kv_head, own_keys, own_values, table, k_head, v_head, scale, KV_HEADS,
@@ -126,7 +134,7 @@ def _prefill(q, own_keys, own_values, k_cache, v_cache, query_starts, context_le
 def _step(queries, best, total, acc, place, lows, limits, end, own, slopes, context, begin, kv_head, own_keys,
           own_values, table, k_head, v_head, scale, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
           HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, SOFTCAP: tl.constexpr,
-          WHOLE: tl.constexpr, MASKED: tl.constexpr):
+          WHOLE: tl.constexpr, MASKED: tl.constexpr, first=None):
     if WHOLE:
         column = kv_head * HEAD_DIM
         keys, values = own_keys.load([begin + place, column]), own_values.load([begin + place, column])
@@ -139,5 +147,5 @@ def _step(queries, best, total, acc, place, lows, limits, end, own, slopes, cont
     else:
         best, total, acc = paged_step(queries, best, total, acc, place, lows, limits, end, own, slopes, table, k_head,
                                       v_head, KV_HEADS * BLOCK_SIZE * HEAD_DIM, scale, HEAD_DIM, HEAD_DIM_PADDED,
-                                      BLOCK_SIZE, COLUMNS, SOFTCAP, MASKED)
+                                      BLOCK_SIZE, COLUMNS, SOFTCAP, MASKED, first)
     return best, total, acc

@@ -13,7 +13,7 @@ from quire.engine.config import CPU_STEP_TOKENS, DTYPES, EngineArgs, EngineConfi
 from quire.engine.errors import ConfigError
 from quire.engine.execution.hardware import Hardware
 from quire.engine.model_config import ModelConfig
-from quire.engine.model_registry import overflows_float16
+from quire.engine.model_registry import OTHER, family_of, overflows_float16
 
 BFLOAT16_CAPABILITY = (8, 0)
 LARGE_GPU_BYTES = 70 * 10**9
@@ -29,6 +29,8 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
     """
     device = _device(args, hardware)
     cpu = device == "cpu"
+    if args.batch_invariant:
+        _check_batch_invariant(args, model)
     return EngineConfig(
         args=args,
         model=model,
@@ -55,6 +57,15 @@ def _device(args: EngineArgs, hardware: Hardware) -> str:
         raise ConfigError(f"--tensor-parallel-size times --pipeline-parallel-size is {args.num_ranks}, and torch sees "
                           f"{hardware.num_gpus} GPUs; lower them, or show it more (CUDA_VISIBLE_DEVICES)")
     return "cuda"
+
+
+def _check_batch_invariant(args: EngineArgs, model: ModelConfig) -> None:
+    if family_of(model.architecture, args.model_impl) is OTHER:
+        raise ConfigError(f"--batch-invariant: {model.architecture} runs by transformers' code, whose products depend "
+                          "on the batch; leave the flag out, or serve a family that `quire models` calls native")
+    if args.tensor_parallel_size > 2:
+        raise ConfigError("--batch-invariant: the order in which more than two ranks are summed depends on the batch; "
+                          f"use --tensor-parallel-size 1 or 2, got {args.tensor_parallel_size}")
 
 
 def _dtype(args: EngineArgs, model: ModelConfig, device: str, hardware: Hardware) -> str:

@@ -28,7 +28,7 @@ from quire.engine.parallel import Parallel
 from quire.engine.plan import StepPlan
 from quire.engine.tokenizers.tokenizer import end_token_ids, load_tokenizer
 from quire.engine.weights.load import load_model
-from quire.kernels import ops
+from quire.kernels import launch, ops
 
 Progress = Callable[[str, float], None]
 
@@ -40,6 +40,7 @@ class ModelRunner:
                  advances: Callable[[], None]) -> None:
         """`advances` is called within steps on a CPU, as `core` says."""
         self.config = config
+        launch.set_batch_invariant(config.args.batch_invariant)
         self.device = torch.device(config.device)
         self._advances = advances if self.device.type == "cpu" else None
         self.dtype: torch.dtype = getattr(torch, config.dtype)
@@ -129,10 +130,13 @@ class ModelRunner:
         return StepGraphs(self.model, self.table, self.kv_caches, self.block_size, self.config.max_model_len)
 
     def _graph_sizes(self) -> list[Size]:
-        return all_sizes(self.config.max_num_seqs, with_sharing=self.config.args.enable_prefix_caching)
+        args = self.config.args
+        return all_sizes(self.config.max_num_seqs,
+                         with_sharing=args.enable_prefix_caching and not args.batch_invariant)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
+        launch.set_batch_invariant(self.config.args.batch_invariant)  # of several engines in a process each has its own
         if self._latest is not None:
             self._latest.settle()  # what follows reads its tokens on the device
         self._latest = self._launch(plan)

@@ -9,22 +9,24 @@ import torch
 import torch.nn.functional as F
 
 from quire.kernels import ops
-from quire.kernels.launch import SKINNY_ROWS
+from quire.kernels.launch import SKINNY_ROWS, is_batch_invariant
+
+Product = Callable[[torch.Tensor], torch.Tensor]
 
 # Rows that oneDNN lays the weights out for; measured good from 1 to 256.
 _PACKED_FOR_ROWS = 16
 
 
-def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
     """[n, in] -> [n, out]; `weight` is [out, in]. The caller lets go of `weight`: on CPU it may have been copied."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return PackedProduct(weight, bias)
-    if weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16):
-        return partial(_by_num_rows, weight=weight, bias=bias)
+    if weight.is_cuda:
+        return partial(_on_gpu, weight=weight, bias=bias)
     return partial(F.linear, weight=weight, bias=bias)
 
 
-def gated_product(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def gated_product(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> Product:
     """[n, in] -> [n, out / 2]: the product, then act(first half) * second half."""
     plain = product(weight, bias)
 
@@ -35,15 +37,19 @@ def gated_product(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) ->
         return in_two
 
     def in_one(x: torch.Tensor) -> torch.Tensor:
+        if is_batch_invariant():
+            return in_two(x)
         by_num_rows = ops.skinny_gated_product if x.shape[0] <= SKINNY_ROWS else ops.wide_gated_product
         return by_num_rows(x, weight, bias, kind)
 
     return in_one
 
 
-def _by_num_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _on_gpu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Few rows only read the weights, and the library does not get there; many rows are its business."""
-    if x.shape[0] <= SKINNY_ROWS:
+    if is_batch_invariant():
+        return ops.fixed_product(x, weight, bias)
+    if x.shape[0] <= SKINNY_ROWS and weight.dtype in (torch.float16, torch.bfloat16):
         return ops.skinny_product(x, weight, bias)
     return F.linear(x, weight, bias)
 

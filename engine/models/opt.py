@@ -13,6 +13,7 @@ from quire.engine.layers import qkv
 from quire.engine.layers.decoder_layer import DecoderLayer, PostNormLayer, PreNormLayer
 from quire.engine.layers.mlp import MLP
 from quire.engine.layers.norm import LayerNorm
+from quire.engine.layers.product import Product, product
 from quire.engine.layers.self_attention import Projections, SelfAttention
 from quire.engine.models.decoder import DecoderModel, Names, held
 from quire.engine.weights.checkpoint import View
@@ -28,20 +29,21 @@ class OPT(DecoderModel):
         self.embedding_size = hf.get("word_embed_proj_dim") or self.hidden_size
         table = held(body.sub("embed_positions"), self.stage.is_first)
         self.positions = table.take("weight", (self.config.max_position_embeddings + _OFFSET, self.hidden_size))
-        self.project_in = self.project_out = None
+        self.project_in: Product | None = None
+        self.project_out: Product | None = None
         if self.embedding_size != self.hidden_size:
             wide, narrow = self.hidden_size, self.embedding_size
-            self.project_in = held(body.sub("project_in"), self.stage.is_first).take("weight", (wide, narrow))
-            self.project_out = held(body.sub("project_out"), self.stage.is_last).take("weight", (narrow, wide))
+            self.project_in = product(held(body.sub("project_in"), self.stage.is_first).take("weight", (wide, narrow)))
+            self.project_out = product(held(body.sub("project_out"), self.stage.is_last).take("weight", (narrow, wide)))
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         x = self.embedding(token_ids)
         if self.project_in is not None:
-            x = F.linear(x, self.project_in)
+            x = self.project_in(x)
         return x + F.embedding(positions + _OFFSET, self.positions)
 
     def features(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden if self.project_out is None else F.linear(hidden, self.project_out)
+        return hidden if self.project_out is None else self.project_out(hidden)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(hidden))

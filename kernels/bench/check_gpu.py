@@ -304,6 +304,16 @@ def check_logprobs(dtype: torch.dtype, quick: bool) -> Errors:
         yield f"top v{vocab}", cases.relative_error(top, right.topk(num_top).values)
 
 
+def check_fixed_product(dtype: torch.dtype, quick: bool) -> Errors:
+    for num_outputs, size in ((896, 4864), (9000, 130), (18944, 512)):
+        x, weight, bias = (torch.randn(*shape, device=DEVICE, dtype=dtype) / size ** 0.25
+                           for shape in ((300, size), (num_outputs, size), (num_outputs,)))
+        whole = ops.fixed_product(x, weight, bias)
+        yield f"fixed product {size}x{num_outputs}", cases.relative_error(whole, cases.product(x, weight, bias))
+        for part in (slice(0, 1), slice(7, 40), slice(100, 300)):
+            yield "its rows alone", 0.0 if torch.equal(ops.fixed_product(x[part], weight, bias), whole[part]) else 1.0
+
+
 def check_wide_product(dtype: torch.dtype, quick: bool) -> Errors:
     for num_rows, num_outputs, size, kind in ((2048, 4864, 896, "silu"), (2500, 1000, 72, "gelu"),
                                               (8192, 4864, 896, "gelu_tanh"), (5001, 300, 1032, "silu")):
@@ -332,7 +342,7 @@ def check_product(dtype: torch.dtype, quick: bool) -> Errors:
 CHECKS = [check_norms, check_layer_norms, check_head_norms, check_experts, check_activation, check_rotary,
           check_attention, check_attention_variants, check_copy, check_step, check_penalties, check_token_masks,
           check_sampling,
-          check_logprobs, check_product, check_wide_product]
+          check_logprobs, check_product, check_wide_product, check_fixed_product]
 
 
 def main(arguments: list[str] | None = None) -> int:

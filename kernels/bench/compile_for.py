@@ -27,6 +27,7 @@ from quire.kernels import (
     attention,
     blocks,
     experts,
+    fixed_product,
     head_norm,
     launch,
     layer_norm,
@@ -94,7 +95,7 @@ def pretend(capability: int) -> list[Any]:
     launch._family = lambda index: FAMILIES[capability]  # type: ignore[assignment]
     launch._num_multiprocessors = lambda index: 132  # type: ignore[assignment]
     for name in ("family", "num_multiprocessors", "decode_tile", "balanced_tile", "prefill_tile", "whole_prefill_tile",
-                 "product_tile", "gated_product_tile", "wide_gated_tile", "experts_tile",
+                 "product_tile", "gated_product_tile", "wide_gated_tile", "experts_tile", "fixed_product_tile",
                  "has_fast_logarithm", "early", "num_splits", "num_shared_splits"):
         real = getattr(getattr(launch, name), "asked_of_a_gpu", getattr(launch, name))
         getattr(real, "cache_clear", bool)()
@@ -145,6 +146,10 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     if dtype.itemsize == 2 or launch.family(torch.device("cuda", 0)) != "default":
         # A step over a float32 head of 512 takes 96 KiB of shared memory, and Turing has 64.
         yield from _attention(4, 2, 512, dtype, is_fresh=True, style="interleaved")
+    launch.set_batch_invariant(True)
+    yield from _attention(28, 4, 128, dtype, is_fresh=True)
+    yield from _attention(8, 4, 256, dtype, is_fresh=True, window=300, softcap=50.0)
+    launch.set_batch_invariant(False)
     caches = empty(9, 3, 16, 80), empty(9, 3, 16, 80)
     yield "copy_blocks", functools.partial(blocks.copy_blocks, *caches, ints(3), ints(3))
     state = ints(9, 4097), ints(7, 9, 256), empty(6, 9, of=torch.float32), ints(9), empty(9, of=torch.int64)
@@ -171,6 +176,10 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     for num_rows in (2048, 5000):
         yield "wide_gated_product", functools.partial(wide_product.wide_gated_product, empty(num_rows, 896),
                                                       empty(256, 896), None, "silu")
+    for num_outputs, size in ((896, 4864), (9000, 130), (32001, 896)):
+        for bias in (None, empty(num_outputs)):
+            yield "fixed_product", functools.partial(fixed_product.fixed_product, empty(3, size),
+                                                     empty(num_outputs, size), bias)
     for ranks in (2, 8):
         x, addresses = empty(4, 5120), empty(ranks, of=torch.int64)
         for packet_rows in (0, 4):

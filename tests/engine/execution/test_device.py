@@ -34,6 +34,15 @@ def test_bfloat16_on_an_old_gpu_is_refused_with_its_name_and_the_way_out(dtype):
         settle(EngineArgs(dtype=dtype), model(), OLD_GPU)
 
 
+def test_batch_invariance_is_refused_where_it_cannot_hold():
+    for args, architecture, why in (({}, "NobodysForCausalLM", "NobodysForCausalLM runs by transformers' code"),
+                                    ({"tensor_parallel_size": 4}, "LlamaForCausalLM",
+                                     "use --tensor-parallel-size 1 or 2")):
+        with pytest.raises(ConfigError, match=f"--batch-invariant: .*{why}"):
+            settle(EngineArgs(batch_invariant=True, **args), model(architecture=architecture), NO_GPU)
+    assert settle(EngineArgs(batch_invariant=True), model(), NO_GPU).args.batch_invariant
+
+
 def test_half_on_an_old_gpu_is_taken():
     config = settle(EngineArgs(dtype="half"), model(), OLD_GPU)
     assert (config.device, config.dtype, config.max_num_seqs) == ("cuda", "float16", 256)
