@@ -29,6 +29,9 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
     """
     device = _device(args, hardware)
     cpu = device == "cpu"
+    if family_of(model.architecture, args.model_impl) is OTHER:
+        _log.info("the model runs by transformers' code, slower than a family of Quire's own",
+                  architecture=model.architecture)
     if args.batch_invariant:
         _check_batch_invariant(args, model)
     return EngineConfig(

@@ -34,6 +34,15 @@ def test_bfloat16_on_an_old_gpu_is_refused_with_its_name_and_the_way_out(dtype):
         settle(EngineArgs(dtype=dtype), model(), OLD_GPU)
 
 
+def test_it_is_told_which_code_runs_the_model():
+    for impl, architecture, is_told in (("auto", "LlamaForCausalLM", False), ("transformers", "LlamaForCausalLM", True),
+                                        ("auto", "NobodysForCausalLM", True)):
+        with capture_logs() as logs:
+            settle(EngineArgs(model_impl=impl), model(architecture=architecture), NO_GPU)
+        told = [line for line in logs if "by transformers' code" in line["event"]]
+        assert [line["architecture"] for line in told] == [architecture] * is_told
+
+
 def test_batch_invariance_is_refused_where_it_cannot_hold():
     for args, architecture, why in (({}, "NobodysForCausalLM", "NobodysForCausalLM runs by transformers' code"),
                                     ({"tensor_parallel_size": 4}, "LlamaForCausalLM",
