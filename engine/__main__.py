@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
 
 def serve(server: EngineServer, args: EngineArgs, heartbeat: Heartbeat) -> int:
     # Torch is heavy: imported only now, when the socket already answers workers.
-    from quire.engine.core import EngineCore
+    from quire.engine.assembly import assemble
     from quire.engine.weights.progress import reporter
 
     def loading(phase: str, fraction: float) -> None:
@@ -80,7 +80,7 @@ def serve(server: EngineServer, args: EngineArgs, heartbeat: Heartbeat) -> int:
 
     with reporter(loading) as progress:
         try:
-            core = EngineCore(args, progress, server.step_advances)
+            core = assemble(args, progress, server.step_advances)
         except (PassingError, WeightError, RankError, OSError) as error:
             log.error("model not loaded", model=args.model, reason=str(error))
             return EXIT_LOAD

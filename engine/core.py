@@ -13,19 +13,12 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from quire.engine import pooled_sums
 from quire.engine.admission import Account, Admission, most_queued_tokens
-from quire.engine.config import EngineArgs, SchedulerConfig
-from quire.engine.division import require_divisible
+from quire.engine.config import EngineConfig, SchedulerConfig
 from quire.engine.errors import NO_HEAD, InvalidRequestError
-from quire.engine.execution.device import return_freed_memory, settle
-from quire.engine.execution.executor import Executor, InProcessExecutor, Launched
-from quire.engine.execution.hardware import of_this_machine
-from quire.engine.execution.placement import placement
-from quire.engine.execution.rank_group import RankGroup
-from quire.engine.memory_need import require_host_memory
 from quire.engine.messages import (
     Accepted,
     Delta,
@@ -46,7 +39,9 @@ from quire.engine.scheduling.scheduler import Scheduler, TokenEvent
 from quire.engine.stderr import stderr
 from quire.engine.step_stats import StepStats
 from quire.engine.trials import Trials
-from quire.engine.weights.locate import resolve_model
+
+if TYPE_CHECKING:
+    from quire.engine.execution.executor import Executor, Launched
 
 Owner = Hashable
 Started = Callable[[list[tuple[Owner, int]], list[tuple[Owner, Part]]], None]
@@ -65,48 +60,25 @@ class _Submission:
 
 
 class EngineCore:
-    def __init__(self, args: EngineArgs, progress: Callable[[str, float], None],
-                 advances: Callable[[], None] = lambda: None, *, offline: bool = False) -> None:
-        """Loads the model. `offline`: nobody waits for single tokens; steps may be longer, and the queue has no limits.
-
-        `advances` is called within each step that may be long, those on a CPU, as often as it gets on: at each layer,
-        by the thread that called `step`.
-
-        Raises:
-            ConfigError: the configuration does not fit the model or the device.
-            WeightError: the checkpoint does not fit its model.
-        """
-        began = time.monotonic()
-        args.checked()
-        model = resolve_model(args)
-        require_divisible(args, model)  # before anybody waits for devices
-        ranks = placement(args, progress)
-        try:
-            self.config = config = settle(args, model, of_this_machine() if ranks is None else ranks.hardware(),
-                                          offline=offline)
-            if config.device == "cpu":
-                require_host_memory(args, model, config.dtype)
-        except BaseException:
-            if ranks is not None:
-                ranks.stop()
-            raise
-        self._executor: Executor = (InProcessExecutor(config, progress, advances) if ranks is None
-                                    else RankGroup(config, ranks, progress, advances))
-        return_freed_memory()
+    def __init__(self, config: EngineConfig, executor: Executor, *, offline: bool = False, load_s: float = 0.0) -> None:
+        """`offline`: nobody waits for single tokens, and the queue has no limits. See `assembly`."""
+        self.config = config
+        self._executor = executor
+        args, windows = config.args, config.model.kv_groups.windows
         max_model_len = config.max_model_len
         if args.max_model_len is None:  # what nobody insisted on gives way to what fits
-            max_model_len = min(max_model_len, config.block_need.room(self._executor.num_blocks))
+            max_model_len = min(max_model_len, config.block_need.room(executor.num_blocks))
         self.scheduler = Scheduler(SchedulerConfig(
-            num_blocks=self._executor.num_blocks,
+            num_blocks=executor.num_blocks,
             block_size=args.block_size,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
             enable_prefix_caching=args.enable_prefix_caching,
-            windows=model.kv_groups.windows,
+            windows=windows,
             num_microbatches=args.pipeline_parallel_size,
         ))
-        kv_tokens = self._executor.num_blocks * args.block_size // len(model.kv_groups.windows)
+        kv_tokens = executor.num_blocks * args.block_size // len(windows)
         self._admission = Admission(
             None if offline else args.max_queued_requests,
             None if offline else most_queued_tokens(args.max_queued_tokens, kv_tokens))
@@ -122,16 +94,16 @@ class EngineCore:
             dtype=config.dtype,
             device=config.device,
             max_model_len=max_model_len,
-            vocab_size=self._executor.vocab_size,
-            num_blocks=self._executor.num_blocks,
+            vocab_size=executor.vocab_size,
+            num_blocks=executor.num_blocks,
             block_size=args.block_size,
             kv_tokens=kv_tokens,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_logprobs=args.max_logprobs,
             instance=uuid.uuid4().hex,
-            load_s=time.monotonic() - began,
-            generates=self._executor.generates,
+            load_s=load_s,
+            generates=executor.generates,
         )
 
     def close(self) -> None:

@@ -70,10 +70,10 @@ class LLM:
             raise ConfigError(f"--data-parallel-size: {self.args.data_parallel_size} engines are more than the one "
                               "that LLM runs; use quire serve or AsyncLLMEngine, or several processes of one LLM each")
         share_cores()
-        from quire.engine.core import EngineCore  # brings torch, which nobody pays for before an engine is built
+        from quire.engine.assembly import assemble  # brings torch, which nobody pays for before an engine is built
 
         with reporter() as progress:
-            self._core = EngineCore(self.args, progress, offline=True)
+            self._core = assemble(self.args, progress, offline=True)
         self.model_config = self._core.config.model
         self.info = self._core.info
         self._tokenizer = None if self.args.skip_tokenizer_init else load_tokenizer(self.model_config, tokenizer)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from quire.engine.assembly import assemble
 from quire.engine.config import EngineArgs
 from quire.engine.core import EngineCore
 from quire.engine.errors import RankError
@@ -27,7 +28,7 @@ def check_for(core: EngineCore, seconds: float) -> None:
 
 def test_a_rank_that_broke_ends_by_itself_once_its_last_words_left(tmp_path: Path) -> None:
     tiny.write(tmp_path, "llama", num_hidden_layers=2)
-    core = EngineCore(EngineArgs.of({"model": str(tmp_path), "device": "cpu", "pipeline_parallel_size": 2,
+    core = assemble(EngineArgs.of({"model": str(tmp_path), "device": "cpu", "pipeline_parallel_size": 2,
                                      "max_model_len": 64, "cpu_threads": 1}), lambda *_: None)
     try:
         core.check()
@@ -41,7 +42,7 @@ def test_a_rank_that_broke_ends_by_itself_once_its_last_words_left(tmp_path: Pat
 def test_ranks_leave_when_their_core_says_so_and_not_when_everybody_is_told_to_end(tmp_path: Path) -> None:
     """As a service manager may tell all processes of a service at once."""
     tiny.write(tmp_path, "llama", num_hidden_layers=2)
-    core = EngineCore(EngineArgs.of({"model": str(tmp_path), "device": "cpu", "pipeline_parallel_size": 2,
+    core = assemble(EngineArgs.of({"model": str(tmp_path), "device": "cpu", "pipeline_parallel_size": 2,
                                      "max_model_len": 64, "cpu_threads": 1}), lambda *_: None)
     processes = cast(Any, core._executor)._placement._processes
     try:
