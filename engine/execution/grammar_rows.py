@@ -19,6 +19,7 @@ import torch
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 from quire.engine.execution.pending import Pending
+from quire.engine.grammar.deep_stack import in_deep_stack
 from quire.engine.grammar.limits import LIMITS
 from quire.engine.plan import NOTHING_LEFT, NewRow
 from quire.engine.sampling.grammar import Masks
@@ -110,6 +111,11 @@ class GrammarRows:
         return Masks(rows, bits, [matcher is not None and matcher.is_stopped() for matcher, _ in matchers])
 
     def _matcher(self, grammar: str, output: list[int]) -> LLMatcher:
-        matcher = LLMatcher(self._vocabulary(), grammar, limits=LIMITS, log_level=0)
-        matcher.consume_tokens(output)
-        return matcher
+        vocabulary = self._vocabulary()
+
+        def make() -> LLMatcher:
+            matcher = LLMatcher(vocabulary, grammar, limits=LIMITS, log_level=0)
+            matcher.consume_tokens(output)
+            return matcher
+
+        return in_deep_stack(make)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from threading import Lock
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
 from quire.engine.errors import InvalidRequestError
+from quire.engine.grammar.deep_stack import in_deep_stack
 from quire.engine.grammar.limits import LIMITS
 from quire.engine.grammar.source import grammar_of, json_grammar
 from quire.engine.grammar.vocabulary import grammar_vocabulary
@@ -55,7 +57,7 @@ class GrammarCheck:
         with self._turn:
             found = self._found.get(key)
             if found is None:
-                found = self._found[key] = self._find(wanted)
+                found = self._found[key] = in_deep_stack(partial(self._find, wanted))
                 self._characters += _characters(key, found)
                 while self._characters > _REMEMBERED_CHARACTERS:
                     self._characters -= _characters(*self._found.popitem(last=False))

@@ -144,6 +144,17 @@ def test_a_grammar_that_cannot_be_made_ends_its_sample_alone(grammar: str, ahead
     llm.close()
 
 
+@pytest.mark.parametrize("form", [
+    {"grammar": "\n".join(["start: r0", *(f"r{i}: r{i + 1}" for i in range(9000)), 'r9000: "a"'])},
+    {"grammar": "\n".join(["start: T0", *(f'T{i}: "b"? T{i + 1}' for i in range(9000)), 'T9000: "a"'])},
+    {"json": {"$ref": "#/$defs/a0", "$defs": {**{f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(5000)},
+                                              "a5000": {"const": "a"}}}}], ids=["rules", "terminals", "references"])
+def test_a_long_chain_of_rules_ends_no_process(form: dict[str, Any], llm: LLM) -> None:
+    """On a stack of 8 MiB it did: the server's worker, with all its streams."""
+    wish = SamplingParams(max_tokens=2, structured_outputs=form)
+    assert llm.generate(["x"], wish, use_tqdm=False)[0].outputs[0].finish_reason in ("stop", "length")
+
+
 def test_structural_tags_bind_what_they_begin(llm: LLM) -> None:
     schema = strict(x={"type": "integer", "minimum": 1, "maximum": 3})
     older = {"structures": [{"begin": "<f=a>", "schema": schema, "end": "</f>"}], "triggers": ["<f="]}
