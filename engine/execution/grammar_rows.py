@@ -97,10 +97,12 @@ class GrammarRows:
 
     def _masks(self, rows: list[int], matchers: list[tuple[LLMatcher | None, int | None]],
                at_work: threading.Event) -> Masks:
-        bits = torch.zeros((len(rows), self._num_words), dtype=torch.int32, pin_memory=self._pins)
-        unseen = [(matcher, token) for matcher, token in matchers if matcher is not None and token is not None]
-        asked = [(matcher, i) for i, (matcher, _) in enumerate(matchers) if matcher is not None]
-        at_work.set()
+        try:
+            bits = torch.zeros((len(rows), self._num_words), dtype=torch.int32, pin_memory=self._pins)
+            unseen = [(matcher, token) for matcher, token in matchers if matcher is not None and token is not None]
+            asked = [(matcher, i) for i, (matcher, _) in enumerate(matchers) if matcher is not None]
+        finally:
+            at_work.set()  # whoever waits for it would hang, where there is no memory to pin
         if unseen:
             self._executor.consume_token_par(unseen)
         if asked:
