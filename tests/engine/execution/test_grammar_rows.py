@@ -15,5 +15,5 @@ def test_masks_that_find_no_memory_are_an_error_and_hold_up_nobody() -> None:
     rows = GrammarRows(lambda: LLTokenizer("byte"), 257, pins=True)
     rows.enter([NewRow(0, [1], 1, Sampling(grammar=LLMatcher.grammar_from_regex("ab")), 0)])
     masks = rows.start_masks([0])
-    with pytest.raises(RuntimeError, match="(?i)pin|accelerator|cuda"):
+    with pytest.raises(RuntimeError, match=r"(?i)pin|accelerator|cuda"):
         masks.result(timeout=60)
