@@ -19,6 +19,7 @@ import torch
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 from quire.engine.execution.pending import Pending
+from quire.engine.grammar.deep_stack import in_deep_stack
 from quire.engine.grammar.limits import LIMITS
 from quire.engine.plan import NOTHING_LEFT, NewRow
 from quire.engine.sampling.grammar import Masks
@@ -96,10 +97,12 @@ class GrammarRows:
 
     def _masks(self, rows: list[int], matchers: list[tuple[LLMatcher | None, int | None]],
                at_work: threading.Event) -> Masks:
-        bits = torch.zeros((len(rows), self._num_words), dtype=torch.int32, pin_memory=self._pins)
-        unseen = [(matcher, token) for matcher, token in matchers if matcher is not None and token is not None]
-        asked = [(matcher, i) for i, (matcher, _) in enumerate(matchers) if matcher is not None]
-        at_work.set()
+        try:
+            bits = torch.zeros((len(rows), self._num_words), dtype=torch.int32, pin_memory=self._pins)
+            unseen = [(matcher, token) for matcher, token in matchers if matcher is not None and token is not None]
+            asked = [(matcher, i) for i, (matcher, _) in enumerate(matchers) if matcher is not None]
+        finally:
+            at_work.set()  # whoever waits for it would hang, where there is no memory to pin
         if unseen:
             self._executor.consume_token_par(unseen)
         if asked:
@@ -110,6 +113,11 @@ class GrammarRows:
         return Masks(rows, bits, [matcher is not None and matcher.is_stopped() for matcher, _ in matchers])
 
     def _matcher(self, grammar: str, output: list[int]) -> LLMatcher:
-        matcher = LLMatcher(self._vocabulary(), grammar, limits=LIMITS, log_level=0)
-        matcher.consume_tokens(output)
-        return matcher
+        vocabulary = self._vocabulary()
+
+        def make() -> LLMatcher:
+            matcher = LLMatcher(vocabulary, grammar, limits=LIMITS, log_level=0)
+            matcher.consume_tokens(output)
+            return matcher
+
+        return in_deep_stack(make)

@@ -7,14 +7,17 @@ would take long. What was found of the last forms is remembered.
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from threading import Lock
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
 from quire.engine.errors import InvalidRequestError
+from quire.engine.grammar.deep_stack import in_deep_stack
 from quire.engine.grammar.limits import LIMITS
 from quire.engine.grammar.source import grammar_of, json_grammar
 from quire.engine.grammar.vocabulary import grammar_vocabulary
@@ -24,6 +27,7 @@ from quire.engine.tokenizers.tokenizer import Tokenizer, end_token_ids
 
 _REMEMBERED_CHARACTERS = 4 * 2**20  # of forms and their grammars
 _MOST_PLACES = 200  # of a schema that are tried, to say which one is at fault
+_LONGEST_SEARCH_S = 0.2  # for it
 _MOST_SHOWN = 300
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
@@ -32,11 +36,15 @@ _SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "el
 
 
 def grammar_check(model: ModelConfig, tokenizer: Tokenizer | None, vocab_size: int) -> GrammarCheck:
-    """Raises InvalidRequestError where there is no tokenizer."""
+    """Raises InvalidRequestError where there is no tokenizer, or no token that ends a text."""
     if tokenizer is None:
         raise InvalidRequestError("structured_outputs need a tokenizer, and this engine has none "
                                   "(skip_tokenizer_init).", "structured_outputs")
-    return GrammarCheck(tokenizer, vocab_size, end_token_ids(model, tokenizer))
+    ends = end_token_ids(model, tokenizer)
+    if not any(token < vocab_size for token in ends):
+        raise InvalidRequestError("structured_outputs need a token that ends a text, and neither the model's files nor "
+                                  "its tokenizer's name one (eos_token_id).", "structured_outputs")
+    return GrammarCheck(tokenizer, vocab_size, ends)
 
 
 class GrammarCheck:
@@ -55,7 +63,7 @@ class GrammarCheck:
         with self._turn:
             found = self._found.get(key)
             if found is None:
-                found = self._found[key] = self._find(wanted)
+                found = self._found[key] = in_deep_stack(partial(self._find, wanted))
                 self._characters += _characters(key, found)
                 while self._characters > _REMEMBERED_CHARACTERS:
                     self._characters -= _characters(*self._found.popitem(last=False))
@@ -94,13 +102,13 @@ class GrammarCheck:
 
     def _place(self, wanted: StructuredOutputsParams, why: str) -> str:
         """The innermost part of the schema that is wrong for the same reason, as a JSON pointer."""
-        tries = 0
+        tries, began = 0, time.monotonic()
         root, place = wanted.json, "#"
         schema = root
         while isinstance(schema, dict):
             for pointer, part in _parts(schema):
                 tries += 1
-                if tries > _MOST_PLACES:
+                if tries > _MOST_PLACES or time.monotonic() - began > _LONGEST_SEARCH_S:
                     return place
                 shared = {name: root[name] for name in ("$defs", "definitions", "$schema")
                           if isinstance(root, dict) and name in root}

@@ -11,7 +11,8 @@ from typing import Any
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
-from quire.engine.grammar.structural_tags import lark_of_tags
+from quire.engine.grammar.costs import check_gbnf, check_lark, check_schema
+from quire.engine.grammar.structural_tags import lark_of_tags, quoted
 from quire.engine.structured_outputs import StructuredOutputsParams
 
 # Between the parts of a JSON text: enough to indent it. Without a limit, some models write white space for ever.
@@ -19,19 +20,22 @@ _WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 
 
 def grammar_of(wanted: StructuredOutputsParams, special_tokens: Mapping[str, int]) -> str:
-    """Raises ValueError where a structural tag is not understood, and any error where another grammar is not."""
+    """Raises ValueError where a structural tag is not understood or a form too costly, and any error where another
+    grammar is not understood."""
     if wanted.regex is not None:
         return LLMatcher.grammar_from_regex(wanted.regex)
     if wanted.choice is not None:
-        texts = (json.dumps(text, ensure_ascii=False) for text in wanted.choice)
+        texts = map(quoted, wanted.choice)
         return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
     if wanted.grammar is not None:
-        return LLMatcher.grammar_from_lark(any_to_lark(wanted.grammar))
+        check_gbnf(wanted.grammar)
+        return _of_lark(any_to_lark(wanted.grammar))
     if isinstance(wanted.structural_tag, dict):
-        return LLMatcher.grammar_from_lark(lark_of_tags(wanted.structural_tag, special_tokens))
+        return _of_lark(lark_of_tags(wanted.structural_tag, special_tokens))
     schema: Any = {"type": "object"} if wanted.json_object else wanted.json
     if schema is False:
         raise ValueError("the schema false allows no value")
+    check_schema(schema)
     if wanted.disable_additional_properties:
         schema = closed(schema)
     return json_grammar(schema, is_compact=wanted.disable_any_whitespace, white_space=wanted.whitespace_pattern)
@@ -39,7 +43,13 @@ def grammar_of(wanted: StructuredOutputsParams, special_tokens: Mapping[str, int
 
 def json_grammar(schema: Any, *, is_compact: bool = False, white_space: str | None = None) -> str:
     options: Any = {"whitespace_flexible": False} if is_compact else {"whitespace_pattern": white_space or _WHITE_SPACE}
+    options |= {"lenient": False, "coerce_one_of": False}  # whatever "x-guidance" in the schema says
     return LLMatcher.grammar_from_json_schema(json.dumps({} if schema is True else schema), overrides=options)
+
+
+def _of_lark(lark: str) -> str:
+    check_lark(lark)
+    return LLMatcher.grammar_from_lark(lark)
 
 
 def closed(schema: Any) -> Any:

@@ -18,10 +18,16 @@ def lark_of_tags(wanted: Mapping[str, Any], special: Mapping[str, int]) -> str:
     """`special`: texts of special tokens, and their ids. Raises ValueError with the place of what is not understood."""
     tags = wanted
     if "structures" in wanted:
+        structures = [_object(each, "structures") for each in _listed(wanted["structures"], "structures")]
         tags = {"format": {"type": "triggered_tags", "triggers": wanted.get("triggers"), "tags": [
             {"begin": each.get("begin"), "content": {"type": "json_schema", "json_schema": each.get("schema", True)},
-             "end": each.get("end")} for each in _listed(wanted["structures"], "structures") if _is_object(each)]}}
+             "end": each.get("end")} for each in structures]}}
     return _Grammar(special).of(_object(tags.get("format"), "format"))
+
+
+def quoted(text: str) -> str:
+    """As a text in a Lark grammar of llguidance's, which may not hold DEL as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 class _Grammar:
@@ -51,7 +57,7 @@ class _Grammar:
             if match[0]:
                 parts += [text[end:match.start()], match[0]]
                 end = match.end()
-        return " ".join(f"<[{self._special[part]}]>" if part in self._special else json.dumps(part, ensure_ascii=False)
+        return " ".join(f"<[{self._special[part]}]>" if part in self._special else quoted(part)
                         for part in [*parts, text[end:]] if part)
 
     def _rule(self, body: str, attributes: str = "") -> str:
@@ -63,8 +69,10 @@ class _Grammar:
         return self._text(form.get("value"), f"{where}.value")
 
     def _schema(self, form: Mapping[str, Any], where: str) -> str:
-        return f"%json {json.dumps(form.get('json_schema'))}" if isinstance(form.get("json_schema"), dict) \
-            else "%json {}"
+        schema = form.get("json_schema", True)
+        if schema is not True and not isinstance(schema, dict):
+            raise ValueError(f"{where}.json_schema must be a JSON schema: an object, or true")
+        return f"%json {json.dumps({} if schema is True else schema)}"
 
     def _regex(self, form: Mapping[str, Any], where: str) -> str:
         pattern = form.get("pattern")
@@ -153,10 +161,6 @@ def _listed(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"{where} must be a list that is not empty")
     return value
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:

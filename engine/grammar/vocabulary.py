@@ -7,6 +7,7 @@ Made once by each that follows grammars: a front end, which checks them, and the
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
@@ -17,6 +18,7 @@ from quire.engine.tokenizers.tokenizer import Tokenizer
 _CHARACTER = r'[^"\\\x00-\x1F\x7F]'  # of a JSON string
 _SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_CHARACTER}{{1,{most}}}" for most in (1, 2, 3, 4, 5, 6, 7, 8, 10, 15, 30)),
            f"{_CHARACTER}+"]
+_BREAK = "\n"  # joins no token with what follows
 
 
 class _Tokens:
@@ -30,7 +32,44 @@ class _Tokens:
         self._tokenizer = tokenizer
 
     def __call__(self, text: str) -> list[int]:
+        """Tokens that spell the text as it goes on within another, without the space that some tokenizers put in front:
+        llguidance panics where they spell anything else."""
+        ids = self._encode(text)
+        if self._spells(ids, text):
+            return ids
+        before = self._encode(_BREAK)
+        ids = self._encode(_BREAK + text)
+        inner = ids[len(before):]
+        if ids[:len(before)] == before and self._spells(inner, text):
+            return inner
+        return self._longest_first(text.encode())
+
+    def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _spells(self, ids: list[int], text: str) -> bool:
+        return b"".join([self.tokens[token] for token in ids if token < len(self.tokens)]) == text.encode()
+
+    def _longest_first(self, text: bytes) -> list[int]:
+        """Up to the first byte that no token has."""
+        found, start = [], 0
+        while start < len(text):
+            ends = range(min(len(text), start + self._longest), start, -1)
+            token = next((self._by_bytes[text[start:end]] for end in ends if text[start:end] in self._by_bytes), None)
+            if token is None:
+                break
+            found.append(token)
+            start += len(self.tokens[token])
+        return found
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        special = set(self.special_token_ids)
+        return {spelled: token for token, spelled in enumerate(self.tokens) if spelled and token not in special}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._by_bytes))
 
 
 def grammar_vocabulary(tokenizer: Tokenizer, vocab_size: int, end_token_ids: Iterable[int]) -> LLTokenizer:

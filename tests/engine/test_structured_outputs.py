@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +145,17 @@ def test_a_grammar_that_cannot_be_made_ends_its_sample_alone(grammar: str, ahead
     llm.close()
 
 
+@pytest.mark.parametrize("form", [
+    {"grammar": "\n".join(["start: r0", *(f"r{i}: r{i + 1}" for i in range(9000)), 'r9000: "a"'])},
+    {"grammar": "\n".join(["start: T0", *(f'T{i}: "b"? T{i + 1}' for i in range(9000)), 'T9000: "a"'])},
+    {"json": {"$ref": "#/$defs/a0", "$defs": {**{f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(5000)},
+                                              "a5000": {"const": "a"}}}}], ids=["rules", "terminals", "references"])
+def test_a_long_chain_of_rules_ends_no_process(form: dict[str, Any], llm: LLM) -> None:
+    """On a stack of 8 MiB it did: the server's worker, with all its streams."""
+    wish = SamplingParams(max_tokens=2, structured_outputs=form)
+    assert llm.generate(["x"], wish, use_tqdm=False)[0].outputs[0].finish_reason in ("stop", "length")
+
+
 def test_structural_tags_bind_what_they_begin(llm: LLM) -> None:
     schema = strict(x={"type": "integer", "minimum": 1, "maximum": 3})
     older = {"structures": [{"begin": "<f=a>", "schema": schema, "end": "</f>"}], "triggers": ["<f="]}
@@ -183,12 +195,65 @@ def test_structural_tags_bind_what_they_begin(llm: LLM) -> None:
     ({"structural_tag": {"format": {"type": "or", "elements": [{"type": "regex"}]}}},
      r"format.elements\[0\].pattern must be a regular expression"),
     ({"json": {"type": "object", "whatever": {}}, "guided": 1}, "has no 'guided'; it has json, regex"),
+    ({"json": {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}}, "Unimplemented keys"),
+    ({"structural_tag": {"format": {"type": "json_schema", "json_schema": False}}}, "must be a JSON schema: an object"),
+    ({"structural_tag": {"triggers": ["<f"], "structures": [{"begin": "<f>", "end": ""}, 5]}}, "must be an object"),
 ])
 def test_what_cannot_be_followed_is_refused_with_its_reason(form: dict[str, Any], says: str, llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match=says) as caught:
         llm.generate(["x"], SamplingParams(structured_outputs=form), use_tqdm=False)
     assert caught.value.param == "structured_outputs"
     assert "\n" not in str(caught.value)
+
+
+PATTERNS = {"allOf": [{"type": "string", "pattern": "a" * i + ".*"} for i in range(1, 60)]}
+PROPERTIES = [f"{'a' * i}.*" for i in range(1, 60)]
+
+
+@pytest.mark.parametrize(("form", "says"), [
+    ({"json": PATTERNS}, "59 patterns and formats in a schema that combines parts 58 times"),
+    ({"json": {"allOf": [{"properties": {"a": {"pattern": each}}} for each in PROPERTIES]}}, "59 patterns and formats"),
+    ({"grammar": f"start: %json {json.dumps(PATTERNS)}"}, "59 patterns and formats"),
+    ({"structural_tag": {"format": {"type": "json_schema", "json_schema": PATTERNS}}}, "59 patterns and formats"),
+    ({"json": {"type": "integer", "multipleOf": 999983}}, "multipleOf is too costly"),
+    ({"json": {"allOf": [{"type": "number", "multipleOf": each / 10} for each in (97, 101, 103)]}}, "too costly"),
+    ({"grammar": "start: T // &\nT: /x&/ & " + " & ".join(f"/{each}/" for each in PROPERTIES)}, "intersections .* not"),
+    ({"grammar": "root ::= " + " ".join(["root"] * 20_000)}, "GBNF may have at most 32768 characters, got 100008"),
+], ids=str)
+def test_what_would_take_minutes_is_refused_at_once(form: dict[str, Any], says: str, llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match=says):
+        llm.generate(["x"], SamplingParams(structured_outputs=form), use_tqdm=False)
+
+
+@pytest.mark.parametrize("form", [
+    {"grammar": 'start: "a&b" | /c&d/ // x & y'}, {"json": {"type": "number", "multipleOf": 0.25, "maximum": 1}},
+    {"json": {"type": "integer", "multipleOf": 2000, "minimum": 2000, "maximum": 2000}},
+    {"json": {"anyOf": [{"type": "string", "pattern": each} for each in PROPERTIES[:12]]}},
+    {"json": {"type": "array", "prefixItems": [{"type": "string", "pattern": each} for each in PROPERTIES]}}], ids=str)
+def test_what_only_looks_costly_is_followed(form: dict[str, Any], llm: LLM) -> None:
+    wish = SamplingParams(max_tokens=2, structured_outputs=form)
+    assert llm.generate(["x"], wish, use_tqdm=False)[0].outputs[0].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("text", ["a\x7fb", "\x00\x01\u2028", '"\\/', "\\u007f"])
+def test_any_text_may_be_chosen(text: str, llm: LLM) -> None:
+    wish = SamplingParams(max_tokens=20, structured_outputs={"choice": [text]})
+    tag = SamplingParams(max_tokens=20, structured_outputs={
+        "structural_tag": {"format": {"type": "const_string", "value": text}}})
+    assert [each.outputs[0].text for each in llm.generate(["x", "x"], [wish, tag], use_tqdm=False)] == [text, text]
+
+
+def test_a_model_that_never_ends_has_no_forms(path: Path, tmp_path: Path) -> None:
+    shutil.copytree(path, tmp_path, dirs_exist_ok=True)
+    for name in ("config.json", "generation_config.json"):
+        stated = json.loads((tmp_path / name).read_text())
+        (tmp_path / name).write_text(json.dumps({**stated, "eos_token_id": None}))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    llm = LLM(str(tmp_path), max_model_len=64)
+    with pytest.raises(InvalidRequestError, match="need a token that ends a text"):
+        llm.generate(["x"], SamplingParams(structured_outputs={"regex": "a"}), use_tqdm=False)
+    assert len(llm.generate(["x"], SamplingParams(max_tokens=3), use_tqdm=False)[0].outputs[0].token_ids) == 3
+    llm.close()
 
 
 def test_older_names_ask_for_the_same(llm: LLM) -> None:

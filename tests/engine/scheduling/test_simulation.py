@@ -23,6 +23,7 @@ from quire.engine.messages import Beams, Sampling
 from quire.engine.plan import Logprobs, StepPlan, StepResult
 from quire.engine.scheduling.beam_group import BeamGroup
 from quire.engine.scheduling.beam_search import BeamSearch, Hypothesis
+from quire.engine.scheduling.prefix_index import extend_hashes
 from quire.engine.scheduling.request import Request, RequestStatus
 from quire.engine.scheduling.scheduler import Scheduler
 
@@ -187,6 +188,10 @@ def check_holdings(scheduler: Scheduler) -> None:
     held = Counter(block for request in scheduler._running for run in request.blocks for block in run.blocks)
     assert pool.reference_counts == [held[block] for block in range(pool.num_blocks)]
     assert sorted(pool.free_blocks()) == [block for block in range(pool.num_blocks) if not held[block]]
+    for beam in (request for request in scheduler._running if request.beams is not None):
+        named: list[bytes] = []
+        extend_hashes(named, beam.token_ids, beam.num_registered, scheduler.config.block_size, beam.cache_salt)
+        assert beam.block_hashes[:beam.num_registered] == named, "a block is known by another beam's tokens"
     assert scheduler.kv_usage == 1 - pool.num_free / pool.num_blocks
     need = scheduler.config.block_need
     for request in scheduler._running:
