@@ -11,6 +11,7 @@ from typing import Any
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from quire.engine.grammar.regex import with_plain_digits
 from quire.engine.grammar.structural_tags import lark_of_tags
 from quire.engine.structured_outputs import StructuredOutputsParams
 
@@ -21,7 +22,7 @@ _WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 def grammar_of(wanted: StructuredOutputsParams, special_tokens: Mapping[str, int]) -> str:
     """Raises ValueError where a structural tag is not understood, and any error where another grammar is not."""
     if wanted.regex is not None:
-        return LLMatcher.grammar_from_regex(wanted.regex)
+        return LLMatcher.grammar_from_regex(with_plain_digits(wanted.regex))
     if wanted.choice is not None:
         texts = (json.dumps(text, ensure_ascii=False) for text in wanted.choice)
         return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
