@@ -20,13 +20,16 @@ _WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 
 
 def grammar_of(wanted: StructuredOutputsParams, special_tokens: Mapping[str, int]) -> str:
-    """Raises ValueError where a structural tag is not understood, and any error where another grammar is not."""
+    """Raises ValueError where a structural tag is not understood or a grammar is of no kind, and any error where one is
+    not understood."""
     if wanted.regex is not None:
         return LLMatcher.grammar_from_regex(with_plain_digits(wanted.regex))
     if wanted.choice is not None:
         texts = (json.dumps(text, ensure_ascii=False) for text in wanted.choice)
         return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
     if wanted.grammar is not None:
+        if "start" not in wanted.grammar and "::=" not in wanted.grammar:
+            raise ValueError("grammar has neither Lark's `start: ...` nor GBNF's `root ::= ...`")
         return LLMatcher.grammar_from_lark(any_to_lark(wanted.grammar))
     if isinstance(wanted.structural_tag, dict):
         return LLMatcher.grammar_from_lark(lark_of_tags(wanted.structural_tag, special_tokens))

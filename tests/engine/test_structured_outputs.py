@@ -183,6 +183,7 @@ def test_structural_tags_bind_what_they_begin(llm: LLM) -> None:
     ({"json": {"anyOf": [{}, {"type": "array", "uniqueItems": True}]}}, r"uniqueItems.* \(at #/anyOf/1 of"),
     ({"json": {"$ref": "#/$defs/x"}}, "'/.defs/x' does not exist"), ({"json": False}, "allows no value"),
     ({"grammar": "root ::= ("}, r"Expected '\)' at line 1"), ({"grammar": "start: x"}, "x"),
+    ({"grammar": "hello"}, "grammar has neither Lark's `start: ...` nor GBNF's `root ::= ...`"),
     ({"structural_tag": {"format": {"type": "b"}}}, "format.type must be one of const_string, json_schema"),
     ({"structural_tag": {"format": {"type": "or", "elements": [{"type": "regex"}]}}},
      r"format.elements\[0\].pattern must be a regular expression"),
