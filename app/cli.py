@@ -19,7 +19,7 @@ from quire.app.keys.key_file import load_key_file
 from quire.app.options import OPTIONS, Option, parse, unknown
 from quire.app.settings import ServeSettings, flag
 from quire.app.sources import Loaded, describe, load
-from quire.app.vllm_flags import SWITCHES, add_flags, spelled
+from quire.app.vllm_flags import SWITCHES, add_flags, spelled, without_program
 from quire.engine.errors import ConfigError, PassingError
 from quire.engine.exit_codes import EXIT_CONFIG, EXIT_LOAD
 
@@ -129,7 +129,7 @@ def _run(argv: list[str]) -> int:
 
 def _serve_or_check(command: str, argv: list[str]) -> int:
     try:
-        loaded = load_settings(command, argv)
+        loaded = load_settings(command, without_program(argv) if command == "check" else argv)
         _check_files(loaded.settings)
     except ConfigError as error:
         print(f"quire {command}: {len(error.problems)} problem(s):", file=sys.stderr)

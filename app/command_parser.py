@@ -48,7 +48,8 @@ class CommandParser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             near = difflib.get_close_matches(str(value), choices, n=1)
             raise argparse.ArgumentError(action, f"there is no {value!r}; " + (
-                f"did you mean {near[0]!r}?" if near else f"there are {', '.join(choices)}"))
+                f"did you mean {near[0]!r}?" if near else
+                f"there are {('; ' if any(',' in choice for choice in choices) else ', ').join(choices)}"))
 
 
 def _flags(parser: argparse.ArgumentParser) -> Iterable[str]:

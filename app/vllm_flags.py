@@ -14,8 +14,15 @@ from quire.app.settings import flag
 from quire.engine.frontend.vllm_arguments import OTHER_NAMES, VLLM_ARGUMENTS
 
 _DOTTED = re.compile(r"(--?[\w-]+)\.([\w.-]+)")  # --compilation-config.mode, -cc.mode
+_PROGRAM = re.compile(r"((vllm|quire) serve|python3? -m (vllm\.entrypoints\.(openai\.)?api_server|quire serve))(?= |$)")
 SWITCHES = [flag(name) for name, row in VLLM_ARGUMENTS.items() if row.takes == "switch"] + [
     "--disable-uvicorn-access-log"]
+
+
+def without_program(argv: list[str]) -> list[str]:
+    """`argv` without the words that start a server, for those who paste a whole command line."""
+    found = _PROGRAM.match(" ".join(argv[:4]))
+    return argv[len(found[0].split()):] if found else argv
 
 
 def spelled(argv: list[str]) -> list[str]:

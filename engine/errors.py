@@ -55,9 +55,9 @@ class ContextLengthError(InvalidRequestError):
                                   remedy=remedy)
 
 
-NOTHING_LEFT_TO_DRAW = ("No token is left that could be drawn: allowed_token_ids, bad_words, logit_bias, the stop "
-                        "tokens that min_tokens holds back and the form asked for, which may have become too costly "
-                        "to follow, exclude all of them.")
+NOTHING_LEFT_TO_DRAW = ("No token is left that could be drawn: together, allowed_token_ids, bad_words, logit_bias, "
+                        "min_tokens (which holds back the stop tokens) and the form asked for exclude all of them. "
+                        "A form that has become too costly to follow excludes all by itself.")
 
 
 NO_HEAD = ("This model has no head that goes on with a text, so it does not generate: it makes embeddings "

@@ -240,7 +240,8 @@ def _bias(token: Any, value: Any) -> tuple[int, float]:
     if isinstance(token, str) and token.isascii() and token.isdigit():
         token = int(token)
     if not is_integer(token):
-        raise InvalidRequestError(f"logit_bias has the key {shown(token)}, which is no token id.", "logit_bias")
+        raise InvalidRequestError(f"logit_bias has the key {shown(token)}, which is no token id "
+                                  "(/tokenize and LLM.get_tokenizer() tell those of a text).", "logit_bias")
     return index(token), min(max(float(finite("logit_bias", value)), -MAX_BIAS), MAX_BIAS)
 
 

@@ -133,10 +133,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokenizer", help="directory of one, where the model has none; grammars need it")
     parser.add_argument("--load-format", default="dummy", help="dummy (random weights), or as quire serve's")
     parser.add_argument("--batch", type=lambda text: [count(part) for part in text.split(",")], default=[1, 64, 256],
-                        metavar="N,N,...", help="rows at once [1,64,256]")
+                        metavar="N,N,...", help="rows at once; a CPU takes hours for all of them [1,64,256]")
     parser.add_argument("--feature", action="append", default=[], choices=list(FEATURES), metavar="NAME",
                         help="only this one; several are taken: " + "; ".join(FEATURES))
-    parser.add_argument("--rounds", type=count, default=1, metavar="N", help="[%(default)s]")
+    parser.add_argument("--rounds", type=count, default=1, metavar="N",
+                        help="measurements of each, of which the median is told [%(default)s]")
     parser.add_argument("--markdown", type=writable, metavar="FILE", help="write the table here too")
     add_engine_flags(parser)
     return parser.parse_args(argv)

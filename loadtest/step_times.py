@@ -118,11 +118,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="quire bench steps", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model directory; loadtest/models holds the shapes of our log")
-    parser.add_argument("--workload", default="decode", choices=list(workloads.load()), help="[%(default)s]")
+    parser.add_argument("--workload", default="decode", choices=list(workloads.load()),
+                        help="made for GPUs; on a CPU take `single`, which may be minutes there [%(default)s]")
     parser.add_argument("--dtype", default="auto", help="[%(default)s]")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="the model's own if unset")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="[%(default)s]")
-    parser.add_argument("--profiled", type=int, default=20, metavar="N", help="steps; 0: none [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N",
+                        help="runs of the workload: the parts are of the last, and those before warm up [%(default)s]")
+    parser.add_argument("--profiled", type=int, default=20, metavar="N",
+                        help="steps whose kernels are told, on a GPU; 0: none [%(default)s]")
     return parser.parse_args(argv)
 
 

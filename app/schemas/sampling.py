@@ -115,7 +115,7 @@ class GenerationRequest(FormFields, frozen=True, kw_only=True):
         check_at_most("cache_salt", len(self.cache_salt), MAX_SALT_CHARACTERS, what="characters")
         check_logprobs("prompt_logprobs", self.prompt_logprobs, settings)
         if self.prompt_logprobs is not None and self.stream:
-            raise ApiError(400, "prompt_logprobs are told with a whole reply alone; send stream: false.",
+            raise ApiError(400, "prompt_logprobs come with a whole reply only, not with a stream; send stream: false.",
                            "prompt_logprobs")
         self._check_counts(settings, num_prompts)
 

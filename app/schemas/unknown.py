@@ -29,13 +29,14 @@ OF_CLIENTS_IN_MESSAGES = frozenset({
 
 # Fields that have another name here, or belong to another path.
 _MEANT = {"max_completion_tokens": "max_tokens", "num_predict": "max_tokens", "repeat_penalty": "repetition_penalty",
-          "stop_sequences": "stop"}
+          "stop_sequences": "stop", "beam_width": "best_of", "num_beams": "best_of"}
 _ELSEWHERE = {
     "prompt": "prompt is a field of /v1/completions; /v1/chat/completions takes messages",
     "messages": "messages is a field of /v1/chat/completions; /v1/completions takes prompt",
     "input": "input is a field of /v1/embeddings, and of OpenAI's responses; send messages to /v1/chat/completions, or "
              "prompt to /v1/completions",
     "enable_thinking": "enable_thinking is the chat template's: send it within chat_template_kwargs",
+    "batch_invariant": "batch_invariant is for a whole server: start it with --batch-invariant",
     "extra_body": "extra_body is an argument of OpenAI's SDK, which puts what is in it into the body itself: send its "
                   "fields beside the others",
 }

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from quire.engine.arguments import shown
+from quire.engine.arguments import integer
 from quire.engine.errors import InvalidRequestError
 from quire.engine.frontend.outputs import CompletionOutput, Logprob, RequestOutput
-from quire.engine.sampling_params import SamplingParams
+from quire.engine.sampling_params import MAX_N, SamplingParams
 from quire.engine.structured_outputs import StructuredOutputsParams
 from quire.engine.tokenizers.tokenizer import Tokenizer
 
@@ -61,7 +61,8 @@ class BeamSearchOutput:
 
 def checked(params: Any) -> BeamSearchParams:
     if not isinstance(params, BeamSearchParams):
-        raise InvalidRequestError(f"params must be BeamSearchParams, got {shown(params)}.", "params")
+        raise InvalidRequestError(f"params must be BeamSearchParams, got {type(params).__name__}.", "params")
+    integer("beam_width", params.beam_width, 1, MAX_N)
     return params
 
 

@@ -301,8 +301,9 @@ def _for_each(prompts: list[Prompt], name: str, kind: type[P], given: P | Sequen
     if isinstance(given, kind):
         return [given] * len(prompts)
     if not isinstance(given, Sequence) or not all(isinstance(one, kind) for one in given):
-        raise InvalidRequestError(f"{name} must be {kind.__name__} or a list of them; got {type(given).__name__}.",
-                                  name)
+        elsewhere = "; LLM.beam_search takes those" if isinstance(given, BeamSearchParams) else ""
+        raise InvalidRequestError(
+            f"{name} must be {kind.__name__} or a list of them, got {type(given).__name__}{elsewhere}.", name)
     if len(given) != len(prompts):
         raise InvalidRequestError(f"There are {len(prompts)} prompts and {len(given)} {name}.", name)
     return list(given)

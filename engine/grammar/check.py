@@ -7,6 +7,7 @@ would take long. What was found of the last forms is remembered.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,8 @@ _REMEMBERED_CHARACTERS = 4 * 2**20  # of forms and their grammars
 _MOST_PLACES = 200  # of a schema that are tried, to say which one is at fault
 _LONGEST_SEARCH_S = 0.2  # for it
 _MOST_SHOWN = 300
+_OF_REGEX = re.compile(r"\(in regex\): (?:regex parse error:.*\nerror: (.+?)|(.+?)(?: in regex .*?)?)\n +1 \|",
+                       re.DOTALL)
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames",
@@ -77,12 +80,13 @@ class GrammarCheck:
         try:
             grammar = grammar_of(wanted, self._special_tokens())
         except Exception as error:  # of a translation of other grammars, whose errors are of several kinds
-            return InvalidRequestError(_in_a_line(str(error)))
+            return InvalidRequestError(_in_a_line(str(error)) + ".")
         why = self._why_not(grammar)
         if why is None:
             return grammar
         place = "" if wanted.json is None else self._place(wanted, why)
-        return InvalidRequestError(_in_a_line(why) + (f" (at {place} of the schema)" if place else "") + ".")
+        at = f" (at {place} of the schema)" if place else ""
+        return InvalidRequestError(f"{_in_a_line(_told(why, wanted))}{at}.")
 
     def _special_tokens(self) -> dict[str, int]:
         tokenizer = self._tokenizer
@@ -137,6 +141,16 @@ def _escaped(name: str) -> str:
 
 def _characters(key: str, found: str | InvalidRequestError) -> int:
     return len(key) + len(found if isinstance(found, str) else found.message)
+
+
+def _told(why: str, wanted: StructuredOutputsParams) -> str:
+    """llguidance's words, without those that only its programmers can use."""
+    if "coerce_one_of" in why:
+        return "a oneOf whose branches overlap, or may, is not supported; write anyOf"
+    if wanted.regex is not None and (found := _OF_REGEX.search(why)):
+        # Around the reason the expression is written out, twice. "WordUnicode" and the like are what \b becomes.
+        return "regex: " + (r"\b and \B are not supported" if "; Word" in found[0] else found[1] or found[2])
+    return why
 
 
 def _in_a_line(text: str) -> str:

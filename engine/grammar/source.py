@@ -12,6 +12,7 @@ from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
 from quire.engine.grammar.costs import check_gbnf, check_lark, check_schema
+from quire.engine.grammar.regex import with_plain_digits
 from quire.engine.grammar.structural_tags import lark_of_tags, quoted
 from quire.engine.structured_outputs import StructuredOutputsParams
 
@@ -20,14 +21,16 @@ _WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 
 
 def grammar_of(wanted: StructuredOutputsParams, special_tokens: Mapping[str, int]) -> str:
-    """Raises ValueError where a structural tag is not understood or a form too costly, and any error where another
-    grammar is not understood."""
+    """Raises ValueError where a structural tag is not understood, a grammar is of no kind or a form too costly, and any
+    error where one is not understood."""
     if wanted.regex is not None:
-        return LLMatcher.grammar_from_regex(wanted.regex)
+        return LLMatcher.grammar_from_regex(with_plain_digits(wanted.regex))
     if wanted.choice is not None:
         texts = map(quoted, wanted.choice)
         return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
     if wanted.grammar is not None:
+        if "start" not in wanted.grammar and "::=" not in wanted.grammar:
+            raise ValueError("grammar has neither Lark's `start: ...` nor GBNF's `root ::= ...`")
         check_gbnf(wanted.grammar)
         return _of_lark(any_to_lark(wanted.grammar))
     if isinstance(wanted.structural_tag, dict):

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from quire.engine.grammar.regex import with_plain_digits
+
 _TEXT = r"/(.|\n)*/"
 
 
@@ -78,6 +80,7 @@ class _Grammar:
         pattern = form.get("pattern")
         if not isinstance(pattern, str) or not pattern:
             raise ValueError(f"{where}.pattern must be a regular expression")
+        pattern = with_plain_digits(pattern)
         return "/" + re.sub(r"\\.|/", lambda m: r"\/" if m[0] == "/" else m[0], pattern).replace("\n", r"\n") + "/"
 
     def _nested(self, form: Mapping[str, Any], where: str) -> str:

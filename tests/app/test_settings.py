@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,16 @@ def test_a_mistyped_variable_is_a_warning_with_the_nearest_name(
     assert main(["check"]) == 0
     assert ("warning: there is no setting 'QUIRE_MAX_MODEL_LENGTH'; did you mean 'QUIRE_MAX_MODEL_LEN'?"
             in capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("program", ["vllm serve", "python -m vllm.entrypoints.openai.api_server", "quire serve",
+                                     "python3 -m quire serve"])
+def test_check_takes_a_whole_command_line(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *program.split(), "--port", "81"]) == 0
+    assert re.search(r"^--port +81 ", capsys.readouterr().out, re.MULTILINE)
+    assert main(["check", *program.split(), "--prot", "81"]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "  --prot: there is no setting '--prot'; did you mean '--port'?"]
 
 
 def test_toml_is_read_where_python_can(tmp_path: Path) -> None:

@@ -168,8 +168,10 @@ def test_tokens_asked_for_and_against_become_pythons_own() -> None:
 
 @pytest.mark.parametrize(("name", "value", "said"), [
     ("logit_bias", [1], "logit_bias must be a dictionary, got [1]."),
-    ("logit_bias", {"x": 1}, "logit_bias has the key 'x', which is no token id."),
-    ("logit_bias", {1.5: 1}, "logit_bias has the key 1.5, which is no token id."),
+    ("logit_bias", {"x": 1},
+     "logit_bias has the key 'x', which is no token id (/tokenize and LLM.get_tokenizer() tell those of a text)."),
+    ("logit_bias", {1.5: 1},
+     "logit_bias has the key 1.5, which is no token id (/tokenize and LLM.get_tokenizer() tell those of a text)."),
     ("logit_bias", {1: float("nan")}, "logit_bias must be a finite number, got nan."),
     ("logit_bias", {1: "much"}, "logit_bias must be a number, got 'much'."),
     ("allowed_token_ids", [],

@@ -15,6 +15,7 @@ SHAPES = Path(__file__).parents[2] / "loadtest" / "models"
     (["overhead", "--requests", "0"], "argument --requests: 0 is less than 1"),
     (["throughput", "--model", "x", "--json", "/nowhere/x"], "/nowhere/x cannot be written: No such file or directory"),
     (["throughput", "--modle", "x"], "there is no setting '--modle'; did you mean '--model'?"),
+    (["features", "--model", "m", "--feature", "x"], "there are greedy; top_p, top_k, min_p; penalties; "),
     (["serve", "--model", "m", "--url", "http://a..b"], "--url: http://a..b is no address"),
     (["side-by-side", "--before", "/", "--model", "m"], "--before: / is no checkout of Quire")])
 def test_what_cannot_be_measured_is_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], said: str) -> None:

@@ -66,10 +66,12 @@ def test_a_stop_token_is_hidden_unless_it_is_asked_for(llm: LLM) -> None:
 
 def test_what_is_no_beam_search_is_refused(llm: LLM) -> None:
     for params, said in ((BeamSearchParams(2, 4, temperature=0.5), "temperature must be 0"),
-                         (BeamSearchParams(0, 4), "n must be at least 1"),
-                         (SamplingParams(), "must be BeamSearchParams")):
+                         (BeamSearchParams(0, 4), "^beam_width must be at least 1, got 0"),
+                         (SamplingParams(), "must be BeamSearchParams, got SamplingParams")):
         with pytest.raises(InvalidRequestError, match=said):
             llm.beam_search(BEGINNINGS, params)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match=r"got BeamSearchParams; LLM\.beam_search"):
+        llm.generate(BEGINNINGS, BeamSearchParams(2, 4), use_tqdm=False)  # type: ignore[arg-type]
 
 
 def assert_as_transformers(llm: LLM, reference: ReferenceModel, texts: list[str], max_tokens: int) -> None:
