@@ -25,6 +25,7 @@ from quire.engine.execution.model_runner import ModelRunner
 from quire.engine.execution.pending import Pending
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.loadtest import workloads
+from quire.loadtest.arguments import count
 
 PARTS: dict[str, tuple[type, str]] = {
     "plan": (Scheduler, "plan"), "launch": (ModelRunner, "launch"), "wait": (Pending, "result"),
@@ -83,8 +84,8 @@ def _timed_parts() -> Iterator[defaultdict[str, list[float]]]:
             setattr(owner, method, own[name])
 
 
-def _profile(llm: LLM, workload: str, num_steps: int, count: int) -> None:
-    """Kernels of `count` steps from the middle of the run on, by name."""
+def _profile(llm: LLM, workload: str, num_steps: int, num_profiled: int) -> None:
+    """Kernels of so many steps from the middle of the run on, by name."""
     step, first = EngineCore.step, int(num_steps * PROFILE_FROM)
     seen = 0
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
@@ -92,7 +93,7 @@ def _profile(llm: LLM, workload: str, num_steps: int, count: int) -> None:
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         nonlocal seen
-        if seen in (first, first + count):
+        if seen in (first, first + num_profiled):
             torch.cuda.synchronize()
             profiler.start() if seen == first else profiler.stop()
             span[seen != first] = time.perf_counter()
@@ -108,10 +109,11 @@ def _profile(llm: LLM, workload: str, num_steps: int, count: int) -> None:
         if event.device_type.name == "CUDA":
             took[event.name] += event.device_time
             calls[event.name] += 1
-    busy = sum(took.values()) / count
-    print(f"  device   busy {busy / 1e3:.3f} ms of {(span[1] - span[0]) / count * 1e3:.3f} a step, while profiled")
+    busy = sum(took.values()) / num_profiled
+    whole = (span[1] - span[0]) / num_profiled
+    print(f"  device   busy {busy / 1e3:.3f} ms of {whole * 1e3:.3f} a step, while profiled")
     for name, us in took.most_common(24):
-        print(f"    {us / count:9.1f} us  {calls[name] / count:7.1f} times  {name[:90]}")
+        print(f"    {us / num_profiled:9.1f} us  {calls[name] / num_profiled:7.1f} times  {name[:90]}")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -121,8 +123,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--workload", default="decode", choices=list(workloads.load()),
                         help="made for GPUs; on a CPU take `single`, which may be minutes there [%(default)s]")
     parser.add_argument("--dtype", default="auto", help="[%(default)s]")
-    parser.add_argument("--max-model-len", type=int, metavar="N", help="the model's own if unset")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N",
+    parser.add_argument("--max-model-len", type=count, metavar="N", help="the model's own if unset")
+    parser.add_argument("--rounds", type=count, default=2, metavar="N",
                         help="runs of the workload: the parts are of the last, and those before warm up [%(default)s]")
     parser.add_argument("--profiled", type=int, default=20, metavar="N",
                         help="steps whose kernels are told, on a GPU; 0: none [%(default)s]")
