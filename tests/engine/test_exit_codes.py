@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 from structlog.testing import capture_logs
 
-from quire.engine import core
+from quire.engine import assembly
 from quire.engine.__main__ import serve
 from quire.engine.config import EngineArgs
 from quire.engine.exit_codes import EXIT_CONFIG, EXIT_LOAD
@@ -43,7 +43,7 @@ def test_a_load_that_breaks_is_logged_as_one_event(tmp_path: Path, monkeypatch: 
     def breaks(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(core, "InProcessExecutor", breaks)
+    monkeypatch.setattr(assembly, "InProcessExecutor", breaks)
     with capture_logs() as logs:
         assert exit_code(tmp_path) == EXIT_LOAD
     assert [(entry["event"], entry["exc_info"]) for entry in logs] == [("model not loaded", True)]
