@@ -11,6 +11,7 @@ import asyncio
 import time
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
 
@@ -94,18 +95,29 @@ class Exchange:
     async def submit(self, prompt: str | list[int], params: SamplingParams, *, priority: int, cache_salt: str,
                      add_special_tokens: bool) -> None:
         """Send one prompt; returns when the engine accepted it. Raises what AsyncLLMEngine.submit raises."""
-        stream = await self._accepted(partial(self._service.engine.submit, prompt, params), priority, cache_salt,
-                                      add_special_tokens=add_special_tokens)
-        if params.prompt_logprobs is not None:
-            await self._bound_told(len(stream.prompt_token_ids) * params.n * (params.prompt_logprobs + 1))
+        async with self._all_or_none():
+            stream = await self._accepted(partial(self._service.engine.submit, prompt, params), priority, cache_salt,
+                                          add_special_tokens=add_special_tokens)
+            if params.prompt_logprobs is not None:
+                self._bound_told(len(stream.prompt_token_ids) * params.n * (params.prompt_logprobs + 1))
         self._note(stream, prompt, params.n)
 
     async def submit_embedding(self, prompt: str | list[int], params: PoolingParams, *, priority: int, cache_salt: str,
                                add_special_tokens: bool) -> None:
         """As `submit`, for a vector."""
-        stream = await self._accepted(partial(self._service.engine.submit_embedding, prompt, params), priority,
-                                      cache_salt, add_special_tokens=add_special_tokens)
+        async with self._all_or_none():
+            stream = await self._accepted(partial(self._service.engine.submit_embedding, prompt, params), priority,
+                                          cache_salt, add_special_tokens=add_special_tokens)
         self._note(stream, prompt, 1)
+
+    @asynccontextmanager
+    async def _all_or_none(self) -> AsyncIterator[None]:
+        """Where one is refused, or the client leaves, those that were accepted do not run on."""
+        try:
+            yield
+        except BaseException:
+            await self.close()
+            raise
 
     async def _accepted(self, submit: Callable[..., Awaitable[Stream]], priority: int, cache_salt: str, *,
                         add_special_tokens: bool) -> Stream:
@@ -130,11 +142,10 @@ class Exchange:
             record.content.prompts.append(str(prompt))
         record.prompt_tokens += len(stream.prompt_token_ids)
 
-    async def _bound_told(self, count: int) -> None:
+    def _bound_told(self, count: int) -> None:
         """Raises ApiError where a short request would get far too long a reply."""
         self._num_told += count
         if self._num_told > MOST_TOLD:
-            await self.close()
             raise ApiError(400, "The logprobs of all prompts' tokens, with their alternatives, for each of n choices, "
                            f"are {self._num_told} or more; at most {MOST_TOLD} are told. Ask for fewer alternatives, a "
                            "smaller n or shorter prompts.", "prompt_logprobs")

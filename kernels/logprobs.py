@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import torch
 
+from quire.kernels.reference import logprobs as reference
+
 CHUNK = 64
 
 
 def logprobs(logits: torch.Tensor, token_ids: torch.Tensor,
              num_top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    wide = logits.float()
-    chosen = wide.gather(1, token_ids.long().unsqueeze(1))  # [samples, 1]
-    normaliser = wide.logsumexp(dim=1, keepdim=True)
-    rank = (wide > chosen).sum(dim=1, dtype=torch.int32) + 1
-    top, top_ids = _top(wide, num_top)
-    return (chosen - normaliser).squeeze(1), rank, top_ids.to(torch.int32), top - normaliser
+    return reference.logprobs(logits, token_ids, num_top, _top)
 
 
 def _top(wide: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

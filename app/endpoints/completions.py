@@ -15,7 +15,7 @@ from quire.app.exchange import Exchange
 from quire.app.json_pieces import all_as_raw
 from quire.app.logprobs import LegacyLogprobs, prompt_logprobs
 from quire.app.middleware.body_limit import body_was_read
-from quire.app.schemas.body import read_body
+from quire.app.schemas.body import by_size, read_body
 from quire.app.schemas.completions import (
     DEFAULT_MAX_TOKENS,
     CompletionChoice,
@@ -23,7 +23,6 @@ from quire.app.schemas.completions import (
     CompletionReply,
     CompletionRequest,
 )
-from quire.app.schemas.structure import SMALL_BYTES
 from quire.app.schemas.usage import UsageOfChunks
 from quire.app.service import Service, record_of, service_of
 from quire.app.sse import DONE
@@ -42,8 +41,7 @@ async def completions(request: Request) -> Response:
     model = check_model(request, body.model)
     with service.naming_limits():
         limits = service.settings.serve.max_prompts, exchange.max_model_len
-        is_long = len(body.prompt) > SMALL_BYTES
-        prompts = await in_background(body.prompts, *limits) if is_long else body.prompts(*limits)
+        prompts = await by_size(body.prompt, body.prompts, *limits)
     body = msgspec.structs.replace(body, prompt=msgspec.Raw())  # which would hold all of what was sent
     body_was_read(request)
     body.check(service.settings.serve, len(prompts))
@@ -59,14 +57,10 @@ async def completions(request: Request) -> Response:
     if body.echo:
         echoed = [prompt if isinstance(prompt, str) else await in_background(service.tokenizer.decode, prompt, False)
                   for prompt in prompts]
-    try:
-        with service.naming_limits():
-            for prompt in prompts:
-                await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
-                                      add_special_tokens=body.add_special_tokens is not False)
-    except BaseException:  # one was refused, or the client left: the accepted ones must not run on
-        await exchange.close()
-        raise
+    with service.naming_limits():
+        for prompt in prompts:
+            await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
+                                  add_special_tokens=body.add_special_tokens is not False)
     reply = _Replies(service, exchange, body, echoed, params, model, f"cmpl-{record.request_id}")
     if body.stream:
         return exchange.stream(reply.frames())

@@ -13,14 +13,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire.app.background import in_background
 from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
 from quire.app.json_pieces import as_raw
 from quire.app.middleware.body_limit import body_was_read
-from quire.app.schemas.body import read_body
+from quire.app.schemas.body import by_size, read_body
 from quire.app.schemas.embeddings import EmbeddingObject, EmbeddingReply, EmbeddingRequest, EmbeddingUsage
-from quire.app.schemas.structure import SMALL_BYTES
 from quire.app.service import record_of, service_of
 from quire.app.telemetry.record import Asked
 from quire.engine.errors import InvalidRequestError
@@ -34,21 +32,16 @@ async def embeddings(request: Request) -> Response:
     model = check_model(request, body.model)
     with _named_input(), service.naming_limits():
         limits = service.settings.serve.max_prompts, exchange.max_model_len
-        is_long = len(body.input) > SMALL_BYTES
-        inputs = await in_background(body.inputs, *limits) if is_long else body.inputs(*limits)
+        inputs = await by_size(body.input, body.inputs, *limits)
     body = msgspec.structs.replace(body, input=msgspec.Raw())  # which would hold all of what was sent
     body_was_read(request)
     exchange.check_prompts(len(inputs), "input")
     reply_id = f"embd-{record.request_id}"
     record.asked = Asked("embeddings", model, False, None, reply_id)
-    try:
-        with _named_input(), service.naming_limits():
-            for one in inputs:
-                await exchange.submit_embedding(one, params, priority=body.priority, cache_salt=body.cache_salt,
-                                                add_special_tokens=body.add_special_tokens)
-    except BaseException:  # one was refused, or the client left: the accepted ones must not run on
-        await exchange.close()
-        raise
+    with _named_input(), service.naming_limits():
+        for one in inputs:
+            await exchange.submit_embedding(one, params, priority=body.priority, cache_salt=body.cache_salt,
+                                            add_special_tokens=body.add_special_tokens)
     data = [msgspec.Raw()] * len(inputs)
     async with exchange:
         async for index, vector in exchange.vectors():

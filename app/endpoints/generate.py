@@ -14,10 +14,9 @@ from quire.app.background import in_background
 from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
 from quire.app.middleware.body_limit import body_was_read
-from quire.app.schemas.body import read_body
+from quire.app.schemas.body import by_size, read_body
 from quire.app.schemas.completions import DEFAULT_MAX_TOKENS
 from quire.app.schemas.generate import GenerateReply, GenerateRequest
-from quire.app.schemas.structure import SMALL_BYTES
 from quire.app.service import record_of, service_of
 from quire.app.sse import LineStream
 from quire.app.telemetry.record import Asked
@@ -35,8 +34,7 @@ async def generate(request: Request) -> Response:
     model = check_model(request, body.model)
     with service.naming_limits():
         limits = service.settings.serve.max_prompts, exchange.max_model_len
-        is_long = len(body.prompt) > SMALL_BYTES
-        prompts = await in_background(body.prompts, *limits) if is_long else body.prompts(*limits)
+        prompts = await by_size(body.prompt, body.prompts, *limits)
     body = msgspec.structs.replace(body, prompt=msgspec.Raw())
     body_was_read(request)
     body.check(service.settings.serve, len(prompts))
@@ -47,13 +45,9 @@ async def generate(request: Request) -> Response:
     params = body.sampling_params(service.model_defaults, max_tokens, None)
     record.asked = Asked("text_completion", model, body.stream, params, f"cmpl-{record.request_id}")
     text = prompt if isinstance(prompt, str) else await in_background(service.tokenizer.decode, prompt, False)
-    try:
-        with service.naming_limits():
-            await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
-                                  add_special_tokens=body.add_special_tokens is not False)
-    except BaseException:
-        await exchange.close()
-        raise
+    with service.naming_limits():
+        await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
+                              add_special_tokens=body.add_special_tokens is not False)
     if body.stream:
         return exchange.stream(_lines(exchange, [text] * params.n), LineStream)
     texts = [text] * params.n

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -25,6 +26,7 @@ from quire.app.service import record_of, service_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 V = TypeVar("V")
+P = ParamSpec("P")
 
 # What OpenAI's clients may send that changes nothing in the reply of a server like this one.
 HARMLESS = frozenset({
@@ -102,9 +104,14 @@ async def read_body(request: Request, schema: type[T], most: AtMost | None = Non
         raise ApiError(413, f"The body is longer than {max_bytes} bytes; {request.url.path} takes at most "
                        f"{most.tokens} tokens. Please send them in parts.", most.param)
     unknown = unknown_of(request)
+    return await by_size(raw, parse_body, raw, schema, unknown)
+
+
+async def by_size(raw: bytes | msgspec.Raw, job: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V:
+    """What `job` makes of `raw`: in the background where that is long enough to hold up the event loop."""
     if len(raw) > SMALL_BYTES:
-        return await in_background(parse_body, raw, schema, unknown)
-    return parse_body(raw, schema, unknown)
+        return await in_background(job, *args, **kwargs)
+    return job(*args, **kwargs)
 
 
 def unknown_of(request: Request) -> UnknownFields:

@@ -6,7 +6,7 @@ import msgspec
 
 from quire.app.errors import ApiError
 from quire.app.schemas.prompts import prompts_of
-from quire.app.schemas.sampling import MAX_SALT_CHARACTERS, check_at_most
+from quire.app.schemas.sampling import check_place
 from quire.engine.arguments import shown
 from quire.engine.pooling_params import PoolingParams
 
@@ -34,10 +34,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ApiError(400, f"{name} must be {' or '.join(choices)}, got {shown(getattr(self, name))}.", name)
-        if not -(2**31) <= self.priority < 2**31:
-            raise ApiError(400, f"priority must be from {-2**31} to {2**31 - 1}, got {shown(self.priority)}.",
-                           "priority")
-        check_at_most("cache_salt", len(self.cache_salt), MAX_SALT_CHARACTERS, what="characters")
+        check_place(self.priority, self.cache_salt)
         return PoolingParams(
             dimensions=self.dimensions, use_activation=self.use_activation, normalize=self.normalize,
             truncate_prompt_tokens=self.truncate_prompt_tokens, truncation_side=self.truncation_side)

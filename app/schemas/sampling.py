@@ -40,6 +40,13 @@ def check_at_most(name: str, value: int | None, limit: int, flag: str = "", what
         raise ApiError(400, f"{name} must be at most {limit}{set_by}, got {shown(value)}.", name)
 
 
+def check_place(priority: int, cache_salt: str) -> None:
+    """Raises ApiError (400) for what cannot be a place in the queue or in the prefix cache."""
+    if not -(2**31) <= priority < 2**31:
+        raise ApiError(400, f"priority must be from {-2**31} to {2**31 - 1}, got {shown(priority)}.", "priority")
+    check_at_most("cache_salt", len(cache_salt), MAX_SALT_CHARACTERS, what="characters")
+
+
 def check_logprobs(name: str, value: int | None, settings: ServeSettings) -> None:
     """Raises ApiError (400) for an impossible number of alternatives to each token."""
     if value is not None and value < 0:
@@ -109,10 +116,7 @@ class GenerationRequest(FormFields, frozen=True, kw_only=True):
         """Raises ApiError for what is out of the limits of the service; the values' own ranges are SamplingParams'."""
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options may be given only with stream: true.", "stream_options")
-        if not -(2**31) <= self.priority < 2**31:
-            raise ApiError(400, f"priority must be from {-2**31} to {2**31 - 1}, got {shown(self.priority)}.",
-                           "priority")
-        check_at_most("cache_salt", len(self.cache_salt), MAX_SALT_CHARACTERS, what="characters")
+        check_place(self.priority, self.cache_salt)
         check_logprobs("prompt_logprobs", self.prompt_logprobs, settings)
         if self.prompt_logprobs is not None and self.stream:
             raise ApiError(400, "prompt_logprobs come with a whole reply only, not with a stream; send stream: false.",

@@ -110,7 +110,7 @@ class GrammarRows:
         for matcher, i in asked:
             if matcher.is_error():  # its mask has the end tokens
                 bits[i] = 0
-        return Masks(rows, bits, [matcher is not None and matcher.is_stopped() for matcher, _ in matchers])
+        return Masks(bits, [matcher is not None and matcher.is_stopped() for matcher, _ in matchers])
 
     def _matcher(self, grammar: str, output: list[int]) -> LLMatcher:
         vocabulary = self._vocabulary()

@@ -12,8 +12,7 @@ class MinTokens:
     name = "min_tokens"
 
     def acts(self, row: Edited) -> bool:
-        return (row.position - row.num_prompt < row.sampling.min_tokens and bool(row.sampling.stop_token_ids)
-                and not row.sampling.grammar)
+        return row.is_too_short and bool(row.sampling.stop_token_ids) and not row.sampling.grammar
 
     def pack(self, rows: list[Edited]) -> dict[str, np.ndarray]:
         each = [row.sampling.stop_token_ids for row in rows]

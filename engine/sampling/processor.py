@@ -27,6 +27,11 @@ class Edited:
     num_prompt: int
     sampling: Sampling
 
+    @property
+    def is_too_short(self) -> bool:
+        """Whether min_tokens asks for this token, and it may not be the end."""
+        return self.position - self.num_prompt < self.sampling.min_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class EditedRows:

@@ -8,7 +8,6 @@ and `rope_theta`. Refuses to know torch and tensors. Called by `quire.engine.wei
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from quire.engine.model_config import ModelConfig
 from quire.engine.model_facts.fields import is_number, refuse_malformed, refuse_no_count
 from quire.engine.model_registry import BASE_MODELS, FAMILIES, OTHER, Family, family_of
 from quire.engine.sampling_params import SamplingParams
+from quire.engine.weights.json_file import read_json
 from quire.engine.weights.pooling_facts import pooling
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "longrope", "yarn")
@@ -47,7 +47,7 @@ def read(path: Path, *, with_generation_defaults: bool, model_impl: str = "auto"
     Raises:
         ConfigError: a file is malformed, or describes a model that cannot be run.
     """
-    hf = _read_json(path / "config.json")
+    hf = read_json(path / "config.json")
     generation = _Generation()
     if (path / "generation_config.json").is_file():
         generation = _generation(path, with_defaults=with_generation_defaults)
@@ -138,7 +138,7 @@ class _Generation:
 
 def _generation(path: Path, *, with_defaults: bool) -> _Generation:
     file = path / "generation_config.json"
-    stated = _read_json(file)
+    stated = read_json(file)
     defaults = {ours: stated[theirs] for theirs, ours in _SAMPLING_FIELDS.items()
                 if with_defaults and stated.get(theirs) is not None}
     eos = stated.get("eos_token_id")
@@ -157,16 +157,6 @@ def _token_ids(name: str, stated: Any) -> tuple[int, ...]:
     if not all(type(id) is int for id in ids):
         raise ConfigError(f"{name} must be a token id or a list of them, is {shown(stated)}")
     return tuple(dict.fromkeys(id for id in ids if id >= 0))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: must hold a JSON object, holds {type(value).__name__}")
-    return value
 
 
 def _architecture(path: Path, hf: dict[str, Any], model_impl: str) -> tuple[str, Family]:

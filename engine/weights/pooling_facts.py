@@ -6,7 +6,6 @@ Refuses to know torch and tensors. Called by `quire.engine.weights.hf_config`, a
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from quire.engine.arguments import shown
 from quire.engine.errors import ConfigError
 from quire.engine.model_config import Pooling
+from quire.engine.weights.json_file import read_json
 
 _KINDS = {"lasttoken": "last", "mean": "mean", "mean_tokens": "mean"}  # sentence-transformers' words
 _SWITCH = "pooling_mode_"
@@ -33,7 +33,7 @@ def pooling(path: Path, hf: dict[str, Any]) -> Pooling:
     modules_file = path / "modules.json"
     if not modules_file.is_file():
         return Pooling(can_be_cut=can_be_cut, lengths=lengths)
-    modules = _read(modules_file, list)
+    modules = read_json(modules_file, list)
     kind, normalize = "last", False
     for module in modules:
         if not isinstance(module, dict) or not isinstance(module.get("type"), str):
@@ -63,7 +63,7 @@ def _kind(path: Path, folder: Any) -> str:
     if not isinstance(folder, str) or not _FOLDER.fullmatch(folder):
         raise ConfigError(f"{path / 'modules.json'}: the path of {_POOLING} must name a folder, is {shown(folder)}")
     file = path / folder / "config.json"
-    stated = _read(file, dict)
+    stated = read_json(file, dict)
     named = stated.get("pooling_mode")
     if named is None:
         on = [name.removeprefix(_SWITCH) for name, value in stated.items()
@@ -80,13 +80,3 @@ def _lengths(stated: Any) -> tuple[int, ...]:
     if not isinstance(stated, list) or not all(type(length) is int and length > 0 for length in stated):
         raise ConfigError(f"matryoshka_dimensions must be a list of positive integers, is {shown(stated)}")
     return tuple(sorted(set(stated)))
-
-
-def _read(file: Path, kind: type) -> Any:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from error
-    if not isinstance(value, kind):
-        raise ConfigError(f"{file}: must hold {'a list' if kind is list else 'an object'}, holds {shown(value)}")
-    return value

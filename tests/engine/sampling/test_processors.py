@@ -55,7 +55,7 @@ def masks(samplings: list[Sampling]) -> Masks:
     """What rows' grammars allow: in these tests, what their text says."""
     each = [json.loads(sampling.grammar) for sampling in samplings]
     bits = [[sum(1 << token for token in allowed)] for allowed, _ in each]
-    return Masks(list(range(len(each))), torch.tensor(bits, dtype=torch.int32).reshape(-1, 1),
+    return Masks(torch.tensor(bits, dtype=torch.int32).reshape(-1, 1),
                  [must_end for _, must_end in each])
 
 
