@@ -1,8 +1,8 @@
 """Matrix products of which each row is summed up alike, however many others there are. Contract:
 kernels/reference/fixed_product.py.
 
-A program makes a tile of the result, all of K in its order. The tile's shape, and with it the order in which the matrix
-units sum, comes from W's shape alone; rows past the last are zeros. He et al., "Defeating Nondeterminism in LLM
+A program makes a tile of the result, all of K in its order, which is the same in tiles of any shape that a device gets;
+rows past the last are zeros. He et al., "Defeating Nondeterminism in LLM
 Inference" (2025).
 """
 
@@ -20,7 +20,7 @@ def fixed_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     if not num_rows:
         return out
-    tile = launch.fixed_product_tile(x.device, x.element_size(), num_outputs)
+    tile = launch.fixed_product_tile(x.device, x.element_size(), num_rows, num_outputs)
     _fixed_product[(triton.cdiv(num_rows, tile.rows), triton.cdiv(num_outputs, tile.outputs))](
         x, weight, out if bias is None else bias, out, num_rows, num_outputs, size, x.stride(0), ROWS=tile.rows,
         OUTPUTS=tile.outputs, DEPTH=tile.depth, HAS_BIAS=bias is not None, EVEN=size % tile.depth == 0,

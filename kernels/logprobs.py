@@ -18,16 +18,16 @@ def logprobs(logits: torch.Tensor, token_ids: torch.Tensor,
     return reference.logprobs(logits, token_ids, num_top, _top)
 
 
-def _top(wide: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _top(wide: torch.Tensor, k: int) -> torch.Tensor:
     num_rows, vocab = wide.shape
     if k * CHUNK >= vocab:
-        return wide.topk(k, dim=1)
+        return wide.topk(k, dim=1).indices
     if k == 0:
-        return wide[:, :0], torch.empty(num_rows, 0, dtype=torch.int64, device=wide.device)
+        return torch.empty(num_rows, 0, dtype=torch.int64, device=wide.device)
     if vocab % CHUNK:
         wide = torch.nn.functional.pad(wide, (0, CHUNK - vocab % CHUNK), value=-torch.inf)
     chunks = wide.view(num_rows, -1, CHUNK)
     best = chunks.amax(2).topk(k, dim=1, sorted=False).indices  # [rows, k] chunks
     values = chunks.gather(1, best.unsqueeze(2).expand(-1, -1, CHUNK)).flatten(1)  # [rows, k * CHUNK]
-    top, places = values.topk(k, dim=1)
-    return top, best.gather(1, places // CHUNK) * CHUNK + places % CHUNK
+    places = values.topk(k, dim=1).indices
+    return best.gather(1, places // CHUNK) * CHUNK + places % CHUNK

@@ -1,7 +1,7 @@
 """A step's reads of the request table in one kernel, its writes in another. Contract: kernels/reference/step.py.
 
 Each would be a dozen kernels of torch's, and a step of a small model is not much longer than its launches. A program
-takes a sequence with its block table of one KV group, and some of the tokens.
+takes a sequence with its blocks of one KV group, and some of the tokens.
 """
 
 import torch
@@ -14,12 +14,12 @@ from quire.kernels.reference.step import Gathered
 _TOKENS, _BLOCKS, _MAX_NUMBERS, _SEQS = 128, 512, 8, 128
 
 # Numbers, and tensors cut out of larger ones, that differ from step to step: compiled once for any value and alignment.
-_VARYING = ["rows", "token_rows", "positions", "num_seqs", "num_tokens", "num_blocks"]
+_VARYING = ["rows", "context_lens", "token_rows", "positions", "num_seqs", "num_tokens", "num_blocks"]
 
 
-def gather_step(rows: torch.Tensor, token_rows: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor,
-                block_tables: torch.Tensor, floats: torch.Tensor, top_k: torch.Tensor, seeds: torch.Tensor,
-                block_size: int) -> Gathered:
+def gather_step(rows: torch.Tensor, context_lens: torch.Tensor, token_rows: torch.Tensor, positions: torch.Tensor,
+                tokens: torch.Tensor, block_tables: torch.Tensor, floats: torch.Tensor, top_k: torch.Tensor,
+                seeds: torch.Tensor, block_size: int) -> Gathered:
     num_seqs, num_tokens = rows.shape[0], positions.shape[0]
     num_groups, _, num_blocks = block_tables.shape
     device = rows.device
@@ -32,9 +32,9 @@ def gather_step(rows: torch.Tensor, token_rows: torch.Tensor, positions: torch.T
                    empty(floats.shape[0], num_seqs, dtype=torch.float32), empty(num_seqs),
                    empty(num_seqs, dtype=torch.int64))
     _gather[(max(num_seqs, triton.cdiv(num_tokens, _TOKENS)), num_groups)](
-        rows, token_rows, positions, tokens, block_tables, floats, top_k, seeds, *out, num_seqs, num_tokens, num_blocks,
-        floats.shape[0], tokens.stride(0), *block_tables.stride()[:2], floats.stride(0), block_size,
-        TOKENS=_TOKENS, BLOCKS=_BLOCKS, MAX_NUMBERS=_MAX_NUMBERS, num_warps=4, **launch.early(device))
+        rows, context_lens, token_rows, positions, tokens, block_tables, floats, top_k, seeds, *out, num_seqs,
+        num_tokens, num_blocks, floats.shape[0], tokens.stride(0), *block_tables.stride()[:2], floats.stride(0),
+        block_size, TOKENS=_TOKENS, BLOCKS=_BLOCKS, MAX_NUMBERS=_MAX_NUMBERS, num_warps=4, **launch.early(device))
     return out
 
 
@@ -44,10 +44,10 @@ def put_tokens(tokens: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _gather(rows, token_rows, positions, tokens, block_tables, floats, top_k, seeds, out_places, out_slots, out_tokens,
-            out_tables, out_floats, out_top_k, out_seeds, num_seqs, num_tokens, num_blocks, num_numbers, tokens_stride,
-            group_stride, tables_stride, floats_stride, block_size, TOKENS: tl.constexpr, BLOCKS: tl.constexpr,
-            MAX_NUMBERS: tl.constexpr, EARLY: tl.constexpr):
+def _gather(rows, context_lens, token_rows, positions, tokens, block_tables, floats, top_k, seeds, out_places,
+            out_slots, out_tokens, out_tables, out_floats, out_top_k, out_seeds, num_seqs, num_tokens, num_blocks,
+            num_numbers, tokens_stride, group_stride, tables_stride, floats_stride, block_size, TOKENS: tl.constexpr,
+            BLOCKS: tl.constexpr, MAX_NUMBERS: tl.constexpr, EARLY: tl.constexpr):
     pdl.begin(EARLY)
     program, group = tl.program_id(0), tl.program_id(1)
     block_tables += group.to(tl.int64) * group_stride
@@ -65,9 +65,11 @@ def _gather(rows, token_rows, positions, tokens, block_tables, floats, top_k, se
     if program < num_seqs:
         own = tl.load(rows + program).to(tl.int64)
         out_table = out_tables + (group * num_seqs + program).to(tl.int64) * num_blocks
-        for start in range(0, num_blocks, BLOCKS):
+        # Of a context of 100 blocks, 100: a table of 131072 positions has 8192 columns.
+        end = tl.cdiv(tl.load(context_lens + program), block_size)
+        for start in range(0, end, BLOCKS):
             column = start + tl.arange(0, BLOCKS)
-            here = column < num_blocks
+            here = column < end
             entry = tl.load(block_tables + own * tables_stride + column, mask=here, other=0)
             tl.store(out_table + column, entry, mask=here)
         if group == 0:

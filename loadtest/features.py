@@ -1,9 +1,9 @@
 """`quire bench features`: what each way to decode costs a step, at several batch sizes, beside plain sampling.
 
 Offline and warm, on random prompts; a model directory with a config.json and a tokenizer will do (dummy weights). All
-rows of a batch use the feature, each with values of its own; `one row` has one such row among plain ones. Milliseconds
-a step: the time of a long run less that of a short one, by the steps between. Plain sampling is measured before and
-after each feature, which is compared with the median of the two.
+rows of a batch use the feature, each with values of its own; `one row` has one such row among plain ones, and beams
+are rows of a quarter of the requests. Milliseconds a step: the time of a long run less that of a short one, by the
+steps between. Plain sampling is measured before and after each feature, which is compared with the median of the two.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from quire.loadtest.arguments import add_engine_flags, count, engine_flags, writ
 
 PROMPT_LEN = 32
 SHORT, LONG = 8, 72  # new tokens
+NUM_BEAMS = 4
 
 Make = Callable[[int], dict[str, Any]]  # a row's number -> fields of SamplingParams
 
@@ -57,6 +58,7 @@ FEATURES: dict[str, Make] = {
 FEATURES["penalties, bias, logprobs 5, schema"] = lambda row: {
     **FEATURES["penalties"](row), **FEATURES["logit_bias, 300 ids"](row), "logprobs": 5,
     **FEATURES["a JSON schema each"](row)}
+FEATURES["beams of 4"] = lambda row: {"use_beam_search": True, "n": NUM_BEAMS, "temperature": 0.0}
 ONE_ROW = ("penalties", "logprobs 20", "a JSON schema each")  # beside plain rows
 
 
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> int:
     found: dict[str, dict[int, tuple[float, float]]] = {}
     for size in args.batch:
         for name, rows in _cases(size, args.feature).items():
-            plain, cost = _beside_plain(llm, rows, args.rounds)
+            plain, cost = _beside_plain(llm, size, rows, args.rounds)
             found.setdefault(name, {})[size] = plain, cost
             print(f"{size:5} rows, {name}: {cost:.3f} ms a step, plain {plain:.3f} ({cost / plain:.3f})", flush=True)
     lines = table(found, args.batch)
@@ -90,14 +92,16 @@ def table(found: dict[str, dict[int, tuple[float, float]]], sizes: list[int]) ->
 
 def _cases(size: int, wanted: list[str]) -> dict[str, list[dict[str, Any]]]:
     cases = {name: [make(row) for row in range(size)] for name, make in FEATURES.items()}
+    cases["beams of 4"] = cases["beams of 4"][:size // NUM_BEAMS]
     if size > 1:
         cases |= {f"one row: {name}": [FEATURES[name](0)] + [{}] * (size - 1) for name in ONE_ROW}
-    return {name: rows for name, rows in cases.items() if not wanted or name.removeprefix("one row: ") in wanted}
+    return {name: rows for name, rows in cases.items()
+            if rows and (not wanted or name.removeprefix("one row: ") in wanted)}
 
 
-def _beside_plain(llm: LLM, rows: list[dict[str, Any]], rounds: int) -> tuple[float, float]:
-    """ms a step of plain rows, and of these."""
-    plain: list[dict[str, Any]] = [{}] * len(rows)
+def _beside_plain(llm: LLM, size: int, rows: list[dict[str, Any]], rounds: int) -> tuple[float, float]:
+    """ms a step of `size` plain rows, and of these."""
+    plain: list[dict[str, Any]] = [{}] * size
     _seconds(llm, rows, SHORT)  # compiles its grammars
     befores, costs, afters = zip(*((_step_ms(llm, plain), _step_ms(llm, rows), _step_ms(llm, plain))
                                    for _ in range(rounds)))

@@ -39,21 +39,23 @@ def main(argv: list[str]) -> int:
     flags = {} if args.max_model_len is None else {"max_model_len": args.max_model_len}
     llm = LLM(model=args.model, load_format="dummy", skip_tokenizer_init=True, dtype=args.dtype, **flags)
     with _timed_parts() as times:
-        for _ in range(args.rounds):  # the first is the warm-up of the others
+        for number in range(args.rounds):  # the first is the warm-up of the others
             times.clear()
-            seconds = _run(llm, args.workload)
+            seconds = _run(llm, args.workload, number)
             print(f"{args.workload}: {seconds:.3f} s, {len(times['step'])} steps", flush=True)
     times["rest"] = [(seconds - sum(times["step"])) / len(times["step"])]
     for name, found in times.items():
         ms = [value * 1e3 for value in found]
         print(f"  {name:8} median {statistics.median(ms):8.3f}  mean {statistics.fmean(ms):8.3f}  max {max(ms):.3f} ms")
     if args.profiled and torch.cuda.is_available():
-        _profile(llm, args.workload, len(times["step"]), args.profiled)
+        _profile(llm, args, len(times["step"]))
     return 0
 
 
-def _run(llm: LLM, workload: str) -> float:
+def _run(llm: LLM, workload: str, number: int) -> float:
+    """Seconds of the workload, with prompts of which nothing is cached from an earlier run."""
     ids, lengths = workloads.prompts(workload, llm.info.vocab_size)
+    ids = [prompt[number:] + prompt[:number] for prompt in ids]
     params = [SamplingParams(temperature=1.0, ignore_eos=True, max_tokens=n, detokenize=False) for n in lengths]
     begin = time.perf_counter()
     llm.generate(list(ids), params, use_tqdm=False)
@@ -84,9 +86,10 @@ def _timed_parts() -> Iterator[defaultdict[str, list[float]]]:
             setattr(owner, method, own[name])
 
 
-def _profile(llm: LLM, workload: str, num_steps: int, num_profiled: int) -> None:
-    """Kernels of so many steps from the middle of the run on, by name."""
+def _profile(llm: LLM, args: argparse.Namespace, num_steps: int) -> None:
+    """Kernels of some steps from the middle of one more run on, by name."""
     step, first = EngineCore.step, int(num_steps * PROFILE_FROM)
+    num_profiled = min(args.profiled, num_steps - first - 1)
     seen = 0
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
     span = [0.0, 0.0]
@@ -101,7 +104,7 @@ def _profile(llm: LLM, workload: str, num_steps: int, num_profiled: int) -> None
         return step(*args, **kwargs)
 
     EngineCore.step = counting  # type: ignore[method-assign]
-    _run(llm, workload)
+    _run(llm, args.workload, args.rounds)
     EngineCore.step = step  # type: ignore[method-assign]
     took: Counter[str] = Counter()
     calls: Counter[str] = Counter()

@@ -25,7 +25,7 @@ class AttentionInputs:
     query_starts: torch.Tensor  # [seqs + 1] int32, first token of each sequence in the flat batch
     context_lens: torch.Tensor  # [seqs] int32, K/V tokens after this step's writes; the last query sees all of them
     # [seqs, max_blocks] int32, ids of the blocks that hold positions 0, block_size, ...; of those that no query of the
-    # step sees any of, and of columns behind the last, they may be anybody's.
+    # step sees any of they may be anybody's, and in columns behind the last may be anything.
     block_tables: torch.Tensor
     num_decodes: int
     max_query_len: int
@@ -58,8 +58,10 @@ class AttentionInputs:
     def of_last_tokens(self) -> AttentionInputs:
         """Of each sequence the last query alone, once all K and V of the step are written.
 
-        positions, slots and query_starts still speak of all tokens and must not be read.
+        positions and slots still speak of all tokens and must not be read.
         """
         num_seqs = self.context_lens.shape[0]
-        return replace(self, num_decodes=num_seqs, max_query_len=1, first_whole=num_seqs, last_tokens=None, shared=None,
+        query_starts = torch.arange(num_seqs + 1, dtype=torch.int32, device=self.context_lens.device)
+        return replace(self, query_starts=query_starts, num_decodes=num_seqs, max_query_len=1, first_whole=num_seqs,
+                       last_tokens=None, shared=None,
                        host_query_lens=None if self.host_query_lens is None else [1] * num_seqs, scratch={})

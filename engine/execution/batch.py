@@ -75,8 +75,9 @@ def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int,
     ends = plan.ends
     max_context_len = max(ends)
     max_blocks = -(-max_context_len // block_size)
-    step = ops.gather_step(upload["rows"], upload["token_rows"], upload["positions"], table.tokens,
-                           table.block_tables[:, :, :max_blocks], table.floats, table.top_k, table.seeds, block_size)
+    step = ops.gather_step(upload["rows"], upload["context_lens"], upload["token_rows"], upload["positions"],
+                           table.tokens, table.block_tables[:, :, :max_blocks], table.floats, table.top_k, table.seeds,
+                           block_size)
     inputs = AttentionInputs(
         positions=step.places,
         slots=step.slots[0],

@@ -226,8 +226,9 @@ class StepGraphs:
 
     def _step(self, size: Size, vector: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         table, parts = self._table, size.cut(vector)
-        step = ops.gather_step(parts["rows"], parts["token_rows"], parts["positions"], table.tokens, table.block_tables,
-                               table.floats, table.top_k, table.seeds, self._block_size)
+        step = ops.gather_step(parts["rows"], parts["context_lens"], parts["token_rows"], parts["positions"],
+                               table.tokens, table.block_tables, table.floats, table.top_k, table.seeds,
+                               self._block_size)
         inputs = AttentionInputs(
             positions=step.places,
             slots=step.slots[0],

@@ -129,7 +129,8 @@ class _Step:
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None,
                scale: float | None, options: dict[str, Any]) -> torch.Tensor:
         """q, k, v: [heads, tokens, head_dim], turned; returns [tokens, heads, head_dim]."""
-        q, k, v = (x.transpose(0, 1).contiguous() for x in (q, k, v))
+        # Not contiguous(), which leaves one token's strides as they are, where K's may differ from V's.
+        q, k, v = (x.transpose(0, 1).clone(memory_format=torch.contiguous_format) for x in (q, k, v))
         if self._is_trial:
             if layer in self.specs:
                 raise ConfigError("attends more than once in a layer")
@@ -250,10 +251,12 @@ def _load(model: Any, view: View) -> None:
     def stored(name: str) -> str:
         return name if view.has(name) else name.removeprefix(prefix)
 
-    for name, _ in model.named_parameters():
-        if not view.has(stored(name)):
-            raise WeightError(f"tensor {name!r} is missing from the checkpoint; transformers gives new names to some "
-                              "families' tensors as it reads them (to experts, for one), which Quire does not do")
+    for name, parameter in model.named_parameters():
+        try:
+            view.require(stored(name), tuple(parameter.shape))
+        except WeightError as error:
+            raise WeightError(f"{error}; transformers gives new names and shapes to some families' tensors as it reads "
+                              "them (to experts, for one), which Quire does not do") from None
     for module_name, module in model.named_modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is None:

@@ -11,11 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import NamedTuple
 
 from quire.engine.kv_groups import BlockNeed
 from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.block_run import BlockRun
 from quire.engine.scheduling.prefix_index import PrefixIndex
+
+
+class Gaps(NamedTuple):
+    """Blocks that a sequence is to get, in parallel lists."""
+
+    groups: list[int]
+    columns: list[int]
 
 
 class BlockAllocator:
@@ -66,39 +74,41 @@ class BlockAllocator:
     def allocate(self, num_tokens: int, shared: Sequence[BlockRun], keep_free: int = 0) -> list[BlockRun] | None:
         """Blocks for `num_tokens`, of a window's group as many as it ever sees at once, the first ones being `shared`;
         None if fewer than `keep_free` would remain free."""
-        num_fresh = self._num_missing(shared, num_tokens)
+        gaps = self.gaps(shared, num_tokens)
         counts = self.pool.reference_counts
         num_revived = sum(1 for run in shared for block in run.blocks if counts[block] == 0)
-        if self.pool.num_free - num_revived - num_fresh < keep_free:
+        if self.pool.num_free - num_revived - len(gaps.groups) < keep_free:
             return None
         for run in shared:  # before any is taken, so that none of them is
             self.pool.share(run.blocks)
         runs = [BlockRun(run.first, run.blocks.copy()) for run in shared]
-        self.extend(runs, num_tokens)
+        self.fill(runs, gaps)
         return runs
 
-    def num_missing(self, runs: Sequence[BlockRun], position: int, num_tokens: int) -> int:
-        """How many blocks are to be taken before the tokens from `position` on are computed, of `num_tokens` that are
-        known. Frees those that none of them sees."""
+    def leave_behind(self, runs: Sequence[BlockRun], position: int) -> None:
+        """Frees the blocks of which no token from `position` on sees anything."""
         for group, window in enumerate(self.need.windows):
             if window is not None and position >= window:
                 self._release(runs[group].drop_before(self.need.first_column(group, position)))
-        return self._num_missing(runs, num_tokens)
 
-    def extend(self, runs: Sequence[BlockRun], num_tokens: int) -> tuple[list[int], list[int], list[int]]:
-        """Takes those blocks, which must be free. Of each: its group, its column and the block."""
+    def gaps(self, runs: Sequence[BlockRun], num_tokens: int) -> Gaps:
+        """The blocks that are missing for `num_tokens`."""
         columns = -(-num_tokens // self.need.block_size)
-        in_groups: list[int] = []
+        groups: list[int] = []
         at_columns: list[int] = []
         for group, (run, most) in enumerate(zip(runs, self._most_columns)):
             first, end = run.first + len(run.blocks), min(columns, run.first + most)
             if first < end:
-                in_groups += [group] * (end - first)
+                groups += [group] * (end - first)
                 at_columns += range(first, end)
-        taken = self._take(len(at_columns))
-        for group, block in zip(in_groups, taken):
+        return Gaps(groups, at_columns)
+
+    def fill(self, runs: Sequence[BlockRun], gaps: Gaps) -> list[int]:
+        """Takes those blocks, which must be free; they are parallel to `gaps`."""
+        taken = self._take(len(gaps.groups))
+        for group, block in zip(gaps.groups, taken):
             runs[group].blocks.append(block)
-        return in_groups, at_columns, taken
+        return taken
 
     def fork(self, runs: Sequence[BlockRun], num_computed: int) -> tuple[list[BlockRun], tuple[int, ...]]:
         """For a second sequence with the first `num_computed` tokens of one that has `runs`: the full blocks, shared,
@@ -116,12 +126,6 @@ class BlockAllocator:
         backwards = [[None] * (end - run.end) + run.blocks[::-1] for run in runs]
         self._release([block for column in zip_longest(*backwards) for block in column if block is not None])
         runs.clear()
-
-    def _num_missing(self, runs: Sequence[BlockRun], num_tokens: int) -> int:
-        columns, missing = -(-num_tokens // self.need.block_size), 0
-        for run, most in zip(runs, self._most_columns):
-            missing += min(columns, run.first + most) - run.first - len(run.blocks)
-        return missing
 
     def _take(self, count: int) -> list[int]:
         blocks = self.pool.take(count)

@@ -334,14 +334,15 @@ class Scheduler:
         until one before it needs that.
         """
         allocator = self._allocator
-        num_missing = allocator.num_missing(request.blocks, request.num_computed, request.num_total)
-        while allocator.pool.num_free < num_missing:
+        allocator.leave_behind(request.blocks, request.num_computed)
+        gaps = allocator.gaps(request.blocks, request.num_total)
+        while allocator.pool.num_free < len(gaps.groups):
             draft.under_pressure = True
             last = self._running[-1]
             if last is request or (last.beams is not None and last.beams is request.beams):
                 return False
             self._preempt_last()
-        draft.set_blocks(request, *allocator.extend(request.blocks, request.num_total))
+        draft.set_blocks(request, gaps.groups, gaps.columns, allocator.fill(request.blocks, gaps))
         request.num_slots = min([run.end for run in request.blocks]) * self.config.block_size
         return True
 

@@ -76,6 +76,10 @@ class View:
     def has(self, name: str) -> bool:
         return self._checkpoint.shape(self._prefix + name) is not None
 
+    def require(self, name: str, shape: Shape) -> None:
+        """Raises WeightError where `take` would."""
+        self._checkpoint.require(self._prefix + name, shape)
+
     def empty(self, *shape: int) -> torch.Tensor:
         """Where several `take`s will write."""
         return torch.empty(shape, device=self.device, dtype=self.dtype)
@@ -89,8 +93,8 @@ class View:
         Raises:
             WeightError: the checkpoint has no such tensor, or one of another shape.
         """
+        self.require(name, shape[::-1] if transposed else shape)
         name = self._prefix + name
-        self._checkpoint.require(name, shape[::-1] if transposed else shape)
         part = part_shape(shape, rows, columns)
         if out is None:
             out = self.empty(*part)

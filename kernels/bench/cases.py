@@ -12,6 +12,8 @@ import torch
 
 from quire.kernels.attention_spec import AttentionSpec, Fresh, Rotary, Style
 
+_NOBODYS = 1 << 30
+
 
 def poison(tensor: torch.Tensor) -> torch.Tensor:
     """NaN everywhere: what a kernel forgets to write, or reads where nothing is, then shows."""
@@ -60,7 +62,9 @@ def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int,
     shape = (total, kv_heads, block_size, head_dim)
     k_cache, v_cache = (torch.randn(shape, dtype=dtype, device=device) for _ in range(2))
     free = torch.randperm(total - 2) + 1
-    block_tables = torch.zeros((len(contexts), -(-max_context // block_size)), dtype=torch.int32)
+    # Nobody's block behind the last column: whoever reads its K or V reads past the cache.
+    block_tables = torch.full((len(contexts), -(-max_context // block_size)), _NOBODYS if poisoned else 0,
+                              dtype=torch.int32)
     members = [row for row in range(num_decodes) if num_shared_blocks and row not in outsiders]
     used = torch.zeros(total, block_size, dtype=torch.bool)
     start = 0

@@ -234,10 +234,15 @@ def check_step(dtype: torch.dtype, quick: bool) -> Errors:
                  "floats": torch.rand(6, 1025), "top_k": torch.randint(0, 50, (1025,)).int(),
                  "seeds": torch.randint(-2**62, 2**62, (1025,))}
         rows, token_rows = (torch.randint(0, 1025, (n,)).int() for n in (num_seqs, num_tokens))
-        inputs = [rows, token_rows, torch.randint(-1, 4096, (num_tokens,)).int(), *state.values()]
+        contexts = torch.randint(0, 4096, (num_seqs,)).int()
+        inputs = [rows, contexts, token_rows, torch.randint(-1, 4096, (num_tokens,)).int(), *state.values()]
         gather: Callable[..., Gathered] = ops.gather_step
         ours = gather(*(tensor.to(DEVICE) for tensor in inputs), 16)
-        for name, found, right in zip(ours._fields, ours, gather(*inputs, 16)):
+        held = (torch.arange(700) * 16 < contexts[:, None]).to(DEVICE)
+        ours = ours._replace(block_tables=ours.block_tables.where(held, -1))
+        theirs = gather(*inputs, 16)
+        theirs = theirs._replace(block_tables=theirs.block_tables.where(held.cpu(), -1))
+        for name, found, right in zip(ours._fields, ours, theirs):
             yield f"{name} {num_seqs}/{num_tokens}", float(not torch.equal(found.cpu(), right))
         own, positions = torch.randperm(1025)[:num_seqs].int(), torch.randint(-1, 4096, (num_seqs,)).int()
         written = state["tokens"].to(DEVICE)
@@ -302,15 +307,17 @@ def check_logprobs(dtype: torch.dtype, quick: bool) -> Errors:
         yield f"rank v{vocab}", cases.relative_error(rank, (right > chosen).sum(1) + 1)
         yield f"top ids v{vocab}", cases.relative_error(top, right.gather(1, top_ids.long()))
         yield f"top v{vocab}", cases.relative_error(top, right.topk(num_top).values)
+        for alone, among in zip(ops.logprobs(logits[:1], token_ids[:1], num_top), (logprob, rank, top_ids, top)):
+            yield f"alone v{vocab}", 0.0 if torch.equal(alone, among[:1]) else 1.0
 
 
 def check_fixed_product(dtype: torch.dtype, quick: bool) -> Errors:
     for num_outputs, size in ((896, 4864), (9000, 130), (18944, 512)):
         x, weight, bias = (torch.randn(*shape, device=DEVICE, dtype=dtype) / size ** 0.25
-                           for shape in ((300, size), (num_outputs, size), (num_outputs,)))
+                           for shape in ((1000, size), (num_outputs, size), (num_outputs,)))
         whole = ops.fixed_product(x, weight, bias)
         yield f"fixed product {size}x{num_outputs}", cases.relative_error(whole, cases.product(x, weight, bias))
-        for part in (slice(0, 1), slice(7, 40), slice(100, 300)):
+        for part in (slice(0, 1), slice(7, 40), slice(100, 300), slice(300, 1000)):
             yield "its rows alone", 0.0 if torch.equal(ops.fixed_product(x[part], weight, bias), whole[part]) else 1.0
 
 

@@ -154,7 +154,7 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     yield "copy_blocks", functools.partial(blocks.copy_blocks, *caches, ints(3), ints(3))
     state = ints(9, 4097), ints(7, 9, 256), empty(6, 9, of=torch.float32), ints(9), empty(9, of=torch.int64)
     for n in (1, 8, 1024):
-        yield "gather_step", functools.partial(step.gather_step, ints(n), ints(n), ints(n), *state, 16)
+        yield "gather_step", functools.partial(step.gather_step, ints(n), ints(n), ints(n), ints(n), *state, 16)
         yield "put_tokens", functools.partial(step.put_tokens, state[0], ints(n), ints(n), ints(n))
     numbers = [empty(6, of=torch.float32) for _ in range(3)]
     yield "apply_penalties", functools.partial(penalties.apply_penalties, empty(6, 3000, of=torch.float32), state[0],
@@ -177,8 +177,8 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
         yield "wide_gated_product", functools.partial(wide_product.wide_gated_product, empty(num_rows, 896),
                                                       empty(256, 896), None, "silu")
     for num_outputs, size in ((896, 4864), (9000, 130), (32001, 896)):
-        for bias in (None, empty(num_outputs)):
-            yield "fixed_product", functools.partial(fixed_product.fixed_product, empty(3, size),
+        for num_rows, bias in ((3, None), (3, empty(num_outputs)), (1000, None)):
+            yield "fixed_product", functools.partial(fixed_product.fixed_product, empty(num_rows, size),
                                                      empty(num_outputs, size), bias)
     for ranks in (2, 8):
         x, addresses = empty(4, 5120), empty(ranks, of=torch.int64)

@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-Top = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]  # of each row, the largest and their places
+Top = Callable[[torch.Tensor, int], torch.Tensor]  # of each row, where the largest are
 
 
-def _top(wide: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    values, places = wide.topk(k, dim=1)
-    return values, places
+def _top(wide: torch.Tensor, k: int) -> torch.Tensor:
+    return wide.topk(k, dim=1).indices
 
 
 def logprobs(logits: torch.Tensor, token_ids: torch.Tensor, num_top: int, find_top: Top = _top
@@ -23,8 +22,9 @@ def logprobs(logits: torch.Tensor, token_ids: torch.Tensor, num_top: int, find_t
     log-probabilities [samples, num_top] float32, most likely first. Computed in float32.
     """
     wide = logits.float()
-    chosen = wide.gather(1, token_ids.long().unsqueeze(1))  # [samples, 1]
-    normaliser = wide.logsumexp(dim=1, keepdim=True)
-    rank = (wide > chosen).sum(dim=1, dtype=torch.int32) + 1
-    top, top_ids = find_top(wide, num_top)
-    return (chosen - normaliser).squeeze(1), rank, top_ids.to(torch.int32), top - normaliser
+    places = token_ids.long().unsqueeze(1)  # [samples, 1]
+    rank = (wide > wide.gather(1, places)).sum(dim=1, dtype=torch.int32) + 1
+    top_ids = find_top(wide, num_top)
+    # Unlike logsumexp, it sums each row alike, however many there are.
+    scores = wide.log_softmax(dim=1)
+    return scores.gather(1, places).squeeze(1), rank, top_ids.to(torch.int32), scores.gather(1, top_ids)

@@ -12,17 +12,17 @@ class Gathered(NamedTuple):
     places: torch.Tensor  # [tokens] int32: positions, 0 for padding
     slots: torch.Tensor  # [groups, tokens] int32: where in the KV cache; -1 for padding
     token_ids: torch.Tensor  # [tokens] int32
-    block_tables: torch.Tensor  # [groups, seqs, blocks] int32
+    block_tables: torch.Tensor  # [groups, seqs, blocks] int32; behind a context's last block, anything
     floats: torch.Tensor  # [numbers, seqs] float32
     top_k: torch.Tensor  # [seqs] int32
     seeds: torch.Tensor  # [seqs] int64
 
 
-def gather_step(rows: torch.Tensor, token_rows: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor,
-                block_tables: torch.Tensor, floats: torch.Tensor, top_k: torch.Tensor, seeds: torch.Tensor,
-                block_size: int) -> Gathered:
-    """rows: [seqs] int32; token_rows, positions: [tokens] int32, -1 = padding; the table: tokens [rows, positions] and
-    block_tables [groups, rows, blocks] int32, floats [numbers, rows], top_k [rows], seeds [rows]."""
+def gather_step(rows: torch.Tensor, context_lens: torch.Tensor, token_rows: torch.Tensor, positions: torch.Tensor,
+                tokens: torch.Tensor, block_tables: torch.Tensor, floats: torch.Tensor, top_k: torch.Tensor,
+                seeds: torch.Tensor, block_size: int) -> Gathered:
+    """rows, context_lens: [seqs] int32; token_rows, positions: [tokens] int32, -1 = padding; the table: tokens [rows,
+    positions] and block_tables [groups, rows, blocks] int32, floats [numbers, rows], top_k [rows], seeds [rows]."""
     places = positions.clamp(min=0)
     blocks = block_tables[:, token_rows, places // block_size]
     slots = torch.where(positions >= 0, blocks * block_size + places % block_size, -1).to(torch.int32)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from quire.engine.attention.inputs import AttentionInputs
 from quire.kernels import launch
 from quire.kernels.bench import cases
 
@@ -50,6 +52,20 @@ def test_a_query_gets_the_same_alone_in_a_chunk_and_beside_others(kernels, varia
             out = attention.paged_attention(case.q[tokens], case.k_cache, case.v_cache, part, case.spec)
             assert torch.equal(out, whole[tokens]), (seq, first, end)
         start += count
+
+
+def test_the_last_queries_alone_get_the_same(kernels):
+    """As a model's last layer computes them. Not from the tokens' borders, which would be read past their end."""
+    attention = kernels("attention")
+    if attention.__name__ != "quire.kernels.attention":
+        pytest.skip("the reference promises no bits")
+    case = cases.paged([70, 61, 23, 40], [1, 7, 23, 38], heads=6, kv_heads=2, head_dim=32, poisoned=True)
+    inputs = AttentionInputs(**{field.name: getattr(case.inputs, field.name) for field in fields(AttentionInputs)
+                                if hasattr(case.inputs, field.name)})
+    last = inputs.query_starts[1:] - 1
+    whole = attention.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
+    out = attention.paged_attention(case.q[last], case.k_cache, case.v_cache, inputs.of_last_tokens(), case.spec)
+    assert torch.equal(out, whole[last])
 
 
 def only(inputs: SimpleNamespace, seq: int, context: int, count: int) -> SimpleNamespace:

@@ -21,7 +21,8 @@ def test_everything_comes_from_its_row(kernels, num_seqs, num_tokens, num_groups
     token_rows = torch.randint(0, NUM_ROWS, (num_tokens,), dtype=torch.int32)
     positions = torch.randint(-1, LENGTH, (num_tokens,), dtype=torch.int32)
     state = table(num_groups)
-    step = kernels("step").gather_step(rows, token_rows, positions, *state.values(), BLOCK_SIZE)
+    context_lens = torch.randint(0, LENGTH + 1, (num_seqs,), dtype=torch.int32)
+    step = kernels("step").gather_step(rows, context_lens, token_rows, positions, *state.values(), BLOCK_SIZE)
     for i, (row, position) in enumerate(zip(token_rows.tolist(), positions.tolist())):
         place = max(position, 0)
         blocks = state["block_tables"][:, row, place // BLOCK_SIZE].tolist()
@@ -30,7 +31,8 @@ def test_everything_comes_from_its_row(kernels, num_seqs, num_tokens, num_groups
                                              for block in blocks]
         assert step.token_ids[i] == state["tokens"][row, place]
     for i, row in enumerate(rows.tolist()):
-        assert torch.equal(step.block_tables[:, i], state["block_tables"][:, row])
+        held = -(-context_lens[i] // BLOCK_SIZE)
+        assert torch.equal(step.block_tables[:, i, :held], state["block_tables"][:, row, :held])
         assert torch.equal(step.floats[:, i], state["floats"][:, row])
         assert (step.top_k[i], step.seeds[i]) == (state["top_k"][row], state["seeds"][row])
 

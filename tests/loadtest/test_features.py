@@ -21,10 +21,11 @@ def test_features_are_measured_beside_plain_sampling(
         ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY | {"vocab_size": 49152}))
     monkeypatch.setattr(features, "LONG", 12)
-    code = main(["features", "--model", str(tmp_path), "--tokenizer", str(smollm2_path), "--batch", "2", "--feature",
-                 "a JSON schema each", "--feature", "min_tokens", "--max-model-len", "128", "--cpu-threads", "1"])
+    code = main(["features", "--model", str(tmp_path), "--tokenizer", str(smollm2_path), "--batch", "4", "--feature",
+                 "a JSON schema each", "--feature", "min_tokens", "--feature", "beams of 4", "--max-model-len", "128",
+                 "--cpu-threads", "1"])
     assert code == 0
     told = capsys.readouterr().out
-    for name in ("min_tokens", "a JSON schema each", "one row: a JSON schema each"):
-        assert f"    2 rows, {name}: " in told and f"| {name} | " in told
+    for name in ("min_tokens", "a JSON schema each", "one row: a JSON schema each", "beams of 4"):
+        assert f"    4 rows, {name}: " in told and f"| {name} | " in told
     assert "greedy" not in told

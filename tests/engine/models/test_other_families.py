@@ -12,6 +12,7 @@ from transformers.masking_utils import create_chunked_causal_mask
 from transformers.models.llama import modeling_llama
 
 from quire.engine.errors import ConfigError, WeightError
+from quire.kernels import ops
 from tests.engine.models import tiny
 from tests.engine.models.families import CASES
 from tests.engine.models.paging import PagedRun, load
@@ -61,6 +62,30 @@ def test_what_a_checkpoint_holds_beside_parameters_is_read(tmp_path: Path, monke
     reference.save_pretrained(tmp_path)
     logits = PagedRun(load(tmp_path, model_impl="transformers"), 1, 128).step({0: PROMPT})[0]
     torch.testing.assert_close(logits, tiny.logits(reference, PROMPT), atol=1e-4, rtol=1e-4)
+
+
+def test_random_weights_do_without_a_checkpoint(tmp_path: Path) -> None:
+    tiny.write(tmp_path, "qwen2")
+    (tmp_path / "model.safetensors").unlink()
+    run = PagedRun(load(tmp_path, model_impl="transformers", load_format="dummy"), 1, 128)
+    assert run.step({0: PROMPT})[0].isfinite().all()
+
+
+def test_one_token_s_keys_and_values_are_laid_out_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As kernels want them, and a tensor of one token counts as contiguous however it lies."""
+    tiny.write(tmp_path, "qwen2")
+    run = PagedRun(load(tmp_path, model_impl="transformers"), 1, 128)
+    attention, strides = ops.paged_attention, []
+
+    def seen(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, spec: Any, fresh: Any) -> Any:
+        strides.extend(x.stride() for x in (q, *fresh[:2]))
+        return attention(q, k_cache, v_cache, inputs, spec, fresh)
+
+    monkeypatch.setattr(ops, "paged_attention", seen)
+    run.step({0: PROMPT[:1]})
+    head_dim = strides[0][1]
+    assert set(strides) == {(tiny.SIZES["num_attention_heads"] * head_dim, head_dim, 1),
+                            (tiny.SIZES["num_key_value_heads"] * head_dim, head_dim, 1)}
 
 
 def test_tensors_that_transformers_gives_other_names_are_refused_before_any_is_read(tmp_path: Path) -> None:

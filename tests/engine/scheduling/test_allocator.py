@@ -92,8 +92,10 @@ def test_behind_a_window_as_many_blocks_are_held_as_a_step_can_see() -> None:
     runs = allocator.allocate(40, allocator.nothing())
     assert runs is not None
     assert [run.end for run in runs] == [20, 5]  # 8 tokens, which may begin within a block
-    assert allocator.num_missing(runs, 12, 40) == 4  # position 12 sees from 8 on
-    allocator.extend(runs, 40)
+    allocator.leave_behind(runs, 12)  # which sees from 8 on
+    gaps = allocator.gaps(runs, 40)
+    assert gaps == ([1] * 4, [5, 6, 7, 8])
+    assert allocator.fill(runs, gaps) == runs[1].blocks[-4:]
     assert [(run.first, run.end) for run in runs] == [(0, 20), (4, 9)]
     allocator.free(runs)
     assert allocator.usage == 0
