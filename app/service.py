@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from quire.app.fetch_state import FetchState
 from quire.app.in_flight import InFlight
 from quire.app.keys.key import ANYONE, Key
 from quire.app.keys.ring import KeyRing
+from quire.app.replies.style import ReplyStyle
 from quire.app.telemetry.audit import AuditLog
 from quire.app.telemetry.metrics import Metrics
 from quire.app.telemetry.record import RequestRecord
@@ -63,6 +65,12 @@ class Service:
             raise ApiError(400, "This server runs without a tokenizer (--skip-tokenizer-init): send a list of token "
                                 "ids as the prompt of /v1/completions.")
         return tokenizer
+
+    @cached_property
+    def reply_style(self) -> ReplyStyle:
+        """How the model thinks and calls tools."""
+        settings = self.settings.serve
+        return ReplyStyle.of(self.engine.chat_template.source, settings.tool_call_parser, settings.reasoning_parser)
 
     @property
     def model_defaults(self) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass, field
 
 from quire.app import otlp_endpoint
+from quire.app.replies.thinking import AUTO, NONE, THINK_TAGS
+from quire.app.replies.tools.formats import FORMATS as TOOL_FORMATS
 from quire.engine.config import EngineArgs
 from quire.engine.logs import LEVELS
 
@@ -73,6 +75,12 @@ class ServeSettings:
     unknown_fields: str = field(default="refuse", metadata={"help": (
         "Fields of a request that this server does not have: refuse, or warn (pass them over and name them in the "
         "reply's header Warning).")})
+    tool_call_parser: str = field(default=AUTO, metadata={"help": (
+        "How the model writes calls of tools: auto (as its chat template says), or one of "
+        f"{', '.join(TOOL_FORMATS)}.")})
+    reasoning_parser: str = field(default=AUTO, metadata={"help": (
+        "In which tags the model thinks: auto (as its chat template says), none, or one of "
+        f"{', '.join(THINK_TAGS)}.")})
     max_n: int = field(default=128, metadata={"help": "Most samples (n) that a request may ask for."})
     max_stop_sequences: int = field(default=16, metadata={"help": "Most stop strings of a request."})
     max_prompts: int = field(default=1024, metadata={"help": "Most prompts of one completions request."})
@@ -161,6 +169,10 @@ class ServeSettings:
             found.append("--served-model-name: a name is empty")
         if self.unknown_fields not in ("refuse", "warn"):
             found.append(f"--unknown-fields: {self.unknown_fields!r} is neither refuse nor warn")
+        for name, known in (("tool_call_parser", (AUTO, *TOOL_FORMATS)),
+                            ("reasoning_parser", (AUTO, NONE, *THINK_TAGS))):
+            if getattr(self, name) not in known:
+                found.append(f"{flag(name)}: {getattr(self, name)!r} is not one of {', '.join(known)}")
         for name in ("shutdown_timeout", "drain_delay"):
             if not 0 <= getattr(self, name) <= 86400:
                 found.append(f"{flag(name)}: {getattr(self, name)} is not in 0..86400 seconds")

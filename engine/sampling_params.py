@@ -67,6 +67,7 @@ class SamplingParams:
     bad_words: list[str] | None = None
     prompt_logprobs: int | None = None
     structured_outputs: StructuredOutputsParams | None = None  # or a dictionary of its fields
+    shown_token_ids: frozenset[int] = frozenset()  # Quire's: special tokens that skip_special_tokens does not skip
 
     prompt_logprob_token_ids: None = _unsupported()
     prompt_logprob_start: None = _unsupported()

@@ -16,16 +16,19 @@ from quire.app.exchange import Exchange
 from quire.app.json_pieces import all_as_raw
 from quire.app.logprobs import chat_logprobs, prompt_logprobs
 from quire.app.middleware.body_limit import body_was_read
+from quire.app.replies.choice import Choice, Whole
+from quire.app.replies.pieces import Arguments, Call, Content, Piece, Reasoning
 from quire.app.schemas.body import read_body, unknown_of
 from quire.app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
+from quire.app.schemas.tool_calls import Function, ToolCall
+from quire.app.schemas.tools import ToolChoice, checked_choice
 from quire.app.schemas.unknown import UnknownFields
-from quire.app.schemas.usage import UsageOfChunks
+from quire.app.schemas.usage import CompletionTokensDetails, Usage, UsageOfChunks
 from quire.app.service import Service, record_of, service_of
 from quire.app.sse import DONE
 from quire.app.telemetry.record import Asked
 from quire.engine.errors import InvalidRequestError
 from quire.engine.frontend.generation import SampleUpdate
-from quire.engine.sampling_params import SamplingParams
 
 _LONG_CONVERSATION = 4000  # weight, beyond which rendering leaves the event loop
 _encode = msgspec.json.encode
@@ -41,13 +44,19 @@ async def chat_completions(request: Request) -> Response:
     with _named_as_sent(body):
         params = body.sampling_params(service.model_defaults, body.most_tokens, logprobs)
     record.asked = Asked("chat", model, body.stream, params, f"chatcmpl-{record.request_id}")
-    prompt = await _render(service, body, unknown_of(request), exchange.max_model_len)
-    body = msgspec.structs.replace(body, messages=[])  # which would hold all of what was sent for as long as the reply
+    choice = checked_choice(body.tools, body.tool_choice, several=body.parallel_tool_calls)
+    style = service.reply_style
+    prompt = await _render(service, body, choice, unknown_of(request), exchange.max_model_len)
+    params.structured_outputs = style.wanted_form(choice, params.structured_outputs, prompt)
+    params.shown_token_ids = style.shown_ids(choice, service.tokenizer)
+    # The reply lives long, and would hold all of what was sent.
+    body = msgspec.structs.replace(body, messages=[], tools=None)
     body_was_read(request)
     with _named_as_sent(body), service.naming_limits():
         await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
                               add_special_tokens=bool(body.add_special_tokens))  # templates bring their own
-    reply = _Replies(service, exchange, body, params, model, f"chatcmpl-{record.request_id}")
+    choices = [Choice(style.parser(choice, prompt), choice) for _ in range(params.n)]
+    reply = _Replies(service, exchange, body, choices, model, f"chatcmpl-{record.request_id}")
     if body.stream:
         return exchange.stream(reply.frames())
     return Response(_encode(await reply.whole()), headers=exchange.headers, media_type="application/json")
@@ -66,12 +75,14 @@ def _named_as_sent(body: ChatRequest) -> Iterator[None]:
         raise InvalidRequestError(message, param) from None
 
 
-async def _render(service: Service, body: ChatRequest, unknown: UnknownFields, max_model_len: int) -> str:
-    template = service.engine.chat_template
+async def _render(service: Service, body: ChatRequest, choice: ToolChoice, unknown: UnknownFields,
+                  max_model_len: int) -> str:
+    template, style = service.engine.chat_template, service.reply_style
 
     def render() -> str:
-        return template.render(body.conversation(unknown, max_model_len),
-                               add_generation_prompt=body.add_generation_prompt, **body.chat_template_kwargs)
+        messages = style.conversation(body.conversation(unknown, max_model_len), choice.tools)
+        return template.render(messages, tools=choice.tools or None, add_generation_prompt=body.add_generation_prompt,
+                               **body.template_variables)
 
     return await in_background(render) if body.weight > _LONG_CONVERSATION else render()
 
@@ -79,57 +90,99 @@ async def _render(service: Service, body: ChatRequest, unknown: UnknownFields, m
 class _Replies:
     """The two forms of one reply."""
 
-    def __init__(self, service: Service, exchange: Exchange, body: ChatRequest, params: SamplingParams, model: str,
+    def __init__(self, service: Service, exchange: Exchange, body: ChatRequest, choices: list[Choice], model: str,
                  id: str) -> None:
         self._service = service
         self._exchange = exchange
         self._body = body
-        self._n = params.n
+        self._choices = choices
         self._model = model
         self._id = id
         self._created = service.now()
+        self._role = service.settings.serve.response_role
         head = _encode({"id": id, "object": "chat.completion.chunk", "created": self._created, "model": model})
         self._head = b"data: " + head[:-1] + b',"choices":['
 
     async def whole(self) -> ChatReply:
-        texts = [""] * self._n
-        logprobs = [ChatLogprobs([]) for _ in texts]
-        ends: list[SampleUpdate | None] = [None] * self._n
+        logprobs = [ChatLogprobs([]) for _ in self._choices]
+        ends: list[SampleUpdate | None] = [None] * len(self._choices)
+        pieces: list[list[Piece]] = [[] for _ in self._choices]
         [prompt], [of_prompt] = self._exchange.prompt_token_ids, self._exchange.prompt_logprobs
         async with self._exchange:
-            async for update in self._exchange.updates(self._n):
-                texts[update.index] += update.text
+            async for update in self._exchange.updates(len(self._choices)):
+                pieces[update.index] += self._choices[update.index].push(update)
                 if self._body.logprobs:
                     logprobs[update.index].content += self._logprobs(update).content
                 if update.finish_reason is not None:
                     ends[update.index] = update
-        role = self._service.settings.serve.response_role
         choices = [
-            ChatChoice(i, Message(role, texts[i]), logprobs[i] if self._body.logprobs else None,
+            ChatChoice(i, self._message(pieces[i]), logprobs[i] if self._body.logprobs else None,
                        end.finish_reason or "abort", end.stop_reason)
             for i, end in enumerate(ends) if end is not None]
         told = None if of_prompt is None else await in_background(
             prompt_logprobs, self._service.tokenizer, prompt, of_prompt)
         return ChatReply(id=self._id, created=self._created, model=self._model, choices=await all_as_raw(choices),
-                         usage=self._exchange.usage, prompt_logprobs=told)
+                         usage=self._usage(), prompt_logprobs=told)
+
+    def _message(self, pieces: list[Piece]) -> Message:
+        whole = Whole.of(pieces)
+        calls = [ToolCall(call.id, Function(call.name, arguments)) for call, arguments in whole.calls]
+        message = Message(self._role, None if calls and not whole.content else whole.content, tool_calls=calls)
+        if whole.reasoning and self._body.include_reasoning:
+            message.reasoning = message.reasoning_content = whole.reasoning
+        return message
+
+    def _usage(self) -> Usage:
+        usage = self._exchange.usage
+        thought = sum(choice.num_reasoning_tokens for choice in self._choices)
+        return usage if not thought else msgspec.structs.replace(
+            usage, completion_tokens_details=CompletionTokensDetails(thought))
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """One frame per update. Before the first, the role of each choice in order: clients that collect choices append
         one at its first chunk, so a choice whose text is held back must not come after those behind it."""
-        role = _encode({"role": self._service.settings.serve.response_role, "content": ""})
+        role = _encode({"role": self._role, "content": ""})
         begun = False
         async with self._exchange as exchange:
-            counts = UsageOfChunks(self._body.include_usage, self._body.continuous_usage, lambda: exchange.usage)
-            async for update in exchange.updates(self._n):
+            counts = UsageOfChunks(self._body.include_usage, self._body.continuous_usage, self._usage)
+            async for update in exchange.updates(len(self._choices)):
                 usage = counts.field()
-                opening = b"" if begun else b"".join(self._frame(i, role, None, None, usage) for i in range(self._n))
+                opening = b"" if begun else b"".join(
+                    self._frame(i, role, None, None, usage) for i in range(len(self._choices)))
                 begun = True
                 logprobs = self._logprobs(update) if self._body.logprobs else None
-                delta = b'{"content":' + _encode(update.text) + b"}"
-                yield opening + self._frame(update.index, delta, logprobs, update, usage)
+                deltas = self._deltas(update)
+                if not (deltas or logprobs or update.finish_reason):
+                    if opening:
+                        yield opening
+                    continue
+                *before, last = deltas or [b"{}"]
+                frames = [self._frame(update.index, delta, None, None, usage) for delta in before]
+                yield b"".join([opening, *frames, self._frame(update.index, last, logprobs, update, usage)])
             if self._body.include_usage:
-                yield self._head + b'],"usage":' + _encode(exchange.usage) + b"}\n\n"
+                yield self._head + b'],"usage":' + _encode(self._usage()) + b"}\n\n"
         yield DONE
+
+    def _deltas(self, update: SampleUpdate) -> list[bytes]:
+        """None where its text may still become anything."""
+        choice = self._choices[update.index]
+        if choice.is_plain:
+            return [b'{"content":' + _encode(update.text) + b"}"]
+        return [delta for piece in choice.push(update) if (delta := self._delta(piece))]
+
+    def _delta(self, piece: Piece) -> bytes:
+        match piece:
+            case Content(text):
+                return b'{"content":' + _encode(text) + b"}"
+            case Reasoning(text):
+                thought = _encode(text)
+                return (b'{"reasoning":' + thought + b',"reasoning_content":' + thought + b"}"
+                        if self._body.include_reasoning else b"")
+            case Call(index, id, name):
+                return _encode({"tool_calls": [{"index": index, "id": id, "type": "function",
+                                                "function": {"name": name, "arguments": ""}}]})
+            case Arguments(index, text):
+                return _encode({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
 
     def _frame(self, index: int, delta: bytes, logprobs: ChatLogprobs | None, update: SampleUpdate | None,
                usage: bytes) -> bytes:

@@ -30,13 +30,14 @@ P = ParamSpec("P")
 
 # What OpenAI's clients may send that changes nothing in the reply of a server like this one.
 HARMLESS = frozenset({
-    "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
     "prompt_cache_retention",
 })
 
 # Known fields that this version does not implement, each with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "tools": ([],), "tool_choice": ("none",), "functions": ([],), "function_call": ("none",),
+    "tools": ([],), "tool_choice": ("none",), "parallel_tool_calls": (True, False),
+    "functions": ([],), "function_call": ("none",),
     "logprob_token_ids": (),
     "suffix": ("",),
     "truncate_prompt_tokens": (), "truncation_side": (), "prompt_embeds": (), "reasoning_effort": ("none",),
@@ -130,7 +131,7 @@ def parse_body(raw: bytes, schema: type[T], unknown: UnknownFields) -> T:
         most = _MOST_BYTES.get(name, MOST_FIELD_BYTES)
         if len(value) > most and name not in _LONG_FIELDS and (name in decoders or name in HARMLESS):
             raise ApiError(400, f"{name} is {len(value)} bytes long, and may have at most {most} bytes.", name)
-        if name in HARMLESS:
+        if name in HARMLESS and name not in decoders:
             continue
         if name not in decoders:
             if name in UNSUPPORTED:

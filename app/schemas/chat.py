@@ -9,20 +9,26 @@ import msgspec
 from quire.app.errors import ApiError
 from quire.app.schemas.body import decode_field
 from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens
+from quire.app.schemas.tool_calls import SentCall, ToolCall
 from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES, UnknownFields
 from quire.app.schemas.usage import Usage
 from quire.app.settings import ServeSettings
+from quire.engine.arguments import shown
 from quire.engine.frontend.chat_template import RESERVED_VARIABLES
 from quire.engine.frontend.prompts import check_json
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of the content of all messages together
 MAX_KWARGS_DEPTH = 16
-ROLES = ("system", "developer", "user", "assistant")
-_HARMLESS_IN_MESSAGES = frozenset({"annotations", "reasoning", "reasoning_content"})
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_HARMLESS_IN_MESSAGES = frozenset({"annotations"})
 _HARMLESS_IN_PARTS = frozenset({"annotations", "cache_control"})  # a prompt's beginning is cached unasked
-_UNSUPPORTED_IN_MESSAGES = frozenset({"tool_calls", "tool_call_id", "function_call", "audio"})
-_FIELDS_OF_MESSAGES = ("role", "content", "name", "refusal")
+_UNSUPPORTED_IN_MESSAGES = frozenset({"function_call", "audio"})
+_FIELDS_OF_MESSAGES = ("role", "content", "name", "refusal", "tool_calls", "tool_call_id", "reasoning",
+                       "reasoning_content")
+_READ = frozenset({"role", "content", "refusal"})
+_READ_OF = {"assistant": _READ | {"tool_calls", "reasoning", "reasoning_content"}, "tool": _READ | {"tool_call_id"}}
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _TEXT = msgspec.json.Decoder(str)
 _PARTS = msgspec.json.Decoder(list[msgspec.Raw])
 _PART = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -31,6 +37,7 @@ _NO_TEXT = msgspec.Raw(b'""')
 _NOTHING = frozenset({b"null", b"false", b"0", b"0.0", b'""', b"[]", b"{}"})
 _MOST_NOTHING_BYTES = 20
 
+_CALLS = msgspec.json.Decoder(list[SentCall])
 # In JSON but for their names: a message may hold what nobody reads, and that is passed over without being decoded.
 RawMessages = list[dict[str, msgspec.Raw]]
 
@@ -43,10 +50,24 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
     echo: bool = False
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
+    reasoning_effort: str | None = None
 
     @property
     def most_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template gets beside the messages; chat_template_kwargs go before."""
+        if self.reasoning_effort is None:
+            return self.chat_template_kwargs
+        thinks = self.reasoning_effort != "none"
+        return {"reasoning_effort": self.reasoning_effort, "enable_thinking": thinks, "thinking": thinks,
+                **self.chat_template_kwargs}
 
     @property
     def weight(self) -> int:
@@ -63,6 +84,9 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
         check_logprobs("top_logprobs", self.top_logprobs, settings)
         if self.echo:
             raise ApiError(400, "echo is not supported for chat.", "echo")
+        if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
+            raise ApiError(400, f"reasoning_effort must be one of {', '.join(EFFORTS)}; got "
+                           f"{shown(self.reasoning_effort)}.", "reasoning_effort")
         taken = RESERVED_VARIABLES & self.chat_template_kwargs.keys()
         if taken:
             raise ApiError(400, f"chat_template_kwargs may not set {', '.join(sorted(taken))}.",
@@ -100,8 +124,8 @@ def _depth(value: Any) -> int:
 
 def _checked_message(message: dict[str, msgspec.Raw], where: str, unknown: UnknownFields) -> dict[str, Any]:
     role = _text(message.get("role"), f"{where}.role")
-    if role in ("tool", "function"):
-        raise ApiError(400, f"{where}.role is {role!r}, and tool calls are not supported by this version.",
+    if role == "function":
+        raise ApiError(400, f"{where}.role is 'function', which OpenAI has replaced; send the role 'tool'.",
                        f"{where}.role")
     if role not in ROLES:
         raise ApiError(400, f"{where}.role must be one of {', '.join(ROLES)}; got {_shown(message.get('role'))}.",
@@ -116,8 +140,11 @@ def _checked_message(message: dict[str, msgspec.Raw], where: str, unknown: Unkno
     # Newer OpenAI clients say "developer" for what every open model's template calls "system".
     checked: dict[str, Any] = {"role": "system" if role == "developer" else role,
                                "content": _checked_content(content, role, f"{where}.content", unknown)}
+    if role == "tool" and isinstance(parts := checked["content"], list):
+        checked["content"] = "\n".join(part["text"] for part in parts)
+    checked |= _of_tools(message, role, where) if role in ("assistant", "tool") else {}
     for name, value in message.items():
-        if name in ("role", "content", "refusal") or name in _HARMLESS_IN_MESSAGES or not _says_something(value):
+        if name in _READ_OF.get(role, _READ) or name in _HARMLESS_IN_MESSAGES or not _says_something(value):
             continue
         if name != "name":
             unknown.meet(name, f"{where}.{name}", _FIELDS_OF_MESSAGES, OF_CLIENTS_IN_MESSAGES)
@@ -126,6 +153,24 @@ def _checked_message(message: dict[str, msgspec.Raw], where: str, unknown: Unkno
         else:
             raise ApiError(400, f"{where}.name must be text.", f"{where}.name")
     return checked
+
+
+def _of_tools(message: dict[str, msgspec.Raw], role: str, where: str) -> dict[str, Any]:
+    """What a message tells of calls and of thinking."""
+    if role == "tool":
+        id = message.get("tool_call_id", _NULL)
+        return {} if id == _NULL else {"tool_call_id": decode_field(f"{where}.tool_call_id", _TEXT, id)}
+    found: dict[str, Any] = {}
+    calls = message.get("tool_calls")
+    if calls is not None and _says_something(calls):
+        found["tool_calls"] = [call.as_templates_take_it()
+                               for call in decode_field(f"{where}.tool_calls", _CALLS, calls)]
+    thought = next((value for name in ("reasoning", "reasoning_content")
+                    if (value := message.get(name)) is not None and value != _NULL), None)
+    if thought is not None:
+        text = decode_field(f"{where}.reasoning", _TEXT, thought)
+        found |= {"reasoning": text, "reasoning_content": text}
+    return found
 
 
 def _refusal(refusal: msgspec.Raw | None, where: str) -> msgspec.Raw:
@@ -208,9 +253,11 @@ class ChatLogprobs(msgspec.Struct):
 
 class Message(msgspec.Struct):
     role: str
-    content: str
+    content: str | None
     refusal: None = None
-    tool_calls: list[Any] = []
+    tool_calls: list[ToolCall] = []
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET  # its older name
 
 
 class ChatChoice(msgspec.Struct):

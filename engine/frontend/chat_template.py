@@ -56,6 +56,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: dict[str, str], tool_source: str | None = None,
                  control: ControlTokens | None = None) -> None:
+        self.source = source if tool_source is None else tool_source  # with tools
         self._special_tokens = special_tokens
         self._control = control
         self._plain = _Compiled(source)

@@ -21,14 +21,15 @@ class Detokenizer:
     unless nothing of the prompt is visible.
     """
 
-    __slots__ = ("_after_added", "_drops_space", "_joins_added", "_skips_special", "_tokenizer", "_utf8")
+    __slots__ = ("_after_added", "_drops_space", "_joins_added", "_shown", "_skips_special", "_tokenizer", "_utf8")
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], skip_special_tokens: bool = True,
-                 spaces_between_special_tokens: bool = True) -> None:
-        """Spaces between added tokens, special or not, are left out where special ones are shown and no space is
-        wanted there, as in vLLM; only tokenizers of whole words put one."""
+                 spaces_between_special_tokens: bool = True, shown: frozenset[int] = frozenset()) -> None:
+        """`shown`: special tokens that are not skipped. Spaces between added tokens, special or not, are left out where
+        special ones are shown and no space is wanted there, as in vLLM; only tokenizers of whole words put one."""
         self._tokenizer = tokenizer
         self._skips_special = skip_special_tokens
+        self._shown = shown
         self._joins_added = tokenizer.spaces_tokens and not (skip_special_tokens or spaces_between_special_tokens)
         self._after_added = bool(prompt_token_ids) and prompt_token_ids[-1] in tokenizer.added_ids
         self._utf8 = _UTF8("replace")
@@ -39,6 +40,9 @@ class Detokenizer:
     def push(self, token_ids: list[int]) -> str:
         """The text that these tokens complete; empty while a character is unfinished."""
         pieces = self._tokenizer.pieces(token_ids, self._skips_special)
+        if not self._shown.isdisjoint(token_ids):
+            pieces = [piece for i in token_ids for piece in
+                      self._tokenizer.pieces([i], self._skips_special and i not in self._shown)]
         if self._joins_added:
             pieces = [self._joined(*one) for one in zip(token_ids, pieces)]
         return self._text(b"".join(pieces), final=False)

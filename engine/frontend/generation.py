@@ -101,7 +101,7 @@ class _Sample:
         self._finder: StopFinder | None = None
         if tokenizer is not None and params.detokenize:
             self._detokenizer = Detokenizer(tokenizer, prompt_token_ids, params.skip_special_tokens,
-                                            params.spaces_between_special_tokens)
+                                            params.spaces_between_special_tokens, params.shown_token_ids)
             if params.stop:
                 self._finder = StopFinder(list(params.stop), params.include_stop_str_in_output)
         self._eager = params.output_kind is not RequestOutputKind.FINAL_ONLY

@@ -73,8 +73,9 @@ _ONE_RUNNER = "every model embeds, and generates where it has a head; none class
 _POOLER = "how a model's embeddings are made is said by modules.json and 1_Pooling/config.json beside its weights"
 _NO_MEDIA = "models take text only; a request with an image is refused"
 _EXPERTS = "each rank of --tensor-parallel-size has a part of every expert"
-_NO_TOOLS = "tool calls are not there yet; requests with tools are refused"
-_NO_REASONING = "reasoning stays part of a reply's content; leave it out, and split the content in the client"
+_TOOLS = "every request may have tools; the model's chat template says how it calls them"
+_NO_TOOL_SERVER = "there are no tools of the server's own"
+_NO_PLUGINS = "there are no plugins; --tool-call-parser and --reasoning-parser name what there is"
 _ONE_GRAMMAR = "forms of outputs are followed by llguidance alone"
 _NO_QUANTISED = "Quire computes in floating point; serve an unquantised checkpoint, or a .gguf file without this"
 _NO_SWAP = "KV blocks are never swapped to the host; a preempted request is computed again"
@@ -223,8 +224,7 @@ _ENGINE: dict[str, Foreign] = {
     "enable_prompt_adapter": _no_switch("prompt adapters are not there"),
     "structured_outputs_config": _idle(_ONE_GRAMMAR, {}),
     "guided_decoding_backend": _idle(_ONE_GRAMMAR, "auto", "guidance", "xgrammar"),
-    "reasoning_parser": _no(_NO_REASONING, ""),
-    "reasoning_parser_plugin": _no(_NO_REASONING, ""),
+    "reasoning_parser_plugin": _no(_NO_PLUGINS, ""),
     "allowed_local_media_path": _idle(_NO_MEDIA, ""),
     "allowed_media_domains": Foreign(_NO_MEDIA, refused=False, takes="values"),
     "limit_mm_per_prompt": _idle(_NO_MEDIA, {}),
@@ -259,11 +259,11 @@ _SERVER: dict[str, Foreign] = {
     "trust_request_chat_template": _no_switch("the template is the server's; --chat-template replaces it"),
     "lora_modules": Foreign(_NO_LORA, takes="values"),
     "prompt_adapters": Foreign("prompt adapters are not there", takes="values"),
-    "enable_auto_tool_choice": _no_switch(_NO_TOOLS),
-    "tool_call_parser": _no(_NO_TOOLS),
-    "tool_parser_plugin": _no(_NO_TOOLS, ""),
-    "tool_server": _no(_NO_TOOLS),
-    "exclude_tools_when_tool_choice_none": _idle_switch(_NO_TOOLS, False),
+    "enable_auto_tool_choice": _idle_switch(_TOOLS, True, False),
+    "tool_parser_plugin": _no(_NO_PLUGINS, ""),
+    "tool_server": _no(_NO_TOOL_SERVER),
+    "exclude_tools_when_tool_choice_none": _idle_switch("the prompt never has tools that may not be called", True,
+                                                        False),
     "headless": _no_switch(_NO_MULTI_NODE),
     "grpc": _no_switch("Quire speaks HTTP only"),
     "allowed_origins": _no(_NO_CORS, []),

@@ -12,12 +12,10 @@ from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
 from quire.engine.grammar.costs import check_gbnf, check_lark, check_schema
+from quire.engine.grammar.json_options import closed, json_options
 from quire.engine.grammar.regex import with_plain_digits
 from quire.engine.grammar.structural_tags import lark_of_tags, quoted
 from quire.engine.structured_outputs import StructuredOutputsParams
-
-# Between the parts of a JSON text: enough to indent it. Without a limit, some models write white space for ever.
-_WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 
 
 def grammar_of(wanted: StructuredOutputsParams, special_tokens: Mapping[str, int]) -> str:
@@ -45,23 +43,10 @@ def grammar_of(wanted: StructuredOutputsParams, special_tokens: Mapping[str, int
 
 
 def json_grammar(schema: Any, *, is_compact: bool = False, white_space: str | None = None) -> str:
-    options: Any = {"whitespace_flexible": False} if is_compact else {"whitespace_pattern": white_space or _WHITE_SPACE}
-    options |= {"lenient": False, "coerce_one_of": False}  # whatever "x-guidance" in the schema says
+    options: Any = json_options(is_compact=is_compact, white_space=white_space)
     return LLMatcher.grammar_from_json_schema(json.dumps({} if schema is True else schema), overrides=options)
 
 
 def _of_lark(lark: str) -> str:
     check_lark(lark)
     return LLMatcher.grammar_from_lark(lark)
-
-
-def closed(schema: Any) -> Any:
-    """The same, in which objects that name properties have no others, unless they say that they may."""
-    if isinstance(schema, list):
-        return [closed(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inner = {name: closed(part) for name, part in schema.items()}
-    if "properties" in inner or inner.get("type") == "object":
-        inner.setdefault("additionalProperties", False)
-    return inner

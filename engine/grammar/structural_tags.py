@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from quire.engine.grammar.costs import check_schema
+from quire.engine.grammar.json_options import json_options
 from quire.engine.grammar.regex import with_plain_digits
 
 _TEXT = r"/(.|\n)*/"
@@ -18,13 +20,17 @@ _TEXT = r"/(.|\n)*/"
 
 def lark_of_tags(wanted: Mapping[str, Any], special: Mapping[str, int]) -> str:
     """`special`: texts of special tokens, and their ids. Raises ValueError with the place of what is not understood."""
-    tags = wanted
-    if "structures" in wanted:
-        structures = [_object(each, "structures") for each in _listed(wanted["structures"], "structures")]
-        tags = {"format": {"type": "triggered_tags", "triggers": wanted.get("triggers"), "tags": [
-            {"begin": each.get("begin"), "content": {"type": "json_schema", "json_schema": each.get("schema", True)},
-             "end": each.get("end")} for each in structures]}}
-    return _Grammar(special).of(_object(tags.get("format"), "format"))
+    return _Grammar(special).of(format_of(wanted))
+
+
+def format_of(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tree of formats, of either shape. Raises ValueError."""
+    if "structures" not in wanted:
+        return _object(wanted.get("format"), "format")
+    structures = [_object(each, "structures") for each in _listed(wanted["structures"], "structures")]
+    return {"type": "triggered_tags", "triggers": wanted.get("triggers"), "tags": [
+        {"begin": each.get("begin"), "content": {"type": "json_schema", "json_schema": each.get("schema", True)},
+         "end": each.get("end")} for each in structures]}
 
 
 def quoted(text: str) -> str:
@@ -74,7 +80,10 @@ class _Grammar:
         schema = form.get("json_schema", True)
         if schema is not True and not isinstance(schema, dict):
             raise ValueError(f"{where}.json_schema must be a JSON schema: an object, or true")
-        return f"%json {json.dumps({} if schema is True else schema)}"
+        check_schema(schema)
+        options = json_options(is_compact=bool(form.get("disable_any_whitespace")),
+                               white_space=form.get("whitespace_pattern"))
+        return f"%json {json.dumps({**({} if schema is True else schema), 'x-guidance': options})}"
 
     def _regex(self, form: Mapping[str, Any], where: str) -> str:
         pattern = form.get("pattern")

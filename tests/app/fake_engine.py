@@ -49,6 +49,8 @@ class FakeTokenizer:
 
 
 class FakeTemplate:
+    source = ""
+
     def __init__(self) -> None:
         self.seen: list[Any] = []
 

@@ -126,7 +126,7 @@ def test_a_command_line_of_vllms_is_understood(line: str) -> None:
 
 
 @pytest.mark.parametrize(("line", "refused"), [
-    ("MODEL --enable-auto-tool-choice --tool-call-parser hermes", ["--enable-auto-tool-choice", "--tool-call-parser"]),
+    ("MODEL --enable-auto-tool-choice --tool-call-parser hermes --tool-server demo", ["--tool-server"]),
     ("MODEL -q awq", ["--quantization"]), ("MODEL -sc.method=ngram", ["--speculative-config"]),
     ("MODEL --enable-lora --lora-modules a=/a b=/b", ["--enable-lora", "--lora-modules"]),
     ("MODEL --nnodes 2 --node-rank 1 --headless", ["--nnodes", "--node-rank", "--headless"]),

@@ -28,6 +28,9 @@ BEAMS = {"use_beam_search": True, "n": 2}
 OBJECT = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
 TAG = {"type": "structural_tag", "structures": [{"begin": "<f>", "schema": OBJECT, "end": "</f>"}], "triggers": ["<f>"]}
 
+MUST_CALL: dict[str, Any] = {"tool_choice": "required", "max_tokens": 100, "tools": [{"type": "function", "function": {
+    "name": "f", "parameters": {**OBJECT, "properties": {"a": {"const": 1}}}}}]}
+
 Reply = dict[str, Any]
 Case = tuple[dict[str, Any], Callable[[Reply, Reply], bool]]  # fields, and what holds of the reply beside a plain one
 
@@ -47,6 +50,11 @@ def refused(param: str) -> Callable[[Reply, Reply], bool]:
 
 def is_plain(reply: Reply, plain: Reply) -> bool:
     return text(reply) == text(plain)
+
+
+def called(reply: Reply) -> list[tuple[str, Any]]:
+    functions = [call["function"] for call in reply["choices"][0]["message"]["tool_calls"]]
+    return [(function["name"], json.loads(function["arguments"])) for function in functions]
 
 
 def finish(reply: Reply) -> str:
@@ -131,6 +139,12 @@ CHAT: dict[str, Case] = {
     "add_generation_prompt": ({"add_generation_prompt": False},
                               lambda reply, plain: reply["usage"]["prompt_tokens"] < plain["usage"]["prompt_tokens"]),
     "chat_template_kwargs": ({"chat_template_kwargs": "none"}, refused("chat_template_kwargs")),
+    "tools": (MUST_CALL, lambda reply, plain: called(reply)[0] == ("f", {"a": 1})),
+    "tool_choice": ({**MUST_CALL, "tool_choice": "none"}, lambda reply, plain: not called(reply)),
+    "parallel_tool_calls": ({**MUST_CALL, "max_tokens": 200, "parallel_tool_calls": False},
+                            lambda reply, plain: len(called(reply)) == 1 and finish(reply) == "tool_calls"),
+    "include_reasoning": ({"include_reasoning": False}, is_plain),  # SmolLM2 does not think
+    "reasoning_effort": ({"reasoning_effort": "huge"}, refused("reasoning_effort")),
     "echo": ({"echo": True}, refused("echo")),
 }
 

@@ -1,0 +1,76 @@
+"""The form of a reply that must call tools, or whose calls must fit their schemas: what a grammar is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quire.app.replies.thinking import ThinkTags
+from quire.app.replies.tools.formats import Form, ToolFormat
+from quire.app.replies.tools.parser import Schemas
+from quire.engine.errors import InvalidRequestError
+from quire.engine.grammar.json_options import closed
+from quire.engine.grammar.structural_tags import format_of
+from quire.engine.structured_outputs import StructuredOutputsParams
+
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
+
+
+def calls(format: ToolFormat, schemas: Schemas, *, several: bool) -> Form:
+    """Nothing but calls: one, or one or more."""
+    wanted: Form = {"type": "tags_with_separator", "tags": _tags(format, schemas), "separator": format.separator,
+                    "at_least_one": True, "stop_after_first": not several}
+    around = (_constant(format.opening), wanted, _constant(format.closing))
+    return sequence([part for part in around if part is not None])
+
+
+def text_and_calls(format: ToolFormat, schemas: Schemas, *, several: bool) -> Form:
+    """Any text, with or without calls in it, which fit their schemas."""
+    return {"type": "triggered_tags", "triggers": [format.trigger], "tags": _tags(format, schemas),
+            "stop_after_first": not several}
+
+
+def _tags(format: ToolFormat, schemas: Schemas) -> list[Form]:
+    """Arguments that a schema does not name are no use to a tool, whatever JSON schema says of them by default."""
+    return [{"type": "tag", **format.tag(name, closed(schema) or NO_ARGUMENTS)} for name, schema in schemas.items()]
+
+
+def of_params(asked: StructuredOutputsParams) -> Form:
+    """The same form as a part of a larger one."""
+    if asked.structural_tag is not None:
+        assert isinstance(asked.structural_tag, dict)
+        try:
+            return dict(format_of(asked.structural_tag))
+        except ValueError as error:
+            raise InvalidRequestError(f"{asked.name}: {error}.", asked.name) from None
+    if asked.regex is not None:
+        return {"type": "regex", "pattern": asked.regex}
+    if asked.grammar is not None:
+        return {"type": "grammar", "grammar": asked.grammar}
+    if asked.choice is not None:
+        return either(*({"type": "const_string", "value": text} for text in asked.choice))
+    schema = ANY_OBJECT if asked.json_object else asked.json
+    return {"type": "json_schema", "json_schema": closed(schema) if asked.disable_additional_properties else schema,
+            "disable_any_whitespace": asked.disable_any_whitespace, "whitespace_pattern": asked.whitespace_pattern}
+
+
+def after_thinking(tags: ThinkTags, part: Form, *, is_open: bool) -> Form:
+    """What is thought has no form, and may be left out where the prompt has not begun it."""
+    thought = {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": tags.end}
+    space = {"type": "regex", "pattern": r"\n{0,2}"}
+    if is_open:
+        return sequence([thought, space, part])
+    return either(sequence([{**thought, "begin": tags.start}, space, part]), part)
+
+
+def either(*parts: Form) -> Form:
+    return parts[0] if len(parts) == 1 else {"type": "or", "elements": list(parts)}
+
+
+def sequence(parts: Sequence[Form]) -> Form:
+    return parts[0] if len(parts) == 1 else {"type": "sequence", "elements": list(parts)}
+
+
+def _constant(text: str) -> Form | None:
+    return {"type": "const_string", "value": text} if text else None
