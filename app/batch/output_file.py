@@ -137,6 +137,7 @@ class OutputFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._file.close()
             raise OutputError(f"{self._path}: another run is writing to it") from None
 
 
