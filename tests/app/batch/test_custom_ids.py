@@ -46,7 +46,8 @@ def test_a_hundred_thousand_lines_take_few_bytes_each() -> None:
     num_lines = 100_000
 
     def read() -> Iterator[Task | BadLine]:
-        return (Task(number, f"a long custom id with the number {number}", "/v1", b"") for number in range(1, num_lines + 1))
+        return (Task(number, f"a long custom id with the number {number}", "/v1", b"")
+                for number in range(1, num_lines + 1))
 
     tracemalloc.start()
     found = CustomIds(read)

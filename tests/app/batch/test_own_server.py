@@ -19,8 +19,8 @@ def test_settings_reach_it_whole_except_those_about_who_may_come(tmp_path: Path,
     monkeypatch.setenv("VLLM_API_KEY", "a-key-that-is-long-enough")
     monkeypatch.setenv("QUIRE_QUEUE_TIMEOUT", "5")
     monkeypatch.setenv("QUIRE_ADMIN_PORT", "9001")
-    loaded = load_settings("run-batch", ["m", "--config", str(file), "--max-model-len", "1k", "--served-model-name", "a",
-                                         "b", "--enforce-eager", "--gpu-memory-utilization", "0.00001"])
+    loaded = load_settings("run-batch", ["m", "--config", str(file), "--max-model-len", "1k", "--served-model-name",
+                                         "a", "b", "--enforce-eager", "--gpu-memory-utilization", "0.00001"])
     written = settings_of(loaded, "/s")
     assert written == {"model": "m", "seed": 7, "queue_timeout": 5.0, "ttft_timeout": 0.0, "request_timeout": 0.0,
                        "max_model_len": 1000, "served_model_name": ["a", "b"], "enforce_eager": True,

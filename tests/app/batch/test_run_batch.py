@@ -1,11 +1,10 @@
-"""`quire run-batch` against a server whose answers are known: every line of the input ends in one line of the output."""
+"""`quire run-batch` against a server whose answers are known: every line of the input gets one line of the output."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +50,10 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "FIRST_DELAY_S", 0.01)
     monkeypatch.setattr(sending, "LAST_DELAY_S", 0.02)
     monkeypatch.setenv("VLLM_API_KEY", KEY)
-    yield
 
 
 def test_every_line_has_one_result_and_at_most_so_many_are_asked_at_once(run: Run) -> None:
@@ -87,7 +85,7 @@ BAD = {
     json.dumps({**request("admin"), "url": "/admin/reload"}): "url must be a path of the server",
     json.dumps({**request("split"), "url": "/v1/x HTTP/1.1\r\nx:"}): "url must be a path of the server",
     json.dumps({**request("list"), "body": []}): "body must be a JSON object, got []",
-    json.dumps({"custom_id": "none", "method": "POST", "url": "/v1/completions"}): "body must be a JSON object, got none",
+    json.dumps({"custom_id": "none", "method": "POST", "url": "/x"}): "body must be a JSON object, got none",
     json.dumps(request("stream", stream=True)): "body.stream must be false",
 }
 
@@ -200,15 +198,15 @@ def test_a_request_that_breaks_connections_is_given_up_and_the_rest_goes_on(run:
     with scripted(breaking) as (url, seen):
         assert run(url, "--concurrency", "1")[0] == 1
         num_asked = sum(body["prompt"] == "always" for body in seen.bodies)
-        assert num_asked == sending.MOST_LOSSES + 1  # the first on a kept connection, which might have been idle too long
+        assert num_asked == sending.MOST_LOSSES + 1  # the first on a kept connection, which may have been idle
     assert run.results["always"]["response"] is None
     assert run.results["always"]["error"]["code"] == "connection_lost"
     assert run.results["once"]["response"] and run.results["never"]["response"]
 
 
 @pytest.mark.parametrize(("script", "said"), [
-    (lambda body, before: (503, {}, {"error": {"message": "loading"}}), "nothing got through for 0 s (--patience); "
-                                                                        "last: loading"),
+    (lambda body, before: (503, {}, {"error": {"message": "loading"}}),
+     "nothing got through for 0 s (--patience); last: loading"),
     (lambda body, before: (401, {}, {"error": {"message": "who are you?"}}), "stopped, who are you? -> the key")])
 def test_what_is_the_servers_fault_leaves_no_line(run: Run, script: Script, said: str) -> None:
     run.write(request("a"), request("b"))
