@@ -36,12 +36,13 @@ def summary(state: ServerState, figures: Figures | None) -> str:
         parts += [f"running {_number(figures.running)}", f"waiting {_number(figures.waiting)}",
                   f"kv {_percent(figures.kv_usage)}", f"hits {_percent(figures.cache_hits)}",
                   f"tokens/s in {_number(figures.in_per_s)} out {_number(figures.out_per_s)}"]
+        parts.append(f"{_window(figures)}:")
         for title, latency in figures.latencies.items():
             told = zip(PERCENTILES, latency.percentiles)
             parts.append(f"{title} " + " ".join(f"p{100 * q:g} {seconds_shown(value)}" for q, value in told))
     elif state.load is not None:
         parts.append(f"in flight {state.load}")
-    return ", ".join(parts)
+    return ", ".join(parts).replace(":, ", ": ")
 
 
 def _head(address: str, state: ServerState) -> Text:
