@@ -116,7 +116,12 @@ def _work(todo: Iterator[Task | BadLine], sender: Sender, output: OutputFile, pr
         replies = sender.take(0.0 if refused else _LOOK_S)
         num_sent -= len(replies)
         if results := refused + replies:
-            output.write(b"".join(result.line for result in results))
+            try:
+                output.write(b"".join(result.line for result in results))
+            except BrokenPipeError:  # whoever reads our output has enough
+                raise
+            except OSError as error:
+                raise Stop(f"the output cannot be written: {error.strerror}") from None
         progress.add(results)
 
 

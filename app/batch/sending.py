@@ -41,7 +41,8 @@ class Sender:
         self._closed = threading.Event()
         self._wait = wait or self._closed.wait
         self._heard = clock()  # when a request last got its reply
-        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self._concurrency = concurrency
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Result | Exception] = queue.SimpleQueue()
         for i in range(concurrency):
             threading.Thread(target=self._run, name=f"batch-{i}", daemon=True).start()
@@ -67,14 +68,17 @@ class Sender:
     def close(self) -> None:
         """No request is sent any more. Those under way end with the process."""
         self._closed.set()
+        for _ in range(self._concurrency):
+            self._tasks.put(None)
 
     def _run(self) -> None:
         line = Line(self._peer, WAIT_S)
-        while not self._closed.is_set():
+        while (task := self._tasks.get()) is not None and not self._closed.is_set():
             try:
-                self._results.put(self._result(line, self._tasks.get()))
+                self._results.put(self._result(line, task))
             except Exception as error:
                 self._results.put(error)
+        line.close()
 
     def _result(self, line: Line, task: Task) -> Result:
         losses, delay_s = 0, FIRST_DELAY_S

@@ -249,6 +249,14 @@ def test_the_input_may_be_standard_input_and_the_output_a_pipe(run: Run, monkeyp
             assert {json.loads(line)["custom_id"] for line in end} == {"a", "b"}
 
 
+def test_a_full_disk_stops_the_run_and_says_so(run: Run) -> None:
+    run.write(request("a"))
+    run.output = Path("/dev/full")
+    with scripted() as (url, _):
+        code, told = run(url)
+    assert code == 1 and "stopped, the output cannot be written: No space left on device: 0 of 1 lines" in told
+
+
 @pytest.mark.parametrize(("flags", "said"), [
     (["--url", "h:1", "--max-model-len", "5"], "--max-model-len: there is no setting"),
     ([], "give --url, where a server runs, or --model"), (["--url", "ftp://h"], "--url: ftp://h does not begin"),
