@@ -82,6 +82,7 @@ def _run(options: argparse.Namespace, serve_flags: list[str], load_settings: Cal
             concurrency = options.concurrency or _room(peer)
             sender = Sender(peer, concurrency, options.patience, ended)
             stack.callback(sender.close)
+            progress.begin()
             _work(todo, sender, output, progress, concurrency)
         except StartError as error:
             progress.end(str(error))

@@ -23,12 +23,13 @@ class Progress:
         self._total, self._done, self._failed = total, done, failed
         self._out = sys.stderr if out is None else out
         self._clock = clock
-        self._began = self._next = clock()
         self._terminal = self._out.isatty()
         self._first_done = done
         self._tokens_in = self._tokens_out = 0
-        self._seen = deque([(self._began, done, 0, 0)])
         self._width = 0
+        self._next_note = self._began = self._next = clock()
+        self._seen: deque[tuple[float, int, int, int]] = deque()  # when, and lines, tokens in and tokens out by then
+        self.begin()
 
     @property
     def num_failed(self) -> int:
@@ -52,12 +53,18 @@ class Progress:
         else:
             self._out.write(f"quire run-batch: {self.line()}\n")
 
+    def begin(self) -> None:
+        """From now on requests are sent: what went before is no part of the speed."""
+        self._began = self._clock()
+        self._next = self._began + (TERMINAL_S if self._terminal else LOG_S)
+        self._seen = deque([(self._began, self._done, 0, 0)])
+
     def note(self, text: str) -> None:
         """What is waited for before the first request."""
         if self._terminal:
             self._over(f"server: {text}")
-        elif self._clock() >= self._next:
-            self._next = self._clock() + LOG_S
+        elif self._clock() >= self._next_note:
+            self._next_note = self._clock() + LOG_S
             self._out.write(f"quire run-batch: server: {text}\n")
 
     def line(self) -> str:
