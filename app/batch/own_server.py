@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -68,28 +68,36 @@ class OwnServer:
     """Context manager. `tell` gets a line for people, time and again while the model loads."""
 
     def __init__(self, loaded: Loaded, tell: Callable[[str], None]) -> None:
+        self._loaded = loaded
         self._tell = tell
+        self._directory = ""
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+
+    def __enter__(self) -> OwnServer:
+        try:
+            self._start()
+            self._wait_ready()
+        except BaseException:
+            self._stop(now=True)
+            raise
+        return self
+
+    def _start(self) -> None:
         self._directory = tempfile.mkdtemp(prefix="quire-batch-")  # for this user alone
         socket = os.path.join(self._directory, "s")
         settings = os.path.join(self._directory, "settings.yaml")
         with open(settings, "w", encoding="utf-8") as file:
-            json.dump(settings_of(loaded, socket), file)  # which is YAML too
+            json.dump(settings_of(self._loaded, socket), file)  # which is YAML too
         self.peer = Peer(UNIX + socket)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_VARIABLES)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "quire.app.batch.child", "--config", settings], env=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
             start_new_session=True)  # Ctrl-C is for us, who stop it when the lines are kept
-        self._reader = threading.Thread(target=self._pass_on, daemon=True)
+        assert self._process.stderr is not None
+        self._reader = threading.Thread(target=_pass_on, args=(self._process.stderr,), daemon=True)
         self._reader.start()
-
-    def __enter__(self) -> OwnServer:
-        try:
-            self._wait_ready()
-        except BaseException:
-            self._stop(now=True)
-            raise
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
@@ -97,7 +105,7 @@ class OwnServer:
 
     def ended(self) -> str:
         """Why it answers no more; empty while it runs."""
-        code = self._process.poll()
+        code = None if self._process is None else self._process.poll()
         return "" if code is None else f"the server of this run ended with exit code {code}"
 
     def _wait_ready(self) -> None:
@@ -112,27 +120,34 @@ class OwnServer:
                 readiness = msgspec.json.decode(reply.body, type=_Readiness)
                 self._tell(f"{readiness.phase or readiness.status} {readiness.fraction:.0%}")
             time.sleep(_LOOK_S)
-        self._reader.join(5)
+        assert self._process is not None
         raise StartError(said, EXIT_CONFIG if self._process.returncode == EXIT_CONFIG else 1)
-
-    def _pass_on(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            sys.stderr.write(line)
 
     def _stop(self, *, now: bool) -> None:
         """`now`: whatever is still under way, nobody waits for."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            if now:
-                time.sleep(0.1)  # two at once would arrive as one
-                self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._reader.join(5)
-        if self._process.stderr is not None:
-            self._process.stderr.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._process is not None:
+            _end(self._process, now=now)
+        if self._reader is not None:
+            self._reader.join(5)  # what it said last is told
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _end(process: subprocess.Popen[str], *, now: bool) -> None:
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    if now:
+        time.sleep(0.1)  # two at once would arrive as one
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _pass_on(said: IO[str]) -> None:
+    with said:
+        for line in said:
+            sys.stderr.write(line)
