@@ -106,15 +106,15 @@ def _one(run: Run) -> str:
     for kind in _KINDS[:2]:
         series = [Series(name, points, _COLORS[name]) for name, points in run.over_time(kind).items()]
         plots.append(_figure(f"{kind.capitalize()} over time",
-                             line_plot("seconds after the start", "ms", series, log_y=True)))
+                             line_plot("seconds after the start", "ms", series, log_y=True, x_to=run.seconds)))
     for kind in _KINDS[:2]:
         marks = {name: (percentile(run.values(kind), q), _COLORS[name]) for name, q in PERCENTILES.items()}
         plots.append(_figure(f"{kind.capitalize()}: {len(run.values(kind)):,} values",
                              histogram("ms", run.values(kind), marks)))
     plots.append(_figure("Output over time", line_plot("seconds after the start", "tokens/s", [
-        Series("output tokens/s", run.tokens_per_s(), "c0")])))
+        Series("output tokens/s", run.tokens_per_s(), "c0")], x_to=run.seconds)))
     plots.append(_figure("Requests in flight", line_plot("seconds after the start", "requests", [
-        Series("in flight", run.in_flight(), "c0")])))
+        Series("in flight", run.in_flight(), "c0")], x_to=run.seconds)))
     return f"<p>Intervals of {shown(run.bin_s)} s.</p>" + _grid(plots)
 
 

@@ -14,7 +14,7 @@ from html import escape
 from quire.loadtest.report.axis import Axis, linear, logarithmic, shown
 
 WIDTH, HEIGHT = 640, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 14, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 26, 14, 46
 _INNER_WIDTH, _INNER_HEIGHT = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
 _MOST_BARS = 48
 _POINTS_MARKED = 60  # beyond it, only the line is drawn
@@ -30,11 +30,12 @@ class Series:
     dashed: bool = False
 
 
-def line_plot(x_label: str, y_label: str, series: list[Series], *, log_x: bool = False, log_y: bool = False) -> str:
+def line_plot(x_label: str, y_label: str, series: list[Series], *, log_y: bool = False, x_to: float = 0.0) -> str:
+    """`x_to`: where the x axis ends at the earliest."""
     values = [point for one in series for point in one.points if not math.isnan(point[1])]
     if not values:
         return '<p class="none">Nothing was measured.</p>'
-    x = (logarithmic if log_x else linear)([value for value, _ in values])
+    x = linear([x_to, *(value for value, _ in values)])
     y = (logarithmic if log_y else linear)([value for _, value in values])
     parts = _frame(x, y, x_label, y_label)
     for one in series:
