@@ -99,7 +99,7 @@ function noteSettings() {
 function fit() {
   const field = $("question");
   field.style.height = "auto";
-  field.style.height = `${field.scrollHeight + 2}px`;
+  field.style.height = `${field.scrollHeight}px`;
 }
 
 // Asking
@@ -263,7 +263,7 @@ class TurnView {
     if (firstAt !== null) facts.push(`first after ${seconds((firstAt - begun) / 1000)}`);
     if (usage) {
       const cached = usage.prompt_tokens_details?.cached_tokens;
-      facts.push(`${usage.prompt_tokens} of prompt${cached ? `, ${cached} cached` : ""}`);
+      facts.push(`prompt ${usage.prompt_tokens}${cached ? `, ${cached} cached` : ""}`);
     }
     if (end) facts.push(end);
     return facts.join(" · ");

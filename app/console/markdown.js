@@ -87,7 +87,9 @@ function heading(lines, at) {
     : null;
 }
 
-const rule = (lines, at) => isRule(lines[at]) ? [at + 1, () => h("hr")] : null;
+function rule(lines, at) {
+  return isRule(lines[at]) ? [at + 1, () => h("hr")] : null;
+}
 
 function quote(lines, at, depth) {
   if (depth >= DEEPEST || !QUOTE.test(lines[at])) return null;

@@ -96,8 +96,8 @@ export class Plot {
 const sample = (index) => svg("svg", { class: "sample", width: 18, height: 8, "aria-hidden": "true" },
   svg("path", { class: `line-${index}`, d: "M1 4h16" }));
 
-/** The next of 1, 2, 5, 10, 20, ... */
+/** The next number whose half is short too. */
 function rounded(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value * 0.9999) ?? 10 * power;
+  return [1, 2, 4, 6, 8, 10].map((step) => step * power).find((step) => step >= value * 0.9999);
 }

@@ -17,13 +17,16 @@ const number = (value) => (value ?? 0).toLocaleString("en");
 const limit = (value) => (value ? number(value) : "–");
 const day = (iso) => (iso ? new Date(iso).toLocaleDateString(undefined, { dateStyle: "medium" }) : "–");
 
+/** A label's text as a person writes it. */
+const told = (text) => ({ True: "on", False: "off" })[text] ?? (/^\d+$/.test(text) ? number(Number(text)) : text);
+
 export async function show() {
-  const told = [await section("Models", models)];
-  if (seen.series?.["vllm:cache_config_info"]) told.push(await section("Limits", limits));
-  if (key.get()) told.push(await section("Keys", keys), await section("Settings", settings));
-  else told.push(h("p", { class: "note" }, "With an admin key, given as “API key” above, this page also shows the limits and use of ",
+  const parts = [await section("Models", models)];
+  if (seen.series?.["vllm:cache_config_info"]) parts.push(await section("Limits", limits));
+  if (key.get()) parts.push(await section("Keys", keys), await section("Settings", settings));
+  else parts.push(h("p", { class: "note" }, "With an admin key, given as “API key” above, this page also shows the limits and use of ",
     "all keys, and the server's settings. A server without keys has no such key: set VLLM_API_KEY."));
-  $("server").replaceChildren(...told);
+  $("server").replaceChildren(...parts);
 }
 
 async function section(title, content) {
@@ -45,7 +48,7 @@ async function models() {
 
 function limits() {
   const engines = seen.series["vllm:cache_config_info"].map(({ labels }) => labels);
-  return pairs(Object.entries(LIMITS).map(([label, name]) => [name, [...new Set(engines.map((one) => one[label]))].join(", ")]));
+  return pairs(Object.entries(LIMITS).map(([label, name]) => [name, [...new Set(engines.map((one) => told(one[label])))].join(", ")]));
 }
 
 async function keys() {

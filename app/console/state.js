@@ -10,7 +10,7 @@ const PERCENTILE_MS = 30000;
 const PARTS = { p50: 0.5, p95: 0.95, p99: 0.99 };
 
 const count = (value) => (value >= 10000 ? `${(value / 1000).toFixed(0)}k` : `${+value.toFixed(value < 10 ? 1 : 0)}`);
-const share = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)}%`;
+const share = (value) => value === 0 ? "0%" : `${(100 * value).toFixed(value < 0.1 ? 1 : 0)}%`;
 export const seconds = (value) => {
   if (value === 0) return "0";
   if (value < 0.001) return `${(value * 1e6).toFixed(0)} µs`;
@@ -31,7 +31,7 @@ const percentiles = (place, name) =>
   Object.values(PARTS).map((part) => percentile(earlier(place, PERCENTILE_MS), seen.history[place], name, part));
 
 const PLOTS = [ // title, lines, options, values of the sample at a place in the history
-  ["Tokens a second", ["written", "read"], { format: count, top: 10 }, (place) => rates(place, "written", "read")],
+  ["Tokens a second", ["output", "prompt"], { format: count, top: 10 }, (place) => rates(place, "written", "read")],
   ["Requests", ["running", "waiting"], { format: count, top: 4 },
     (place) => [seen.history[place].running, seen.history[place].waiting]],
   ["Time to first token", Object.keys(PARTS), { format: seconds, top: 0.1 }, (place) => percentiles(place, "ttft")],
