@@ -13,7 +13,7 @@ log = structlog.get_logger("quire")
 
 _CURL = """\
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' {key}\\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}], "max_tokens": 100}}'"""
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "How do plants make food?"}}]}}'"""
 
 
 class Announcer:

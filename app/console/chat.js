@@ -3,7 +3,7 @@
 import { Refusal, address, ask, json, key } from "./api.js";
 import { $, h, say } from "./dom.js";
 import { Markdown } from "./markdown.js";
-import { answers, lookNow, onLook, seen } from "./poll.js";
+import { UNREACHABLE, answers, lookNow, onLook, seen } from "./poll.js";
 import { asCurl, asPython } from "./snippets.js";
 import { events } from "./sse.js";
 import { seconds } from "./state.js";
@@ -67,7 +67,11 @@ async function refresh() {
   $("send").hidden = Boolean(running);
   $("send").disabled = !answers();
   for (const button of $("suggestions").children) button.disabled = !answers() || Boolean(running);
-  document.querySelector(".waiting")?.replaceChildren(...waiting());
+  const note = document.querySelector(".waiting");
+  if (note && note.textContent !== waiting()) {
+    say(note, waiting());
+    toEnd();
+  }
   if (answers() && models === null) await loadModels();
 }
 
@@ -80,7 +84,7 @@ async function loadModels() {
   } catch (error) {
     if (error.status === 401) asksForKey(key.get() ? "The server does not know this key." : "This server needs an API key.");
     else say($("trouble"), error.message);
-    if (error.status === 503) models = null; // just not ready again
+    if ([0, 503].includes(error.status)) models = null; // just not there again
   }
   noteSettings();
 }
@@ -149,7 +153,7 @@ async function submit(question) {
     }
   }
   if (!turn.answer) turn.failed = true;
-  turns.push(turn);
+  if (view.answer.isConnected) turns.push(turn); // else a new chat has begun
   running = null;
   view.close(turn.answer);
   refresh();
@@ -188,16 +192,18 @@ async function follow(request, turn, view, signal) {
 
 /** Follows the text, unless the reader has scrolled away from its end. */
 function toEnd() {
+  if ($("chat-view").hidden) return;
   const page = document.scrollingElement;
   if (page.scrollHeight - page.scrollTop - page.clientHeight < 250) page.scrollTop = page.scrollHeight;
 }
 
-const PAUSED = { // why nothing comes, where that is known
-  restarting: "The engine is starting again; the answer goes on after that.",
-  loading: "The model is being loaded; the answer comes after that.",
-  unreachable: "The server cannot be reached at the moment.",
-};
-const waiting = () => PAUSED[seen.readiness?.status] ? [PAUSED[seen.readiness.status]] : [];
+/** Why nothing comes, where that is known. */
+function waiting() {
+  const { status, phase, fraction } = seen.readiness ?? {};
+  if (status === UNREACHABLE) return "The server cannot be reached at the moment.";
+  return status === "restarting"
+    ? `The engine is starting again (${phase}, ${Math.floor(fraction * 100)}%); the answer goes on after that.` : "";
+}
 
 class TurnView {
   constructor(question, request) {
@@ -206,12 +212,11 @@ class TurnView {
     this.markdown = new Markdown(this.text);
     this.thoughts = h("div", { class: "thoughts" });
     this.thinking = h("details", { class: "thinking", hidden: true }, h("summary", {}, "Thinking"), this.thoughts);
-    this.cursor = h("span", { class: "cursor", "aria-hidden": "true" });
-    this.paused = h("p", { class: "note waiting", role: "status" }, ...waiting());
+    this.paused = h("p", { class: "note waiting", hidden: true });
     this.failure = h("p", { class: "failure", role: "alert", hidden: true });
     this.facts = h("p", { class: "facts" });
     this.answer = h("article", { class: "answer", "aria-label": "Answer", "aria-busy": "true" },
-      this.thinking, this.text, this.cursor, this.paused, this.failure, h("footer", {}, this.facts));
+      this.thinking, this.text, this.paused, this.failure, h("footer", {}, this.facts));
     this.nodes = [h("article", { class: "question", "aria-label": "Question" }, question), this.answer];
     this.due = 0;
   }
@@ -243,7 +248,6 @@ class TurnView {
     cancelAnimationFrame(this.due);
     this.markdown.update(answer);
     this.facts.textContent = this.told();
-    this.cursor.remove();
     this.paused.remove();
     this.answer.removeAttribute("aria-busy");
     const url = address("v1");

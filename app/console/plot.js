@@ -54,7 +54,7 @@ export class Plot {
     }
     const minutes = this.span / 60000;
     for (let minute = minutes; minute >= 0; minute--) {
-      if (minute !== 0 && minute !== minutes && this.width < 300) continue;
+      if (minute !== 0 && minute !== minutes && this.width < 420) continue;
       marks.push(svg("text", { x: this.x(this.now - minute * 60000), y: HEIGHT - 4,
         "text-anchor": minute === 0 ? "end" : minute === minutes ? "start" : "middle" }, minute ? `−${minute} min` : "now"));
     }

@@ -55,9 +55,9 @@ async function look() {
   looking = true;
   await Promise.all([lookAtReadiness(), lookAtMetrics()]);
   looking = false;
-  for (const listener of listeners) listener();
   clearTimeout(timer);
   if (!document.hidden) timer = setTimeout(look, answers() ? LOOK_MS : LOOK_WHILE_LOADING_MS);
+  for (const listener of listeners) listener();
 }
 
 async function lookAtReadiness() {

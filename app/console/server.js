@@ -6,7 +6,7 @@ import { $, h } from "./dom.js";
 import { seen } from "./poll.js";
 
 const LIMITS = { // labels of vllm:cache_config_info -> what they are called
-  device: "Device", cache_dtype: "Type of K and V", max_model_len: "Longest prompt and output, tokens",
+  device: "Device", cache_dtype: "Type of K and V", max_model_len: "Context, tokens",
   max_num_seqs: "Most samples at once", max_num_batched_tokens: "Most tokens in a step",
   num_gpu_blocks: "KV blocks", block_size: "Tokens in a block", enable_prefix_caching: "Prefix cache",
 };
@@ -57,7 +57,7 @@ async function keys() {
   for (const [metric, what] of Object.entries(USE)) {
     for (const { labels, value } of seen.series?.[metric] ?? []) (use[labels.key] ??= {})[what] = value;
   }
-  return table(
+  const shown = table(
     ["Key", "Requests", "Prompt tokens", "Output tokens", "Requests a minute", "Tokens a minute", "At once", "Models", "Until"],
     all.map((one) => [
       h("span", {}, h("code", {}, one.name), one.admin ? h("span", { class: "badge" }, "admin") : "",
@@ -66,6 +66,7 @@ async function keys() {
       limit(one.requests_per_minute), limit(one.tokens_per_minute), limit(one.max_concurrent),
       one.models?.join(", ") ?? "all", day(one.not_after)]),
     [1, 2, 3, 4, 5, 6]);
+  return h("div", {}, shown, h("p", { class: "note" }, "Since the server's start; requests of all kinds, this page's looks at /metrics too."));
 }
 
 async function settings() {

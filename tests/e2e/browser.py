@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # by which the protocol marks a reference to an element
 ENTER, ESCAPE = "\ue007", "\ue00c"
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
-         "--disable-component-update", "--no-first-run", "--hide-scrollbars", "about:blank"]
+         "--disable-component-update", "--no-first-run", "--force-prefers-reduced-motion", "--hide-scrollbars", "about:blank"]
 
 
 class Browser:
@@ -73,10 +72,10 @@ class Browser:
 
     def wait(self, selector: str, *parts: str, timeout_s: float = 20.0) -> str:
         """The text of `selector`, once all `parts` are in it; without parts, once there is any."""
-        with contextlib.suppress(AssertionError):
-            until(lambda: all(part in self.text(selector) for part in parts or ("",)) and self.text(selector), timeout_s)
-        text = self.text(selector)
-        assert text and all(part in text for part in parts), f"{selector} says {text!r}, not {parts}; {self.read_logs()}"
+        deadline = time.monotonic() + timeout_s
+        while not ((text := self.text(selector)) and all(part in text for part in parts)):
+            assert time.monotonic() < deadline, f"{selector} says {text!r}, not {parts}; {self.read_logs()}"
+            time.sleep(0.04)
         return text
 
     def picture(self, path: Path, width: int, height: int, dark: bool = False) -> None:
