@@ -18,7 +18,8 @@ let asksForKey = () => {}; // told why
 
 export function start(onKeyWanted) {
   asksForKey = onKeyWanted;
-  $("suggestions").append(...SUGGESTIONS.map((text) => h("button", { type: "button", onclick: () => submit(text) }, text)));
+  $("suggestions").append(...SUGGESTIONS.map((text) =>
+    h("button", { type: "button", onclick: () => submit(text) }, text)));
   $("composer").addEventListener("submit", (event) => {
     event.preventDefault();
     submit($("question").value.trim());
@@ -75,6 +76,9 @@ async function refresh() {
   if (answers() && models === null) await loadModels();
 }
 
+const wantKey = () =>
+  asksForKey(key.get() ? "The server does not know this key." : "This server needs an API key.");
+
 async function loadModels() {
   models = [];
   try {
@@ -82,7 +86,7 @@ async function loadModels() {
     $("model").replaceChildren(...models.map((name) => h("option", {}, name)));
     say($("trouble"), "");
   } catch (error) {
-    if (error.status === 401) asksForKey(key.get() ? "The server does not know this key." : "This server needs an API key.");
+    if (error.status === 401) wantKey();
     else say($("trouble"), error.message);
     if ([0, 503].includes(error.status)) models = null; // just not there again
   }
@@ -112,7 +116,8 @@ function requestOf(question) {
   const said = turns.filter((turn) => !turn.failed).flatMap((turn) => [
     { role: "user", content: turn.question }, { role: "assistant", content: turn.answer }]);
   const system = $("system").value.trim();
-  const request = { messages: [...(system ? [{ role: "system", content: system }] : []), ...said, { role: "user", content: question }] };
+  const first = system ? [{ role: "system", content: system }] : [];
+  const request = { messages: [...first, ...said, { role: "user", content: question }] };
   if ($("model").value) request.model = $("model").value;
   if ($("temperature").value) request.temperature = Number($("temperature").value);
   if ($("max-tokens").value) request.max_tokens = Number($("max-tokens").value);
@@ -144,7 +149,7 @@ async function submit(question) {
       view.end = "stopped";
     } else {
       view.fail(error instanceof Refusal ? error.message : "The connection broke before the answer was whole.");
-      if (error.status === 401) asksForKey(key.get() ? "The server does not know this key." : "This server needs an API key.");
+      if (error.status === 401) wantKey();
       turn.failed = !turn.answer;
       if (turn.failed && !$("question").value) {
         $("question").value = question;
@@ -252,7 +257,10 @@ class TurnView {
     this.answer.removeAttribute("aria-busy");
     const url = address("v1");
     const keyed = Boolean(key.get());
-    const copies = [["Copy as curl", () => asCurl(this.request, url, keyed)], ["Copy as Python", () => asPython(this.request, url, keyed)]];
+    const copies = [
+      ["Copy as curl", () => asCurl(this.request, url, keyed)],
+      ["Copy as Python", () => asPython(this.request, url, keyed)],
+    ];
     if (answer) copies.unshift(["Copy", () => answer]);
     this.facts.after(h("p", { class: "copies" }, ...copies.map(([name, text]) =>
       h("button", { type: "button", class: "quiet", onclick: (event) => copy(event.target, text()) }, name))));
@@ -263,7 +271,8 @@ class TurnView {
     const written = usage?.completion_tokens ?? 0;
     const facts = [];
     if (usage) facts.push(`${written} token${written === 1 ? "" : "s"}`);
-    if (written > 1 && lastAt > firstAt) facts.push(`${((written - 1) / (lastAt - firstAt) * 1000).toFixed(1)} tokens/s`);
+    const took = (lastAt - firstAt) / 1000; // after the first token
+    if (written > 1 && took > 0) facts.push(`${((written - 1) / took).toFixed(1)} tokens/s`);
     if (firstAt !== null) facts.push(`first after ${seconds((firstAt - begun) / 1000)}`);
     if (usage) {
       const cached = usage.prompt_tokens_details?.cached_tokens;

@@ -15,11 +15,13 @@ function made(node, attributes, children) {
 }
 
 /** An HTML element; `onclick: f` listens, `true` is an attribute without a value, `false` and `null` are none. */
-export const h = (name, attributes = {}, ...children) => made(document.createElement(name), attributes, children);
+export const h = (name, attributes = {}, ...children) =>
+  made(document.createElement(name), attributes, children);
 
-export const svg = (name, attributes = {}, ...children) => made(document.createElementNS(SVG, name), attributes, children);
+export const svg = (name, attributes = {}, ...children) =>
+  made(document.createElementNS(SVG, name), attributes, children);
 
-/** Shows `text` in `node`, or hides it where there is none. Leaves an equal text alone: it would be read aloud again. */
+/** Shows `text` in `node`, or hides it where there is none. An equal text stays: it would be read aloud again. */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
   node.hidden = !text;

@@ -40,8 +40,8 @@ function showStanding() {
   $("loading").hidden = !loads;
   if (!loads) return;
   const left = eta ? `, about ${seconds(Math.max(1, Math.round(eta)))} left` : "";
-  say($("loading-text"), `${status === "restarting" ? "The engine is starting again" : "The model is not ready yet"}: ${phase}, ${
-    Math.floor(fraction * 100)}%${left}.`);
+  const what = status === "restarting" ? "The engine is starting again" : "The model is not ready yet";
+  say($("loading-text"), `${what}: ${phase}, ${Math.floor(fraction * 100)}%${left}.`);
   $("loading-bar").value = fraction;
 }
 

@@ -137,7 +137,8 @@ function goesOn(lines, at, ordered, inner) {
   while (at < lines.length && blank(lines[at])) at++;
   if (at === lines.length) return false;
   const item = ITEM.exec(lines[at]);
-  return indentOf(lines[at]) >= Math.max(2, inner) || (item !== null && /\d/.test(item[2]) === ordered && !isRule(lines[at]));
+  if (indentOf(lines[at]) >= Math.max(2, inner)) return true;
+  return item !== null && /\d/.test(item[2]) === ordered && !isRule(lines[at]);
 }
 
 const startsOther = (line) => FENCE.test(line) || HEADING.test(line) || QUOTE.test(line) || isRule(line);
@@ -154,9 +155,11 @@ function table(lines, at) {
   if (marks.length !== cells(lines[at]).length || !marks.every((mark) => /^:?-+:?$/.test(mark))) return null;
   let end = at + 2;
   while (end < lines.length && lines[end].includes("|")) end++;
-  const row = (line, name) => h("tr", {}, ...cells(line).slice(0, marks.length).map((text) => h(name, {}, ...inline(text))));
+  const row = (line, name) =>
+    h("tr", {}, ...cells(line).slice(0, marks.length).map((text) => h(name, {}, ...inline(text))));
   return [end, () => h("div", { class: "scroll", tabindex: 0 }, h("table", {},
-    h("thead", {}, row(lines[at], "th")), h("tbody", {}, ...lines.slice(at + 2, end).map((line) => row(line, "td")))))];
+    h("thead", {}, row(lines[at], "th")),
+    h("tbody", {}, ...lines.slice(at + 2, end).map((line) => row(line, "td")))))];
 }
 
 const cells = (line) => line.trim().replace(/^\|/, "").replace(/\|$/, "").split("|").map((cell) => cell.trim());

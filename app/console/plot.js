@@ -16,8 +16,8 @@ export class Plot {
     this.picture = svg("svg", { role: "img", height: HEIGHT });
     this.values = lines.map(() => h("b", {}, "–"));
     this.node = h("figure", { class: "plot" },
-      h("figcaption", {}, h("span", { class: "name" }, title), ...lines.map((name, i) => h("span", { class: `legend line-${i}` },
-        sample(i), name, " ", this.values[i]))),
+      h("figcaption", {}, h("span", { class: "name" }, title), ...lines.map((name, i) =>
+        h("span", { class: "legend" }, sample(i), name, " ", this.values[i]))),
       this.picture);
     this.points = [];
     this.picture.addEventListener("pointermove", (event) => this.point(event.offsetX));
@@ -55,8 +55,9 @@ export class Plot {
     const minutes = this.span / 60000;
     for (let minute = minutes; minute >= 0; minute--) {
       if (minute !== 0 && minute !== minutes && this.width < 420) continue;
-      marks.push(svg("text", { x: this.x(this.now - minute * 60000), y: HEIGHT - 4,
-        "text-anchor": minute === 0 ? "end" : minute === minutes ? "start" : "middle" }, minute ? `−${minute} min` : "now"));
+      const anchor = { 0: "end", [minutes]: "start" }[minute] ?? "middle";
+      marks.push(svg("text", { x: this.x(this.now - minute * 60000), y: HEIGHT - 4, "text-anchor": anchor },
+        minute ? `−${minute} min` : "now"));
     }
     return marks;
   }
@@ -77,8 +78,9 @@ export class Plot {
   /** Tells the values at a place of the picture; those of now for null. */
   point(x) {
     if (!this.points.length) return;
+    const distance = ({ time }) => Math.abs(this.x(time) - x);
     const nearest = x === null ? this.points.at(-1)
-      : this.points.reduce((best, one) => Math.abs(this.x(one.time) - x) < Math.abs(this.x(best.time) - x) ? one : best);
+      : this.points.reduce((best, one) => (distance(one) < distance(best) ? one : best));
     this.cursor.classList.toggle("shown", x !== null);
     this.cursor.setAttribute("x1", this.x(nearest.time));
     this.cursor.setAttribute("x2", this.x(nearest.time));

@@ -13,6 +13,10 @@ const LIMITS = { // labels of vllm:cache_config_info -> what they are called
 const USE = { "quire:key_requests_total": "requests", "quire:key_prompt_tokens_total": "prompt",
   "quire:key_output_tokens_total": "output" };
 
+const WITHOUT_KEY = "With an admin key, given as “API key” above, this page also shows the limits and use of all " +
+  "keys, and the server's settings. A server without keys has no such key: set VLLM_API_KEY.";
+const ELSEWHERE = " It is on the server's admin port (--admin-port), which this page cannot reach.";
+
 const number = (value) => (value ?? 0).toLocaleString("en");
 const limit = (value) => (value ? number(value) : "–");
 const day = (iso) => (iso ? new Date(iso).toLocaleDateString(undefined, { dateStyle: "medium" }) : "–");
@@ -24,8 +28,7 @@ export async function show() {
   const parts = [await section("Models", models)];
   if (seen.series?.["vllm:cache_config_info"]) parts.push(await section("Limits", limits));
   if (key.get()) parts.push(await section("Keys", keys), await section("Settings", settings));
-  else parts.push(h("p", { class: "note" }, "With an admin key, given as “API key” above, this page also shows the limits and use of ",
-    "all keys, and the server's settings. A server without keys has no such key: set VLLM_API_KEY."));
+  else parts.push(h("p", { class: "note" }, WITHOUT_KEY));
   $("server").replaceChildren(...parts);
 }
 
@@ -34,8 +37,7 @@ async function section(title, content) {
   try {
     body = await content();
   } catch (error) {
-    const elsewhere = error.status === 404 ? " It is on the server's admin port (--admin-port), which this page cannot reach." : "";
-    body = h("p", { class: "note" }, error.message + elsewhere);
+    body = h("p", { class: "note" }, error.message + (error.status === 404 ? ELSEWHERE : ""));
   }
   return h("section", {}, h("h2", {}, title), body);
 }
@@ -48,7 +50,8 @@ async function models() {
 
 function limits() {
   const engines = seen.series["vllm:cache_config_info"].map(({ labels }) => labels);
-  return pairs(Object.entries(LIMITS).map(([label, name]) => [name, [...new Set(engines.map((one) => told(one[label])))].join(", ")]));
+  const values = (label) => [...new Set(engines.map((one) => told(one[label])))].join(", ");
+  return pairs(Object.entries(LIMITS).map(([label, name]) => [name, values(label)]));
 }
 
 async function keys() {
@@ -58,7 +61,8 @@ async function keys() {
     for (const { labels, value } of seen.series?.[metric] ?? []) (use[labels.key] ??= {})[what] = value;
   }
   const shown = table(
-    ["Key", "Requests", "Prompt tokens", "Output tokens", "Requests a minute", "Tokens a minute", "At once", "Models", "Until"],
+    ["Key", "Requests", "Prompt tokens", "Output tokens", "Requests a minute", "Tokens a minute", "At once", "Models",
+      "Until"],
     all.map((one) => [
       h("span", {}, h("code", {}, one.name), one.admin ? h("span", { class: "badge" }, "admin") : "",
         one.expired ? h("span", { class: "badge bad" }, "expired") : ""),
@@ -66,13 +70,18 @@ async function keys() {
       limit(one.requests_per_minute), limit(one.tokens_per_minute), limit(one.max_concurrent),
       one.models?.join(", ") ?? "all", day(one.not_after)]),
     [1, 2, 3, 4, 5, 6]);
-  return h("div", {}, shown, h("p", { class: "note" }, "Since the server's start; requests of all kinds, this page's looks at /metrics too."));
+  return h("div", {}, shown, h("p", { class: "note" },
+    "Since the server's start; requests of all kinds, this page's looks at /metrics too."));
 }
 
 async function settings() {
   const status = await json("admin/status");
+  const written = (value) => {
+    if (value === null) return "–";
+    return typeof value === "string" ? value : JSON.stringify(value);
+  };
   const all = Object.entries(status.settings).map(([name, value]) => [
-    h("code", {}, `--${name.replaceAll("_", "-")}`), value === null ? "–" : typeof value === "string" ? value : JSON.stringify(value)]);
+    h("code", {}, `--${name.replaceAll("_", "-")}`), written(value)]);
   return h("div", {},
     pairs([["Version", status.version], ["Up", duration(status.uptime_s)], ["Log level", status.log_level],
       ["Keys", `${status.keys.number}${status.keys.healthy ? "" : "; the key file cannot be read, those before stay"}`],
@@ -84,10 +93,12 @@ function duration(s) {
   const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
   const from = parts.findIndex(([unit]) => s >= unit);
   if (from < 0) return "0 s";
-  return parts.slice(from, from + 2).map(([unit, name], i) => `${Math.floor((i ? s % parts[from][0] : s) / unit)} ${name}`).join(" ");
+  const two = parts.slice(from, from + 2);
+  return two.map(([unit, name], i) => `${Math.floor((i ? s % two[0][0] : s) / unit)} ${name}`).join(" ");
 }
 
-const pairs = (all) => h("dl", { class: "pairs" }, ...all.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+const pairs = (all) => h("dl", { class: "pairs" },
+  ...all.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 
 /** `numeric`: the columns that are numbers. */
 function table(names, rows, numeric = []) {

@@ -26,7 +26,7 @@ export function asPython(request, url, keyed) {
     "stream = client.chat.completions.create(",
     ...(model ? [`    model=${JSON.stringify(model)},`] : []),
     "    messages=[",
-    ...messages.map(({ role, content }) => `        {"role": ${JSON.stringify(role)}, "content": ${JSON.stringify(content)}},`),
+    ...messages.map(({ role, content }) => `        {"role": "${role}", "content": ${JSON.stringify(content)}},`),
     "    ],",
     ...Object.entries(others).map(([name, value]) => `    ${name}=${JSON.stringify(value)},`),
     "    stream=True,",

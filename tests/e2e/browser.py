@@ -20,8 +20,9 @@ from tests.e2e.server import free_port, until
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # by which the protocol marks a reference to an element
 ENTER, ESCAPE = "\ue007", "\ue00c"
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
-         "--disable-component-update", "--no-first-run", "--force-prefers-reduced-motion", "--hide-scrollbars", "about:blank"]
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--force-prefers-reduced-motion",
+         "--hide-scrollbars", "about:blank"]
 
 
 class Browser:
