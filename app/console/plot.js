@@ -9,10 +9,10 @@ const TOP = 10;
 const BOTTOM = 20;
 const GAP_MS = 7000; // beyond it nobody looked: no line
 
-/** `format` writes a value; `top` is the top of the scale at least; `span` the milliseconds shown. */
+/** `format` writes a value; `top` is the top of the scale at least. */
 export class Plot {
-  constructor(title, lines, { format, top, span }) {
-    Object.assign(this, { title, lines, format, top, span });
+  constructor(title, lines, { format, top }) {
+    Object.assign(this, { title, lines, format, top });
     this.picture = svg("svg", { role: "img", height: HEIGHT });
     this.values = lines.map(() => h("b", {}, "–"));
     this.node = h("figure", { class: "plot" },
@@ -24,10 +24,9 @@ export class Plot {
     this.picture.addEventListener("pointerleave", () => this.point(null));
   }
 
-  /** `points`: [{time, values}], a value for each line, null for none. */
-  show(points, now) {
-    this.points = points;
-    this.now = now;
+  /** `points`: [{time, values}], a value for each line, null for none; up to `now` over the last `minutes`. */
+  show(points, now, minutes) {
+    Object.assign(this, { points, now, minutes });
     this.width = this.picture.clientWidth || 400;
     const most = Math.max(this.top, ...points.flatMap(({ values }) => values.filter((value) => value !== null)));
     this.most = rounded(most);
@@ -38,7 +37,7 @@ export class Plot {
   }
 
   x(time) {
-    return LEFT + (1 - (this.now - time) / this.span) * (this.width - LEFT - RIGHT);
+    return LEFT + (1 - (this.now - time) / (this.minutes * 60000)) * (this.width - LEFT - RIGHT);
   }
 
   y(value) {
@@ -52,10 +51,9 @@ export class Plot {
       marks.push(svg("line", { class: "grid", x1: LEFT, x2: this.width - RIGHT, y1: y, y2: y }),
         svg("text", { x: LEFT - 6, y: y + 4, "text-anchor": "end" }, this.format(part * this.most)));
     }
-    const minutes = this.span / 60000;
-    for (let minute = minutes; minute >= 0; minute--) {
-      if (minute !== 0 && minute !== minutes && this.width < 420) continue;
-      const anchor = { 0: "end", [minutes]: "start" }[minute] ?? "middle";
+    for (let minute = this.minutes; minute >= 0; minute--) {
+      if (minute !== 0 && minute !== this.minutes && this.width < 420) continue;
+      const anchor = { 0: "end", [this.minutes]: "start" }[minute] ?? "middle";
       marks.push(svg("text", { x: this.x(this.now - minute * 60000), y: HEIGHT - 4, "text-anchor": anchor },
         minute ? `−${minute} min` : "now"));
     }
@@ -90,7 +88,7 @@ export class Plot {
   tell(point) {
     const texts = this.lines.map((_, i) => point && point.values[i] !== null ? this.format(point.values[i]) : "–");
     texts.forEach((text, i) => { this.values[i].textContent = text; });
-    this.picture.setAttribute("aria-label", `${this.title}, last ${this.span / 60000} minutes; ${
+    this.picture.setAttribute("aria-label", `${this.title}, last minutes; ${
       this.lines.map((name, i) => `${name} ${texts[i]}`).join(", ")}`);
   }
 }

@@ -7,7 +7,7 @@ import { parse, sampleOf } from "./metrics.js";
 const LOOK_MS = 2000;
 const LOOK_WHILE_LOADING_MS = 500;
 const PATIENCE_MS = 10000;
-export const KEPT_MS = 5 * 60 * 1000;
+const KEPT_MS = 5 * 60 * 1000;
 
 export const UNREACHABLE = "unreachable";
 

@@ -3,10 +3,11 @@
 import { $, h, say } from "./dom.js";
 import { hitRate, percentile, rate } from "./metrics.js";
 import { Plot } from "./plot.js";
-import { KEPT_MS, seen } from "./poll.js";
+import { seen } from "./poll.js";
 
 const RATE_MS = 10000; // over which a rate is told
 const PERCENTILE_MS = 30000;
+const SPANS_MIN = [1, 2, 5]; // the shortest that the history fits in is shown
 const PARTS = { p50: 0.5, p95: 0.95, p99: 0.99 };
 
 const count = (value) => (value >= 10000 ? `${(value / 1000).toFixed(0)}k` : `${+value.toFixed(value < 10 ? 1 : 0)}`);
@@ -63,12 +64,14 @@ export function show() {
   if (!seen.history.length) return;
   if (!plots.length) make();
   const now = seen.history.at(-1);
+  const watched = (now.time - seen.history[0].time) / 60000;
+  const minutes = SPANS_MIN.find((span) => watched <= span) ?? SPANS_MIN.at(-1);
   TILES.forEach(([, text, part], i) => {
     tiles[i].value.textContent = text(now);
     if (part) tiles[i].bar.value = part(now) ?? 0;
   });
   PLOTS.forEach(([, , , values], i) => {
-    plots[i].show(seen.history.map(({ time }, place) => ({ time, values: values(place) })), now.time);
+    plots[i].show(seen.history.map(({ time }, place) => ({ time, values: values(place) })), now.time, minutes);
   });
 }
 
@@ -79,7 +82,7 @@ function make() {
     $("tiles").append(h("div", { class: "tile" }, h("dt", {}, name), value, bar));
     return { value, bar };
   });
-  plots = PLOTS.map(([title, lines, options]) => new Plot(title, lines, { ...options, span: KEPT_MS }));
+  plots = PLOTS.map(([title, lines, options]) => new Plot(title, lines, options));
   $("plots").replaceChildren(...plots.map((plot) => plot.node));
 }
 

@@ -71,13 +71,24 @@ class Browser:
         return str(self.run("return [...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility())"
                             ".map(e => e.innerText).join('\\n')", selector))
 
-    def wait(self, selector: str, *parts: str, timeout_s: float = 20.0) -> str:
+    def wait(self, selector: str, *parts: str, timeout_s: float = 30.0) -> str:
         """The text of `selector`, once all `parts` are in it; without parts, once there is any."""
         deadline = time.monotonic() + timeout_s
         while not ((text := self.text(selector)) and all(part in text for part in parts)):
             assert time.monotonic() < deadline, f"{selector} says {text!r}, not {parts}; {self.read_logs()}"
             time.sleep(0.04)
         return text
+
+    @contextmanager
+    def another_tab(self) -> Iterator[None]:
+        """In front of this one."""
+        this = self._call("GET", "window")
+        self._call("POST", "window", handle=self._call("POST", "window/new", type="tab")["handle"])
+        try:
+            yield
+        finally:
+            self._call("DELETE", "window")
+            self._call("POST", "window", handle=this)
 
     def picture(self, path: Path, width: int, height: int, dark: bool = False) -> None:
         self.look(width, height, dark)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -146,11 +147,11 @@ def test_escape_ends_an_answer_and_what_came_of_it_stays(console: Console) -> No
 
 
 def test_an_answer_goes_on_when_the_engine_dies_in_its_midst(console: Console) -> None:
-    undisturbed = console.answer(max_tokens=50)
-    browser = console.open()
-    console.ask(QUESTION, temperature=0, **{"max-tokens": 50})
-    browser.wait(f"{LAST} .facts", "tokens/s")
+    undisturbed = console.answer(max_tokens=40)
     [engine] = console.server.pids()["engine"]
+    browser = console.open()
+    console.ask(QUESTION, temperature=0, **{"max-tokens": 40})
+    browser.wait(f"{LAST} .facts", "tokens/s")
     os.kill(engine, signal.SIGKILL)
     browser.wait(f"{LAST} .waiting", "the answer goes on after that")
     before = browser.text(f"{LAST} .text")
@@ -180,6 +181,19 @@ def test_state_and_server_tell_an_administrator_everything_and_a_guest_why_not(c
     browser.wait("#state-note", "admin right", "The API key guest may not do this")
     browser.click("nav a[href='#server']")
     browser.wait("#server", "smollm2-135m-instruct", "The API key guest may not do this: it has no admin right.")
+
+
+def test_a_tab_that_nobody_sees_asks_for_nothing(console: Console) -> None:
+    browser = console.open()
+    looks = ("return performance.getEntriesByType('resource').filter(e => e.name.endsWith('/readyz'))"
+             ".map(e => e.startTime)")
+    seen = len(browser.run(looks))
+    with browser.another_tab():
+        time.sleep(2.5)
+    until(lambda: len(browser.run(looks)) > seen)
+    times = browser.run(looks)
+    assert len(times) == seen + 1
+    assert times[-1] - times[-2] > 2400, "not before it is seen again, and then at once"
 
 
 HOSTILE = [
