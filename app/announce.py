@@ -27,7 +27,7 @@ class Announcer:
         """`url` is answered soon, and by the model once it is ready."""
         settings = self._settings
         if self._terminal:
-            watch = f"; watch it start on {url}/" if self._has_console(url) else ""
+            watch = f"; watch it start at {url}/" if self._has_console(url) else ""
             self._print(f"quire: serving {settings.engine.model}{watch}")
         else:
             log.info("starting", model=settings.engine.model, http_workers=settings.num_http_workers,
@@ -49,10 +49,8 @@ class Announcer:
             self._print("quire: ready again")
         else:
             key = "-H \"Authorization: Bearer $VLLM_API_KEY\" " if self._settings.has_keys else ""
-            self._print(f"quire: ready on {url} after {seconds} s.")
-            if self._has_console(url):
-                self._print(f"quire: chat with it in a browser on {url}/")
-            self._print("quire: or try\n")
+            chat = f"Chat with it in a browser at {url}/ or try:" if self._has_console(url) else "Try:"
+            self._print(f"quire: ready on {url} after {seconds} s. {chat}\n")
             target = url.replace("unix:", "--unix-socket ") + " http://localhost" if url.startswith("unix:") else url
             self._print(_CURL.format(url=target, key=key, model=self._settings.model_names[0]) + "\n")
 
