@@ -13,6 +13,9 @@ export const key = {
   },
 };
 
+/** What a 404 of /metrics and /admin means. */
+export const ELSEWHERE = "The server has a port of its own for this (--admin-port), or a proxy keeps it back.";
+
 export class Refusal extends Error {
   /** `status` 0: the server could not be reached. */
   constructor(message, status) {

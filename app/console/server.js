@@ -1,7 +1,7 @@
 // The view of what is served: models and limits, and with an admin key the keys with their use, and all settings.
 // Asked for when it is opened and on demand only: the server's audit log has a line for each look at /admin.
 
-import { json, key } from "./api.js";
+import { ELSEWHERE, json, key } from "./api.js";
 import { $, h } from "./dom.js";
 import { seen } from "./poll.js";
 
@@ -15,7 +15,6 @@ const USE = { "quire:key_requests_total": "requests", "quire:key_prompt_tokens_t
 
 const WITHOUT_KEY = "With an admin key, given as “API key” above, this page also shows the limits and use of all " +
   "keys, and the server's settings. A server without keys has no such key: set VLLM_API_KEY.";
-const ELSEWHERE = " It is on the server's admin port (--admin-port), which this page cannot reach.";
 
 const number = (value) => (value ?? 0).toLocaleString("en");
 const limit = (value) => (value ? number(value) : "–");
@@ -37,7 +36,7 @@ async function section(title, content) {
   try {
     body = await content();
   } catch (error) {
-    body = h("p", { class: "note" }, error.message + (error.status === 404 ? ELSEWHERE : ""));
+    body = h("p", { class: "note" }, error.status === 404 ? ELSEWHERE : error.message);
   }
   return h("section", {}, h("h2", {}, title), body);
 }

@@ -1,5 +1,6 @@
 // The view of the server's state: how much it does now, and how that went over the last minutes.
 
+import { ELSEWHERE } from "./api.js";
 import { $, h, say } from "./dom.js";
 import { hitRate, percentile, rate } from "./metrics.js";
 import { Plot } from "./plot.js";
@@ -91,7 +92,7 @@ const WHY = {
   0: () => "The server cannot be reached; this page tries again.",
   401: ({ message }) => `Metrics need a key with the admin right, given as “API key” above. ${SAYS}${message}`,
   403: ({ message }) => `Metrics need a key with the admin right. ${SAYS}${message}`,
-  404: ({ message }) => `Metrics are on the admin port (--admin-port), which this page cannot reach. ${SAYS}${message}`,
+  404: () => `Metrics cannot be had here. ${ELSEWHERE}`,
 };
 
 function note() {
