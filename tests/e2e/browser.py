@@ -28,16 +28,21 @@ FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-u
 class Browser:
     """One window. What it loaded, and what went wrong in it, is in `requests` and `complaints`."""
 
-    def __init__(self, session: httpx.Client) -> None:
+    def __init__(self, driver: httpx.Client, session: str) -> None:
+        self._driver = driver
         self._session = session
         self.requests: list[str] = []  # addresses, all so far
         self.complaints: list[str] = []  # of the console: policies that were broken, errors that nobody caught
 
     def _call(self, method: str, path: str, **body: Any) -> Any:
-        reply = self._session.request(method, path, json=body if method == "POST" else None).json()
+        reply = self._driver.request(method, f"/session/{self._session}{path and '/' + path}",
+                                     json=body if method == "POST" else None).json()
         if isinstance(reply["value"], dict) and "error" in reply["value"]:
             raise AssertionError(f"{path}: {reply['value']['error']}: {reply['value']['message']}")
         return reply["value"]
+
+    def close(self) -> None:
+        self._call("DELETE", "")
 
     def open(self, url: str) -> None:
         self._call("POST", "url", url=url)
@@ -125,11 +130,11 @@ def browsing() -> Iterator[Browser]:
                           "goog:loggingPrefs": {"performance": "ALL", "browser": "ALL"}}
                 made = client.post("/session", json={"capabilities": {"alwaysMatch": wanted}}).json()["value"]
                 assert "sessionId" in made, made
-                client.base_url = httpx.URL(f"http://127.0.0.1:{port}/session/{made['sessionId']}/")
+                browser = Browser(client, made["sessionId"])
                 try:
-                    yield Browser(client)
+                    yield browser
                 finally:
-                    client.delete("")
+                    browser.close()
         finally:
             driver.terminate()
             driver.wait(10)
