@@ -73,6 +73,7 @@ async function refresh() {
     say(note, waiting());
     toEnd();
   }
+  if (!answers() && !running) models = null; // there may be others when it answers again
   if (answers() && models === null) await loadModels();
 }
 
@@ -83,7 +84,8 @@ async function loadModels() {
   models = [];
   try {
     models = (await json("v1/models")).data.map((card) => card.id);
-    $("model").replaceChildren(...models.map((name) => h("option", {}, name)));
+    const chosen = $("model").value;
+    $("model").replaceChildren(...models.map((name) => h("option", { selected: name === chosen }, name)));
     say($("trouble"), "");
   } catch (error) {
     if (error.status === 401) wantKey();
