@@ -8,7 +8,7 @@ import * as server from "./server.js";
 import * as state from "./state.js";
 import { seconds } from "./state.js";
 
-const VIEWS = { chat: () => $("question").focus(), state: state.show, server: server.show };
+const VIEWS = { chat: () => $("question").focus(), state: state.show, server: () => seen.readiness && server.show() };
 
 const STANDINGS = { // status of /readyz -> what the page calls it, its colour
   ready: ["Ready", "good"],

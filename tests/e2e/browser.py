@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -94,10 +92,6 @@ class Browser:
         finally:
             self._call("DELETE", "window")
             self._call("POST", "window", handle=this)
-
-    def picture(self, path: Path, width: int, height: int, dark: bool = False) -> None:
-        self.look(width, height, dark)
-        path.write_bytes(base64.b64decode(self._call("GET", "screenshot")))
 
     def look(self, width: int, height: int, dark: bool = False) -> None:
         """Take this size and colour scheme."""

@@ -65,7 +65,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     with browsing() as browser:
         server = start("--api-key-file", str(keys), "--host", "127.0.0.1", environment={"VLLM_API_KEY": KEY})
         try:
-            until(lambda: server.pids()["engine"])
+            until(lambda: server.pids()["engine"] and server.events("starting"))
             [engine] = server.pids()["engine"]
             os.kill(engine, signal.SIGSTOP)  # a load that takes as long as this needs
             seen = []
@@ -172,8 +172,8 @@ def test_a_refusal_is_shown_in_the_servers_words_and_the_question_is_not_lost(co
 def test_state_and_server_tell_an_administrator_everything_and_a_guest_why_not(console: Console) -> None:
     console.answer(max_tokens=4)
     browser = console.open(view="#state")
-    tiles = browser.wait("#tiles", "Running", "Engines ready", "1 of 1")
-    assert "–" not in tiles.split("Engines ready")[0].split("KV cache in use")[1]
+    browser.wait("#tiles", "Running", "Engines ready", "1 of 1")
+    until(lambda: "–" not in browser.text("#tiles").partition("KV cache in use")[2])
     assert browser.run("return document.querySelectorAll('.plot svg[role=img][aria-label]').length") == 6
     browser.click("nav a[href='#server']")
     browser.wait("#server", "smollm2-135m-instruct", "Keys", "guest", "admin", "float32", "settings")
