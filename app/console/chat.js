@@ -119,8 +119,8 @@ function requestOf(question) {
     { role: "user", content: turn.question }, { role: "assistant", content: turn.answer }]);
   const system = $("system").value.trim();
   const first = system ? [{ role: "system", content: system }] : [];
-  const request = { messages: [...first, ...said, { role: "user", content: question }] };
-  if ($("model").value) request.model = $("model").value;
+  const request = $("model").value ? { model: $("model").value } : {};
+  request.messages = [...first, ...said, { role: "user", content: question }];
   if ($("temperature").value) request.temperature = Number($("temperature").value);
   if ($("max-tokens").value) request.max_tokens = Number($("max-tokens").value);
   return { ...request, stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };

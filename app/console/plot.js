@@ -16,8 +16,8 @@ export class Plot {
     this.picture = svg("svg", { role: "img", height: HEIGHT });
     this.values = lines.map(() => h("b", {}, "–"));
     this.node = h("figure", { class: "plot" },
-      h("figcaption", {}, h("span", { class: "name" }, title), ...lines.map((name, i) =>
-        h("span", { class: "legend" }, sample(i), name, " ", this.values[i]))),
+      h("figcaption", {}, h("span", { class: "name" }, title), h("span", { class: "legends" },
+        ...lines.map((name, i) => h("span", { class: "legend" }, sample(i), name, " ", this.values[i])))),
       this.picture);
     this.points = [];
     this.picture.addEventListener("pointermove", (event) => this.point(event.offsetX));

@@ -48,7 +48,7 @@ const TILES = [ // name, text of the last sample, share of a bar
   ["Waiting", (now) => shown(now.waiting, count)],
   ["Tokens a second", () => shown(rates(seen.history.length - 1, "written")[0], count)],
   ["KV cache in use", (now) => shown(now.kv, share), (now) => now.kv],
-  ["Found in prefix cache", (now) => shown(now.lookedUp ? now.found / now.lookedUp : null, share),
+  ["Prefix cache hits", (now) => shown(now.lookedUp ? now.found / now.lookedUp : null, share),
     (now) => (now.lookedUp ? now.found / now.lookedUp : 0)],
   ["Engines ready", (now) => `${now.engines ?? 0} of ${seen.series["quire:engine_ready"]?.length ?? 0}`],
 ];
