@@ -110,10 +110,10 @@ def test_an_answer_is_the_servers_own_with_its_costs_and_commands_that_ask_again
         console: Console, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     browser = console.open()
     browser.devtools("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
-    console.ask(QUESTION, temperature=0, **{"max-tokens": 12})
-    facts = browser.wait(f"{LAST} .facts", "12 tokens", "tokens/s", "first after", "prompt 36", "cut at the most")
+    console.ask(QUESTION, temperature=0, **{"max-tokens": 6})
+    facts = browser.wait(f"{LAST} .facts", "6 tokens", "tokens/s", "first after", "prompt 36", "cut at the most")
     answer = browser.text(f"{LAST} .text")
-    assert answer == console.answer(max_tokens=12)
+    assert answer == console.answer(max_tokens=6)
     copied = {}
     for button, name in ((2, "curl"), (3, "Python")):
         browser.click(f"{LAST} .copies button:nth-of-type({button})")
@@ -147,14 +147,18 @@ def test_escape_ends_an_answer_and_what_came_of_it_stays(console: Console) -> No
 
 
 def test_an_answer_goes_on_when_the_engine_dies_in_its_midst(console: Console) -> None:
-    undisturbed = console.answer(max_tokens=40)
+    undisturbed = console.answer(max_tokens=32)
     [engine] = console.server.pids()["engine"]
     browser = console.open()
-    console.ask(QUESTION, temperature=0, **{"max-tokens": 40})
+    console.ask(QUESTION, temperature=0, **{"max-tokens": 32})
     browser.wait(f"{LAST} .facts", "tokens/s")
     os.kill(engine, signal.SIGKILL)
+    until(lambda: console.server.pids()["engine"] not in ([], [engine]))
+    [next_engine] = console.server.pids()["engine"]
+    os.kill(next_engine, signal.SIGSTOP)  # until the page has been seen
     browser.wait(f"{LAST} .waiting", "the answer goes on after that")
     before = browser.text(f"{LAST} .text")
+    os.kill(next_engine, signal.SIGCONT)
     browser.wait(f"{LAST} .copies", "Copy as curl", timeout_s=60)
     text = browser.text(f"{LAST} .text")
     assert 0 < len(before) < len(text)
