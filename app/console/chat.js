@@ -9,7 +9,8 @@ import { events } from "./sse.js";
 import { seconds } from "./state.js";
 
 // Small models answer these well; the first stands in the README too.
-const SUGGESTIONS = ["How do plants make food?", "What is gravity?", "What are the three states of matter?"];
+const SUGGESTIONS = [
+  "How do plants make food?", "What is gravity?", "Explain what a computer is in two sentences."];
 const ENDS = { length: "cut at the most tokens", abort: "ended by the server" };
 
 const turns = []; // {question, answer, failed}, oldest first

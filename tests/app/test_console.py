@@ -104,7 +104,7 @@ async def test_below_a_proxys_prefix_its_relative_addresses_lead_to_it(
 
 
 def test_the_first_suggestion_is_the_readmes_first_question() -> None:
-    suggestions = re.search(r'SUGGESTIONS = \["(.+?)"', (SOURCES / "chat.js").read_text())
+    suggestions = re.search(r'SUGGESTIONS = \[\s*"(.+?)"', (SOURCES / "chat.js").read_text())
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     question = re.search(r'"role": "user", "content": "(.+?)"', readme)
     assert suggestions and question
