@@ -13,7 +13,7 @@ log = structlog.get_logger("quire")
 
 _CURL = """\
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' {key}\\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}], "max_tokens": 100}}'"""
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "How do plants make food?"}}]}}'"""
 
 
 class Announcer:
@@ -23,13 +23,15 @@ class Announcer:
         self._started = time.monotonic()
         self._phase = ""
 
-    def starting(self) -> None:
+    def starting(self, url: str) -> None:
+        """`url` is answered soon, and by the model once it is ready."""
         settings = self._settings
         if self._terminal:
-            self._print(f"quire: serving {settings.engine.model}")
+            watch = f"; watch it start at {url}/" if self._has_console(url) else ""
+            self._print(f"quire: serving {settings.engine.model}{watch}")
         else:
             log.info("starting", model=settings.engine.model, http_workers=settings.num_http_workers,
-                     api_keys=len(settings.api_key or []))
+                     api_keys=len(settings.api_key or []), url=url)
 
     def loading(self, phase: str, fraction: float) -> None:
         """Called a few times a second; logs each phase once. On a terminal the engine itself shows a bar."""
@@ -47,9 +49,13 @@ class Announcer:
             self._print("quire: ready again")
         else:
             key = "-H \"Authorization: Bearer $VLLM_API_KEY\" " if self._settings.has_keys else ""
-            self._print(f"quire: ready on {url} after {seconds} s. Try:\n")
+            chat = f"Chat with it in a browser at {url}/ or try:" if self._has_console(url) else "Try:"
+            self._print(f"quire: ready on {url} after {seconds} s. {chat}\n")
             target = url.replace("unix:", "--unix-socket ") + " http://localhost" if url.startswith("unix:") else url
             self._print(_CURL.format(url=target, key=key, model=self._settings.model_names[0]) + "\n")
+
+    def _has_console(self, url: str) -> bool:
+        return self._settings.console and not url.startswith("unix:")  # which no browser opens
 
     def terminal_is_gone(self) -> bool:
         """It was closed under us: its SIGHUP means an end, not a reload."""

@@ -25,6 +25,7 @@ _TYPES = {400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDe
 _CODES = {401: "invalid_api_key"}  # OpenAI's words, where vLLM itself leaves its shape
 # Why a request was refused, for metrics, where the error itself does not say.
 _REASONS = {400: "invalid", 401: "key", 403: "key", 413: "body_too_large"}
+_NOT_FOR_PROGRAMS = ("/admin", "/metrics", "/console/")  # paths that a client's mistake is not told of
 INTERNAL = "Internal server error. The server's log holds the cause under this request's x-request-id."
 
 
@@ -112,7 +113,8 @@ async def on_known_error(request: Request, error: Exception) -> Response:
 
 async def on_unknown_path(request: Request, error: Exception) -> Response:
     path = request.url.path[:200]
-    paths = {route.path_format for route in request.app.routes if not route.path.startswith(("/admin", "/metrics"))}
+    paths = {route.path_format for route in request.app.routes if not route.path.startswith(_NOT_FOR_PROGRAMS)}
+    paths.discard("/")
     sentences = [f"There is no {path} here.", _nearest(path, paths), f"The paths are {', '.join(sorted(paths))}."]
     return _reply(request, ApiError(404, " ".join(filter(None, sentences))))
 

@@ -104,7 +104,7 @@ class Launcher:
             self._lifeline, lifeline_end = os.pipe()
             stack.callback(os.close, lifeline_end)
             self._wakeup = self._watch_signals()
-            self._announce.starting()
+            self._announce.starting(self._url)
             self._systemd.loading("starting")
             self._slots = [
                 EngineSlot(self._settings, address, self._shared.reload_file, environment, place)

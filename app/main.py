@@ -22,7 +22,7 @@ from quire.app.middleware.forwarded import ForwardedMiddleware
 from quire.app.middleware.host import HostMiddleware
 from quire.app.middleware.request_log import RequestLogMiddleware
 from quire.app.middleware.root_path import RootPathMiddleware
-from quire.app.routes import PUBLIC, QUIET, ROUTES, handler_of
+from quire.app.routes import CONSOLE_ROUTES, PUBLIC, QUIET, ROUTES, handler_of
 from quire.app.service import Service
 from quire.app.telemetry import shared_values
 from quire.app.telemetry.audit import AuditLog
@@ -43,14 +43,16 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
     service = Service(settings, metrics, keys, audit, _tracing(settings, metrics),
                       Tls.of(settings.serve), door=Door(settings.serve.num_http_workers))
     root_path = settings.serve.root_path.rstrip("/")
+    console_routes = CONSOLE_ROUTES if settings.serve.console else []
+    pages = frozenset(route.path for route in console_routes)
     app = Starlette(
-        routes=ROUTES,
+        routes=[*ROUTES, *console_routes],
         middleware=[  # outermost first
             Middleware(ForwardedMiddleware, proxies=settings.serve.forwarded_allow_ips or []),
             *([Middleware(RootPathMiddleware, root_path=root_path)] if root_path else []),
-            Middleware(RequestLogMiddleware, service=service, handler_of=handler_of, quiet=QUIET),
+            Middleware(RequestLogMiddleware, service=service, handler_of=handler_of, quiet=QUIET | pages),
             Middleware(HostMiddleware, settings=settings, keys=keys, public=QUIET - {"/metrics"}),
-            Middleware(AuthMiddleware, keys=keys, audit=audit, public=PUBLIC, admin_port=settings.admin_port),
+            Middleware(AuthMiddleware, keys=keys, audit=audit, public=PUBLIC | pages, admin_port=settings.admin_port),
             Middleware(service.in_flight.middleware),
             Middleware(BodyLimitMiddleware, max_bytes=settings.serve.max_body_bytes),
         ],

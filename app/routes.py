@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from quire.app.endpoints import admin, chat, completions, embeddings, generate, health, load, metrics, models, tokenize
+from quire.app.endpoints import (
+    admin,
+    chat,
+    completions,
+    console,
+    embeddings,
+    generate,
+    health,
+    load,
+    metrics,
+    models,
+    tokenize,
+)
 
 ROUTES = [
     Route("/v1/chat/completions", chat.chat_completions, methods=["POST"]),
@@ -34,6 +46,9 @@ ROUTES = [
     Route("/readyz", health.readyz, methods=["GET"]),
 ]
 
+# Left out by --no-console. Public, since a browser sends no key with the address of a page, and quiet as probes are.
+CONSOLE_ROUTES = [Route(path, console.file, methods=["GET"]) for path in console.FILES]
+
 PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/health", "/ping"})
 QUIET = PUBLIC | {"/startupz", "/metrics", "/load"}  # probes and scrapes: not in the log, and no load
 
@@ -44,4 +59,6 @@ def handler_of(path: str) -> str:
     """A path's label in metrics: one of ours, so that clients cannot invent labels."""
     if path.startswith("/v1/models/"):
         return "/v1/models/{model}"
+    if path in console.FILES:
+        return "/"
     return path if path in _PATHS else "other"

@@ -42,6 +42,8 @@ class ServeSettings:
         "Listen on an address that others can reach although there is no API key.")})
     served_model_name: list[str] | None = field(default=None, metadata={"help": (
         "Names that clients may use for the model; one who names none gets the first. Unset: the model as given.")})
+    console: bool = field(default=True, metadata={"help": (
+        "Answer / with a page to chat with the model and to watch the server; --no-console: that is a 404.")})
     response_role: str = field(default="assistant", metadata={"help": "Role of chat replies."})
     api_server_count: int | None = field(default=None, metadata={"help": (
         "HTTP worker processes. Unset: one for each 8 cores, 1 to 4.")})

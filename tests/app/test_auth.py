@@ -60,7 +60,7 @@ def keyed(make_app: MakeApp, tmp_path: Path) -> Callable[..., Starlette]:
 async def test_without_a_key_every_path_is_401_in_openais_shape(keyed: MakeApp) -> None:
     async with talking_to(keyed()) as send:
         for path in ("/v1/models", "/startupz", "/version", "/admin", "/admin/nowhere", "/nowhere", "/metrics",
-                     "/metrics/", "//healthz", "/healthz/", "/health/", "/HEALTHZ"):
+                     "/metrics/", "http://localhost//healthz", "/healthz/", "/health/", "/HEALTHZ"):
             for name in (None, "expired"):
                 reply = await send(name, path)
                 assert reply.status_code == 401, path

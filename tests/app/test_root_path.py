@@ -38,7 +38,7 @@ async def test_both_ways_in_lead_to_the_same(prefixed: httpx.AsyncClient, path: 
 
 @pytest.mark.parametrize("path", [
     "/llm/llm/livez", "/llmlivez", "/llm//livez", "/LLM/livez", "/%2fllm/livez", "/llm/%2e%2e/livez", "/x/llm/livez",
-    "/llm", "/llm/", "/llm/llm/v1/models", "/llm%2fllm%2flivez", "/llm%2f%2flivez", "/livez%2f",
+    "/llm/llm", "/llm/llm/", "/llm/llm/v1/models", "/llm%2fllm%2flivez", "/llm%2f%2flivez", "/livez%2f",
     "/llm/livez%2f..%2f..%2fv1", "/llm/livez/v1/models", "/llm/metrics", "/llm/admin", "/llm/admin/status",
     "/llm%2fadmin%2fstatus",
 ])

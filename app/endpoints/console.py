@@ -1,0 +1,64 @@
+"""GET / and the files that it needs: the console, a page to chat with the model and to watch the server.
+
+Everybody may have them: they are the same on every server. What the page shows it asks of the other endpoints, with the
+key that a person types into it. No other path leads to a file, and the files are read at their first request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+_DIRECTORY = Path(__file__).parents[1] / "console"
+_SCRIPTS = ("api", "chat", "dom", "main", "markdown", "metrics", "plot", "poll", "server", "snippets", "sse", "state")
+
+FILES = {  # path -> (file, media type)
+    "/": ("index.html", "text/html"),
+    "/console/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/console/style.css": ("style.css", "text/css"),
+    **{f"/console/{name}.js": (f"{name}.js", "text/javascript") for name in _SCRIPTS},
+}
+
+# The page loads its own files, speaks to its own server, and can be framed, scripted or styled by nobody else. Trusted
+# types: an answer can become text and elements, never markup.
+_POLICY = "; ".join((
+    "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'", "connect-src 'self'",
+    "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
+    "require-trusted-types-for 'script'", "trusted-types 'none'"))
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",  # asked for again by its tag: files of two versions never meet
+}
+
+
+async def file(request: Request) -> Response:
+    path = request.scope["path"]
+    if path == "/" and not request.scope.get("raw_path", b"/").endswith(b"/"):
+        return _with_slash(request)
+    content, tag, media_type = _read(path)
+    headers = _HEADERS | {"etag": tag}
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(content, headers=headers, media_type=media_type)
+
+
+def _with_slash(request: Request) -> Response:
+    """Sends on from the bare --root-path, under which the page's relative addresses would miss it."""
+    last = request.scope["raw_path"].decode("ascii").rpartition("/")[2]
+    return Response(status_code=308, headers=_HEADERS | {"location": f"{last}/"})
+
+
+@cache
+def _read(path: str) -> tuple[bytes, str, str]:
+    """Content, entity tag and media type."""
+    name, media_type = FILES[path]
+    content = (_DIRECTORY / name).read_bytes()
+    return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"', media_type
