@@ -112,7 +112,8 @@ async def on_known_error(request: Request, error: Exception) -> Response:
 
 async def on_unknown_path(request: Request, error: Exception) -> Response:
     path = request.url.path[:200]
-    paths = {route.path_format for route in request.app.routes if not route.path.startswith(("/admin", "/metrics"))}
+    unnamed = "/admin", "/metrics", "/docs/"
+    paths = {route.path_format for route in request.app.routes if not route.path.startswith(unnamed)}
     sentences = [f"There is no {path} here.", _nearest(path, paths), f"The paths are {', '.join(sorted(paths))}."]
     return _reply(request, ApiError(404, " ".join(filter(None, sentences))))
 

@@ -18,11 +18,13 @@ from quire.app.keys.ring import KeyRing
 from quire.app.lifespan import Connect, lifespan_of
 from quire.app.middleware.auth import AuthMiddleware
 from quire.app.middleware.body_limit import BodyLimitMiddleware
+from quire.app.middleware.cors import cors_of
 from quire.app.middleware.forwarded import ForwardedMiddleware
 from quire.app.middleware.host import HostMiddleware
 from quire.app.middleware.request_log import RequestLogMiddleware
 from quire.app.middleware.root_path import RootPathMiddleware
-from quire.app.routes import PUBLIC, QUIET, ROUTES, handler_of
+from quire.app.openapi.document import Document
+from quire.app.routes import PUBLIC, QUIET, handler_of, served
 from quire.app.service import Service
 from quire.app.telemetry import shared_values
 from quire.app.telemetry.audit import AuditLog
@@ -42,15 +44,18 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
     metrics.expect_keys(key.name for key in keys.keys)
     service = Service(settings, metrics, keys, audit, _tracing(settings, metrics),
                       Tls.of(settings.serve), door=Door(settings.serve.num_http_workers))
+    routes = served(with_docs=settings.serve.docs)
+    public = PUBLIC & {route.path for route in routes}
     root_path = settings.serve.root_path.rstrip("/")
     app = Starlette(
-        routes=ROUTES,
+        routes=routes,
         middleware=[  # outermost first
             Middleware(ForwardedMiddleware, proxies=settings.serve.forwarded_allow_ips or []),
             *([Middleware(RootPathMiddleware, root_path=root_path)] if root_path else []),
+            *cors_of(settings.serve),
             Middleware(RequestLogMiddleware, service=service, handler_of=handler_of, quiet=QUIET),
             Middleware(HostMiddleware, settings=settings, keys=keys, public=QUIET - {"/metrics"}),
-            Middleware(AuthMiddleware, keys=keys, audit=audit, public=PUBLIC, admin_port=settings.admin_port),
+            Middleware(AuthMiddleware, keys=keys, audit=audit, public=public, admin_port=settings.admin_port),
             Middleware(service.in_flight.middleware),
             Middleware(BodyLimitMiddleware, max_bytes=settings.serve.max_body_bytes),
         ],
@@ -59,6 +64,7 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
     )
     app.router.redirect_slashes = False  # where to would come from the Host that the client sent
     app.state.service = service
+    app.state.document = Document(routes, public)
     return app
 
 

@@ -1,4 +1,5 @@
-"""THE list of endpoints. A new one is a module in endpoints/ and a line here.
+"""THE list of endpoints. A new one is a module in endpoints/, whose function says by `@operation` what it takes and
+gives, and a line here.
 
 Every path needs an API key, where the server has any, unless it is named public; /metrics and /admin have a switch of
 their own (`app/middleware/auth.py`).
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from quire.app.endpoints import admin, chat, completions, embeddings, generate, health, metrics, models, tokenize
+from quire.app.endpoints import admin, chat, completions, docs, embeddings, generate, health, metrics, models, tokenize
 
 ROUTES = [
     Route("/v1/chat/completions", chat.chat_completions, methods=["POST"]),
@@ -31,10 +32,19 @@ ROUTES = [
     Route("/ping", health.readyz, methods=["GET", "POST"]),
     Route("/startupz", health.startupz, methods=["GET"]),
     Route("/readyz", health.readyz, methods=["GET"]),
+    Route("/openapi.json", docs.openapi, methods=["GET"]),
+    Route("/docs", docs.page, methods=["GET"]),
+    *(Route(f"/docs/{name}", docs.part, methods=["GET"]) for name in docs.PARTS),
 ]
 
-PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/health", "/ping"})
-QUIET = PUBLIC | {"/startupz", "/metrics"}  # probes and scrapes get no line in the log
+PROBES = frozenset({"/healthz", "/livez", "/readyz", "/health", "/ping"})
+PUBLIC = PROBES | docs.PATHS
+QUIET = PROBES | {"/startupz", "/metrics"}  # probes and scrapes get no line in the log
+
+
+def served(*, with_docs: bool) -> list[Route]:
+    return [route for route in ROUTES if with_docs or route.path not in docs.PATHS]
+
 
 _PATHS = frozenset(route.path for route in ROUTES)
 

@@ -16,8 +16,10 @@ from quire.app.exchange import Exchange
 from quire.app.json_pieces import all_as_raw
 from quire.app.logprobs import chat_logprobs, prompt_logprobs
 from quire.app.middleware.body_limit import body_was_read
+from quire.app.openapi.operation import EVENTS, GENERATES, operation
 from quire.app.schemas.body import read_body, unknown_of
 from quire.app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
+from quire.app.schemas.chunk import ChatChunk
 from quire.app.schemas.unknown import UnknownFields
 from quire.app.schemas.usage import UsageOfChunks
 from quire.app.service import Service, record_of, service_of
@@ -31,6 +33,8 @@ _LONG_CONVERSATION = 4000  # weight, beyond which rendering leaves the event loo
 _encode = msgspec.json.encode
 
 
+@operation("Answer a conversation", "generation", takes=ChatRequest, gives=ChatReply, other_media={EVENTS: ChatChunk},
+           refuses=GENERATES)
 async def chat_completions(request: Request) -> Response:
     service, record = service_of(request), record_of(request)
     exchange = Exchange(request)

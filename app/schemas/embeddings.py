@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from quire.app.errors import ApiError
-from quire.app.schemas.prompts import prompts_of
+from quire.app.schemas.json_form import json_of
+from quire.app.schemas.prompts import PROMPTS, prompts_of
 from quire.app.schemas.sampling import check_place
 from quire.engine.arguments import shown
 from quire.engine.pooling_params import PoolingParams
@@ -14,7 +17,7 @@ _CHOICES = {"encoding_format": ("float", "base64"), "embed_dtype": ("float32",),
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    input: msgspec.Raw  # text, a list of texts, token ids, or a list of lists of them: see `inputs`
+    input: Annotated[msgspec.Raw, PROMPTS]  # see `inputs`
     model: str | None = None
     encoding_format: str = "float"
     dimensions: int | None = None
@@ -65,5 +68,5 @@ class EmbeddingReply(msgspec.Struct, kw_only=True):
     object: str = "list"
     created: int
     model: str
-    data: list[msgspec.Raw]  # of EmbeddingObject
+    data: list[Annotated[msgspec.Raw, json_of(EmbeddingObject)]]
     usage: EmbeddingUsage

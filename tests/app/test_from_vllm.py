@@ -17,7 +17,7 @@ from quire.app.options import OPTIONS
 from quire.app.settings import flag
 from quire.engine.errors import ConfigError
 from quire.engine.frontend.unsupported import asked_for
-from quire.engine.frontend.vllm_arguments import OTHER_NAMES, VLLM_ARGUMENTS, Foreign
+from quire.engine.frontend.vllm_arguments import NEGATED, OTHER_NAMES, VLLM_ARGUMENTS, Foreign
 
 BOTH = (True, False)
 PAGE = Path(__file__).parents[2] / "docs" / "from-vllm.md"
@@ -40,6 +40,7 @@ def becomes(row: Foreign) -> str:
 
 def rows() -> list[str]:
     lines = [f"| `{flag(name)}` | `{flag(ours)}` | the same thing |" for name, ours in OTHER_NAMES.items()]
+    lines += [f"| `{flag(name)}` | `{flag(f'no_{ours}')}` | the same thing |" for name, ours in NEGATED.items()]
     for name, row in VLLM_ARGUMENTS.items():
         short = f", `{row.short}`" if row.short else ""
         lines.append(f"| `{flag(name)}`{short} | {becomes(row)} | {row.says} |")
