@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 ANY = "*"
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110's, of which methods and header names are made
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110's, of which methods and header names are made
 # What browsers send as Origin: the scheme, the host in small letters, a port unless it is the scheme's own.
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]*)(:\d{1,5})?")
+_ORIGIN = r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]*)(:\d{1,5})?"
 _OWN_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -17,10 +17,9 @@ def problems(origins: list[str] | None, methods: list[str] | None, headers: list
     found = [problem for origin in origins or [] if (problem := _origin_problem(origin))]
     for name, words in (("methods", methods), ("headers", headers)):
         found += [f"--allowed-{name}: {word!r} is the name of no {name[:-1]}" for word in words or []
-                  if not _TOKEN.fullmatch(word)]
+                  if not re.fullmatch(_TOKEN, word)]
         if words and ANY not in words and not origins:
-            found.append(f"--allowed-{name}: says nothing without --allowed-origins, since no page of another origin is "
-                         "let in")
+            found.append(f"--allowed-{name}: says nothing without --allowed-origins, which lets pages in at all")
     if credentials and not origins:
         found.append("--allow-credentials: needs --allowed-origins, the pages that may send them")
     if credentials and ANY in (origins or []):
@@ -31,14 +30,14 @@ def problems(origins: list[str] | None, methods: list[str] | None, headers: list
 
 def _origin_problem(origin: str) -> str | None:
     if origin == "null":
-        return ("--allowed-origins: 'null' is what any page in a sandboxed frame sends, whoever made it; say * if any page "
-                "may come")
-    if origin == ANY or (_ORIGIN.fullmatch(origin) and not _has_own_port(origin)):
+        return ("--allowed-origins: 'null' is what pages in sandboxed frames send, whoever made them; say * if any "
+                "page may come")
+    if origin == ANY or (re.fullmatch(_ORIGIN, origin) and not _has_own_port(origin)):
         return None
     scheme, separator, rest = origin.partition("://")
     meant = f"{scheme}://{rest.partition('/')[0]}".lower()
     meant = meant.removesuffix(_OWN_PORTS.get(scheme.lower(), " "))
-    hint = f"; say {meant}" if separator and _ORIGIN.fullmatch(meant) else "; it looks like https://chat.example.org"
+    hint = f"; say {meant}" if separator and re.fullmatch(_ORIGIN, meant) else "; it looks like https://chat.example.org"
     return (f"--allowed-origins: {origin!r} is no origin as browsers send it (scheme, host, a port that is not the "
             f"scheme's own; no path){hint}")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     body: bytes
     media_type: str
     etag: str

@@ -18,14 +18,13 @@ from quire.app.keys.ring import KeyRing
 from quire.app.lifespan import Connect, lifespan_of
 from quire.app.middleware.auth import AuthMiddleware
 from quire.app.middleware.body_limit import BodyLimitMiddleware
-from quire.app.middleware.cors import cors_of
 from quire.app.middleware.forwarded import ForwardedMiddleware
 from quire.app.middleware.host import HostMiddleware
 from quire.app.middleware.request_log import RequestLogMiddleware
 from quire.app.middleware.root_path import RootPathMiddleware
-from quire.app.openapi.document import Document
 from quire.app.routes import PUBLIC, QUIET, handler_of, served
 from quire.app.service import Service
+from quire.app.settings import ServeSettings
 from quire.app.telemetry import shared_values
 from quire.app.telemetry.audit import AuditLog
 from quire.app.telemetry.metrics import Metrics
@@ -52,7 +51,7 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
         middleware=[  # outermost first
             Middleware(ForwardedMiddleware, proxies=settings.serve.forwarded_allow_ips or []),
             *([Middleware(RootPathMiddleware, root_path=root_path)] if root_path else []),
-            *cors_of(settings.serve),
+            *_cors(settings.serve),
             Middleware(RequestLogMiddleware, service=service, handler_of=handler_of, quiet=QUIET),
             Middleware(HostMiddleware, settings=settings, keys=keys, public=QUIET - {"/metrics"}),
             Middleware(AuthMiddleware, keys=keys, audit=audit, public=public, admin_port=settings.admin_port),
@@ -64,8 +63,17 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
     )
     app.router.redirect_slashes = False  # where to would come from the Host that the client sent
     app.state.service = service
-    app.state.document = Document(routes, public)
+    app.state.public_paths = public
     return app
+
+
+def _cors(settings: ServeSettings) -> list[Middleware]:
+    if not settings.allowed_origins:
+        return []
+    # Late: a worker that lets no pages in does not load it.
+    from quire.app.middleware.cors import cors_middleware
+
+    return [cors_middleware(settings)]
 
 
 def _tracing(settings: WorkerSettings, metrics: Metrics) -> Tracing | None:

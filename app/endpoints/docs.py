@@ -7,13 +7,14 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+import msgspec
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.app.background import in_background
 from quire.app.etag import Page
-from quire.app.openapi.document import Document
-from quire.app.openapi.operation import operation
+from quire.app.openapi.operation import JSON, operation
 
 # The page's parts, by the last word of their paths: where they lie in docs_page, and what they are.
 PARTS = {
@@ -35,10 +36,7 @@ _HEADERS = {
 
 @operation("Describe this API", "documents", gives=dict[str, Any], has_etag=True)
 async def openapi(request: Request) -> Response:
-    document = request.app.state.document
-    assert isinstance(document, Document)
-    page = await in_background(lambda: document.page)  # 0.1 s the first time
-    return page.reply(request, {})
+    return (await in_background(_document, request.app)).reply(request, {})
 
 
 @operation("Show the description as a page", "documents", other_media={"text/html": None}, has_etag=True)
@@ -50,6 +48,18 @@ async def page(request: Request) -> Response:
 async def part(request: Request) -> Response:
     found = await in_background(_file, *PARTS[request.url.path.rpartition("/")[2]])
     return found.reply(request, _HEADERS)
+
+
+def _document(app: Starlette) -> Page:
+    """Made once, by the first who asks: it takes longer than a worker's start may."""
+    if not hasattr(app.state, "document"):
+        from quire.app.openapi.document import document
+
+        content = document(app.routes, app.state.public_paths)
+        app.state.document = Page.of(msgspec.json.encode(content), JSON)
+    page = app.state.document
+    assert isinstance(page, Page)
+    return page
 
 
 @cache

@@ -14,11 +14,8 @@ from quire.app.openapi.replies import EXPOSED
 from quire.app.settings import ServeSettings
 
 
-def cors_of(settings: ServeSettings) -> list[Middleware]:
-    """None where no origin is allowed: then nothing looks at a request for it."""
-    if not settings.allowed_origins:
-        return []
-    return [Middleware(
-        CORSMiddleware, allow_origins=settings.allowed_origins, allow_methods=settings.allowed_methods or [ANY],
+def cors_middleware(settings: ServeSettings) -> Middleware:
+    return Middleware(
+        CORSMiddleware, allow_origins=settings.allowed_origins or [], allow_methods=settings.allowed_methods or [ANY],
         allow_headers=settings.allowed_headers or [ANY], allow_credentials=settings.allow_credentials,
-        expose_headers=EXPOSED)]
+        expose_headers=EXPOSED)

@@ -6,14 +6,11 @@ What a type, a route or an operation knows is not written here again, so the doc
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
-import msgspec
 from starlette.routing import BaseRoute, Route
 
 from quire import __version__
-from quire.app.etag import Page
 from quire.app.openapi.operation import EVENTS, JSON, LINES, Operation, operation_of
 from quire.app.openapi.replies import (
     ANY_REQUEST_HEADERS,
@@ -50,53 +47,44 @@ _STREAMS = {
 }
 
 
-class Document:
-    """Made when it is first asked for, which takes some milliseconds."""
+def document(routes: Sequence[BaseRoute], public: frozenset[str]) -> dict[str, Any]:
+    """Of what `routes` serve; `public` are the paths that need no key. Takes some 50 ms."""
+    stated = list(_stated(routes))
+    schemas = Schemas(form for _, _, operation in stated for form in _types(operation))
+    paths: dict[str, dict[str, Any]] = {}
+    for route, method, operation in stated:
+        needs_key = route.path not in public
+        paths.setdefault(route.path_format, {})[method.lower()] = _described(route, method, operation, schemas,
+                                                                             needs_key=needs_key)
+    used = {operation.tag for _, _, operation in stated}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Quire", "version": __version__, "description": _ABOUT,
+                 "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"}},
+        "servers": [{"url": "."}],  # where the document itself came from, whatever a proxy puts before it
+        "tags": [{"name": name, "description": said} for name, said in _TAGS.items() if name in used],
+        "security": [{"bearer": []}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas.components,
+            "headers": {name: {"description": said, "schema": schema}
+                        for name, (said, schema) in REPLY_HEADERS.items()},
+            "parameters": {name: {"name": name, "in": "header", "description": said, "schema": schema}
+                           for name, (said, schema) in REQUEST_HEADERS.items()},
+            "responses": {str(status): _refusal(status, [ErrorReply], schemas) for status in STATUSES},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "description": (
+                "A key of the server's; one that was started without keys asks for none.")}},
+        },
+    }
 
-    def __init__(self, routes: Sequence[BaseRoute], public: frozenset[str]) -> None:
-        """`public` are the paths that need no key."""
-        self._routes = [route for route in routes if isinstance(route, Route)]
-        self._public = public
 
-    @cached_property
-    def page(self) -> Page:
-        return Page.of(msgspec.json.encode(self.content()), JSON)
-
-    def content(self) -> dict[str, Any]:
-        stated = list(self._stated())
-        schemas = Schemas(form for _, _, operation in stated for form in _types(operation))
-        paths: dict[str, dict[str, Any]] = {}
-        for route, method, operation in stated:
-            needs_key = route.path not in self._public
-            paths.setdefault(route.path_format, {})[method.lower()] = _described(route, method, operation, schemas,
-                                                                                 needs_key=needs_key)
-        used = {operation.tag for _, _, operation in stated}
-        return {
-            "openapi": "3.1.0",
-            "info": {"title": "Quire", "version": __version__, "description": _ABOUT,
-                     "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"}},
-            "servers": [{"url": "."}],  # where the document itself came from, whatever a proxy puts before it
-            "tags": [{"name": name, "description": said} for name, said in _TAGS.items() if name in used],
-            "security": [{"bearer": []}],
-            "paths": paths,
-            "components": {
-                "schemas": schemas.components,
-                "headers": {name: {"description": said, "schema": schema}
-                            for name, (said, schema) in REPLY_HEADERS.items()},
-                "parameters": {name: {"name": name, "in": "header", "description": said, "schema": schema}
-                               for name, (said, schema) in REQUEST_HEADERS.items()},
-                "responses": {str(status): _refusal(status, [ErrorReply], schemas) for status in STATUSES},
-                "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "description": (
-                    "A key of the server's; one that was started without keys asks for none.")}},
-            },
-        }
-
-    def _stated(self) -> Iterator[tuple[Route, str, Operation]]:
-        for route in self._routes:
-            operation = operation_of(route.endpoint)
-            assert operation is not None, f"{route.path}: its endpoint has no @operation"
-            if not operation.is_listed:
-                continue
+def _stated(routes: Sequence[BaseRoute]) -> Iterator[tuple[Route, str, Operation]]:
+    for route in routes:
+        if not isinstance(route, Route):
+            continue
+        operation = operation_of(route.endpoint)
+        assert operation is not None, f"{route.path}: its endpoint has no @operation"
+        if operation.is_listed:
             for method in sorted((route.methods or set()) - {"HEAD"}):
                 yield route, method, operation
 

@@ -6,9 +6,10 @@ import of the types and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, TypeVar
+
+import msgspec
 
 E = TypeVar("E", bound=Callable[..., Any])
 
@@ -23,17 +24,16 @@ NAMES_PORT = frozenset({404})  # what is on the admin port is on no other
 GENERATES = READS_BODY | NAMES_MODEL | {429, 504}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     tag: str
     takes: Any = None  # type of the body; None: it has none
     gives: Any = None  # type of the JSON reply; None: the reply is of `other_media` alone
     status: int = 200
     # Other forms of the reply: media type -> type of an event or a line, or None for text that is not JSON.
-    other_media: Mapping[str, Any] = field(default_factory=dict)
+    other_media: dict[str, Any] = {}
     refuses: frozenset[int] = frozenset()
-    other_replies: Mapping[int, Any] = field(default_factory=dict)  # status -> a type beside the error's
+    other_replies: dict[int, Any] = {}  # status -> a type beside the error's
     description: str = ""
     has_etag: bool = False  # so that it may be 304
     is_listed: bool = True  # in the document; a page's files are no API

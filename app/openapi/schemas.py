@@ -1,4 +1,4 @@
-"""JSON Schemas of msgspec's types. Fields that are kept as JSON have their true forms (`quire.app.schemas.json_form`)."""
+"""JSON Schemas of msgspec's types. What is kept as JSON has its true form in them (`quire.app.schemas.json_form`)."""
 
 from __future__ import annotations
 
