@@ -69,7 +69,7 @@ async def reload(request: Request) -> Response:
 
 
 @operation("Change the log level", "operation", takes=LogLevel, gives=Requested, status=202,
-           refuses=READS_BODY | NAMES_PORT)
+           refuses=READS_BODY | NAMES_PORT, example={"level": "debug"})
 async def log_level(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, LogLevel)

@@ -34,7 +34,7 @@ _encode = msgspec.json.encode
 
 
 @operation("Answer a conversation", "generation", takes=ChatRequest, gives=ChatReply, other_media={EVENTS: ChatChunk},
-           refuses=GENERATES)
+           refuses=GENERATES, example={"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 50})
 async def chat_completions(request: Request) -> Response:
     service, record = service_of(request), record_of(request)
     exchange = Exchange(request)

@@ -37,7 +37,7 @@ _encode = msgspec.json.encode
 
 
 @operation("Continue texts", "generation", takes=CompletionRequest, gives=CompletionReply,
-           other_media={EVENTS: CompletionChunk}, refuses=GENERATES)
+           other_media={EVENTS: CompletionChunk}, refuses=GENERATES, example={"prompt": "The sky is"})
 async def completions(request: Request) -> Response:
     service, record = service_of(request), record_of(request)
     exchange = Exchange(request)

@@ -25,7 +25,8 @@ from quire.app.telemetry.record import Asked
 from quire.engine.errors import InvalidRequestError
 
 
-@operation("Embed texts", "embeddings", takes=EmbeddingRequest, gives=EmbeddingReply, refuses=GENERATES)
+@operation("Embed texts", "embeddings", takes=EmbeddingRequest, gives=EmbeddingReply, refuses=GENERATES,
+           example={"input": "The sky is blue."})
 async def embeddings(request: Request) -> Response:
     service, record = service_of(request), record_of(request)
     exchange = Exchange(request)

@@ -29,7 +29,7 @@ _encode = msgspec.json.encode
 
 
 @operation("Continue a text, as vLLM's first server did", "generation", takes=GenerateRequest, gives=GenerateReply,
-           other_media={LINES: GenerateReply}, refuses=GENERATES)
+           other_media={LINES: GenerateReply}, refuses=GENERATES, example={"prompt": "The sky is"})
 async def generate(request: Request) -> Response:
     service, record = service_of(request), record_of(request)
     exchange = Exchange(request)

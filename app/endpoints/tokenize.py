@@ -50,7 +50,7 @@ class DetokenizeReply(msgspec.Struct):
 
 
 @operation("Turn a text or a conversation into token ids", "tokens", takes=TokenizeRequest, gives=TokenizeReply,
-           refuses=READS_BODY | NAMES_MODEL)
+           refuses=READS_BODY | NAMES_MODEL, example={"prompt": "The sky is blue."})
 async def tokenize(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, TokenizeRequest, AtMost(
@@ -81,7 +81,7 @@ def _tokenized(service: Service, body: TokenizeRequest, unknown: UnknownFields) 
 
 
 @operation("Turn token ids into a text", "tokens", takes=DetokenizeRequest, gives=DetokenizeReply,
-           refuses=READS_BODY | NAMES_MODEL)
+           refuses=READS_BODY | NAMES_MODEL, example={"tokens": [504, 6376, 314]})
 async def detokenize(request: Request) -> Response:
     service = service_of(request)
     most = _most_tokens(service)

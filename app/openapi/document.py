@@ -59,8 +59,7 @@ def document(routes: Sequence[BaseRoute], public: frozenset[str]) -> dict[str, A
     used = {operation.tag for _, _, operation in stated}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Quire", "version": __version__, "description": _ABOUT,
-                 "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"}},
+        "info": {"title": "Quire", "version": __version__, "description": _ABOUT,},
         "servers": [{"url": "."}],  # where the document itself came from, whatever a proxy puts before it
         "tags": [{"name": name, "description": said} for name, said in _TAGS.items() if name in used],
         "security": [{"bearer": []}],
@@ -105,7 +104,8 @@ def _described(route: Route, method: str, operation: Operation, schemas: Schemas
                           for name in route.param_convertors]
     told["parameters"] += [{"$ref": f"#/components/parameters/{name}"} for name in headers]
     if operation.takes is not None:
-        told["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas.of(operation.takes)}}}
+        told["requestBody"] = {"required": True, "content": {JSON: {
+            "schema": schemas.of(operation.takes), "example": operation.example}}}
     if operation.has_etag:
         told["parameters"].append({"$ref": "#/components/parameters/if-none-match"})
     refused = OF_CONNECTION | operation.refuses | (OF_KEYS if needs_key else frozenset())

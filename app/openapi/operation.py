@@ -28,6 +28,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     tag: str
     takes: Any = None  # type of the body; None: it has none
+    example: dict[str, Any] = {}  # of such a body
     gives: Any = None  # type of the JSON reply; None: the reply is of `other_media` alone
     status: int = 200
     # Other forms of the reply: media type -> type of an event or a line, or None for text that is not JSON.

@@ -66,8 +66,8 @@ REPLY_HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Of requests.
 ANY_REQUEST_HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "x-request-id": ("An id for the request: up to 128 letters, digits, dots, underscores and hyphens.",
-                     {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"}),
+    "x-request-id": ("An id: up to 128 letters, digits, dots, underscores and hyphens, or another is drawn.",
+                     _TEXT),
     "traceparent": ("The trace that the request belongs to (W3C Trace Context).", _TEXT),
 }
 DEADLINE_HEADERS: dict[str, tuple[str, dict[str, Any]]] = {

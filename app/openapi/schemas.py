@@ -1,4 +1,4 @@
-"""JSON Schemas of msgspec's types. What is kept as JSON has its true form in them (`quire.app.schemas.json_form`)."""
+"""JSON Schemas of msgspec's types. What is kept as JSON has its true form in them (`quire.app.schemas.described`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from quire.app.openapi.replies import ErrorReply
-from quire.app.schemas.json_form import FORMS, HOLDS
+from quire.app.schemas.described import FORMS, HOLDS
 
 
 class Schemas:

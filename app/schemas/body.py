@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from quire.app.background import in_background
 from quire.app.errors import ApiError
-from quire.app.schemas.json_form import is_raw
+from quire.app.schemas.described import is_raw
 from quire.app.schemas.structure import SMALL_BYTES, check_structure
 from quire.app.schemas.unknown import OF_CLIENTS, UnknownFields, elsewhere
 from quire.app.service import record_of, service_of

@@ -8,7 +8,7 @@ import msgspec
 
 from quire.app.errors import ApiError
 from quire.app.schemas.body import decode_field
-from quire.app.schemas.json_form import json_of
+from quire.app.schemas.described import json_of
 from quire.app.schemas.message_form import ConversationMessage
 from quire.app.schemas.prompt_logprobs import ToldOfPrompt
 from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from quire.app.errors import ApiError
-from quire.app.schemas.json_form import json_of
+from quire.app.schemas.described import json_of
 from quire.app.schemas.prompt_logprobs import ToldOfPrompt
 from quire.app.schemas.prompts import PROMPTS, prompts_of
 from quire.app.schemas.sampling import GenerationRequest, check_logprobs, check_max_tokens

@@ -35,9 +35,6 @@ class AssistantMessage(msgspec.Struct, tag_field="role", tag="assistant"):
     content: str | list[TextPart | RefusalPart] | None = None
     name: str | None = None
     refusal: str | None = None
-    annotations: list[msgspec.Raw] | None = None  # passed over, as what reasoned before is
-    reasoning: str | None = None
-    reasoning_content: str | None = None
 
 
 ConversationMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage

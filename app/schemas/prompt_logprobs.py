@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from quire.app.schemas.json_form import json_of
+from quire.app.schemas.described import json_of
 
 
 class PromptLogprob(msgspec.Struct):
