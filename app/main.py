@@ -20,6 +20,7 @@ from quire.app.middleware.auth import AuthMiddleware
 from quire.app.middleware.body_limit import BodyLimitMiddleware
 from quire.app.middleware.forwarded import ForwardedMiddleware
 from quire.app.middleware.host import HostMiddleware
+from quire.app.middleware.refusals import RefusalsMiddleware
 from quire.app.middleware.request_log import RequestLogMiddleware
 from quire.app.middleware.root_path import RootPathMiddleware
 from quire.app.routes import PUBLIC, QUIET, handler_of, served
@@ -51,8 +52,9 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
         middleware=[  # outermost first
             Middleware(ForwardedMiddleware, proxies=settings.serve.forwarded_allow_ips or []),
             *([Middleware(RootPathMiddleware, root_path=root_path)] if root_path else []),
-            *_cors(settings.serve),
             Middleware(RequestLogMiddleware, service=service, handler_of=handler_of, quiet=QUIET),
+            *_cors(settings.serve),
+            Middleware(RefusalsMiddleware),
             Middleware(HostMiddleware, settings=settings, keys=keys, public=QUIET - {"/metrics"}),
             Middleware(AuthMiddleware, keys=keys, audit=audit, public=public, admin_port=settings.admin_port),
             Middleware(service.in_flight.middleware),

@@ -1,7 +1,7 @@
 """Lets pages of the origins that the operator named read replies in a browser (CORS).
 
 Around everything that may refuse, so that a page can read refusals too, and so that preflights, which browsers send
-without a key, need none. What the connection refuses before it is a request (`quire.app.protocol`) has no such headers.
+without a key, need none; within the request's log, which has both. What the connection refuses before it is a request (`quire.app.protocol`) has no such headers.
 """
 
 from __future__ import annotations

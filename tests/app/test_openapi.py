@@ -163,8 +163,8 @@ async def test_refusals_are_as_it_says(document: Document, client: httpx.AsyncCl
         seen.add(reply.status_code)
 
     for path in GENERATING:
-        body = {"prompt": "x"} if "embed" not in path else {"input": "x"}
-        body = CHAT if "chat" in path else body  # type: ignore[assignment]
+        body: dict[str, Any] = {"prompt": "x"} if "embed" not in path else {"input": "x"}
+        body = CHAT if "chat" in path else body
         await see(path, json={"nonsense": 1})
         await see(path, json=body | {"model": "other"})
         await see(path, content=b"x" * 5000, headers={"content-type": "application/json"})
@@ -201,7 +201,8 @@ async def test_probes_answer_as_it_says(document: Document, client: httpx.AsyncC
 
 async def test_ranges_are_those_that_are_kept(document: Document, client: httpx.AsyncClient) -> None:
     fields = document["components"]["schemas"]["CompletionRequest"]["properties"]
-    needs = {"length_penalty": {"use_beam_search": True}, "max_tokens": {"echo": True}, "min_tokens": {"max_tokens": 9}}
+    needs: dict[str, dict[str, Any]] = {
+        "length_penalty": {"use_beam_search": True}, "max_tokens": {"echo": True}, "min_tokens": {"max_tokens": 9}}
     seen = 0
 
     async def refused(name: str, value: float) -> bool:
