@@ -5,7 +5,7 @@ Who may come here is the middleware's matter. Changes are requests to all worker
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import structlog
@@ -20,6 +20,7 @@ from quire.app.openapi.operation import NAMES_PORT, READS_BODY, operation
 from quire.app.options import shown
 from quire.app.reload import request_reload, requested
 from quire.app.schemas.body import read_body
+from quire.app.schemas.described import one_of
 from quire.app.schemas.states import Keys, Requested, Status
 from quire.app.service import Service, key_of, record_of, service_of
 from quire.app.telemetry.audit import AuditError
@@ -33,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 
 class LogLevel(msgspec.Struct, frozen=True):
-    level: str
+    level: Annotated[str, one_of(*LEVELS)]
 
 
 @operation("Show what the server is doing", "operation", gives=Status, refuses=NAMES_PORT)

@@ -59,7 +59,7 @@ def document(routes: Sequence[BaseRoute], public: frozenset[str]) -> dict[str, A
     used = {operation.tag for _, _, operation in stated}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Quire", "version": __version__, "description": _ABOUT,},
+        "info": {"title": "Quire", "version": __version__, "description": _ABOUT},
         "servers": [{"url": "."}],  # where the document itself came from, whatever a proxy puts before it
         "tags": [{"name": name, "description": said} for name, said in _TAGS.items() if name in used],
         "security": [{"bearer": []}],

@@ -25,6 +25,11 @@ def within(low: float | None = None, high: float | None = None, *, above: float 
     return msgspec.Meta(extra_json_schema={name: bound for name, bound in bounds.items() if bound is not None})
 
 
+def one_of(*values: str) -> msgspec.Meta:
+    """One of these texts: those that are not refused."""
+    return msgspec.Meta(extra_json_schema={"enum": list(values)})
+
+
 def is_raw(annotation: Any) -> bool:
     """Whether a field of this type keeps its JSON."""
     bare = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation

@@ -27,7 +27,7 @@ def attack(url: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 def main(options: list[str]) -> int:
     with serving("--max-model-len", "256") as server:
-        done = attack(server.url, "--phases", "examples,coverage,fuzzing", "-n", "100", *options)
+        done = attack(server.url, "--phases", "examples,coverage,fuzzing", "-n", "50", *options)
     print(done.stdout)
     return done.returncode
 
