@@ -1,8 +1,8 @@
 """Lets pages of the origins that the operator named read replies in a browser (CORS).
 
-Around everything that may refuse: so a page can read refusals too, and preflights, which browsers send without a key, need
-none. Within the request's log, which has both. What the connection refuses before it is a request (`quire.app.protocol`)
-has no such headers.
+Around everything that may refuse: so a page can read refusals too, and preflights, which browsers send without a key,
+need none. Within the request's log, which has both. What the connection refuses before it is a request
+(`quire.app.protocol`) has no such headers.
 """
 
 from __future__ import annotations
