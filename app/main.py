@@ -23,7 +23,7 @@ from quire.app.middleware.host import HostMiddleware
 from quire.app.middleware.refusals import RefusalsMiddleware
 from quire.app.middleware.request_log import RequestLogMiddleware
 from quire.app.middleware.root_path import RootPathMiddleware
-from quire.app.routes import PUBLIC, QUIET, handler_of, served
+from quire.app.routes import DOCS_ROUTES, PUBLIC, QUIET, ROUTES, handler_of
 from quire.app.service import Service
 from quire.app.settings import ServeSettings
 from quire.app.telemetry import shared_values
@@ -44,11 +44,11 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
     metrics.expect_keys(key.name for key in keys.keys)
     service = Service(settings, metrics, keys, audit, _tracing(settings, metrics),
                       Tls.of(settings.serve), door=Door(settings.serve.num_http_workers))
-    routes = served(with_docs=settings.serve.docs)
-    public = PUBLIC & {route.path for route in routes}
+    docs_routes = DOCS_ROUTES if settings.serve.docs else []
+    public = PUBLIC | {route.path for route in docs_routes}
     root_path = settings.serve.root_path.rstrip("/")
     app = Starlette(
-        routes=routes,
+        routes=[*ROUTES, *docs_routes],
         middleware=[  # outermost first
             Middleware(ForwardedMiddleware, proxies=settings.serve.forwarded_allow_ips or []),
             *([Middleware(RootPathMiddleware, root_path=root_path)] if root_path else []),

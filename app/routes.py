@@ -32,21 +32,19 @@ ROUTES = [
     Route("/ping", health.readyz, methods=["GET", "POST"]),
     Route("/startupz", health.startupz, methods=["GET"]),
     Route("/readyz", health.readyz, methods=["GET"]),
+]
+
+# Left out by --no-docs. Public: a browser sends no key with the address of a page.
+DOCS_ROUTES = [
     Route("/openapi.json", docs.openapi, methods=["GET"]),
     Route("/docs", docs.page, methods=["GET"]),
     *(Route(f"/docs/{name}", docs.part, methods=["GET"]) for name in docs.PARTS),
 ]
 
-PROBES = frozenset({"/healthz", "/livez", "/readyz", "/health", "/ping"})
-PUBLIC = PROBES | docs.PATHS
-QUIET = PROBES | {"/startupz", "/metrics"}  # probes and scrapes get no line in the log
+PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/health", "/ping"})
+QUIET = PUBLIC | {"/startupz", "/metrics"}  # probes and scrapes get no line in the log
 
-
-def served(*, with_docs: bool) -> list[Route]:
-    return [route for route in ROUTES if with_docs or route.path not in docs.PATHS]
-
-
-_PATHS = frozenset(route.path for route in ROUTES)
+_PATHS = frozenset(route.path for route in (*ROUTES, *DOCS_ROUTES))
 
 
 def handler_of(path: str) -> str:

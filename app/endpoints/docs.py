@@ -23,7 +23,6 @@ PARTS = {
     "swagger-ui.css": ("swagger-ui/swagger-ui.css", "text/css"),
     "swagger-ui-bundle.js": ("swagger-ui/swagger-ui-bundle.js", "text/javascript"),
 }
-PATHS = frozenset({"/openapi.json", "/docs", *(f"/docs/{name}" for name in PARTS)})
 
 # No scripts and styles but our files, none within the page, and no connections but to where it came from. Swagger UI's
 # icons are data: images.

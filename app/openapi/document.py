@@ -89,7 +89,7 @@ def _stated(routes: Sequence[BaseRoute]) -> Iterator[tuple[Route, str, Operation
 
 
 def _types(operation: Operation) -> Iterator[Any]:
-    yield from (operation.takes, operation.gives, *operation.other_media.values(), *operation.other_replies.values())
+    yield from (operation.takes, operation.gives, operation.error, *operation.other_media.values(), *operation.other_replies.values())
 
 
 def _described(route: Route, method: str, operation: Operation, schemas: Schemas, *, needs_key: bool
@@ -109,13 +109,23 @@ def _described(route: Route, method: str, operation: Operation, schemas: Schemas
     if operation.has_etag:
         told["parameters"].append({"$ref": "#/components/parameters/if-none-match"})
     refused = OF_CONNECTION | operation.refuses | (OF_KEYS if needs_key else frozenset())
-    told["responses"] = {str(operation.status): _reply(operation, schemas)} | {
-        str(status): _refusal(status, [operation.other_replies[status], ErrorReply], schemas)
-        if status in operation.other_replies else {"$ref": f"#/components/responses/{status}"}
-        for status in sorted(refused)}
+    told["responses"] = {str(operation.status): _reply(operation, schemas)}
+    for status in sorted(refused):
+        forms = _forms(operation, status)
+        told["responses"][str(status)] = ({"$ref": f"#/components/responses/{status}"} if forms == [ErrorReply] else
+                                          _refusal(status, forms, schemas))
     if operation.has_etag:
         told["responses"]["304"] = {"description": "The client has it.", "headers": _headers(["x-request-id", "etag"])}
     return told
+
+
+def _forms(operation: Operation, status: int) -> list[Any]:
+    """Types of what comes with a `status` that refuses."""
+    own = [operation.other_replies[status]] if status in operation.other_replies else []
+    if operation.error is None:
+        return [*own, ErrorReply]
+    # The connection does not know whose path it is.
+    return [*own, operation.error, *([ErrorReply] if status in OF_CONNECTION else [])]
 
 
 def _id(route: Route, method: str) -> str:
@@ -126,18 +136,18 @@ def _id(route: Route, method: str) -> str:
 def _reply(operation: Operation, schemas: Schemas) -> dict[str, Any]:
     content = {} if operation.gives is None else {JSON: {"schema": schemas.of(operation.gives)}}
     for media, form in operation.other_media.items():
-        content[media] = {"schema": _text(media, form, schemas)}
+        content[media] = {"schema": _text(media, form, operation.error or ErrorReply, schemas)}
     names = ["x-request-id", *(["warning"] if operation.takes is not None else []),
              *(["etag"] if operation.has_etag else []), *(RATES if 429 in operation.refuses else ())]
     return {"description": "The answer.", "content": content, "headers": _headers(names)}
 
 
-def _text(media: str, form: Any, schemas: Schemas) -> dict[str, Any]:
+def _text(media: str, form: Any, error: Any, schemas: Schemas) -> dict[str, Any]:
     """Of a body that is no JSON document. OpenAPI 3.1 has no word for "many of these", so a description says it."""
     if form is None:
         return {"type": "string"}
     return {"type": "string", "description": _STREAMS[media], "contentMediaType": media,
-            "contentSchema": schemas.any_of([form, ErrorReply])}
+            "contentSchema": schemas.any_of([form, error])}
 
 
 def _refusal(status: int, forms: list[Any], schemas: Schemas) -> dict[str, Any]:

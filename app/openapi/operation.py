@@ -34,6 +34,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     # Other forms of the reply: media type -> type of an event or a line, or None for text that is not JSON.
     other_media: dict[str, Any] = {}
     refuses: frozenset[int] = frozenset()
+    error: Any = None  # type of a refusal; None: OpenAI's
     other_replies: dict[int, Any] = {}  # status -> a type beside the error's
     description: str = ""
     has_etag: bool = False  # so that it may be 304

@@ -11,9 +11,10 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from quire.app.endpoints.docs import PATHS
+from quire.app.routes import DOCS_ROUTES
 from tests.app.test_host import talking_to
 
+PATHS = {route.path for route in DOCS_ROUTES}
 FILES = Path(__file__).parents[2] / "app" / "docs_page"
 
 

@@ -8,13 +8,18 @@ from typing import Any
 
 import httpx
 import jsonschema
+import msgspec
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from quire.app.endpoints.docs import PATHS
-from quire.app.openapi.operation import operation_of
+from quire.app.openapi.document import document as describe
+from quire.app.openapi.operation import EVENTS, READS_BODY, operation_of
+from quire.app.openapi.operation import operation as states
 from quire.app.openapi.replies import STATUSES
-from quire.app.routes import PUBLIC, ROUTES
+from quire.app.routes import DOCS_ROUTES, PUBLIC
 from quire.app.schemas.described import HOLDS
 from quire.engine.errors import EngineDeadError, OverloadedError
 from quire.engine.messages import RateState
@@ -77,13 +82,18 @@ def check_reply(document: Document, path: str, reply: httpx.Response) -> None:
             check(document, schema["contentSchema"], json.loads(line))
 
 
-def test_every_route_states_what_it_takes_and_gives() -> None:
-    assert [route.path for route in ROUTES if operation_of(route.endpoint) is None] == []
+@pytest.fixture
+def routes(make_app: Callable[..., Starlette]) -> list[Route]:
+    return [route for route in make_app().routes if isinstance(route, Route)]
 
 
-async def test_all_that_is_served_is_in_it(document: Document) -> None:
-    served = {(route.path_format, method.lower()) for route in ROUTES for method in (route.methods or set()) - {"HEAD"}
-              if not route.path.startswith("/docs/")}
+def test_every_route_states_what_it_takes_and_gives(routes: list[Route]) -> None:
+    assert [route.path for route in routes if operation_of(route.endpoint) is None] == []
+
+
+async def test_all_that_is_served_is_in_it(document: Document, routes: list[Route]) -> None:
+    served = {(route.path_format, method.lower()) for route in routes for method in (route.methods or set()) - {"HEAD"}
+              if (stated := operation_of(route.endpoint)) and stated.is_listed}
     described = {(path, method) for path, methods in document["paths"].items() for method in methods}
     assert described == served
     ids = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
@@ -101,11 +111,12 @@ async def test_its_references_lead_somewhere_and_its_schemas_are_schemas(documen
 
 
 async def test_public_is_what_it_calls_so(document: Document, guarded: httpx.AsyncClient) -> None:
+    public = PUBLIC | {route.path for route in DOCS_ROUTES}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             reply = await guarded.request(method, path.replace("{model}", "m"))
-            assert (operation.get("security") == []) is (path in PUBLIC) is (reply.status_code != 401), path
-            assert ("401" in operation["responses"]) is (path not in PUBLIC)
+            assert (operation.get("security") == []) is (path in public) is (reply.status_code != 401), path
+            assert ("401" in operation["responses"]) is (path not in public)
 
 
 async def test_its_examples_are_taken_and_answered_as_it_says(document: Document, client: httpx.AsyncClient,
@@ -231,8 +242,25 @@ async def test_it_is_the_same_with_a_prefix_and_leads_back_there(make_app: Calla
             transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         documents = [(await client.get(f"{prefix}/openapi.json")).json() for prefix in ("", "/llm")]
         assert documents[0] == documents[1] and documents[0]["servers"] == [{"url": "."}]
-        for path in PATHS:
-            assert (await client.get(f"/llm{path}")).status_code == 200
+        for route in DOCS_ROUTES:
+            assert (await client.get(f"/llm{route.path}")).status_code == 200
+
+
+class OtherError(msgspec.Struct):
+    words: str
+
+
+def test_an_api_may_have_errors_of_its_own() -> None:
+    @states("Say it otherwise", "generation", gives=dict[str, Any], other_media={EVENTS: OtherError},
+            refuses=READS_BODY, error=OtherError)
+    async def endpoint(request: Request) -> Response:
+        return Response()
+
+    told = describe([Route("/other", endpoint, methods=["POST"])], frozenset())["paths"]["/other"]["post"]["responses"]
+    own, anyones = {"$ref": "#/components/schemas/OtherError"}, {"$ref": "#/components/schemas/ErrorReply"}
+    assert told["413"]["content"]["application/json"]["schema"] == own
+    assert told["408"]["content"]["application/json"]["schema"] == {"anyOf": [own, anyones]}
+    assert told["200"]["content"]["text/event-stream"]["schema"]["contentSchema"] == {"anyOf": [own, own]}
 
 
 def test_statuses_are_those_that_errors_have_names_for() -> None:
