@@ -89,7 +89,8 @@ def _stated(routes: Sequence[BaseRoute]) -> Iterator[tuple[Route, str, Operation
 
 
 def _types(operation: Operation) -> Iterator[Any]:
-    yield from (operation.takes, operation.gives, operation.error, *operation.other_media.values(), *operation.other_replies.values())
+    yield from (operation.takes, operation.gives, operation.error)
+    yield from (*operation.other_media.values(), *operation.other_replies.values())
 
 
 def _described(route: Route, method: str, operation: Operation, schemas: Schemas, *, needs_key: bool
