@@ -30,7 +30,7 @@ version = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 docker_build = docker build --build-arg REVISION=$(shell git rev-parse HEAD) $(ARGS)
 has_cpu_torch := $(bin)/python -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'
 
-.PHONY: help install install-dev serve test test-slow test-faults test-gpu check-clients check-deploy check-image-pins \
+.PHONY: help install install-dev serve test test-slow test-faults test-gpu check-clients check-api check-deploy check-image-pins \
         image lint bench lock clean
 
 help: ## Print this list
@@ -54,6 +54,9 @@ test-faults: $(dev) ## Kill things under load and see that no request fails (min
 
 check-clients: $(dev) ## Try client programs with SDKs old and new (needs network)
 	@$(bin)/python -m tests.clients.run
+
+check-api: $(dev) ## Let schemathesis loose on a server, with its own OpenAPI document (minutes)
+	@$(bin)/python -m tests.api.run $(ARGS)
 
 check-deploy: $(dev) $(checkov) $(litellm) ## Try all of deploy/; build and run the image (root, buildah; minutes)
 	@$(bin)/python -m tests.deploy.image

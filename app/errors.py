@@ -25,7 +25,7 @@ _TYPES = {400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDe
 _CODES = {401: "invalid_api_key"}  # OpenAI's words, where vLLM itself leaves its shape
 # Why a request was refused, for metrics, where the error itself does not say.
 _REASONS = {400: "invalid", 401: "key", 403: "key", 413: "body_too_large"}
-_NOT_FOR_PROGRAMS = ("/admin", "/metrics", "/console/")  # paths that a client's mistake is not told of
+_NOT_FOR_PROGRAMS = ("/admin", "/metrics", "/console/", "/docs/")  # paths that a client's mistake is not told of
 INTERNAL = "Internal server error. The server's log holds the cause under this request's x-request-id."
 
 

@@ -10,7 +10,8 @@ import msgspec
 
 from quire.app.json_pieces import as_raw
 from quire.app.schemas.chat import ChatLogprob, ChatLogprobs, TopLogprob
-from quire.app.schemas.completions import CompletionLogprobs, PromptLogprob
+from quire.app.schemas.completions import CompletionLogprobs
+from quire.app.schemas.prompt_logprobs import PromptLogprob
 from quire.engine.frontend.detokenizer import Detokenizer
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.messages import TokenLogprobs

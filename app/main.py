@@ -20,10 +20,12 @@ from quire.app.middleware.auth import AuthMiddleware
 from quire.app.middleware.body_limit import BodyLimitMiddleware
 from quire.app.middleware.forwarded import ForwardedMiddleware
 from quire.app.middleware.host import HostMiddleware
+from quire.app.middleware.refusals import RefusalsMiddleware
 from quire.app.middleware.request_log import RequestLogMiddleware
 from quire.app.middleware.root_path import RootPathMiddleware
-from quire.app.routes import CONSOLE_ROUTES, PUBLIC, QUIET, ROUTES, handler_of
+from quire.app.routes import CONSOLE_ROUTES, DOCS_ROUTES, PUBLIC, QUIET, ROUTES, handler_of
 from quire.app.service import Service
+from quire.app.settings import ServeSettings
 from quire.app.telemetry import shared_values
 from quire.app.telemetry.audit import AuditLog
 from quire.app.telemetry.metrics import Metrics
@@ -42,17 +44,21 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
     metrics.expect_keys(key.name for key in keys.keys)
     service = Service(settings, metrics, keys, audit, _tracing(settings, metrics),
                       Tls.of(settings.serve), door=Door(settings.serve.num_http_workers))
+    docs_routes = DOCS_ROUTES if settings.serve.docs else []
+    public = PUBLIC | {route.path for route in docs_routes}
     root_path = settings.serve.root_path.rstrip("/")
     console_routes = CONSOLE_ROUTES if settings.serve.console else []
     pages = frozenset(route.path for route in console_routes)
     app = Starlette(
-        routes=[*ROUTES, *console_routes],
+        routes=[*ROUTES, *docs_routes, *console_routes],
         middleware=[  # outermost first
             Middleware(ForwardedMiddleware, proxies=settings.serve.forwarded_allow_ips or []),
             *([Middleware(RootPathMiddleware, root_path=root_path)] if root_path else []),
             Middleware(RequestLogMiddleware, service=service, handler_of=handler_of, quiet=QUIET | pages),
+            *_cors(settings.serve),
+            Middleware(RefusalsMiddleware),
             Middleware(HostMiddleware, settings=settings, keys=keys, public=QUIET - {"/metrics"}),
-            Middleware(AuthMiddleware, keys=keys, audit=audit, public=PUBLIC | pages, admin_port=settings.admin_port),
+            Middleware(AuthMiddleware, keys=keys, audit=audit, public=public | pages, admin_port=settings.admin_port),
             Middleware(service.in_flight.middleware),
             Middleware(BodyLimitMiddleware, max_bytes=settings.serve.max_body_bytes),
         ],
@@ -61,7 +67,17 @@ def create_app(settings: WorkerSettings, connect: Connect = AsyncLLMEngine.conne
     )
     app.router.redirect_slashes = False  # where to would come from the Host that the client sent
     app.state.service = service
+    app.state.public_paths = public
     return app
+
+
+def _cors(settings: ServeSettings) -> list[Middleware]:
+    if not settings.allowed_origins:
+        return []
+    # Late: a worker that lets no pages in does not load it.
+    from quire.app.middleware.cors import cors_middleware
+
+    return [cors_middleware(settings)]
 
 
 def _tracing(settings: WorkerSettings, metrics: Metrics) -> Tracing | None:

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from quire.app.otlp_endpoint import without_credentials
 from quire.app.settings import ServeSettings
 from quire.engine.config import EngineArgs
@@ -68,6 +70,9 @@ def parse(raw: Any, wanted: Any) -> Any:
     """`raw`, a text or a value that a file already typed, as `wanted`. Raises ValueError."""
     if wanted == list[str]:
         parts = raw if isinstance(raw, list) else [raw]
+        if len(parts) == 1 and isinstance(parts[0], str):
+            found = as_json_list(parts[0])
+            parts = parts if found is None else found
         return [part.strip() if isinstance(part, str) else str(part) for part in parts]
     if isinstance(raw, (list, dict)):
         raise ValueError(f"{raw!r} is not a single value")
@@ -78,6 +83,14 @@ def parse(raw: Any, wanted: Any) -> Any:
     if wanted is float:
         return _parse_float(raw)
     return raw if isinstance(raw, str) else str(raw)
+
+
+def as_json_list(raw: str) -> list[str] | None:
+    """The texts in `raw` where it is a list in JSON, as vLLM's command lines have some; None: it is none."""
+    try:
+        return msgspec.json.decode(raw, type=list[str]) if raw.lstrip().startswith("[") else None
+    except msgspec.MsgspecError:
+        return None
 
 
 def _parse_bool(raw: Any) -> bool:

@@ -1,4 +1,5 @@
-"""THE list of endpoints. A new one is a module in endpoints/ and a line here.
+"""THE list of endpoints. A new one is a module in endpoints/, whose function says by `@operation` what it takes and
+gives, and a line here.
 
 Every path needs an API key, where the server has any, unless it is named public; /metrics and /admin have a switch of
 their own (`app/middleware/auth.py`).
@@ -13,6 +14,7 @@ from quire.app.endpoints import (
     chat,
     completions,
     console,
+    docs,
     embeddings,
     generate,
     health,
@@ -48,11 +50,17 @@ ROUTES = [
 
 # Left out by --no-console. Public, since a browser sends no key with the address of a page, and quiet as probes are.
 CONSOLE_ROUTES = [Route(path, console.file, methods=["GET"]) for path in console.FILES]
+# Left out by --no-docs. Public: a browser sends no key with the address of a page.
+DOCS_ROUTES = [
+    Route("/openapi.json", docs.openapi, methods=["GET"]),
+    Route("/docs", docs.page, methods=["GET"]),
+    *(Route(f"/docs/{name}", docs.part, methods=["GET"]) for name in docs.PARTS),
+]
 
 PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/health", "/ping"})
 QUIET = PUBLIC | {"/startupz", "/metrics", "/load"}  # probes and scrapes: not in the log, and no load
 
-_PATHS = frozenset(route.path for route in ROUTES)
+_PATHS = frozenset(route.path for route in (*ROUTES, *DOCS_ROUTES))
 
 
 def handler_of(path: str) -> str:

@@ -10,7 +10,7 @@ import ipaddress
 import os
 from dataclasses import dataclass, field
 
-from quire.app import otlp_endpoint
+from quire.app import cors, otlp_endpoint
 from quire.app.replies.thinking import AUTO, NONE, THINK_TAGS
 from quire.app.replies.tools.formats import FORMATS as TOOL_FORMATS
 from quire.engine.config import EngineArgs
@@ -40,6 +40,17 @@ class ServeSettings:
         "flags can be seen by other users of the machine.")})
     allow_public_without_key: bool = field(default=False, metadata={"help": (
         "Listen on an address that others can reach although there is no API key.")})
+    allowed_origins: list[str] | None = field(default=None, metadata={"help": (
+        "Origins whose pages may use the server from a browser (CORS), as https://chat.example.org, or * for any. "
+        "Unset: none.")})
+    allowed_methods: list[str] | None = field(default=None, metadata={"help": (
+        "Methods that these pages may use. Unset or *: all.")})
+    allowed_headers: list[str] | None = field(default=None, metadata={"help": (
+        "Request headers that these pages may send. Unset or *: all.")})
+    allow_credentials: bool = field(default=False, metadata={"help": (
+        "Let these pages send cookies and client certificates, not only keys; needs named --allowed-origins.")})
+    docs: bool = field(default=True, metadata={"help": (
+        "Describe the API to anyone, at /openapi.json for programs and at /docs for people.")})
     served_model_name: list[str] | None = field(default=None, metadata={"help": (
         "Names that clients may use for the model; one who names none gets the first. Unset: the model as given.")})
     console: bool = field(default=True, metadata={"help": (
@@ -178,7 +189,8 @@ class ServeSettings:
         for name in ("shutdown_timeout", "drain_delay"):
             if not 0 <= getattr(self, name) <= 86400:
                 found.append(f"{flag(name)}: {getattr(self, name)} is not in 0..86400 seconds")
-        found += self._limit_problems() + self._tls_problems()
+        found += self._limit_problems() + self._tls_problems() + cors.problems(
+            self.allowed_origins, self.allowed_methods, self.allowed_headers, credentials=self.allow_credentials)
         if self.max_body_bytes < 1024:
             found.append(f"--max-body-bytes: {self.max_body_bytes} is less than 1024")
         if self.root_path and not self.root_path.startswith("/"):

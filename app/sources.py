@@ -12,13 +12,13 @@ from typing import Any
 
 from quire.app import otlp_endpoint, strict_yaml
 from quire.app.keys.sources import key_sources
-from quire.app.options import OPTIONS, parse, shown, unknown, variable
+from quire.app.options import OPTIONS, as_json_list, parse, shown, unknown, variable
 from quire.app.settings import ServeSettings, flag
 from quire.app.variables import is_kubernetes_port, mistyped
 from quire.app.vllm_flags import meant
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError
-from quire.engine.frontend.vllm_arguments import AS_IF_UNSET, OTHER_NAMES, VLLM_ARGUMENTS, Foreign
+from quire.engine.frontend.vllm_arguments import AS_IF_UNSET, NEGATED, OTHER_NAMES, VLLM_ARGUMENTS, Foreign
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def load(flags: dict[str, Any], environment: Mapping[str, str], problems: list[s
              + [(name, raw, flag(name)) for name, raw in flags.items()])
     warnings: list[str] = []
     for written, raw, source in given:  # weakest first: a later one takes its place
-        name = OTHER_NAMES.get(written, written)
+        name = NEGATED.get(written) or OTHER_NAMES.get(written, written)
         if name in VLLM_ARGUMENTS:
             _judge(VLLM_ARGUMENTS[name], source, raw, problems, warnings)
             continue
@@ -52,7 +52,8 @@ def load(flags: dict[str, Any], environment: Mapping[str, str], problems: list[s
             values.pop(name, None)
             continue
         try:
-            values[name] = parse(raw, OPTIONS[name].type)
+            value = parse(raw, OPTIONS[name].type)
+            values[name] = not value if written in NEGATED else value
             sources[name] = source
         except ValueError as error:
             problems.append(f"{source}: {error}")
@@ -91,7 +92,12 @@ def _from_environment(environment: Mapping[str, str],
     for name, option in OPTIONS.items():
         raw = environment.get(variable(name))
         if raw is not None and not is_kubernetes_port(variable(name), raw):
-            yield name, raw.split(",") if option.type == list[str] else raw, variable(name)
+            yield name, _listed(raw) if option.type == list[str] else raw, variable(name)
+
+
+def _listed(raw: str) -> list[str]:
+    found = as_json_list(raw)
+    return raw.split(",") if found is None else found
 
 
 def _from_file(path: str | None, problems: list[str]) -> Iterator[tuple[str, Any, str]]:
@@ -109,7 +115,7 @@ def _from_file(path: str | None, problems: list[str]) -> Iterator[tuple[str, Any
     spellings: dict[str, str] = {}
     for key, value in (content or {}).items():
         name = str(key).replace("-", "_")
-        if OTHER_NAMES.get(name, name) not in OPTIONS and name not in VLLM_ARGUMENTS:
+        if not any(name in known for known in (OPTIONS, OTHER_NAMES, NEGATED, VLLM_ARGUMENTS)):
             problems.append(f"{path}: {unknown(str(key), OPTIONS)}")
         elif name in spellings:
             problems.append(f"{path}: {key} is {spellings[name]}, which is there too; keep one of them")

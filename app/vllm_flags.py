@@ -11,12 +11,12 @@ import re
 from typing import Any
 
 from quire.app.settings import flag
-from quire.engine.frontend.vllm_arguments import OTHER_NAMES, VLLM_ARGUMENTS
+from quire.engine.frontend.vllm_arguments import NEGATED, OTHER_NAMES, VLLM_ARGUMENTS
 
 _DOTTED = re.compile(r"(--?[\w-]+)\.([\w.-]+)")  # --compilation-config.mode, -cc.mode
 _PROGRAM = re.compile(r"((vllm|quire) serve|python3? -m (vllm\.entrypoints\.(openai\.)?api_server|quire serve))(?= |$)")
 SWITCHES = [flag(name) for name, row in VLLM_ARGUMENTS.items() if row.takes == "switch"] + [
-    "--disable-uvicorn-access-log"]
+    "--disable-uvicorn-access-log", *map(flag, NEGATED)]
 
 
 def without_program(argv: list[str]) -> list[str]:
@@ -45,7 +45,7 @@ def spelled(argv: list[str]) -> list[str]:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Those that Quire does not have, or under another name: understood, and left out of the help."""
-    for written in OTHER_NAMES:
+    for written in (*OTHER_NAMES, *NEGATED):
         _add(parser, written, "switch" if flag(written) in SWITCHES else "value", "")
     for name, row in VLLM_ARGUMENTS.items():
         _add(parser, name, row.takes, row.short)

@@ -87,6 +87,7 @@ def test_a_wheel_has_one_import_name_and_all_that_is_ours(tmp_path: Path) -> Non
     files = {str(path.relative_to(ROOT)) for name in PACKAGES for kind in ("*.py", "*.css")
              for path in (ROOT / name).rglob(kind)}
     files |= {str(path.relative_to(ROOT)) for path in (ROOT / "app" / "console").iterdir()}
+    files |= {str(path.relative_to(ROOT)) for path in (ROOT / "app" / "docs_page").rglob("*") if path.is_file()}
     assert {f"quire/{name}" for name in files} <= set(names)
     code = f"""
 import sys, importlib.util

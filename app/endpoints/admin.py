@@ -5,7 +5,7 @@ Who may come here is the middleware's matter. Changes are requests to all worker
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import structlog
@@ -16,9 +16,12 @@ from quire import __version__
 from quire.app.errors import ApiError
 from quire.app.keys.key import NEVER, Key
 from quire.app.middleware.auth import no_audit
+from quire.app.openapi.operation import NAMES_PORT, READS_BODY, operation
 from quire.app.options import shown
 from quire.app.reload import request_reload, requested
 from quire.app.schemas.body import read_body
+from quire.app.schemas.described import one_of
+from quire.app.schemas.states import Keys, Requested, Status
 from quire.app.service import Service, key_of, record_of, service_of
 from quire.app.telemetry.audit import AuditError
 from quire.engine.logs import LEVELS
@@ -31,9 +34,10 @@ log = structlog.get_logger(__name__)
 
 
 class LogLevel(msgspec.Struct, frozen=True):
-    level: str
+    level: Annotated[str, one_of(*LEVELS)]
 
 
+@operation("Show what the server is doing", "operation", gives=Status, refuses=NAMES_PORT)
 async def status(request: Request) -> Response:
     service = service_of(request)
     engine, settings = service.engine, service.settings
@@ -51,11 +55,13 @@ async def status(request: Request) -> Response:
     })
 
 
+@operation("List the keys, without their secrets", "operation", gives=Keys, refuses=NAMES_PORT)
 async def keys(request: Request) -> Response:
     """Names, limits and times; what would help to guess or check a secret is not among it."""
     return _json(200, {"keys": [_described(key) for key in service_of(request).keys.keys]})
 
 
+@operation("Read keys and certificates again", "operation", gives=Requested, status=202, refuses=NAMES_PORT)
 async def reload(request: Request) -> Response:
     service = service_of(request)
     _audited(request, "reload")
@@ -63,6 +69,8 @@ async def reload(request: Request) -> Response:
     return _json(202, {"status": "requested"})
 
 
+@operation("Change the log level", "operation", takes=LogLevel, gives=Requested, status=202,
+           refuses=READS_BODY | NAMES_PORT, example={"level": "debug"})
 async def log_level(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, LogLevel)

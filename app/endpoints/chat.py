@@ -16,10 +16,12 @@ from quire.app.exchange import Exchange
 from quire.app.json_pieces import all_as_raw
 from quire.app.logprobs import chat_logprobs, prompt_logprobs
 from quire.app.middleware.body_limit import body_was_read
+from quire.app.openapi.operation import EVENTS, GENERATES, operation
 from quire.app.replies.choice import Choice, Whole
 from quire.app.replies.pieces import Arguments, Call, Content, Piece, Reasoning
 from quire.app.schemas.body import read_body, unknown_of
 from quire.app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
+from quire.app.schemas.chunk import ChatChunk
 from quire.app.schemas.tool_calls import Function, ToolCall
 from quire.app.schemas.tools import ToolChoice, checked_choice
 from quire.app.schemas.unknown import UnknownFields
@@ -34,6 +36,8 @@ _LONG_CONVERSATION = 4000  # weight, beyond which rendering leaves the event loo
 _encode = msgspec.json.encode
 
 
+@operation("Answer a conversation", "generation", takes=ChatRequest, gives=ChatReply, other_media={EVENTS: ChatChunk},
+           refuses=GENERATES, example={"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 50})
 async def chat_completions(request: Request) -> Response:
     service, record = service_of(request), record_of(request)
     exchange = Exchange(request)

@@ -15,7 +15,9 @@ from quire.app.exchange import Exchange
 from quire.app.json_pieces import all_as_raw
 from quire.app.logprobs import LegacyLogprobs, prompt_logprobs
 from quire.app.middleware.body_limit import body_was_read
+from quire.app.openapi.operation import EVENTS, GENERATES, operation
 from quire.app.schemas.body import by_size, read_body
+from quire.app.schemas.chunk import CompletionChunk
 from quire.app.schemas.completions import (
     DEFAULT_MAX_TOKENS,
     CompletionChoice,
@@ -34,6 +36,8 @@ from quire.engine.sampling_params import SamplingParams
 _encode = msgspec.json.encode
 
 
+@operation("Continue texts", "generation", takes=CompletionRequest, gives=CompletionReply,
+           other_media={EVENTS: CompletionChunk}, refuses=GENERATES, example={"prompt": "The sky is"})
 async def completions(request: Request) -> Response:
     service, record = service_of(request), record_of(request)
     exchange = Exchange(request)

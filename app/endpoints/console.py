@@ -6,12 +6,14 @@ key that a person types into it. No other path leads to a file, and the files ar
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
+
+from quire.app.etag import Page
+from quire.app.openapi.operation import operation
 
 _DIRECTORY = Path(__file__).parents[1] / "console"
 _SCRIPTS = ("api", "chat", "dom", "main", "markdown", "metrics", "plot", "poll", "server", "snippets", "sse", "state")
@@ -31,23 +33,18 @@ _POLICY = "; ".join((
     "require-trusted-types-for 'script'", "trusted-types 'none'"))
 _HEADERS = {
     "content-security-policy": _POLICY,
-    "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-cache",  # asked for again by its tag: files of two versions never meet
 }
 
 
+@operation("A part of the console", "documents", is_listed=False)
 async def file(request: Request) -> Response:
     path = request.scope["path"]
     if path == "/" and not request.scope.get("raw_path", b"/").endswith(b"/"):
         return _with_slash(request)
-    content, tag, media_type = _read(path)
-    headers = _HEADERS | {"etag": tag}
-    if tag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    return Response(content, headers=headers, media_type=media_type)
+    return _page(path).reply(request, _HEADERS)
 
 
 def _with_slash(request: Request) -> Response:
@@ -57,8 +54,6 @@ def _with_slash(request: Request) -> Response:
 
 
 @cache
-def _read(path: str) -> tuple[bytes, str, str]:
-    """Content, entity tag and media type."""
+def _page(path: str) -> Page:
     name, media_type = FILES[path]
-    content = (_DIRECTORY / name).read_bytes()
-    return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"', media_type
+    return Page.of((_DIRECTORY / name).read_bytes(), media_type)

@@ -17,6 +17,7 @@ from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
 from quire.app.json_pieces import as_raw
 from quire.app.middleware.body_limit import body_was_read
+from quire.app.openapi.operation import GENERATES, operation
 from quire.app.schemas.body import by_size, read_body
 from quire.app.schemas.embeddings import EmbeddingObject, EmbeddingReply, EmbeddingRequest, EmbeddingUsage
 from quire.app.service import record_of, service_of
@@ -24,6 +25,8 @@ from quire.app.telemetry.record import Asked
 from quire.engine.errors import InvalidRequestError
 
 
+@operation("Embed texts", "embeddings", takes=EmbeddingRequest, gives=EmbeddingReply, refuses=GENERATES,
+           example={"input": "The sky is blue."})
 async def embeddings(request: Request) -> Response:
     service, record = service_of(request), record_of(request)
     exchange = Exchange(request)

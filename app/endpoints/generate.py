@@ -14,6 +14,7 @@ from quire.app.background import in_background
 from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
 from quire.app.middleware.body_limit import body_was_read
+from quire.app.openapi.operation import GENERATES, LINES, operation
 from quire.app.schemas.body import by_size, read_body
 from quire.app.schemas.completions import DEFAULT_MAX_TOKENS
 from quire.app.schemas.generate import GenerateReply, GenerateRequest
@@ -27,6 +28,8 @@ _GROWTH = 1024
 _encode = msgspec.json.encode
 
 
+@operation("Continue a text, as vLLM's first server did", "generation", takes=GenerateRequest, gives=GenerateReply,
+           other_media={LINES: GenerateReply}, refuses=GENERATES, example={"prompt": "The sky is"})
 async def generate(request: Request) -> Response:
     service, record = service_of(request), record_of(request)
     exchange = Exchange(request)

@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire import __version__
+from quire.app.openapi.operation import operation
+from quire.app.schemas.states import Alive, Hung, NotReady, Ready, Started, Version
 from quire.app.service import Service, service_of
 from quire.engine.heartbeat import OVERDUE_S
 
@@ -20,16 +22,19 @@ def _json(status: int, body: dict[str, object], headers: dict[str, str] | None =
     return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
+@operation("Is the server alive?", "health", gives=Alive, other_replies={503: Hung})
 async def livez(request: Request) -> Response:
     return _hung(service_of(request)) or _json(200, {"status": "ok"})
 
 
+@operation("Was the model ever loaded?", "health", gives=Started, other_replies={503: NotReady})
 async def startupz(request: Request) -> Response:
     service = service_of(request)
     engine = service.connected_engine
     return _json(200, {"status": "started"}) if engine and engine.info is not None else _not_ready(service)
 
 
+@operation("Are requests served?", "health", gives=Ready, other_replies={503: NotReady})
 async def readyz(request: Request) -> Response:
     service = service_of(request)
     if service.in_flight.draining:
@@ -67,5 +72,6 @@ def _loading(status: str, phase: str, fraction: float, eta_s: float | None, more
                        "eta_s": None if eta_s is None else round(eta_s, 1)} | more, {"retry-after": "2"})
 
 
+@operation("Show the version", "health", gives=Version)
 async def version(request: Request) -> Response:
     return _json(200, {"version": __version__})

@@ -7,11 +7,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire.app.openapi.operation import operation
 from quire.app.service import service_of
 
 
+class Load(msgspec.Struct):
+    server_load: int
+
+
+@operation("How many requests are being answered", "health", gives=Load)
 async def load(request: Request) -> Response:
     """`server_load`, as vLLM calls it: all workers' requests, without probes, scrapes and this path's own."""
     # Reads a file of every worker: not on the event loop.
     num_requests = await run_in_threadpool(service_of(request).metrics.num_in_flight)
-    return Response(msgspec.json.encode({"server_load": num_requests}), media_type="application/json")
+    return Response(msgspec.json.encode(Load(num_requests)), media_type="application/json")

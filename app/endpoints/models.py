@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.app.errors import ApiError
+from quire.app.openapi.operation import NAMES_MODEL, operation
 from quire.app.schemas.models import ModelCard, ModelList, model_card
 from quire.app.service import Service, key_of, service_of
 
@@ -32,11 +33,13 @@ def _names(request: Request) -> list[str]:
     return [name for name in service_of(request).settings.serve.model_names if key.may_use(name)]
 
 
+@operation("List the models", "models", gives=ModelList)
 async def list_models(request: Request) -> Response:
     service = service_of(request)
     return _json(ModelList([_card(service, name) for name in _names(request)]))
 
 
+@operation("Show a model", "models", gives=ModelCard, refuses=NAMES_MODEL)
 async def show_model(request: Request) -> Response:
     return _json(_card(service_of(request), check_model(request, request.path_params["model"])))
 

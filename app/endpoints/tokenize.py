@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from quire.app.endpoints.models import check_model
 from quire.app.errors import ApiError
+from quire.app.openapi.operation import NAMES_MODEL, READS_BODY, operation
 from quire.app.schemas.body import AtMost, read_body, unknown_of
 from quire.app.schemas.chat import ChatRequest, RawMessages
 from quire.app.schemas.sampling import check_at_most
@@ -36,11 +37,24 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_token_strs: bool = False
 
 
+class TokenizeReply(msgspec.Struct):
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     tokens: list[int]
 
 
+class DetokenizeReply(msgspec.Struct):
+    prompt: str
+
+
+@operation("Turn a text or a conversation into token ids", "tokens", takes=TokenizeRequest, gives=TokenizeReply,
+           refuses=READS_BODY | NAMES_MODEL, example={"prompt": "The sky is blue."})
 async def tokenize(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, TokenizeRequest, AtMost(
@@ -73,10 +87,11 @@ def _tokenized(service: Service, body: TokenizeRequest, unknown: UnknownFields) 
                        "parts.", "prompt" if body.messages is None else "messages")
     texts = [tokenizer.token_text(id) for id in tokens] if body.return_token_strs else None
     info = service.engine.info
-    return msgspec.json.encode({"count": len(tokens), "max_model_len": info.max_model_len if info else None,
-                                "tokens": tokens, "token_strs": texts})
+    return msgspec.json.encode(TokenizeReply(len(tokens), info.max_model_len if info else None, tokens, texts))
 
 
+@operation("Turn token ids into a text", "tokens", takes=DetokenizeRequest, gives=DetokenizeReply,
+           refuses=READS_BODY | NAMES_MODEL, example={"tokens": [504, 6376, 314]})
 async def detokenize(request: Request) -> Response:
     service = service_of(request)
     most = _most_tokens(service)
@@ -92,7 +107,7 @@ def _detokenized(service: Service, tokens: list[int]) -> bytes:
     size = max(service.tokenizer.vocab_size, info.vocab_size if info else 0)
     if not all(0 <= id < size for id in tokens):
         raise ApiError(400, f"tokens must hold ids from 0 to {size - 1}.", "tokens")
-    return msgspec.json.encode({"prompt": service.tokenizer.decode(tokens, skip_special_tokens=False)})
+    return msgspec.json.encode(DetokenizeReply(service.tokenizer.decode(tokens, skip_special_tokens=False)))
 
 
 def _most_tokens(service: Service) -> int:

@@ -1,7 +1,7 @@
-"""The outermost middleware: gives a request its id and record, answers what nothing else did, and at its end hands the
-record to log, metrics and trace.
+"""Gives a request its id and record, and at its end hands the record to log, metrics and trace.
 
-A client's x-request-id is kept where it is harmless, and echoed; otherwise one is drawn.
+A client's x-request-id is kept where it is harmless, and echoed; otherwise one is drawn. Further in,
+`quire.app.middleware.refusals` turns exceptions into replies.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from quire.app.errors import ApiError, as_api_error, error_response
-from quire.app.in_flight import CLIENT_GONE
 from quire.app.schemas.unknown import warning
 from quire.app.telemetry.logging import log_request
 from quire.app.telemetry.record import Content, RequestRecord
@@ -26,8 +23,6 @@ from quire.app.telemetry.record import Content, RequestRecord
 if TYPE_CHECKING:
     from quire.app.service import Service
     from quire.app.telemetry.tracing import RequestTrace
-
-log = structlog.get_logger(__name__)
 
 _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -76,7 +71,7 @@ class RequestLogMiddleware:
             await send(message)
 
         try:
-            await self._answer(record, scope, receive, send_with_id)
+            await self._app(scope, receive, send_with_id)
         finally:
             record.ended = time.perf_counter()
             self._metrics.request_ended(record, handler)
@@ -86,17 +81,6 @@ class RequestLogMiddleware:
                 self._metrics.http_in_flight.dec()
                 if self._access_log:
                     log_request(record)
-
-    async def _answer(self, record: RequestRecord, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._app(scope, receive, send)
-        except ClientDisconnect:
-            record.status, record.aborted = CLIENT_GONE, "disconnect"
-        except Exception as error:
-            if not isinstance(error, ApiError):
-                log.exception("request failed", request_id=record.request_id)
-            if record.status == 0:
-                await error_response(as_api_error(error), record)(scope, receive, send)
 
     def _record(self, scope: Scope, headers: Headers) -> RequestRecord:
         given = headers.get("x-request-id", "")

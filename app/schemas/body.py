@@ -20,6 +20,7 @@ from starlette.requests import Request
 
 from quire.app.background import in_background
 from quire.app.errors import ApiError
+from quire.app.schemas.described import is_raw
 from quire.app.schemas.structure import SMALL_BYTES, check_structure
 from quire.app.schemas.unknown import OF_CLIENTS, UnknownFields, elsewhere
 from quire.app.service import record_of, service_of
@@ -171,7 +172,7 @@ def _split(raw: bytes) -> dict[str, msgspec.Raw]:
 @cache
 def _decoders(schema: type[msgspec.Struct]) -> dict[str, msgspec.json.Decoder[Any] | None]:
     """By field; None for one whose JSON the schema reads itself."""
-    return {field.name: None if field.type is msgspec.Raw else msgspec.json.Decoder(field.type, float_hook=float)
+    return {field.name: None if is_raw(field.type) else msgspec.json.Decoder(field.type, float_hook=float)
             for field in msgspec.structs.fields(schema)}
 
 

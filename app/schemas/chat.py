@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from quire.app.errors import ApiError
 from quire.app.schemas.body import decode_field
+from quire.app.schemas.described import json_of
+from quire.app.schemas.message_form import ConversationMessage
+from quire.app.schemas.prompt_logprobs import ToldOfPrompt
 from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens
 from quire.app.schemas.tool_calls import SentCall, ToolCall
 from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES, UnknownFields
@@ -39,7 +42,7 @@ _MOST_NOTHING_BYTES = 20
 
 _CALLS = msgspec.json.Decoder(list[SentCall])
 # In JSON but for their names: a message may hold what nobody reads, and that is passed over without being decoded.
-RawMessages = list[dict[str, msgspec.Raw]]
+RawMessages = Annotated[list[dict[str, msgspec.Raw]], json_of(list[ConversationMessage])]
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -247,7 +250,7 @@ class ChatLogprob(msgspec.Struct):
 
 
 class ChatLogprobs(msgspec.Struct):
-    content: list[msgspec.Raw]  # of ChatLogprob
+    content: list[Annotated[msgspec.Raw, json_of(ChatLogprob)]]
     refusal: None = None
 
 
@@ -273,8 +276,8 @@ class ChatReply(msgspec.Struct, kw_only=True):
     object: str = "chat.completion"
     created: int
     model: str
-    choices: list[msgspec.Raw]  # of ChatChoice
+    choices: list[Annotated[msgspec.Raw, json_of(ChatChoice)]]
     usage: Usage
     service_tier: None = None
     system_fingerprint: None = None
-    prompt_logprobs: list[msgspec.Raw] | None = None  # as in CompletionChoice
+    prompt_logprobs: ToldOfPrompt | None = None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from quire.app.errors import ApiError
-from quire.app.schemas.prompts import prompts_of
+from quire.app.schemas.described import json_of
+from quire.app.schemas.prompt_logprobs import ToldOfPrompt
+from quire.app.schemas.prompts import PROMPTS, prompts_of
 from quire.app.schemas.sampling import GenerationRequest, check_logprobs, check_max_tokens
 from quire.app.schemas.usage import Usage
 from quire.app.settings import ServeSettings
@@ -16,7 +20,7 @@ _CHARACTERS_OF_AN_ID = 4
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    prompt: msgspec.Raw  # text, a list of texts, token ids, or a list of lists of them: see `prompts`
+    prompt: Annotated[msgspec.Raw, PROMPTS]  # see `prompts`
     echo: bool = False
     logprobs: int | bool | None = None
 
@@ -61,13 +65,8 @@ class CompletionLogprobs(msgspec.Struct):
     text_offset: list[int]
     token_logprobs: list[float | None]  # null of a prompt's first token, which nothing comes before
     tokens: list[str]
-    top_logprobs: list[msgspec.Raw]  # of each token an object: text to logprob
-
-
-class PromptLogprob(msgspec.Struct):
-    logprob: float
-    rank: int
-    decoded_token: str
+    # Of each token: text to logprob.
+    top_logprobs: list[Annotated[msgspec.Raw, json_of(dict[str, float] | None)]]
 
 
 class CompletionChoice(msgspec.Struct):
@@ -76,7 +75,7 @@ class CompletionChoice(msgspec.Struct):
     logprobs: CompletionLogprobs | None
     finish_reason: str
     stop_reason: int | str | None
-    prompt_logprobs: list[msgspec.Raw] | None = None  # of each token an object: id to a PromptLogprob
+    prompt_logprobs: ToldOfPrompt | None = None
 
 
 class CompletionReply(msgspec.Struct, kw_only=True):
@@ -84,7 +83,7 @@ class CompletionReply(msgspec.Struct, kw_only=True):
     object: str = "text_completion"
     created: int
     model: str
-    choices: list[msgspec.Raw]  # of CompletionChoice
+    choices: list[Annotated[msgspec.Raw, json_of(CompletionChoice)]]
     usage: Usage
     service_tier: None = None
     system_fingerprint: None = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from quire.app.errors import ApiError
-from quire.app.schemas.prompts import prompts_of
+from quire.app.schemas.described import json_of, one_of
+from quire.app.schemas.prompts import PROMPTS, prompts_of
 from quire.app.schemas.sampling import check_place
 from quire.engine.arguments import shown
 from quire.engine.pooling_params import PoolingParams
@@ -14,9 +17,9 @@ _CHOICES = {"encoding_format": ("float", "base64"), "embed_dtype": ("float32",),
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    input: msgspec.Raw  # text, a list of texts, token ids, or a list of lists of them: see `inputs`
+    input: Annotated[msgspec.Raw, PROMPTS]  # see `inputs`
     model: str | None = None
-    encoding_format: str = "float"
+    encoding_format: Annotated[str, one_of(*_CHOICES["encoding_format"])] = "float"
     dimensions: int | None = None
     use_activation: bool | None = None
     normalize: bool | None = None
@@ -26,8 +29,8 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: str = ""
     # What vLLM takes beside; of each, the form that base64 has anyway.
-    embed_dtype: str = "float32"
-    endianness: str = "native"
+    embed_dtype: Annotated[str, one_of(*_CHOICES["embed_dtype"])] = "float32"
+    endianness: Annotated[str, one_of(*_CHOICES["endianness"])] = "native"
 
     def pooling_params(self) -> PoolingParams:
         """Raises ApiError, InvalidRequestError for what can be seen to be wrong without the model."""
@@ -65,5 +68,5 @@ class EmbeddingReply(msgspec.Struct, kw_only=True):
     object: str = "list"
     created: int
     model: str
-    data: list[msgspec.Raw]  # of EmbeddingObject
+    data: list[Annotated[msgspec.Raw, json_of(EmbeddingObject)]]
     usage: EmbeddingUsage

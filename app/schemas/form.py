@@ -4,11 +4,13 @@ older names.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from quire.app.errors import ApiError
+from quire.app.schemas.described import json_of
+from quire.app.schemas.response_format import ResponseFormat, StructuredOutputs
 from quire.engine.arguments import shown
 from quire.engine.structured_outputs import FIELDS, StructuredOutputsParams
 
@@ -18,8 +20,8 @@ _TYPES = ("text", "json_object", "json_schema", "structural_tag")
 class FormFields(msgspec.Struct, frozen=True, kw_only=True):
     """None everywhere means "not given"."""
 
-    response_format: dict[str, Any] | None = None
-    structured_outputs: dict[str, Any] | None = None
+    response_format: Annotated[dict[str, Any], json_of(ResponseFormat)] | None = None
+    structured_outputs: Annotated[dict[str, Any], json_of(StructuredOutputs)] | None = None
     guided_json: str | dict[str, Any] | bool | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None

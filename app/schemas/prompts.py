@@ -17,6 +17,11 @@ from quire.app.schemas.sampling import check_at_most
 from quire.engine.errors import context_length_error
 from quire.engine.frontend.prompts import check_json
 
+_IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+# Which texts and lists may be mixed; msgspec has no type for it.
+PROMPTS = msgspec.Meta(extra_json_schema={"anyOf": [{"type": "string"}, _IDS, {
+    "type": "array", "items": {"anyOf": [{"type": "string"}, _IDS]}, "minItems": 1}]})
+
 _MOST_ID_BYTES = 64  # in JSON, white space included
 _TOKEN_IDS = re.compile(rb"\[\s*-?\d")  # how a list of them begins
 _PROMPTS = msgspec.json.Decoder(str | list[msgspec.Raw])

@@ -5,16 +5,17 @@ A client's value wins over the model's own default (generation_config.json), whi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from quire.app.errors import ApiError
+from quire.app.schemas.described import within
 from quire.app.schemas.form import FormFields
 from quire.app.settings import ServeSettings
 from quire.engine.arguments import shown
 from quire.engine.frontend.submission import MAX_BAD_WORDS
-from quire.engine.sampling_params import RequestOutputKind, SamplingParams
+from quire.engine.sampling_params import MAX_LENGTH_PENALTY, MAX_REPETITION, RequestOutputKind, SamplingParams
 
 _PASSED_ON = (
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
@@ -71,35 +72,35 @@ class GenerationRequest(FormFields, frozen=True, kw_only=True):
     """None everywhere means "not given"."""
 
     model: str | None = None
-    n: int | None = None
-    best_of: int | None = None
+    n: Annotated[int, within(1)] | None = None
+    best_of: Annotated[int, within(1)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     use_beam_search: bool | None = None
-    length_penalty: float | None = None
+    length_penalty: Annotated[float, within(-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)] | None = None
     early_stopping: bool | str | None = None
     length_counts_prompt: bool | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
+    max_tokens: Annotated[int, within(0)] | None = None
+    min_tokens: Annotated[int, within(0)] | None = None
+    temperature: Annotated[float, within(0, 2)] | None = None
+    top_p: Annotated[float, within(above=0, high=1)] | None = None
+    top_k: Annotated[int, within(-1, 2**31 - 1)] | None = None
+    min_p: Annotated[float, within(0, 1)] | None = None
+    seed: Annotated[int, within(-(2**63), 2**63 - 1)] | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
+    presence_penalty: Annotated[float, within(-2, 2)] | None = None
+    frequency_penalty: Annotated[float, within(-2, 2)] | None = None
+    repetition_penalty: Annotated[float, within(1 / MAX_REPETITION, MAX_REPETITION)] | None = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
-    prompt_logprobs: int | None = None
+    prompt_logprobs: Annotated[int, within(0)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    priority: int = 0
+    priority: Annotated[int, within(-(2**31), 2**31 - 1)] = 0
     cache_salt: str = ""
     add_special_tokens: bool | None = None
 

@@ -21,6 +21,8 @@ OTHER_NAMES = {
     "h11_max_incomplete_event_size": "max_header_bytes",
     "h11_max_header_count": "max_headers",
 }
+# Switches of vLLM's that turn off what Quire's of this name turns on.
+NEGATED = {"disable_fastapi_docs": "docs"}
 
 # Values of arguments that Quire has too, by which vLLM means the same as leaving them out.
 AS_IF_UNSET: dict[str, tuple[Any, ...]] = {"max_model_len": (-1, "-1", "auto"),
@@ -83,7 +85,6 @@ _NO_OFFLOAD = "weights and KV cache stay on the device; take a smaller model, --
 _NO_TRANSFER = "KV cache and weights are not handed between servers"
 _NO_MULTI_NODE = ("several machines are joined by Ray: --distributed-executor-backend ray with --tensor-parallel-size "
                   "or --pipeline-parallel-size; for more engines start more servers")
-_NO_CORS = "Quire sends no CORS headers; let a proxy in front set them"
 _ONE_BACKEND = "Quire chooses its own kernels, by device and shapes"
 _GRAPHS = "nothing is compiled by torch, and the CUDA graphs choose their own sizes; --enforce-eager turns them off"
 _PLUGINS = "Quire loads no code from outside"
@@ -266,10 +267,6 @@ _SERVER: dict[str, Foreign] = {
                                                         False),
     "headless": _no_switch(_NO_MULTI_NODE),
     "grpc": _no_switch("Quire speaks HTTP only"),
-    "allowed_origins": _no(_NO_CORS, []),
-    "allowed_methods": _idle(_NO_CORS, ["*"]),
-    "allowed_headers": _idle(_NO_CORS, ["*"]),
-    "allow_credentials": _no_switch(_NO_CORS),
     "middleware": Foreign(_PLUGINS, ([],), takes="values"),
     "enable_ssl_refresh": _idle_switch("certificates are always read again when they change", True, False),
     "enable_server_load_tracking": _idle_switch(_METRICS, False),
@@ -282,7 +279,7 @@ _SERVER: dict[str, Foreign] = {
     "enable_log_outputs": _idle_switch(_ONE_LINE, False),
     "enable_log_deltas": _idle_switch(_ONE_LINE, True, False),
     "max_log_len": _idle(_ONE_LINE),
-    "disable_fastapi_docs": _idle_switch("there are no such pages", True, False),
+    "enable_offline_docs": _idle_switch("/docs never asks other hosts for anything", True, False),
     "uvicorn_log_level": _idle("--log-level sets it for all of the server", "info"),
     "disable_access_log_for_endpoints": _idle("probes and scrapes leave no line; --disable-access-log drops all"),
     "log_config_file": _no("logs are JSON lines on standard error; --log-level sets how many"),

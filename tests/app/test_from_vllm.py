@@ -17,7 +17,7 @@ from quire.app.options import OPTIONS
 from quire.app.settings import flag
 from quire.engine.errors import ConfigError
 from quire.engine.frontend.unsupported import asked_for
-from quire.engine.frontend.vllm_arguments import OTHER_NAMES, VLLM_ARGUMENTS, Foreign
+from quire.engine.frontend.vllm_arguments import NEGATED, OTHER_NAMES, VLLM_ARGUMENTS, Foreign
 
 BOTH = (True, False)
 PAGE = Path(__file__).parents[2] / "docs" / "from-vllm.md"
@@ -40,6 +40,7 @@ def becomes(row: Foreign) -> str:
 
 def rows() -> list[str]:
     lines = [f"| `{flag(name)}` | `{flag(ours)}` | the same thing |" for name, ours in OTHER_NAMES.items()]
+    lines += [f"| `{flag(name)}` | `{flag(f'no_{ours}')}` | the same thing |" for name, ours in NEGATED.items()]
     for name, row in VLLM_ARGUMENTS.items():
         short = f", `{row.short}`" if row.short else ""
         lines.append(f"| `{flag(name)}`{short} | {becomes(row)} | {row.says} |")
@@ -130,8 +131,7 @@ def test_a_command_line_of_vllms_is_understood(line: str) -> None:
     ("MODEL -q awq", ["--quantization"]), ("MODEL -sc.method=ngram", ["--speculative-config"]),
     ("MODEL --enable-lora --lora-modules a=/a b=/b", ["--enable-lora", "--lora-modules"]),
     ("MODEL --nnodes 2 --node-rank 1 --headless", ["--nnodes", "--node-rank", "--headless"]),
-    ("MODEL --task classify --runner draft", ["--task", "--runner"]),
-    ("MODEL --allowed-origins [\"*\"]", ["--allowed-origins"])])
+    ("MODEL --task classify --runner draft", ["--task", "--runner"])])
 def test_what_a_reply_would_miss_is_refused_by_name(line: str, refused: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings("serve", line.split())
@@ -139,11 +139,21 @@ def test_what_a_reply_would_miss_is_refused_by_name(line: str, refused: list[str
     assert all("is not supported by this version: " in problem for problem in caught.value.problems)
 
 
+def test_lists_in_json_and_switches_that_turn_off_are_understood() -> None:
+    line = 'MODEL --allowed-origins ["*"] --allowed-methods ["GET","POST"] --allowed-headers ["*"]'
+    serve = load_settings("serve", [*line.split(), "--disable-fastapi-docs"]).settings
+    assert (serve.allowed_origins, serve.allowed_methods, serve.allowed_headers) == (["*"], ["GET", "POST"], ["*"])
+    assert not serve.docs
+    assert load_settings("serve", ["MODEL", "--no-disable-fastapi-docs"]).settings.docs
+
+
 def test_a_settings_file_of_vllms_is_judged_by_the_same_table(tmp_path: Path) -> None:
     file = tmp_path / "vllm.yaml"
-    file.write_text("model: MODEL\nswap-space: 16\nenable-chunked-prefill: true\nmax-num-queued-reqs: 7\n")
+    file.write_text("model: MODEL\nswap-space: 16\nenable-chunked-prefill: true\nmax-num-queued-reqs: 7\n"
+                    "disable-fastapi-docs: true\nallowed-origins: ['https://a.example']\n")
     loaded = load_settings("serve", ["--config", str(file)])
     assert loaded.settings.engine.max_queued_requests == 7
+    assert (loaded.settings.docs, loaded.settings.allowed_origins) == (False, ["https://a.example"])
     assert [warning.split(" has no effect")[0] for warning in loaded.warnings] == [f"{file}: swap-space: 16"]
     file.write_text("quantization: awq\n")
     with pytest.raises(ConfigError, match="quantization: 'awq' is not supported by this version"):
