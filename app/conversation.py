@@ -4,7 +4,9 @@ tools and its form a grammar, and each sample of the reply gets the parser that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 from quire.app.background import in_background
@@ -12,6 +14,7 @@ from quire.app.exchange import Exchange
 from quire.app.replies.choice import Choice
 from quire.app.schemas.tools import ToolChoice
 from quire.app.service import Service
+from quire.engine.errors import InvalidRequestError
 from quire.engine.sampling_params import SamplingParams
 
 P = ParamSpec("P")
@@ -24,6 +27,18 @@ async def by_weight(weight: int, job: Callable[P, T], *args: P.args, **kwargs: P
     """What `job` makes of a conversation: in the background where that takes long. `weight`: the conversation's bytes
     in JSON, names at 20 each."""
     return await in_background(job, *args, **kwargs) if weight > _LONG_CONVERSATION else job(*args, **kwargs)
+
+
+@contextmanager
+def named_as_sent(max_tokens: str, conversation: str = "") -> Iterator[None]:
+    """What the engine says of max_tokens is about the field `max_tokens` of the request; what it says of prompt or
+    messages, about `conversation` where that has another name."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        sent = {"max_tokens": max_tokens} | ({"messages": conversation, "prompt": conversation} if conversation else {})
+        message = re.sub(r"\bmax_tokens\b", max_tokens, error.message)
+        raise InvalidRequestError(message, sent.get(error.param or "", error.param)) from None
 
 
 async def submit_conversation(service: Service, exchange: Exchange, messages: list[dict[str, Any]], choice: ToolChoice,

@@ -87,7 +87,8 @@ class Exchange:
                 raise ApiError(400, f"{num_prompts} prompts count as {num_prompts} requests, and the key {key.name!r} "
                                     f"may have {limit} {what}. Send at most {limit} prompts at a time.", field)
 
-    def stream(self, frames: AsyncGenerator[bytes, None], kind: type[EventStream] = EventStream) -> EventStream:
+    def stream(self, frames: AsyncGenerator[bytes, None], kind: Callable[..., EventStream] = EventStream
+               ) -> EventStream:
         """The reply made of `frames`."""
         return kind(frames, self._running, headers=self.headers,
                     ping_interval_s=self._service.settings.serve.sse_ping_interval)

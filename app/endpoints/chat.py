@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.app.background import in_background
-from quire.app.conversation import by_weight, submit_conversation
+from quire.app.conversation import by_weight, named_as_sent, submit_conversation
 from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
 from quire.app.json_pieces import all_as_raw
@@ -27,7 +25,6 @@ from quire.app.schemas.usage import CompletionTokensDetails, Usage, UsageOfChunk
 from quire.app.service import Service, record_of, service_of
 from quire.app.sse import DONE
 from quire.app.telemetry.record import Asked
-from quire.engine.errors import InvalidRequestError
 from quire.engine.frontend.generation import SampleUpdate
 
 _encode = msgspec.json.encode
@@ -40,7 +37,7 @@ async def chat_completions(request: Request) -> Response:
     body.check(service.settings.serve)
     model = check_model(request, body.model)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    with _named_as_sent(body):
+    with named_as_sent(body.most_tokens_field):
         params = body.sampling_params(service.model_defaults, body.most_tokens, logprobs)
     record.asked = Asked("chat", model, body.stream, params, f"chatcmpl-{record.request_id}")
     choice = checked_choice(body.tools, body.tool_choice, several=body.parallel_tool_calls)
@@ -48,7 +45,7 @@ async def chat_completions(request: Request) -> Response:
     # The reply lives long, and would hold all of what was sent.
     body, weight = msgspec.structs.replace(body, messages=[], tools=None), body.weight
     body_was_read(request)
-    with _named_as_sent(body):
+    with named_as_sent(body.most_tokens_field):
         choices = await submit_conversation(
             service, exchange, messages, choice, params, variables=body.template_variables,
             add_generation_prompt=body.add_generation_prompt, priority=body.priority, cache_salt=body.cache_salt,
@@ -58,19 +55,6 @@ async def chat_completions(request: Request) -> Response:
     if body.stream:
         return exchange.stream(reply.frames())
     return Response(_encode(await reply.whole()), headers=exchange.headers, media_type="application/json")
-
-
-@contextmanager
-def _named_as_sent(body: ChatRequest) -> Iterator[None]:
-    """What the engine says of max_tokens is about max_completion_tokens where the client sent that."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        if body.max_completion_tokens is None:
-            raise
-        param = "max_completion_tokens" if error.param == "max_tokens" else error.param
-        message = re.sub(r"\bmax_tokens\b", "max_completion_tokens", error.message)
-        raise InvalidRequestError(message, param) from None
 
 
 class _Replies:
