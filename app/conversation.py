@@ -41,28 +41,33 @@ def named_as_sent(max_tokens: str, conversation: str = "") -> Iterator[None]:
         raise InvalidRequestError(message, sent.get(error.param or "", error.param)) from None
 
 
+def prompt_of(service: Service, messages: list[dict[str, Any]], choice: ToolChoice, *, variables: dict[str, Any],
+              add_generation_prompt: bool) -> str:
+    """The text of `messages`, which are as chat templates take them, with the tools. Raises InvalidRequestError."""
+    told = service.reply_style.conversation(messages, choice.tools)
+    return service.engine.chat_template.render(told, tools=choice.tools or None,
+                                               add_generation_prompt=add_generation_prompt, **variables)
+
+
 async def submit_conversation(service: Service, exchange: Exchange, messages: list[dict[str, Any]], choice: ToolChoice,
                               params: SamplingParams, *, variables: dict[str, Any], add_generation_prompt: bool,
-                              priority: int, cache_salt: str, add_special_tokens: bool, weight: int) -> list[Choice]:
+                              priority: int, cache_salt: str, add_special_tokens: bool, weight: int,
+                              clamp: bool = False) -> list[Choice]:
     """The choices of the reply to `messages`, which are as chat templates take them: one for each sample.
 
     `params` get the form of the whole reply in place of that of its content, and the tokens that parsers must see.
-    `variables` are the template's, `weight` is as in `by_weight`.
+    `variables` are the template's, `weight` is as in `by_weight`, `clamp` as in `Exchange.submit`.
 
     Raises:
         InvalidRequestError: the template refuses the messages, or the engine the request.
         ApiError: as Exchange.submit.
     """
-    template, style = service.engine.chat_template, service.reply_style
-
-    def render() -> str:
-        return template.render(style.conversation(messages, choice.tools), tools=choice.tools or None,
-                               add_generation_prompt=add_generation_prompt, **variables)
-
-    prompt = await by_weight(weight, render)
+    style = service.reply_style
+    prompt = await by_weight(weight, prompt_of, service, messages, choice, variables=variables,
+                             add_generation_prompt=add_generation_prompt)
     params.structured_outputs = style.wanted_form(choice, params.structured_outputs, prompt)
     params.shown_token_ids = style.shown_ids(choice, service.tokenizer)
     with service.naming_limits():
         await exchange.submit(prompt, params, priority=priority, cache_salt=cache_salt,
-                              add_special_tokens=add_special_tokens)
+                              add_special_tokens=add_special_tokens, clamp=clamp)
     return [Choice(style.parser(choice, prompt), choice) for _ in range(params.n)]

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from quire.app.endpoints import admin, chat, completions, embeddings, generate, health, metrics, models, tokenize
+from quire.app.endpoints import (
+    admin,
+    chat,
+    completions,
+    embeddings,
+    generate,
+    health,
+    messages,
+    metrics,
+    models,
+    tokenize,
+)
 
 ROUTES = [
     Route("/v1/chat/completions", chat.chat_completions, methods=["POST"]),
     Route("/v1/completions", completions.completions, methods=["POST"]),
     Route("/generate", generate.generate, methods=["POST"]),
     Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
+    Route("/v1/messages", messages.create_message, methods=["POST"]),
+    Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
     Route("/v1/models", models.list_models, methods=["GET"]),
     Route("/v1/models/{model:path}", models.show_model, methods=["GET"]),
     Route("/tokenize", tokenize.tokenize, methods=["POST"]),

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from quire.app.anthropic_errors import PATHS as ANTHROPIC_PATHS
 from quire.app.errors import ApiError, as_api_error, error_response
 from quire.app.in_flight import CLIENT_GONE
 from quire.app.schemas.unknown import warning
@@ -69,6 +70,8 @@ class RequestLogMiddleware:
                 record.status = message["status"]
                 reply_headers = MutableHeaders(scope=message)
                 reply_headers["x-request-id"] = record.request_id
+                if record.path in ANTHROPIC_PATHS:
+                    reply_headers["request-id"] = record.request_id
                 if record.ignored:
                     reply_headers["warning"] = warning(record.ignored)
                 if trace is not None:

@@ -93,7 +93,8 @@ async def test_an_unknown_path_is_told_those_that_there_are(client: httpx.AsyncC
     assert reply.status_code == 404
     message = reply.json()["error"]["message"]
     assert hint in message
-    assert "/v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /v1/models/{model}" in message
+    assert ("/v1/chat/completions, /v1/completions, /v1/embeddings, /v1/messages, /v1/messages/count_tokens, /v1/models, "
+            "/v1/models/{model}") in message
     assert "/admin" not in message
 
 

@@ -1,0 +1,21 @@
+"""The shape of errors on the paths of Anthropic's API: statuses are ours, the words theirs.
+
+Asked by `quire.app.errors`, whoever refused the request, and by the stream of an answer that fails midway.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+PATHS = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 408: "timeout_error",
+          413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
+
+
+def error_type(status: int) -> str:
+    return _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+
+
+def error_body(status: int, message: str, request_id: str = "") -> bytes:
+    body: dict[str, object] = {"type": "error", "error": {"type": error_type(status), "message": message}}
+    return msgspec.json.encode(body | ({"request_id": request_id} if request_id else {}))
