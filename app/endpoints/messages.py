@@ -18,11 +18,11 @@ from quire.app.errors import ApiError
 from quire.app.exchange import Exchange
 from quire.app.json_pieces import all_as_raw
 from quire.app.middleware.body_limit import body_was_read
-from quire.app.replies.blocks import BlockEvents, ShownThoughts, blocks_of, event
+from quire.app.replies.blocks import BlockEvents, blocks_of, event
 from quire.app.replies.choice import Choice
 from quire.app.replies.pieces import Call, Piece
 from quire.app.schemas.body import AtMost, read_body, unknown_of
-from quire.app.schemas.messages import CountRequest, MessageReply, MessagesRequest, MessageUsage
+from quire.app.schemas.messages import CountRequest, MessageReply, MessagesRequest, MessageUsage, ShownThoughts
 from quire.app.schemas.unknown import UnknownFields
 from quire.app.service import Service, record_of, service_of
 from quire.app.sse import EventStream
@@ -53,17 +53,18 @@ async def create_message(request: Request) -> Response:
     record.asked = Asked("chat", model, body.stream, params, f"msg_{record.request_id}")
     messages = await by_weight(body.weight, body.conversation, unknown, exchange.max_model_len)
     # The reply lives long, and would hold all of what was sent.
-    body, weight = msgspec.structs.replace(body, messages=[], system=msgspec.Raw(), tools=None), body.weight
+    is_streamed, max_tokens, shown, weight = body.stream, body.max_tokens, body.shown_thoughts, body.weight
+    del body
     body_was_read(request)
     with _named_as_sent():
-        [reply_choice] = await submit_conversation(
+        [of_reply] = await submit_conversation(
             service, exchange, messages, choice, params, variables=chat.template_variables, add_generation_prompt=True,
-            priority=body.priority, cache_salt=body.cache_salt, add_special_tokens=False, weight=weight,
+            priority=chat.priority, cache_salt=chat.cache_salt, add_special_tokens=False, weight=weight,
             clamp=True)  # agents ask for as much as a large model could give
     del messages  # as above
-    reply = _Reply(exchange, body, reply_choice, MessageReply(
-        id=f"msg_{record.request_id}", model=model, content=[], usage=MessageUsage(0, 0, 0)))
-    if body.stream:
+    begun = MessageReply(id=f"msg_{record.request_id}", model=model, content=[], usage=MessageUsage(0, 0, 0))
+    reply = _Reply(exchange, of_reply, begun, shown, max_tokens)
+    if is_streamed:
         return exchange.stream(reply.frames(), MessageStream)
     return Response(_encode(await reply.whole()), headers=exchange.headers, media_type="application/json")
 
@@ -112,19 +113,20 @@ class MessageStream(EventStream):
     ping = event("ping", b'{"type":"ping"}')
     done = b""
 
-    def error_frame(self, error: ApiError) -> bytes:
+    def failure(self, error: ApiError) -> bytes:
         return event("error", error_body(error.status, error.message))
 
 
 class _Reply:
     """The two forms of one reply, of which `begun` is what is known before it comes."""
 
-    def __init__(self, exchange: Exchange, body: MessagesRequest, choice: Choice, begun: MessageReply) -> None:
+    def __init__(self, exchange: Exchange, choice: Choice, begun: MessageReply, shown: ShownThoughts,
+                 max_tokens: int) -> None:
         self._exchange = exchange
-        self._max_tokens = body.max_tokens
         self._choice = choice
         self._message = begun
-        self._shown = ShownThoughts(body.shows_thinking, not body.omits_thinking)
+        self._shown = shown
+        self._max_tokens = max_tokens
         self._has_called = False
 
     async def whole(self) -> MessageReply:

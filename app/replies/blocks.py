@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import msgspec
 
 from quire.app.replies.pieces import Arguments, Call, Content, Piece, Reasoning
 from quire.app.schemas.blocks import TOOL_ID
+from quire.app.schemas.messages import ShownThoughts
 
 _encode = msgspec.json.encode
 _ANY_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -32,14 +32,6 @@ class ToolUseOut(msgspec.Struct, tag_field="type", tag="tool_use"):
     id: str
     name: str
     input: msgspec.Raw
-
-
-@dataclass(frozen=True, slots=True)
-class ShownThoughts:
-    """What of the thoughts a reply has: blocks, or nothing; and in the blocks text, or nothing."""
-
-    blocks: bool = True
-    text: bool = True
 
 
 def event(kind: str, data: bytes) -> bytes:

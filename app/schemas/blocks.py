@@ -13,13 +13,13 @@ import msgspec
 from quire.app.errors import ApiError
 from quire.app.schemas.body import decode_field
 from quire.app.schemas.chat import MAX_MESSAGES, MAX_PARTS, RawMessages
+from quire.app.schemas.raw import NULL, begins, shown_json, text_of
 from quire.app.schemas.sampling import check_at_most
 from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES, UnknownFields
 from quire.engine.arguments import shown
 from quire.engine.frontend.prompts import check_json
 
 TOOL_ID = "toolu_"  # before the id that the model's syntax has for a call, which templates get back
-NULL = msgspec.Raw(b"null")
 # Of coding agents, another one for each request: a prompt that begins with it is in no cache.
 _BILLING = "x-anthropic-billing-header"
 
@@ -60,7 +60,7 @@ _HARMLESS = frozenset({"type", "cache_control", "citations", "signature", "data"
 _HARMLESS_IN_MESSAGES = frozenset({"role", "content", "cache_control"})
 _TEXT = msgspec.json.Decoder(str)
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_LIST: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def conversation_of(system: msgspec.Raw, messages: RawMessages, unknown: UnknownFields, max_model_len: int
@@ -156,11 +156,10 @@ def _checked_role(message: dict[str, msgspec.Raw], where: str, unknown: UnknownF
 
 def _blocks(content: msgspec.Raw, where: str, kinds: tuple[str, ...], unknown: UnknownFields) -> list[Any]:
     """Of these kinds; a text is one."""
-    first = bytes(memoryview(content)[:1])
-    if first == b'"':
-        return [TextBlock(decode_field(where, _TEXT, content))]
-    if first != b"[":
-        raise ApiError(400, f"{where} must be text or a list of blocks, got {_shown(content)}.", where)
+    if (text := text_of(content, where)) is not None:
+        return [TextBlock(text)]
+    if not begins(content, b"["):
+        raise ApiError(400, f"{where} must be text or a list of blocks, got {shown_json(content)}.", where)
     parts = decode_field(where, _LIST, content)
     return [_block(raw, f"{where}[{i}]", kinds, unknown) for i, raw in enumerate(parts)]
 
@@ -185,8 +184,3 @@ def _without_billing(text: str) -> str:
     if _BILLING not in text:
         return text
     return "\n".join(line for line in text.split("\n") if not line.lstrip().startswith(_BILLING)).strip("\n")
-
-
-def _shown(raw: msgspec.Raw) -> str:
-    text = bytes(memoryview(raw)[:51]).decode(errors="replace")
-    return text if len(text) <= 50 else text[:50] + "..."

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from quire.app.errors import ApiError
-from quire.app.schemas.blocks import NULL, conversation_of
-from quire.app.schemas.chat import EFFORTS, ChatRequest, RawMessages
+from quire.app.schemas.blocks import conversation_of
+from quire.app.schemas.chat import ChatRequest, RawMessages
+from quire.app.schemas.raw import NULL
+from quire.app.schemas.template import check_effort
 from quire.app.schemas.tools import ToolChoice, checked_choice
 from quire.app.schemas.unknown import UnknownFields
 from quire.engine.arguments import shown
@@ -24,6 +27,14 @@ _TOOL_FIELDS = ("name", "description", "input_schema", "strict", "type")
 _HARMLESS_IN_TOOLS = frozenset({"cache_control", "defer_loading", "eager_input_streaming", "allowed_callers",
                                 "input_examples"})
 _FORM = "output_config.format"
+
+
+@dataclass(frozen=True, slots=True)
+class ShownThoughts:
+    """What of the thoughts a reply has: blocks, or nothing; and in the blocks text, or nothing."""
+
+    blocks: bool = True
+    text: bool = True
 
 
 class ThinkingConfig(msgspec.Struct, frozen=True):
@@ -55,6 +66,7 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
     output_config: OutputConfig | None = None
     output_format: dict[str, Any] | None = None  # where output_config.format was first
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    context_management: msgspec.Raw = NULL  # what Anthropic's servers leave out of long conversations; here all counts
 
     @property
     def weight(self) -> int:
@@ -62,14 +74,11 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.system) + sum(20 + len(value) for message in self.messages for value in message.values())
 
     @property
-    def shows_thinking(self) -> bool:
-        """Whether thoughts are in the reply; where nothing is said of them, they are."""
-        return self.thinking is None or _THINKS[self.thinking.type]
-
-    @property
-    def omits_thinking(self) -> bool:
-        """Whether the reply's blocks of thoughts are empty."""
-        return self.thinking is not None and self.thinking.display == "omitted"
+    def shown_thoughts(self) -> ShownThoughts:
+        """All, where nothing is said of them."""
+        if self.thinking is None:
+            return ShownThoughts()
+        return ShownThoughts(blocks=_THINKS[self.thinking.type], text=self.thinking.display != "omitted")
 
     @property
     def template_variables(self) -> dict[str, Any]:
@@ -110,7 +119,7 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
                 raise ApiError(400, f"thinking.budget_tokens must be at least {LEAST_BUDGET}, got {shown(budget)}.",
                                "thinking.budget_tokens")
         if self.output_config is not None:
-            _check_word("output_config.effort", self.output_config.effort, EFFORTS)
+            check_effort("output_config.effort", self.output_config.effort)
 
     def choice(self, unknown: UnknownFields) -> ToolChoice:
         """Raises ApiError that names the place."""

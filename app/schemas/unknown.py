@@ -21,7 +21,7 @@ OF_CLIENTS = frozenset({
     "cache", "custom_llm_provider", "drop_params", "extra_headers", "litellm_call_id", "litellm_metadata",
     "litellm_session_id", "litellm_trace_id", "max_retries", "num_retries", "request_timeout", "timeout",
     # How Anthropic's servers are to keep house: what to bill, where to run, when to shorten a context.
-    "billing_policy", "compaction", "context_management", "diagnostics", "fallback_credit_token", "fallbacks",
+    "billing_policy", "compaction", "diagnostics", "fallback_credit_token", "fallbacks",
     "inference_geo", "speed", "user_profile_id", "workspace_id",
 })
 OF_CLIENTS_IN_MESSAGES = frozenset({
