@@ -22,7 +22,14 @@ from quire.app.replies.blocks import BlockEvents, blocks_of, event
 from quire.app.replies.choice import Choice
 from quire.app.replies.pieces import Call, Piece
 from quire.app.schemas.body import AtMost, read_body, unknown_of
-from quire.app.schemas.messages import CountRequest, MessageReply, MessagesRequest, MessageUsage, ShownThoughts
+from quire.app.schemas.messages import (
+    CountRequest,
+    MessageReply,
+    MessagesRequest,
+    MessageUsage,
+    OutputTokensDetails,
+    ShownThoughts,
+)
 from quire.app.schemas.unknown import UnknownFields
 from quire.app.service import Service, record_of, service_of
 from quire.app.sse import EventStream
@@ -168,9 +175,10 @@ class _Reply:
 
     def _usage(self) -> MessageUsage:
         """So far."""
-        usage = self._exchange.usage
+        usage, thought = self._exchange.usage, self._choice.num_reasoning_tokens
         cached = usage.prompt_tokens_details.cached_tokens
-        return MessageUsage(usage.prompt_tokens - cached, usage.completion_tokens, cached)
+        return MessageUsage(usage.prompt_tokens - cached, usage.completion_tokens, cached, output_tokens_details=(
+            OutputTokensDetails(thought) if thought else msgspec.UNSET))
 
     def _start(self) -> bytes:
         message = msgspec.structs.replace(self._message, usage=self._usage(), stop_reason=None, stop_sequence=None)

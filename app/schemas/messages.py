@@ -201,6 +201,10 @@ def _as_openai_has_it(tool: dict[str, Any], where: str, unknown: UnknownFields) 
                                              if value is not None or key == "name"}}
 
 
+class OutputTokensDetails(msgspec.Struct, frozen=True):
+    thinking_tokens: int
+
+
 class MessageUsage(msgspec.Struct, frozen=True):
     """`input_tokens` are those that were in no cache."""
 
@@ -208,6 +212,7 @@ class MessageUsage(msgspec.Struct, frozen=True):
     output_tokens: int
     cache_read_input_tokens: int
     cache_creation_input_tokens: int = 0  # what is computed is cached unasked, and costs nothing more
+    output_tokens_details: OutputTokensDetails | msgspec.UnsetType = msgspec.UNSET  # where something was thought
 
 
 class MessageReply(msgspec.Struct, kw_only=True):

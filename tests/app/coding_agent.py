@@ -1,5 +1,5 @@
-"""A request as coding agents send them to Anthropic's API, made up: a long system prompt in blocks, twenty tools, a turn
-with thoughts and calls behind it, and fields that only Anthropic's servers heed.
+"""A request as coding agents send them to Anthropic's API, made up: a long system prompt in blocks, twenty tools, a
+turn with thoughts and calls behind it, and fields that only Anthropic's servers heed.
 """
 
 from __future__ import annotations

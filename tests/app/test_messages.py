@@ -124,7 +124,9 @@ async def test_thoughts_have_blocks_and_signatures(http: httpx2.AsyncClient, fak
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake.chat_template, "source", "<think></think>", raising=False)
     fake.text = THOUGHT
-    thought, said = (await post(http))["content"]
+    reply = await post(http)
+    assert reply["usage"]["output_tokens_details"] == {"thinking_tokens": len("Hm, so.</think>")}
+    thought, said = reply["content"]
     assert (thought["type"], thought["thinking"], len(thought["signature"])) == ("thinking", "Hm, so.", 64)
     assert said == {"type": "text", "text": "Yes"}
     deltas = [event["delta"]["type"] for event in await events(http) if event["type"] == "content_block_delta"]
