@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import AsyncIterator, Callable
+import operator
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import reduce
 from typing import Any
 
 import anthropic
@@ -214,6 +218,16 @@ async def test_blocks_become_what_templates_know(http: httpx2.AsyncClient, fake:
         {"role": "system", "content": "Hurry."}, {"role": "user", "content": ""}]
 
 
+async def test_a_template_without_tools_sees_roles_alternate(http: httpx2.AsyncClient, fake: FakeEngine) -> None:
+    await post(http, messages=coding_agent.MESSAGES, tools=TOOLS)
+    told = fake.chat_template.seen[-1][0]
+    assert [message["role"] for message in told] == ["system", "user", "assistant", "user"]
+    assert told[2]["content"].startswith('I look at both.\n<tool_call>\n{"name": "Read", "arguments": {"file_path"')
+    assert told[3] == {"role": "user", "content": (
+        "<tool_response>\n1  x = 1\n2  y = x\n</tool_response>\n<tool_response>\nError: 1 failed\n</tool_response>\n"
+        "<reminder>Nobody has a plan yet.</reminder>")}
+
+
 async def test_what_was_said_can_be_sent_back(sdk: anthropic.AsyncAnthropic, fake: FakeEngine,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake.chat_template, "source", "<think></think><tool_call>{{ tools }}", raising=False)
@@ -363,6 +377,29 @@ async def test_fields_of_betas_are_named_where_they_are_passed_over(http: httpx2
     assert (reply.status_code, reply.headers["warning"]) == (200, '199 quire "fields ignored: novelty, speed"')
     reply = await http.post("/v1/messages", json=body | {"thread": {"id": "1"}}, headers={"anthropic-beta": "x"})
     assert (reply.status_code, reply.json()["error"]["message"][:23]) == (400, "thread is not supported")
+
+
+async def test_whatever_a_field_holds_is_taken_or_refused(http: httpx2.AsyncClient) -> None:
+    request = coding_agent.REQUEST | {
+        "tools": coding_agent.TOOLS[:2], "tool_choice": {"type": "any"}, "chat_template_kwargs": {"a": 1},
+        "output_config": {"format": {"type": "json_schema", "schema": {}}}, "stop_sequences": ["x"]}
+    places, chance = list(_places(request)), random.Random(17)
+    for path in sorted(PATHS) * 100:
+        body = copy.deepcopy(request)
+        *way, last = chance.choice(places)
+        value = chance.choice([None, True, -1, 1.5, 10**30, "", "x", [], {}, [1], ["x"], [{}], [[]], {"type": "text"},
+                               {"type": 1}, [{"type": "text", "text": "t"}], json.loads("[" * 200 + "]" * 200)])
+        reduce(operator.getitem, way, body)[last] = value
+        reply = await http.post(path, json=body, headers=coding_agent.HEADERS)
+        assert reply.status_code in (200, 400, 404), (way, last, value)
+        assert "event: error" not in reply.text
+        assert reply.status_code == 200 or reply.json()["type"] == "error"
+
+
+def _places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*way, key)
+        yield from _places(value[key], (*way, key))
 
 
 async def test_pings_and_failures_are_events() -> None:
