@@ -12,10 +12,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
           413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
 
 
-def error_type(status: int) -> str:
-    return _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-
-
 def error_body(status: int, message: str, request_id: str = "") -> bytes:
-    body: dict[str, object] = {"type": "error", "error": {"type": error_type(status), "message": message}}
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    body: dict[str, object] = {"type": "error", "error": {"type": kind, "message": message}}
     return msgspec.json.encode(body | ({"request_id": request_id} if request_id else {}))

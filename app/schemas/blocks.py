@@ -49,10 +49,10 @@ class RedactedThinking(msgspec.Struct, frozen=True):
 
 
 Block = TextBlock | ToolUse | ToolResult | Thinking | RedactedThinking
-_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
-    "text": msgspec.json.Decoder(TextBlock), "tool_use": msgspec.json.Decoder(ToolUse),
-    "tool_result": msgspec.json.Decoder(ToolResult), "thinking": msgspec.json.Decoder(Thinking),
-    "redacted_thinking": msgspec.json.Decoder(RedactedThinking)}
+_TYPES: dict[str, type[Block]] = {"text": TextBlock, "tool_use": ToolUse, "tool_result": ToolResult,
+                                  "thinking": Thinking, "redacted_thinking": RedactedThinking}
+_DECODERS: dict[str, msgspec.json.Decoder[Block]] = {
+    name: msgspec.json.Decoder(kind, float_hook=float) for name, kind in _TYPES.items()}
 _TEXT_ONLY = ("text",)
 _OF_ROLE = {"user": ("text", "tool_result"), "system": _TEXT_ONLY,
             "assistant": ("text", "tool_use", "thinking", "redacted_thinking")}
@@ -161,6 +161,7 @@ def _blocks(content: msgspec.Raw, where: str, kinds: tuple[str, ...], unknown: U
     if not begins(content, b"["):
         raise ApiError(400, f"{where} must be text or a list of blocks, got {shown_json(content)}.", where)
     parts = decode_field(where, _LIST, content)
+    check_at_most(where, len(parts), MAX_PARTS, what="blocks")
     return [_block(raw, f"{where}[{i}]", kinds, unknown) for i, raw in enumerate(parts)]
 
 
@@ -173,7 +174,7 @@ def _block(raw: msgspec.Raw, where: str, kinds: tuple[str, ...], unknown: Unknow
     if kind not in kinds:
         raise ApiError(400, f"{where}.type is {shown(kind)}; here it must be {' or '.join(map(repr, kinds))}.",
                        f"{where}.type")
-    block: Block = decode_field(where, _DECODERS[kind], raw)
+    block = decode_field(where, _DECODERS[kind], raw)
     for name, value in fields.items():
         if name not in block.__struct_fields__ and name not in _HARMLESS and value != NULL:
             unknown.meet(name, f"{where}.{name}", block.__struct_fields__)
