@@ -1,4 +1,5 @@
-"""Every refusal and failure as one reply: OpenAI's error object, the status, the headers that belong to it.
+"""Every refusal and failure as one reply: OpenAI's error object (on Anthropic's paths theirs), the status, the headers
+that belong to it.
 
 Turns the engine's exceptions into replies, so that nothing else in the service knows a status code of theirs. Messages
 shown to clients are our own sentences; the text of an unexpected exception never leaves the process.
@@ -13,6 +14,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire.app import anthropic_errors
 from quire.app.telemetry.record import RequestRecord
 from quire.engine.errors import EngineDeadError, InvalidRequestError, OverloadedError, PoisonRequestError
 from quire.engine.messages import RateState
@@ -100,7 +102,15 @@ def duration(seconds: float) -> str:
 def error_response(error: ApiError, record: RequestRecord) -> Response:
     """The one place where a refusal becomes a reply, and is noted for log and metrics."""
     record.rejected = error.reason
-    return Response(error.body(), error.status, rate_headers(record.rate) | error.headers, "application/json")
+    headers = rate_headers(record.rate) | error.headers
+    return Response(body_for(record, error), error.status, headers, "application/json")
+
+
+def body_for(record: RequestRecord, error: ApiError) -> bytes:
+    """In the shape of the API that the request's path belongs to."""
+    if record.path in anthropic_errors.PATHS:
+        return anthropic_errors.error_body(error.status, error.message, record.request_id)
+    return error.body()
 
 
 def _reply(request: Request, error: ApiError) -> Response:

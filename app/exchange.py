@@ -87,17 +87,19 @@ class Exchange:
                 raise ApiError(400, f"{num_prompts} prompts count as {num_prompts} requests, and the key {key.name!r} "
                                     f"may have {limit} {what}. Send at most {limit} prompts at a time.", field)
 
-    def stream(self, frames: AsyncGenerator[bytes, None], kind: type[EventStream] = EventStream) -> EventStream:
+    def stream(self, frames: AsyncGenerator[bytes, None], kind: Callable[..., EventStream] = EventStream
+               ) -> EventStream:
         """The reply made of `frames`."""
         return kind(frames, self._running, headers=self.headers,
                     ping_interval_s=self._service.settings.serve.sse_ping_interval)
 
     async def submit(self, prompt: str | list[int], params: SamplingParams, *, priority: int, cache_salt: str,
-                     add_special_tokens: bool) -> None:
-        """Send one prompt; returns when the engine accepted it. Raises what AsyncLLMEngine.submit raises."""
+                     add_special_tokens: bool, clamp: bool = False) -> None:
+        """Send one prompt; returns when the engine accepted it. `clamp`: max_tokens beyond what the context leaves are
+        no error. Raises what AsyncLLMEngine.submit raises."""
         async with self._all_or_none():
-            stream = await self._accepted(partial(self._service.engine.submit, prompt, params), priority, cache_salt,
-                                          add_special_tokens=add_special_tokens)
+            stream = await self._accepted(partial(self._service.engine.submit, prompt, params, clamp=clamp), priority,
+                                          cache_salt, add_special_tokens=add_special_tokens)
             if params.prompt_logprobs is not None:
                 self._bound_told(len(stream.prompt_token_ids) * params.n * (params.prompt_logprobs + 1))
         self._note(stream, prompt, params.n)

@@ -56,13 +56,13 @@ class EventStream(Response):
                 if error is None or not wire.begun:
                     raise
                 # What a stopping server cuts has no end, so that nobody takes it for whole.
-                last = self.frame(error.body()) + (b"" if error.reason == DRAINING else self.done)
+                last = self.failure(error) + (b"" if error.reason == DRAINING else self.done)
             except Exception as failure:
                 if not wire.begun:
                     raise
                 if not isinstance(failure, (ApiError, QuireError)):
                     log.exception("stream failed")
-                last = self.frame(as_api_error(failure).body()) + self.done
+                last = self.failure(as_api_error(failure)) + self.done
             finally:
                 wire.stop_pings()
         if not last:
@@ -70,6 +70,10 @@ class EventStream(Response):
             return
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(wire.write(last, more=False), FAREWELL_S)
+
+    def failure(self, error: ApiError) -> bytes:
+        """What tells the client of it, before `done`."""
+        return self.frame(error.body())
 
     @staticmethod
     def frame(data: bytes) -> bytes:

@@ -34,7 +34,9 @@ class ContextLengthError(InvalidRequestError):
                  field: str = "max_tokens", reason: str = "", remedy: str = "") -> None:
         """`at_least`: the prompt was not tokenized, it has no fewer tokens than that. `field` asked for the output;
         `reason` says why the limit is not the model's own, `remedy` what whoever runs the server can do."""
-        self._numbers = max_model_len, num_prompt, max_tokens
+        self.max_model_len = max_model_len
+        self.num_prompt = num_prompt
+        self._max_tokens = max_tokens
         self._at_least = at_least
         self._field = field
         least = "at least " if at_least else ""
@@ -51,8 +53,8 @@ class ContextLengthError(InvalidRequestError):
 
     def explained(self, reason: str, remedy: str) -> ContextLengthError:
         """The same with what is known only to those who know the settings."""
-        return ContextLengthError(*self._numbers, at_least=self._at_least, field=self._field, reason=reason,
-                                  remedy=remedy)
+        return ContextLengthError(self.max_model_len, self.num_prompt, self._max_tokens, at_least=self._at_least,
+                                  field=self._field, reason=reason, remedy=remedy)
 
 
 NOTHING_LEFT_TO_DRAW = ("No token is left that could be drawn: together, allowed_token_ids, bad_words, logit_bias, "

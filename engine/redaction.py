@@ -14,7 +14,7 @@ MASK = "***"
 _SECRET = re.compile(r"""
     (quire-)[A-Za-z0-9_-]{32,}  # our own keys have 43 characters after it; pods and directories are shorter
     | \b(sk-)[A-Za-z0-9_-]{20,}  # the form of OpenAI's
-    | \b(authorization\b["']?\s*[:=,]\s*(?:b?["'])?(?:(?:bearer|basic)\s+)?)[^\s"',;]+
+    | \b((?:authorization|x-api-key)\b["']?\s*[:=,]\s*(?:b?["'])?(?:(?:bearer|basic)\s+)?)[^\s"',;]+
     | \b(bearer\s+)[^\s"',;]+
     """, re.IGNORECASE | re.VERBOSE)
 _SECRET_FIELDS = frozenset({"authorization", "proxy-authorization", "api_key", "api-key", "x-api-key", "password",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.app.background import in_background
+from quire.app.conversation import by_weight, named_as_sent, submit_conversation
 from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
 from quire.app.json_pieces import all_as_raw
@@ -23,16 +22,13 @@ from quire.app.schemas.body import read_body, unknown_of
 from quire.app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
 from quire.app.schemas.chunk import ChatChunk
 from quire.app.schemas.tool_calls import Function, ToolCall
-from quire.app.schemas.tools import ToolChoice, checked_choice
-from quire.app.schemas.unknown import UnknownFields
+from quire.app.schemas.tools import checked_choice
 from quire.app.schemas.usage import CompletionTokensDetails, Usage, UsageOfChunks
 from quire.app.service import Service, record_of, service_of
 from quire.app.sse import DONE
 from quire.app.telemetry.record import Asked
-from quire.engine.errors import InvalidRequestError
 from quire.engine.frontend.generation import SampleUpdate
 
-_LONG_CONVERSATION = 4000  # weight, beyond which rendering leaves the event loop
 _encode = msgspec.json.encode
 
 
@@ -45,50 +41,24 @@ async def chat_completions(request: Request) -> Response:
     body.check(service.settings.serve)
     model = check_model(request, body.model)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    with _named_as_sent(body):
+    with named_as_sent(body.most_tokens_field):
         params = body.sampling_params(service.model_defaults, body.most_tokens, logprobs)
     record.asked = Asked("chat", model, body.stream, params, f"chatcmpl-{record.request_id}")
     choice = checked_choice(body.tools, body.tool_choice, several=body.parallel_tool_calls)
-    style = service.reply_style
-    prompt = await _render(service, body, choice, unknown_of(request), exchange.max_model_len)
-    params.structured_outputs = style.wanted_form(choice, params.structured_outputs, prompt)
-    params.shown_token_ids = style.shown_ids(choice, service.tokenizer)
+    messages = await by_weight(body.weight, body.conversation, unknown_of(request), exchange.max_model_len)
     # The reply lives long, and would hold all of what was sent.
-    body = msgspec.structs.replace(body, messages=[], tools=None)
+    body, weight = msgspec.structs.replace(body, messages=[], tools=None), body.weight
     body_was_read(request)
-    with _named_as_sent(body), service.naming_limits():
-        await exchange.submit(prompt, params, priority=body.priority, cache_salt=body.cache_salt,
-                              add_special_tokens=bool(body.add_special_tokens))  # templates bring their own
-    choices = [Choice(style.parser(choice, prompt), choice) for _ in range(params.n)]
+    with named_as_sent(body.most_tokens_field):
+        choices = await submit_conversation(
+            service, exchange, messages, choice, params, variables=body.template_variables,
+            add_generation_prompt=body.add_generation_prompt, priority=body.priority, cache_salt=body.cache_salt,
+            add_special_tokens=bool(body.add_special_tokens), weight=weight)  # templates bring their own
+    del messages  # as above
     reply = _Replies(service, exchange, body, choices, model, f"chatcmpl-{record.request_id}")
     if body.stream:
         return exchange.stream(reply.frames())
     return Response(_encode(await reply.whole()), headers=exchange.headers, media_type="application/json")
-
-
-@contextmanager
-def _named_as_sent(body: ChatRequest) -> Iterator[None]:
-    """What the engine says of max_tokens is about max_completion_tokens where the client sent that."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        if body.max_completion_tokens is None:
-            raise
-        param = "max_completion_tokens" if error.param == "max_tokens" else error.param
-        message = re.sub(r"\bmax_tokens\b", "max_completion_tokens", error.message)
-        raise InvalidRequestError(message, param) from None
-
-
-async def _render(service: Service, body: ChatRequest, choice: ToolChoice, unknown: UnknownFields,
-                  max_model_len: int) -> str:
-    template, style = service.engine.chat_template, service.reply_style
-
-    def render() -> str:
-        messages = style.conversation(body.conversation(unknown, max_model_len), choice.tools)
-        return template.render(messages, tools=choice.tools or None, add_generation_prompt=body.add_generation_prompt,
-                               **body.template_variables)
-
-    return await in_background(render) if body.weight > _LONG_CONVERSATION else render()
 
 
 class _Replies:

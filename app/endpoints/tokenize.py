@@ -8,12 +8,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire.app.conversation import prompt_of
 from quire.app.endpoints.models import check_model
 from quire.app.errors import ApiError
 from quire.app.openapi.operation import NAMES_MODEL, READS_BODY, operation
 from quire.app.schemas.body import AtMost, read_body, unknown_of
 from quire.app.schemas.chat import ChatRequest, RawMessages
 from quire.app.schemas.sampling import check_at_most
+from quire.app.schemas.tools import checked_choice
 from quire.app.schemas.unknown import UnknownFields
 from quire.app.service import Service, service_of
 from quire.engine.frontend.prompts import check_characters, off_the_loop
@@ -21,7 +23,7 @@ from quire.engine.frontend.prompts import check_characters, off_the_loop
 # What may be counted where the context is shorter, so that a client sees by how much its text is too long.
 TOKENS_ALWAYS_TAKEN = 64 * 2**10
 _BYTES_OF_AN_ID = 16  # in JSON, spaces included
-_BYTES_OF_A_TEXTS_TOKEN = 64  # the same; a text that hardly has tokens may have 8 characters for each
+BYTES_OF_A_TEXTS_TOKEN = 64  # the same; a text that hardly has tokens may have 8 characters for each
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +60,7 @@ class DetokenizeReply(msgspec.Struct):
 async def tokenize(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, TokenizeRequest, AtMost(
-        "prompt", _most_tokens(service), _BYTES_OF_A_TEXTS_TOKEN))
+        "prompt", most_tokens(service), BYTES_OF_A_TEXTS_TOKEN))
     check_model(request, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "Give either prompt or messages.", "prompt")
@@ -69,32 +71,38 @@ async def tokenize(request: Request) -> Response:
 
 
 def _tokenized(service: Service, body: TokenizeRequest, unknown: UnknownFields) -> bytes:
-    tokenizer, most = service.tokenizer, _most_tokens(service)
     text, special = body.prompt or "", body.add_special_tokens is not False
     if body.messages is not None:
-        chat = ChatRequest(messages=body.messages, chat_template_kwargs=body.chat_template_kwargs)
+        chat = ChatRequest(messages=body.messages, chat_template_kwargs=body.chat_template_kwargs, tools=body.tools)
         chat.check(service.settings.serve)
-        text = service.engine.chat_template.render(
-            chat.conversation(unknown, most), tools=body.tools or None,
-            add_generation_prompt=body.add_generation_prompt, **chat.chat_template_kwargs)
+        choice = checked_choice(chat.tools, chat.tool_choice, several=chat.parallel_tool_calls)
+        text = prompt_of(service, chat.conversation(unknown, most_tokens(service)), choice,
+                         variables=chat.template_variables, add_generation_prompt=body.add_generation_prompt)
         special = bool(body.add_special_tokens)
-    check_characters(text, most)
-    least = tokenizer.counted_tokens(text, most + 1)
-    tokens = [] if least > most else tokenizer.encode(text, special)
-    found = max(least, len(tokens))
-    if found > most:
-        raise ApiError(400, f"The text has at least {found} tokens; /tokenize takes at most {most}. Please send it in "
-                       "parts.", "prompt" if body.messages is None else "messages")
-    texts = [tokenizer.token_text(id) for id in tokens] if body.return_token_strs else None
+    tokens = token_ids(service, text, "prompt" if body.messages is None else "messages", with_special=special)
+    texts = [service.tokenizer.token_text(id) for id in tokens] if body.return_token_strs else None
     info = service.engine.info
     return msgspec.json.encode(TokenizeReply(len(tokens), info.max_model_len if info else None, tokens, texts))
+
+
+def token_ids(service: Service, text: str, field: str, *, with_special: bool) -> list[int]:
+    """Of a text that the body's `field` made. Raises ApiError, InvalidRequestError for more than `most_tokens`."""
+    tokenizer, most = service.tokenizer, most_tokens(service)
+    check_characters(text, most)
+    least = tokenizer.counted_tokens(text, most + 1)
+    tokens = [] if least > most else tokenizer.encode(text, with_special)
+    found = max(least, len(tokens))
+    if found > most:
+        raise ApiError(400, f"The text has at least {found} tokens; at most {most} are counted. Please send it in "
+                       "parts.", field)
+    return tokens
 
 
 @operation("Turn token ids into a text", "tokens", takes=DetokenizeRequest, gives=DetokenizeReply,
            refuses=READS_BODY | NAMES_MODEL, example={"tokens": [504, 6376, 314]})
 async def detokenize(request: Request) -> Response:
     service = service_of(request)
-    most = _most_tokens(service)
+    most = most_tokens(service)
     body = await read_body(request, DetokenizeRequest, AtMost("tokens", most, _BYTES_OF_AN_ID))
     check_model(request, body.model)
     check_at_most("tokens", len(body.tokens), most, what="ids")
@@ -110,7 +118,8 @@ def _detokenized(service: Service, tokens: list[int]) -> bytes:
     return msgspec.json.encode(DetokenizeReply(service.tokenizer.decode(tokens, skip_special_tokens=False)))
 
 
-def _most_tokens(service: Service) -> int:
+def most_tokens(service: Service) -> int:
+    """That are counted at a time."""
     info = service.engine.info
     return max(TOKENS_ALWAYS_TAKEN, info.max_model_len if info else 0)
 

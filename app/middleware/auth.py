@@ -7,6 +7,8 @@ it is goes into the audit log first; where it is not, strangers could fill that.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -62,7 +64,7 @@ class AuthMiddleware:
         on_admin_port = self._on_admin_port(scope)
         if is_metrics and on_admin_port:
             return
-        key = self._key(Headers(scope=scope).get("authorization", "")) if self._keys.required else ANYONE
+        key = self._key(Headers(scope=scope)) if self._keys.required else ANYONE
         record.key = key.limits
         scope["state"]["key"] = key
         needs_admin = is_operators(record.path)
@@ -77,15 +79,24 @@ class AuthMiddleware:
     def _on_admin_port(self, scope: Scope) -> bool:
         return self._admin_port is not None and (scope.get("server") or ("", None))[1] == self._admin_port
 
-    def _key(self, header: str) -> Key:
+    def _key(self, headers: Headers) -> Key:
         """The presented key. Raises ApiError (401)."""
-        scheme, _, secret = header.partition(" ")
-        # Starlette reads bytes as latin-1; a key is whatever its UTF-8 bytes are.
-        key = self._keys.find(secret.strip().encode("latin-1").decode("utf-8", "surrogateescape"))
-        if key is None or scheme.lower() != "bearer":
-            raise ApiError(401, "A valid API key is needed, as the header `Authorization: Bearer KEY`.",
-                           headers={"www-authenticate": "Bearer"})
-        return key
+        for secret in _secrets(headers):
+            # Starlette reads bytes as latin-1; a key is whatever its UTF-8 bytes are.
+            key = self._keys.find(secret.strip().encode("latin-1").decode("utf-8", "surrogateescape"))
+            if key is not None:
+                return key
+        raise ApiError(401, "A valid API key is needed, as the header `Authorization: Bearer KEY` or `x-api-key: KEY`.",
+                       headers={"www-authenticate": "Bearer"})
+
+
+def _secrets(headers: Headers) -> Iterator[str]:
+    """As OpenAI's clients send it, and as Anthropic's may. Either will do: some send both, one of them another's."""
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        yield secret
+    if (secret := headers.get("x-api-key", "")):
+        yield secret
 
 
 def _is_admin(path: str) -> bool:

@@ -16,6 +16,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from quire.app.anthropic_errors import PATHS as ANTHROPIC_PATHS
 from quire.app.schemas.unknown import warning
 from quire.app.telemetry.logging import log_request
 from quire.app.telemetry.record import Content, RequestRecord
@@ -64,6 +65,8 @@ class RequestLogMiddleware:
                 record.status = message["status"]
                 reply_headers = MutableHeaders(scope=message)
                 reply_headers["x-request-id"] = record.request_id
+                if record.path in ANTHROPIC_PATHS:
+                    reply_headers["request-id"] = record.request_id
                 if record.ignored:
                     reply_headers["warning"] = warning(record.ignored)
                 if trace is not None:

@@ -21,16 +21,30 @@ To call one, write its name and arguments so, and nothing after the last call:
 def told(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The conversation without fields for calls: they are texts in it."""
     if not tools:
-        return [_plain(message) for message in messages]
+        return _plain_turns(messages)
     how = _HOW.format(tools="\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools))
     first, *rest = messages
     if first["role"] == "system":
-        said = first["content"] if isinstance(first["content"], str) else "\n".join(
-            part["text"] for part in first["content"])
+        said = _text(first)
         system = {**first, "content": f"{said}\n\n{how}" if said else how}
     else:
         system, rest = {"role": "system", "content": how}, messages
-    return [system, *(_plain(message) for message in rest)]
+    return [system, *_plain_turns(rest)]
+
+
+def _plain_turns(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results, and what the user says to them, are one message: many templates want roles to alternate."""
+    turns: list[dict[str, Any]] = []
+    may_join = False  # whether the last message has a result
+    for message in messages:
+        is_result, plain = message["role"] == "tool", _plain(message)
+        if turns and turns[-1]["role"] == plain["role"] == "user" and (is_result or may_join):
+            turns[-1] = {"role": "user", "content": f"{_text(turns[-1])}\n{_text(plain)}"}
+            may_join = True
+        else:
+            turns.append(plain)
+            may_join = is_result
+    return turns
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +54,9 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     if not calls:
         return message
     written = [f"{BEGIN}\n{json.dumps(call['function'], ensure_ascii=False)}\n{END}" for call in calls]
-    said = message["content"] if isinstance(message["content"], str) else "\n".join(
-        part["text"] for part in message["content"])
-    return {"role": message["role"], "content": "\n".join(filter(None, [said, *written]))}
+    return {"role": message["role"], "content": "\n".join(filter(None, [_text(message), *written]))}
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)

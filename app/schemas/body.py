@@ -29,10 +29,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 V = TypeVar("V")
 P = ParamSpec("P")
 
-# What OpenAI's clients may send that changes nothing in the reply of a server like this one.
+# What OpenAI's and Anthropic's clients may send that changes nothing in the reply of a server like this one.
 HARMLESS = frozenset({
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention",
+    "prompt_cache_retention", "cache_control",
 })
 
 # Known fields that this version does not implement, each with the values that ask for nothing.
@@ -47,15 +47,16 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "chat_template": (), "continue_final_message": (False,), "mm_processor_kwargs": (), "media_io_kwargs": (),
     "return_token_ids": (False,), "return_tokens_as_token_ids": (False,), "return_token_offsets": (False,),
     "return_prompt_text": (False,), "request_id": (), "stream_interval": (1,),
+    "mcp_servers": ([],), "container": (), "thread": (),  # of Anthropic's API
     "repetition_detection": (), "kv_transfer_params": (), "ec_transfer_params": (), "vllm_xargs": ({},),
 }
 
 # In JSON, for each field but those that hold what the model is to read or write on.
 MOST_FIELD_BYTES = 2**20
 _MOST_BYTES = {"chat_template_kwargs": 64 * 2**10,  # of anything at all, which takes longer to decode
-               **dict.fromkeys(("tools", "response_format", "structured_outputs", "guided_json", "structural_tag"),
-                               300 * 2**10)}
-_LONG_FIELDS = frozenset({"prompt", "messages", "tokens", "input"})
+               **dict.fromkeys(("tools", "response_format", "structured_outputs", "guided_json", "structural_tag",
+                                "output_config", "output_format"), 300 * 2**10)}
+_LONG_FIELDS = frozenset({"prompt", "messages", "system", "tokens", "input"})
 _MOST_NEUTRAL_BYTES = 200  # no value that asks for nothing is longer
 
 _MOST_SHOWN_BYTES = 4096  # a longer value is not decoded again to show the part of it that is wrong
@@ -118,7 +119,8 @@ async def by_size(raw: bytes | msgspec.Raw, job: Callable[P, V], *args: P.args, 
 
 
 def unknown_of(request: Request) -> UnknownFields:
-    take_all = service_of(request).settings.serve.unknown_fields == "warn"
+    # That header says that the body has fields of one of Anthropic's betas, which come and go.
+    take_all = service_of(request).settings.serve.unknown_fields == "warn" or "anthropic-beta" in request.headers
     return UnknownFields(record_of(request).ignored, take_all=take_all)
 
 

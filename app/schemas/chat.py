@@ -11,18 +11,17 @@ from quire.app.schemas.body import decode_field
 from quire.app.schemas.described import json_of
 from quire.app.schemas.message_form import ConversationMessage
 from quire.app.schemas.prompt_logprobs import ToldOfPrompt
+from quire.app.schemas.raw import NULL, begins, says_something, shown_json, text_of
 from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens
+from quire.app.schemas.template import check_effort, check_template_kwargs, template_variables
 from quire.app.schemas.tool_calls import SentCall, ToolCall
 from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES, UnknownFields
 from quire.app.schemas.usage import Usage
 from quire.app.settings import ServeSettings
-from quire.engine.arguments import shown
-from quire.engine.frontend.chat_template import RESERVED_VARIABLES
 from quire.engine.frontend.prompts import check_json
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of the content of all messages together
-MAX_KWARGS_DEPTH = 16
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _HARMLESS_IN_MESSAGES = frozenset({"annotations"})
 _HARMLESS_IN_PARTS = frozenset({"annotations", "cache_control"})  # a prompt's beginning is cached unasked
@@ -31,14 +30,10 @@ _FIELDS_OF_MESSAGES = ("role", "content", "name", "refusal", "tool_calls", "tool
                        "reasoning_content")
 _READ = frozenset({"role", "content", "refusal"})
 _READ_OF = {"assistant": _READ | {"tool_calls", "reasoning", "reasoning_content"}, "tool": _READ | {"tool_call_id"}}
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _TEXT = msgspec.json.Decoder(str)
 _PARTS = msgspec.json.Decoder(list[msgspec.Raw])
 _PART = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_NULL = msgspec.Raw(b"null")
 _NO_TEXT = msgspec.Raw(b'""')
-_NOTHING = frozenset({b"null", b"false", b"0", b"0.0", b'""', b"[]", b"{}"})
-_MOST_NOTHING_BYTES = 20
 
 _CALLS = msgspec.json.Decoder(list[SentCall])
 # In JSON but for their names: a message may hold what nobody reads, and that is passed over without being decoded.
@@ -64,13 +59,13 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
+    def most_tokens_field(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    @property
     def template_variables(self) -> dict[str, Any]:
         """What the chat template gets beside the messages; chat_template_kwargs go before."""
-        if self.reasoning_effort is None:
-            return self.chat_template_kwargs
-        thinks = self.reasoning_effort != "none"
-        return {"reasoning_effort": self.reasoning_effort, "enable_thinking": thinks, "thinking": thinks,
-                **self.chat_template_kwargs}
+        return template_variables(self.chat_template_kwargs, self.reasoning_effort)
 
     @property
     def weight(self) -> int:
@@ -80,21 +75,14 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     def check(self, settings: ServeSettings) -> None:
         """Raises ApiError for what can be seen without the engine."""
         self.check_common(settings)
-        name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        check_max_tokens(name, self.most_tokens, "as many as the context has room for")
+        check_max_tokens(self.most_tokens_field, self.most_tokens, "as many as the context has room for")
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
         check_logprobs("top_logprobs", self.top_logprobs, settings)
         if self.echo:
             raise ApiError(400, "echo is not supported for chat.", "echo")
-        if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
-            raise ApiError(400, f"reasoning_effort must be one of {', '.join(EFFORTS)}; got "
-                           f"{shown(self.reasoning_effort)}.", "reasoning_effort")
-        taken = RESERVED_VARIABLES & self.chat_template_kwargs.keys()
-        if taken:
-            raise ApiError(400, f"chat_template_kwargs may not set {', '.join(sorted(taken))}.",
-                           "chat_template_kwargs")
-        check_at_most("chat_template_kwargs", _depth(self.chat_template_kwargs), MAX_KWARGS_DEPTH, what="levels")
+        check_effort("reasoning_effort", self.reasoning_effort)
+        check_template_kwargs(self.chat_template_kwargs)
 
     def conversation(self, unknown: UnknownFields, max_model_len: int) -> list[dict[str, Any]]:
         """The messages as a chat template takes them.
@@ -107,38 +95,27 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
             raise ApiError(400, "messages must hold at least one message.", "messages")
         check_at_most("messages", len(self.messages), MAX_MESSAGES, what="messages")
         for message in self.messages:
-            check_json(bytes(message.get("content", _NULL)), max_model_len)
+            check_json(bytes(message.get("content", NULL)), max_model_len)
         conversation = [_checked_message(message, f"messages[{i}]", unknown) for i, message in enumerate(self.messages)]
         num_parts = sum(len(message["content"]) for message in conversation if isinstance(message["content"], list))
         check_at_most("messages", num_parts, MAX_PARTS, what="content parts in all")
         return conversation
 
 
-def _depth(value: Any) -> int:
-    """How many lists and objects lie within each other. Without recursion: it measures what may be deep."""
-    depth, level = 0, [value]
-    while True:
-        level = [inner for item in level if isinstance(item, (dict, list))
-                 for inner in (item.values() if isinstance(item, dict) else item)]
-        if not level:
-            return depth
-        depth += 1
-
-
 def _checked_message(message: dict[str, msgspec.Raw], where: str, unknown: UnknownFields) -> dict[str, Any]:
-    role = _text(message.get("role"), f"{where}.role")
+    role = text_of(message.get("role"), f"{where}.role")
     if role == "function":
         raise ApiError(400, f"{where}.role is 'function', which OpenAI has replaced; send the role 'tool'.",
                        f"{where}.role")
     if role not in ROLES:
-        raise ApiError(400, f"{where}.role must be one of {', '.join(ROLES)}; got {_shown(message.get('role'))}.",
+        raise ApiError(400, f"{where}.role must be one of {', '.join(ROLES)}; got {shown_json(message.get('role'))}.",
                        f"{where}.role")
     for name in _UNSUPPORTED_IN_MESSAGES & message.keys():  # first: a message of tool calls may have no content
-        if _says_something(message[name]):
+        if says_something(message[name]):
             raise ApiError(400, f"{where}.{name} is not supported by this version; leave it out, and say in "
                            f"{where}.content what the model is to know of it.", f"{where}.{name}")
     content = message.get("content")
-    if role == "assistant" and not _says_something(content):
+    if role == "assistant" and not says_something(content):
         content = _refusal(message.get("refusal"), f"{where}.refusal")
     # Newer OpenAI clients say "developer" for what every open model's template calls "system".
     checked: dict[str, Any] = {"role": "system" if role == "developer" else role,
@@ -147,11 +124,11 @@ def _checked_message(message: dict[str, msgspec.Raw], where: str, unknown: Unkno
         checked["content"] = "\n".join(part["text"] for part in parts)
     checked |= _of_tools(message, role, where) if role in ("assistant", "tool") else {}
     for name, value in message.items():
-        if name in _READ_OF.get(role, _READ) or name in _HARMLESS_IN_MESSAGES or not _says_something(value):
+        if name in _READ_OF.get(role, _READ) or name in _HARMLESS_IN_MESSAGES or not says_something(value):
             continue
         if name != "name":
             unknown.meet(name, f"{where}.{name}", _FIELDS_OF_MESSAGES, OF_CLIENTS_IN_MESSAGES)
-        elif (text := _text(value, f"{where}.name")) is not None:
+        elif (text := text_of(value, f"{where}.name")) is not None:
             checked["name"] = text
         else:
             raise ApiError(400, f"{where}.name must be text.", f"{where}.name")
@@ -161,15 +138,15 @@ def _checked_message(message: dict[str, msgspec.Raw], where: str, unknown: Unkno
 def _of_tools(message: dict[str, msgspec.Raw], role: str, where: str) -> dict[str, Any]:
     """What a message tells of calls and of thinking."""
     if role == "tool":
-        id = message.get("tool_call_id", _NULL)
-        return {} if id == _NULL else {"tool_call_id": decode_field(f"{where}.tool_call_id", _TEXT, id)}
+        id = message.get("tool_call_id", NULL)
+        return {} if id == NULL else {"tool_call_id": decode_field(f"{where}.tool_call_id", _TEXT, id)}
     found: dict[str, Any] = {}
     calls = message.get("tool_calls")
-    if calls is not None and _says_something(calls):
+    if calls is not None and says_something(calls):
         found["tool_calls"] = [call.as_templates_take_it()
                                for call in decode_field(f"{where}.tool_calls", _CALLS, calls)]
     thought = next((value for name in ("reasoning", "reasoning_content")
-                    if (value := message.get(name)) is not None and value != _NULL), None)
+                    if (value := message.get(name)) is not None and value != NULL), None)
     if thought is not None:
         text = decode_field(f"{where}.reasoning", _TEXT, thought)
         found |= {"reasoning": text, "reasoning_content": text}
@@ -178,19 +155,19 @@ def _of_tools(message: dict[str, msgspec.Raw], role: str, where: str) -> dict[st
 
 def _refusal(refusal: msgspec.Raw | None, where: str) -> msgspec.Raw:
     """What the assistant said where it said nothing else; empty where it did not even refuse."""
-    if refusal is None or refusal == _NULL:
+    if refusal is None or refusal == NULL:
         return _NO_TEXT
-    if not _begins(refusal, b'"'):
+    if not begins(refusal, b'"'):
         raise ApiError(400, f"{where} must be text.", where)
     return refusal
 
 
 def _checked_content(content: msgspec.Raw | None, role: str, where: str, unknown: UnknownFields) \
         -> str | list[dict[str, str]]:
-    text = _text(content, where)
+    text = text_of(content, where)
     if text is not None:
         return text
-    if content is None or not _begins(content, b"["):
+    if content is None or not begins(content, b"["):
         raise ApiError(400, f"{where} must be text or a list of text parts.", where)
     parts = decode_field(where, _PARTS, content)
     check_at_most(where, len(parts), MAX_PARTS, what="parts")
@@ -199,41 +176,18 @@ def _checked_content(content: msgspec.Raw | None, role: str, where: str, unknown
 
 def _checked_part(raw: msgspec.Raw, role: str, where: str, unknown: UnknownFields) -> dict[str, str]:
     """What the assistant refused with is text to a template."""
-    part = decode_field(where, _PART, raw) if _begins(raw, b"{") else {}
-    kind = _text(part.get("type"), f"{where}.type")
+    part = decode_field(where, _PART, raw) if begins(raw, b"{") else {}
+    kind = text_of(part.get("type"), f"{where}.type")
     if kind != "text" and not (kind == "refusal" and role == "assistant"):
-        raise ApiError(400, f"{where}: this server takes text only; parts of type {_shown(part.get('type'))} are not "
-                       "supported.", where)
-    text = _text(part.get(kind), f"{where}.{kind}")
+        raise ApiError(400, f"{where}: this server takes text only; parts of type {shown_json(part.get('type'))} are "
+                       "not supported.", where)
+    text = text_of(part.get(kind), f"{where}.{kind}")
     if text is None:
         raise ApiError(400, f"{where}.{kind} must be text.", f"{where}.{kind}")
     for name, value in part.items():
-        if name not in ("type", kind) and name not in _HARMLESS_IN_PARTS and _says_something(value):
+        if name not in ("type", kind) and name not in _HARMLESS_IN_PARTS and says_something(value):
             unknown.meet(name, f"{where}.{name}", ("type", kind))
     return {"type": "text", "text": text}
-
-
-def _text(raw: msgspec.Raw | None, where: str) -> str | None:
-    """None where it is no text."""
-    return decode_field(where, _TEXT, raw) if raw is not None and _begins(raw, b'"') else None
-
-
-def _says_something(raw: msgspec.Raw | None) -> bool:
-    """Whether it is there, and more than null, false, zero or empty."""
-    if raw is None or len(raw) > _MOST_NOTHING_BYTES:
-        return raw is not None
-    return bytes(raw).translate(None, b" \t\r\n") not in _NOTHING
-
-
-def _begins(raw: msgspec.Raw, with_: bytes) -> bool:
-    return bytes(memoryview(raw)[:1]) == with_
-
-
-def _shown(raw: msgspec.Raw | None) -> str:
-    """A value as an error names it, in JSON."""
-    text = bytes(memoryview(_NULL if raw is None else raw)[:51]).decode(errors="replace")
-    shown = text if len(text) <= 50 else text[:50] + "..."
-    return "'" + shown.strip('"') + "'" if text.startswith('"') else shown
 
 
 class TopLogprob(msgspec.Struct):

@@ -73,13 +73,17 @@ def _check(tool: dict[str, Any], where: str) -> None:
     function = tool.get("function")
     if not isinstance(function, dict):
         raise ApiError(400, f"{where}.function must be an object, got {shown(function)}.", f"{where}.function")
+    check_function(function, f"{where}.function")
+
+
+def check_function(function: dict[str, Any], where: str) -> None:
+    """Raises ApiError that names the place."""
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ApiError(400, f"{where}.function.name must be 1 to 128 letters, digits, '_', '-' or '.', got "
-                       f"{shown(name)}.", f"{where}.function.name")
+        raise ApiError(400, f"{where}.name must be 1 to 128 letters, digits, '_', '-' or '.', got {shown(name)}.",
+                       f"{where}.name")
     for key, kind, called in (("description", str, "text"), ("parameters", dict, "a JSON schema: an object"),
                               ("strict", bool, "true or false")):
         value = function.get(key)
         if value is not None and not isinstance(value, kind):
-            raise ApiError(400, f"{where}.function.{key} must be {called}, got {shown(value)}.",
-                           f"{where}.function.{key}")
+            raise ApiError(400, f"{where}.{key} must be {called}, got {shown(value)}.", f"{where}.{key}")

@@ -20,6 +20,9 @@ OF_CLIENTS = frozenset({
     "keep_alive", "verbosity", "background_tasks", "features", "filter_ids", "model_item", "variables", "caching",
     "cache", "custom_llm_provider", "drop_params", "extra_headers", "litellm_call_id", "litellm_metadata",
     "litellm_session_id", "litellm_trace_id", "max_retries", "num_retries", "request_timeout", "timeout",
+    # How Anthropic's servers are to keep house: what to bill, where to run, when to shorten a context.
+    "billing_policy", "compaction", "diagnostics", "fallback_credit_token", "fallbacks",
+    "inference_geo", "speed", "user_profile_id", "workspace_id",
 })
 OF_CLIENTS_IN_MESSAGES = frozenset({
     "id", "chat_id", "parent_id", "parentId", "childrenIds", "created", "created_at", "createdAt", "timestamp", "date",

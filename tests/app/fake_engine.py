@@ -49,7 +49,7 @@ class FakeTokenizer:
 
 
 class FakeTemplate:
-    source = ""
+    source = ""  # a template that knows neither tools nor thinking
 
     def __init__(self) -> None:
         self.seen: list[Any] = []

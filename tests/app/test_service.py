@@ -16,7 +16,7 @@ import pytest
 from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
-from quire.app import errors
+from quire.app import anthropic_errors, errors
 from quire.app.routes import PUBLIC, ROUTES
 from tests.app.conftest import KEY
 from tests.app.fake_engine import FakeEngine
@@ -31,14 +31,16 @@ def paths() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("method", "path"), [p for p in paths() if p[1] not in PUBLIC] + [("GET", "/nowhere")])
 async def test_every_path_but_probes_needs_the_key(guarded: httpx.AsyncClient, method: str, path: str) -> None:
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}, {"authorization": f"Basic {KEY}"},
-                    {"authorization": f"Bearer {KEY.upper()}"}):
+                    {"authorization": f"Bearer {KEY.upper()}"}, {"x-api-key": "wrong"}, {"x-api-key": f"Bearer {KEY}"}):
         reply = await guarded.request(method, path, headers=headers)
         assert reply.status_code == 401
         assert reply.headers["www-authenticate"] == "Bearer"
         if method != "HEAD":
-            assert reply.json()["error"]["type"] == "AuthenticationError"
-    allowed = await guarded.request(method, path, headers={"authorization": f"bearer {KEY}"})
-    assert allowed.status_code != 401
+            of_anthropic = path in anthropic_errors.PATHS
+            assert reply.json()["error"]["type"] == ("authentication_error" if of_anthropic else "AuthenticationError")
+    for headers in ({"authorization": f"bearer {KEY}"}, {"x-api-key": KEY},
+                    {"authorization": "Bearer another's", "x-api-key": KEY}):
+        assert (await guarded.request(method, path, headers=headers)).status_code != 401
 
 
 @pytest.mark.parametrize("path", sorted(PUBLIC))
@@ -93,7 +95,8 @@ async def test_an_unknown_path_is_told_those_that_there_are(client: httpx.AsyncC
     assert reply.status_code == 404
     message = reply.json()["error"]["message"]
     assert hint in message
-    assert "/v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /v1/models/{model}" in message
+    assert "/v1/chat/completions, /v1/completions, /v1/embeddings, /v1/messages, " in message
+    assert "/v1/messages/count_tokens, /v1/models, /v1/models/{model}" in message
     assert "/admin" not in message
 
 

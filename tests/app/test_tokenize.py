@@ -110,6 +110,7 @@ async def test_ids_that_generation_may_produce_are_taken_and_those_without_a_tex
 async def test_messages_are_counted_as_chat_would_render_them(client: httpx.AsyncClient, fake: FakeEngine) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     tool = {"type": "function", "function": {"name": "f"}}
+    fake.chat_template.source = "{{ tools }}"
     reply = await client.post("/tokenize", json={"messages": messages, "tools": [tool], "return_token_strs": True,
                                                  "add_generation_prompt": False, "chat_template_kwargs": {"deep": 1}})
     assert fake.chat_template.seen[-1] == (messages, {"tools": [tool], "add_generation_prompt": False, "deep": 1})

@@ -39,6 +39,13 @@ OPENAI = (
     Check("openai_chat.py", ("AuthenticationError: Error code: 401",), fails=True, key="wrong"),
 )
 
+ANTHROPIC = (
+    Check("anthropic_messages.py", ("Message(", "role='assistant'", "stop_reason='")),
+    Check("anthropic_tools.py", ("message_stop", "name='get_weather'", "input={'unit': '")),
+    Check("anthropic_messages.py", ("AuthenticationError: Error code: 401", "authentication_error"), fails=True,
+          key="wrong"),
+)
+
 # What is installed, and what runs with it.
 SDKS: dict[tuple[str, ...], tuple[Check, ...]] = {
     (): (
@@ -51,6 +58,8 @@ SDKS: dict[tuple[str, ...], tuple[Check, ...]] = {
     ("openai==1.17.1", "httpx==0.27.2"): OPENAI,
     ("openai==1.54.4", "httpx==0.27.2"): OPENAI,
     ("openai==3.52.0",): OPENAI,
+    ("anthropic==0.40.0", "httpx==0.27.2"): ANTHROPIC,
+    ("anthropic==2.14.0",): ANTHROPIC,
     ("langchain-openai==1.7.3",): (Check("langchain_invoke.py", ()),),
 }
 

@@ -39,7 +39,8 @@ def test_a_key_is_masked_wherever_it_is(data: st.DataObject, secret: str, before
 
 @given(st.text(ALPHABET + "+/=.~", min_size=1, max_size=60), st.sampled_from([
     "Bearer {}", "bearer   {}", "Authorization: Bearer {}", "authorization: Basic {}", "authorization={}",
-    "{{'authorization': '{}'}}", "[(b'authorization', b'Bearer {}')]", '{{"Authorization":"Bearer {}"}}']))
+    "{{'authorization': '{}'}}", "[(b'authorization', b'Bearer {}')]", '{{"Authorization":"Bearer {}"}}',
+    "x-api-key: {}", "[(b'x-api-key', b'{}')]"]))
 def test_an_authorization_header_is_masked(token: str, form: str) -> None:
     token = "T0" + token + "0T"
     assert token not in redacted_text(form.format(token))

@@ -1,0 +1,73 @@
+"""How a conversation reaches the engine, for every API that takes one: its messages become the model's prompt, its
+tools and its form a grammar, and each sample of the reply gets the parser that the prompt calls for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+from quire.app.background import in_background
+from quire.app.exchange import Exchange
+from quire.app.replies.choice import Choice
+from quire.app.schemas.tools import ToolChoice
+from quire.app.service import Service
+from quire.engine.errors import InvalidRequestError
+from quire.engine.sampling_params import SamplingParams
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LONG_CONVERSATION = 4000  # weight
+
+
+async def by_weight(weight: int, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `job` makes of a conversation: in the background where that takes long. `weight`: the conversation's bytes
+    in JSON, names at 20 each."""
+    return await in_background(job, *args, **kwargs) if weight > _LONG_CONVERSATION else job(*args, **kwargs)
+
+
+@contextmanager
+def named_as_sent(max_tokens: str, conversation: str = "") -> Iterator[None]:
+    """What the engine says of max_tokens is about the field `max_tokens` of the request; what it says of prompt or
+    messages, about `conversation` where that has another name."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        sent = {"max_tokens": max_tokens} | ({"messages": conversation, "prompt": conversation} if conversation else {})
+        message = re.sub(r"\bmax_tokens\b", max_tokens, error.message)
+        raise InvalidRequestError(message, sent.get(error.param or "", error.param)) from None
+
+
+def prompt_of(service: Service, messages: list[dict[str, Any]], choice: ToolChoice, *, variables: dict[str, Any],
+              add_generation_prompt: bool) -> str:
+    """The text of `messages`, which are as chat templates take them, with the tools. Raises InvalidRequestError."""
+    told = service.reply_style.conversation(messages, choice.tools)
+    return service.engine.chat_template.render(told, tools=choice.tools or None,
+                                               add_generation_prompt=add_generation_prompt, **variables)
+
+
+async def submit_conversation(service: Service, exchange: Exchange, messages: list[dict[str, Any]], choice: ToolChoice,
+                              params: SamplingParams, *, variables: dict[str, Any], add_generation_prompt: bool,
+                              priority: int, cache_salt: str, add_special_tokens: bool, weight: int,
+                              clamp: bool = False) -> list[Choice]:
+    """The choices of the reply to `messages`, which are as chat templates take them: one for each sample.
+
+    `params` get the form of the whole reply in place of that of its content, and the tokens that parsers must see.
+    `variables` are the template's, `weight` is as in `by_weight`, `clamp` as in `Exchange.submit`.
+
+    Raises:
+        InvalidRequestError: the template refuses the messages, or the engine the request.
+        ApiError: as Exchange.submit.
+    """
+    style = service.reply_style
+    prompt = await by_weight(weight, prompt_of, service, messages, choice, variables=variables,
+                             add_generation_prompt=add_generation_prompt)
+    params.structured_outputs = style.wanted_form(choice, params.structured_outputs, prompt)
+    params.shown_token_ids = style.shown_ids(choice, service.tokenizer)
+    with service.naming_limits():
+        await exchange.submit(prompt, params, priority=priority, cache_salt=cache_salt,
+                              add_special_tokens=add_special_tokens, clamp=clamp)
+    return [Choice(style.parser(choice, prompt), choice) for _ in range(params.n)]
