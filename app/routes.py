@@ -8,11 +8,23 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from quire.app.endpoints import admin, chat, completions, embeddings, generate, health, metrics, models, tokenize
+from quire.app.endpoints import (
+    admin,
+    chat,
+    completions,
+    embeddings,
+    generate,
+    health,
+    metrics,
+    models,
+    responses,
+    tokenize,
+)
 
 ROUTES = [
     Route("/v1/chat/completions", chat.chat_completions, methods=["POST"]),
     Route("/v1/completions", completions.completions, methods=["POST"]),
+    Route("/v1/responses", responses.responses, methods=["POST"]),
     Route("/generate", generate.generate, methods=["POST"]),
     Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
     Route("/v1/models", models.list_models, methods=["GET"]),

@@ -31,7 +31,7 @@ P = ParamSpec("P")
 # What OpenAI's clients may send that changes nothing in the reply of a server like this one.
 HARMLESS = frozenset({
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention",
+    "prompt_cache_retention", "prompt_cache_options",
 })
 
 # Known fields that this version does not implement, each with the values that ask for nothing.
@@ -47,12 +47,24 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "return_token_ids": (False,), "return_tokens_as_token_ids": (False,), "return_token_offsets": (False,),
     "return_prompt_text": (False,), "request_id": (), "stream_interval": (1,),
     "repetition_detection": (), "kv_transfer_params": (), "ec_transfer_params": (), "vllm_xargs": ({},),
+    "previous_response_id": (), "conversation": (), "background": (False,), "truncation": ("disabled",),
+    "context_management": ([],),
+}
+
+# What to do instead, where that is not plain.
+_INSTEAD = {
+    **dict.fromkeys(("previous_response_id", "conversation"),
+                    "no response is stored here: send the whole conversation, with the output of earlier responses"),
+    "background": "no response is stored here to be fetched later: wait for it, or send stream: true",
+    **dict.fromkeys(("truncation", "context_management"),
+                    "a conversation that is too long is refused: leave out what the model can do without"),
 }
 
 # In JSON, for each field but those that hold what the model is to read or write on.
 MOST_FIELD_BYTES = 2**20
 _MOST_BYTES = {"chat_template_kwargs": 64 * 2**10,  # of anything at all, which takes longer to decode
-               **dict.fromkeys(("response_format", "structured_outputs", "guided_json", "structural_tag"), 300 * 2**10)}
+               **dict.fromkeys(("response_format", "structured_outputs", "guided_json", "structural_tag", "text"),
+                               300 * 2**10)}
 _LONG_FIELDS = frozenset({"prompt", "messages", "tokens", "input"})
 _MOST_NEUTRAL_BYTES = 200  # no value that asks for nothing is longer
 
@@ -233,5 +245,6 @@ def _refuse_unless_neutral(name: str, raw: msgspec.Raw) -> None:
     # 1 and 1.0 are one number to JSON; true is none.
     if not any(value == allowed and isinstance(value, bool) is isinstance(allowed, bool) for allowed in neutral):
         allowed_values = " or ".join(msgspec.json.encode(allowed).decode() for allowed in neutral)
-        raise ApiError(400, f"{name} is not supported by this version" +
+        instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+        raise ApiError(400, f"{name} is not supported by this version{instead}" +
                        (f"; leave it out, or send {allowed_values}." if neutral else "; leave it out."), name)
