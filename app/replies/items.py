@@ -94,12 +94,16 @@ class Items:
         self._open: _Open | None = None
         self._place = b""  # where the open item's text is, as its events tell it
         self._logprobs: list[msgspec.Raw] = []  # of tokens that may yet turn out to be content
+        self._speaks = True  # the last piece was content, or none came yet
 
     def push(self, pieces: list[Piece], logprobs: list[msgspec.Raw]) -> Iterator[bytes]:
         """What tells of `pieces`; `logprobs` are those of the tokens that came with them, and are told of content."""
-        self._logprobs += logprobs
-        if pieces and not any(isinstance(piece, Content) for piece in pieces):
-            self._logprobs = []
+        # Behind thoughts and calls, those of tokens without a piece are of tags.
+        self._logprobs = self._logprobs + logprobs if self._speaks else logprobs
+        if pieces:
+            self._speaks = isinstance(pieces[-1], Content)
+            if not any(isinstance(piece, Content) for piece in pieces):
+                self._logprobs = []
         for piece in pieces:
             match piece:
                 case Content(text):
@@ -116,6 +120,8 @@ class Items:
         """The last item is "completed" or "incomplete"; a reply without a word is an empty message."""
         if self._open is None and not self.output:
             yield from self._told(_MESSAGE, "")
+        if self._open is not None and self._open.kind.has_logprobs:
+            self._open.logprobs += self._logprobs  # of an end token, say, which is no text
         yield from self._finish(status)
 
     def _told(self, kind: _Kind, text: str) -> Iterator[bytes]:
@@ -150,9 +156,6 @@ class Items:
         if (item := self._open) is None:
             return
         self._open = None
-        if item.kind.has_logprobs:  # those of an end token, say, which is no text
-            item.logprobs += self._logprobs
-        self._logprobs = []
         whole = as_raw(item.kind.item(item, status))
         self.output.append(whole)
         if (events := self._events) is None:

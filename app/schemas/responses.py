@@ -139,10 +139,11 @@ class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
 
     def reply(self, id: str, created: int, model: str, params: SamplingParams) -> ResponseReply:
         """The reply as it is before anything was generated, which repeats what was asked for."""
+        reasoning = {"effort": self.reasoning.effort, "summary": self.reasoning.summary}
         return ResponseReply(
             id=id, created_at=created, model=model, instructions=self.instructions,
             max_output_tokens=self.max_output_tokens, max_tool_calls=self.max_tool_calls, metadata=self.metadata,
-            parallel_tool_calls=self.parallel_tool_calls, reasoning=as_raw(self.reasoning),
+            parallel_tool_calls=self.parallel_tool_calls, reasoning=as_raw(reasoning),
             temperature=params.temperature, top_p=params.top_p, top_logprobs=self.top_logprobs or 0,
             text=as_raw(TextConfig(self.text.format or {"type": "text"}, self.text.verbosity)),
             tools=as_raw(self.tools), tool_choice=as_raw(self.tool_choice))
@@ -204,7 +205,7 @@ class ResponseReply(msgspec.Struct, frozen=True, kw_only=True):
     output: list[msgspec.Raw] = []  # items: see `quire.app.replies.items`
     parallel_tool_calls: bool
     previous_response_id: None = None
-    reasoning: msgspec.Raw  # as sent, as are text, tools and tool_choice
+    reasoning: msgspec.Raw  # as sent, like text, tools and tool_choice
     service_tier: None = None
     store: bool = False
     temperature: float
