@@ -51,13 +51,13 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "context_management": ([],),
 }
 
-# Of some of them, why not, and what to do.
+# Of some of them, what to do.
 _INSTEAD = {
     **dict.fromkeys(("previous_response_id", "conversation"),
-                    "this server stores no responses. Send the whole conversation, with the output of earlier ones"),
-    "background": "this server stores no response to be fetched later. Wait for the reply, or send stream: true",
+                    "This server stores no responses: send the whole conversation, with the output of earlier ones."),
+    "background": "This server stores no responses to be fetched later: wait for the reply, or send stream: true.",
     **dict.fromkeys(("truncation", "context_management"),
-                    "nothing of a conversation is left out here. Send no more of it than the model has room for"),
+                    "Nothing of a conversation is left out here: send no more of it than the model has room for."),
 }
 
 # In JSON, for each field but those that hold what the model is to read or write on.
@@ -245,6 +245,6 @@ def _refuse_unless_neutral(name: str, raw: msgspec.Raw) -> None:
     # 1 and 1.0 are one number to JSON; true is none.
     if not any(value == allowed and isinstance(value, bool) is isinstance(allowed, bool) for allowed in neutral):
         allowed_values = " or ".join(msgspec.json.encode(allowed).decode() for allowed in neutral)
-        why = f", as {_INSTEAD[name]}" if name in _INSTEAD else ""
-        raise ApiError(400, f"{name} is not supported by this version{why}" +
-                       (f"; leave it out, or send {allowed_values}." if neutral else "; leave it out."), name)
+        message = f"{name} is not supported by this version; leave it out" + (
+            f", or send {allowed_values}." if neutral else ".")
+        raise ApiError(400, f"{message} {_INSTEAD.get(name, '')}".strip(), name)

@@ -167,7 +167,7 @@ class _Reader:
         kind = text_of(part.get("type"), f"{where}.type")
         if kind is None or kind not in fields:
             raise ApiError(400, f"{where}: this server takes text only; parts of type {shown_json(part.get('type'))} "
-                           f"are not supported here, only {' or '.join(fields)}.", where)
+                           f"are not supported here, only {', '.join(fields)}.", where)
         text = text_of(part.get(fields[kind]), f"{where}.{fields[kind]}")
         if text is None:
             raise ApiError(400, f"{where}.{fields[kind]} must be text.", f"{where}.{fields[kind]}")
