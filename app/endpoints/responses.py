@@ -86,11 +86,9 @@ class _Reply:
         finish_reason = None
         async with self._exchange as exchange:
             async for update in exchange.updates(1):
-                for _ in self._push(update):
-                    pass
+                self._push(update)
                 finish_reason = update.finish_reason
-        for _ in self._items.end(_status(finish_reason)):
-            pass
+        self._items.end(_status(finish_reason))
         return self._ended(finish_reason)
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
@@ -122,7 +120,7 @@ class _Reply:
 
     def _push(self, update: SampleUpdate) -> list[bytes]:
         logprobs = chat_logprobs(self._service.tokenizer, update).content if self._tells_logprobs else []
-        return list(self._items.push(self._choice.push(update), logprobs))
+        return self._items.push(self._choice.push(update), logprobs)
 
     def _lifecycle(self, kind: bytes, reply: ResponseReply) -> bytes:
         return self._events.write(kind, b'"response":' + _encode(reply))

@@ -7,7 +7,7 @@ An item is told of in full before the next begins. What is streamed and what is 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -84,7 +84,7 @@ _CALL = _Kind("fc", b"response.function_call_arguments.delta", b"response.functi
 
 
 class Items:
-    """Fed with pieces as they come; `output` has the items that are whole."""
+    """Fed with pieces as they come; `output` has the items that are whole. What tells of them is returned as events."""
 
     def __init__(self, events: Events | None, *, with_reasoning: bool = True) -> None:
         """`events` None: nobody is told before the end."""
@@ -95,64 +95,75 @@ class Items:
         self._place = b""  # where the open item's text is, as its events tell it
         self._logprobs: list[msgspec.Raw] = []  # of tokens that may yet turn out to be content
         self._speaks = True  # the last piece was content, or none came yet
+        self._told: list[bytes] = []
 
-    def push(self, pieces: list[Piece], logprobs: list[msgspec.Raw]) -> Iterator[bytes]:
-        """What tells of `pieces`; `logprobs` are those of the tokens that came with them, and are told of content."""
-        # Behind thoughts and calls, those of tokens without a piece are of tags.
+    def push(self, pieces: list[Piece], logprobs: list[msgspec.Raw]) -> list[bytes]:
+        """`logprobs` are those of the tokens that came with `pieces`, and are told of content."""
+        if logprobs:
+            self._note(pieces, logprobs)
+        for piece in pieces:
+            match piece:
+                case Content(text):
+                    self._add(_MESSAGE, text)
+                case Reasoning(text):
+                    if self._with_reasoning:
+                        self._add(_REASONING, text)
+                case Call():
+                    self._begin(_CALL, piece)
+                case Arguments(_, text):
+                    self._add(_CALL, text)
+        return self._taken()
+
+    def end(self, status: str) -> list[bytes]:
+        """The last item is "completed" or "incomplete"; a reply without a word is an empty message."""
+        if self._open is None and not self.output:
+            self._add(_MESSAGE, "")
+        if self._open is not None and self._open.kind.has_logprobs:
+            self._open.logprobs += self._logprobs  # of an end token, say, which is no text
+        self._finish(status)
+        return self._taken()
+
+    def _taken(self) -> list[bytes]:
+        told, self._told = self._told, []
+        return told
+
+    def _note(self, pieces: list[Piece], logprobs: list[msgspec.Raw]) -> None:
+        """Behind thoughts and calls, tokens without a piece are tags'."""
         self._logprobs = self._logprobs + logprobs if self._speaks else logprobs
         if pieces:
             self._speaks = isinstance(pieces[-1], Content)
             if not any(isinstance(piece, Content) for piece in pieces):
                 self._logprobs = []
-        for piece in pieces:
-            match piece:
-                case Content(text):
-                    yield from self._told(_MESSAGE, text)
-                case Reasoning(text):
-                    if self._with_reasoning:
-                        yield from self._told(_REASONING, text)
-                case Call():
-                    yield from self._begin(_CALL, piece)
-                case Arguments(_, text):
-                    yield from self._told(_CALL, text)
 
-    def end(self, status: str) -> Iterator[bytes]:
-        """The last item is "completed" or "incomplete"; a reply without a word is an empty message."""
-        if self._open is None and not self.output:
-            yield from self._told(_MESSAGE, "")
-        if self._open is not None and self._open.kind.has_logprobs:
-            self._open.logprobs += self._logprobs  # of an end token, say, which is no text
-        yield from self._finish(status)
-
-    def _told(self, kind: _Kind, text: str) -> Iterator[bytes]:
-        if self._open is None or self._open.kind is not kind:
-            yield from self._begin(kind, None)
+    def _add(self, kind: _Kind, text: str) -> None:
         item = self._open
-        assert item is not None
+        if item is None or item.kind is not kind:
+            item = self._begin(kind, None)
         item.texts.append(text)
-        logprobs: list[msgspec.Raw] = []
+        after = b""
         if kind.has_logprobs:
-            logprobs, self._logprobs = self._logprobs, []
-            item.logprobs += logprobs
+            item.logprobs += self._logprobs
+            after = b',"logprobs":%b' % _encode(self._logprobs) if self._logprobs else b',"logprobs":[]'
+            self._logprobs = []
         if self._events is not None and text:
             # By hand around constant parts: this is what a worker does for every token.
-            after = b',"logprobs":%b' % _encode(logprobs) if kind.has_logprobs else b""
-            yield self._events.write(kind.delta, b'%b,"delta":%b%b' % (self._place, _encode(text), after))
+            self._told.append(self._events.write(kind.delta, b'%b,"delta":%b%b' % (self._place, _encode(text), after)))
 
-    def _begin(self, kind: _Kind, call: Call | None) -> Iterator[bytes]:
-        yield from self._finish("completed")
+    def _begin(self, kind: _Kind, call: Call | None) -> _Open:
+        self._finish("completed")
         self._open = item = _Open(kind, len(self.output), call)
-        if (events := self._events) is None:
-            return
-        told = _encode(kind.item(item, "in_progress"))
-        yield events.write(b"response.output_item.added", b'"output_index":%d,"item":%b' % (item.index, told))
-        self._place = b'"item_id":"%b","output_index":%d' % (item.id.encode(), item.index)
-        if kind.part is not None:
-            self._place += b',"content_index":0'
-            yield events.write(b"response.content_part.added", b'%b,"part":%b' % (
-                self._place, _encode(kind.part(item))))
+        if (events := self._events) is not None:
+            told = _encode(kind.item(item, "in_progress"))
+            self._told.append(events.write(b"response.output_item.added", b'"output_index":%d,"item":%b' % (
+                item.index, told)))
+            self._place = b'"item_id":"%b","output_index":%d' % (item.id.encode(), item.index)
+            if kind.part is not None:
+                self._place += b',"content_index":0'
+                part = _encode(kind.part(item))
+                self._told.append(events.write(b"response.content_part.added", b'%b,"part":%b' % (self._place, part)))
+        return item
 
-    def _finish(self, status: str) -> Iterator[bytes]:
+    def _finish(self, status: str) -> None:
         if (item := self._open) is None:
             return
         self._open = None
@@ -161,9 +172,10 @@ class Items:
         if (events := self._events) is None:
             return
         after = b',"logprobs":%b' % _encode(item.logprobs) if item.kind.has_logprobs else b""
-        yield events.write(item.kind.done, b'%b,"%b":%b%b' % (
-            self._place, item.kind.text.encode(), _encode(item.text), after))
+        self._told.append(events.write(item.kind.done, b'%b,"%b":%b%b' % (
+            self._place, item.kind.text.encode(), _encode(item.text), after)))
         if item.kind.part is not None:
-            yield events.write(b"response.content_part.done", b'%b,"part":%b' % (
-                self._place, _encode(item.kind.part(item))))
-        yield events.write(b"response.output_item.done", b'"output_index":%d,"item":%b' % (item.index, whole))
+            part = _encode(item.kind.part(item))
+            self._told.append(events.write(b"response.content_part.done", b'%b,"part":%b' % (self._place, part)))
+        self._told.append(events.write(b"response.output_item.done", b'"output_index":%d,"item":%b' % (
+            item.index, whole)))

@@ -11,7 +11,7 @@ from quire.app.json_pieces import as_raw
 from quire.app.schemas.form import stated_form
 from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens
 from quire.app.schemas.template import check_effort, check_template_kwargs, template_variables
-from quire.app.schemas.tools import ToolChoice, check_function, checked_choice
+from quire.app.schemas.tools import MAX_TOOLS, ToolChoice, check_function, checked_choice
 from quire.app.schemas.unknown import UnknownFields
 from quire.app.settings import ServeSettings
 from quire.engine.arguments import shown
@@ -108,6 +108,7 @@ class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
 
     def checked_choice(self) -> ToolChoice:
         """Raises ApiError that names the place."""
+        check_at_most("tools", len(self.tools), MAX_TOOLS, what="tools")
         tools = [_as_chat_has_it(tool, f"tools[{i}]") for i, tool in enumerate(self.tools)]
         choice = self.tool_choice
         if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
@@ -123,10 +124,12 @@ class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
         allowed = self.tool_choice.get("tools")
         if self.tool_choice.get("mode", "auto") not in ("auto", "required") or not isinstance(allowed, list):
             raise self._no_choice()
-        names = [tool.get("name") if isinstance(tool, dict) else None for tool in allowed]
-        known = [tool["function"]["name"] for tool in tools]
-        for i, name in enumerate(names):
-            if name not in known:
+        names, known = set(), {tool["function"]["name"] for tool in tools}
+        for i, tool in enumerate(allowed):
+            name = tool.get("name") if isinstance(tool, dict) else None
+            if isinstance(name, str) and name in known:
+                names.add(name)
+            else:
                 raise ApiError(400, f"tool_choice.tools[{i}] names {shown(name)}, which is none of the tools.",
                                f"tool_choice.tools[{i}]")
         return [tool for tool in tools if tool["function"]["name"] in names]
@@ -138,15 +141,22 @@ class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
         return stated_form("text.format", self.text.format)
 
     def reply(self, id: str, created: int, model: str, params: SamplingParams) -> ResponseReply:
-        """The reply as it is before anything was generated, which repeats what was asked for."""
+        """The reply as it is before anything was generated, which repeats what was asked for. Raises ApiError."""
         reasoning = {"effort": self.reasoning.effort, "summary": self.reasoning.summary}
         return ResponseReply(
             id=id, created_at=created, model=model, instructions=self.instructions,
             max_output_tokens=self.max_output_tokens, max_tool_calls=self.max_tool_calls, metadata=self.metadata,
             parallel_tool_calls=self.parallel_tool_calls, reasoning=as_raw(reasoning),
             temperature=params.temperature, top_p=params.top_p, top_logprobs=self.top_logprobs or 0,
-            text=as_raw(TextConfig(self.text.format or {"type": "text"}, self.text.verbosity)),
-            tools=as_raw(self.tools), tool_choice=as_raw(self.tool_choice))
+            text=_echo("text", TextConfig(self.text.format or {"type": "text"}, self.text.verbosity)),
+            tools=_echo("tools", self.tools), tool_choice=_echo("tool_choice", self.tool_choice))
+
+
+def _echo(name: str, value: object) -> msgspec.Raw:
+    try:
+        return as_raw(value)
+    except RecursionError:
+        raise ApiError(400, f"{name} has too many levels of lists and objects.", name) from None
 
 
 def _as_chat_has_it(tool: dict[str, Any], where: str) -> dict[str, Any]:

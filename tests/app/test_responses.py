@@ -359,6 +359,8 @@ async def test_a_choice_of_tools_is_chat_s(client: httpx.AsyncClient, fake: Fake
     ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "tools": [{"name": "f"}]}}, "tool_choice.tools[0]",
      "none of the tools"),
     ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "mode": "x", "tools": []}}, "tool_choice", "mode"),
+    ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "tools": [["now"]]}}, "tool_choice.tools[0]", "None"),
+    ({"tools": [{}] * 513}, "tools", "at most 512 tools"),
     ({"tool_choice": "required"}, "tool_choice", "no tools"),
     ({"text": {"format": {"type": "json"}}}, "text.format", "text.format.type must be one of"),
     ({"text": {"format": {"type": "json_schema", "json_schema": {"schema": {}}}}}, "text.format",
