@@ -29,8 +29,9 @@ _THOUGHT = {"reasoning_text": "text", "summary_text": "text"}
 _HARMLESS_IN_PARTS = frozenset({"annotations", "logprobs", "parsed", "cache_control"})
 _OF_CLIENTS = OF_CLIENTS_IN_MESSAGES | {"encrypted_content"}  # another server's, which nobody can read here
 
-_RAW_LIST = msgspec.json.Decoder(list[msgspec.Raw])
-_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ITEMS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_PARTS = msgspec.json.Decoder(list[msgspec.Raw])
+_PART = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ARGUMENTS = msgspec.json.Decoder(str | dict[str, Any] | None)
 
 Item = dict[str, msgspec.Raw]
@@ -49,7 +50,7 @@ def conversation_of(sent: msgspec.Raw, instructions: str | None, unknown: Unknow
     if begins(sent, b'"'):
         messages = [{"role": "user", "content": reader.content(sent, "input", _SAID)}]
     elif begins(sent, b"["):
-        messages = reader.messages(decode_field("input", _RAW_LIST, sent))
+        messages = reader.messages(decode_field("input", _ITEMS, sent))
     else:
         raise ApiError(400, f"input must be text or a list of items, got {shown_json(sent)}.", "input")
     if not instructions:
@@ -86,13 +87,12 @@ class _Reader:
         self._turn: _Turn | None = None
         self._num_parts = 0
 
-    def messages(self, items: list[msgspec.Raw]) -> list[dict[str, Any]]:
+    def messages(self, items: list[Item]) -> list[dict[str, Any]]:
         if not items:
             raise ApiError(400, "input must hold at least one item.", "input")
         check_at_most("input", len(items), MAX_MESSAGES, what="items")
-        for i, raw in enumerate(items):
+        for i, item in enumerate(items):
             where = f"input[{i}]"
-            item = decode_field(where, _OBJECT, raw)
             kind = _kind(item, where)
             kind.read(self, item, where)
             self._meet_unknown(item, where, kind.fields, kind.harmless)
@@ -107,7 +107,7 @@ class _Reader:
             return text
         if raw is None or not begins(raw, b"["):
             raise ApiError(400, f"{where} must be text or a list of text parts, got {shown_json(raw)}.", where)
-        parts = decode_field(where, _RAW_LIST, raw)
+        parts = decode_field(where, _PARTS, raw)
         self._num_parts += len(parts)
         check_at_most("input", self._num_parts, MAX_PARTS, what="content parts in all")
         return [{"type": "text", "text": self._part(part, f"{where}[{i}]", fields)} for i, part in enumerate(parts)]
@@ -163,7 +163,7 @@ class _Reader:
             self._turn = None
 
     def _part(self, raw: msgspec.Raw, where: str, fields: dict[str, str]) -> str:
-        part = decode_field(where, _OBJECT, raw) if begins(raw, b"{") else {}
+        part = decode_field(where, _PART, raw) if begins(raw, b"{") else {}
         kind = text_of(part.get("type"), f"{where}.type")
         if kind is None or kind not in fields:
             raise ApiError(400, f"{where}: this server takes text only; parts of type {shown_json(part.get('type'))} "
