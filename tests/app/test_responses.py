@@ -440,6 +440,23 @@ async def test_a_failure_midway_is_told_in_events(client: httpx.AsyncClient, sdk
     assert (await send(client)).status_code == 503
 
 
+async def test_what_fails_before_the_first_event_but_after_a_comment_is_one_event(
+        make_app: Callable[..., Starlette], fake: FakeEngine) -> None:
+    fake.gate.clear()
+    app = make_app(sse_ping_interval=0.02)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        reply = await client.post("/v1/responses", json={"input": "Hello", "stream": True},
+                                  headers={"x-request-timeout": "0.2"})
+    *pings, error, end = reply.text.split("\n\n")
+    assert (set(pings), end) == ({": ping"}, "")
+    kind, data = error.split("\n")
+    assert kind == "event: error"
+    event = json.loads(data.removeprefix("data: "))
+    assert (event["sequence_number"], event["error"]["code"]) == (0, 504)
+    assert "x-request-timeout" in event["message"]
+
+
 async def test_a_long_conversation_is_read(roomy: httpx.AsyncClient, fake: FakeEngine) -> None:
     items = [{"role": "user", "content": "x" * 5000}] * 10
     assert (await send(roomy, input=items)).status_code == 200
