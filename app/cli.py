@@ -1,5 +1,5 @@
-"""The command `quire`: serve, check, doctor, models, pull, keys, chat, complete, bench, version. Parses flags; the rest
-is elsewhere.
+"""The command `quire`: serve, check, doctor, models, pull, keys, chat, complete, top, run-batch, bench, version. Parses
+flags; the rest is elsewhere.
 
 Help is quick: nothing heavy is imported before a command needs it, torch never.
 """
@@ -38,6 +38,7 @@ _PURPOSES = {
     "serve": "Serve a model over HTTP.",
     "check": "Show the settings that `quire serve` with these flags would use, and where each came from.",
     "doctor": "Look at this machine as `quire serve` with these flags would find it.",
+    "run-batch": "",  # which has a help of its own
 }
 _ENDINGS = {
     "serve": """`quire check` takes the same flags and shows what would be used.
@@ -48,6 +49,7 @@ Exit codes: 0 stopped on request, 2 wrong settings, 3 the model could not be loa
 broke for good, 71 the engine hung again and again.""",
     "check": "Exit codes: 0 usable, 2 wrong settings.",
     "doctor": "Exit codes: 0 it would serve, 1 it would not.",
+    "run-batch": "",
 }
 
 
@@ -88,6 +90,14 @@ def _run(argv: list[str]) -> int:
         return models(argv[1:])
     if argv[:1] == ["doctor"]:
         return _doctor(argv[1:])
+    if argv[:1] == ["run-batch"]:
+        from quire.app.batch.cli import main as run_batch  # late: it brings numpy
+
+        return run_batch(argv[1:], lambda flags: load_settings("run-batch", flags))
+    if argv[:1] == ["top"]:
+        from quire.app.top.cli import main as top  # late: it brings prometheus_client
+
+        return top(argv[1:])
     if argv[:1] in (["serve"], ["check"]):
         return _serve_or_check(argv[0], argv[1:])
     parser = CommandParser(prog="quire", description="A server for open-weight language models.",
@@ -108,6 +118,9 @@ def _run(argv: list[str]) -> int:
     chat.add_argument("--system-prompt", help="what the model is told first")
     _add_client(chat)
     _add_client(commands.add_parser("complete", help="let a running server go on with a text"))
+    commands.add_parser("top", help="watch a running server: requests, cache, tokens/s, latencies", add_help=False)
+    commands.add_parser("run-batch", help="answer a file of requests, by a running server or one of its own",
+                        add_help=False)
     commands.add_parser("bench", help="measure (quire bench --help)", add_help=False)
     commands.add_parser("version", help="print the version")
     options = parser.parse_args(argv)

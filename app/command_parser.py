@@ -23,10 +23,20 @@ class CommandParser(argparse.ArgumentParser):
         except _Missing as missing:  # perhaps because it is mistyped
             self._refuse_unknown([word for word in words if word.startswith("--")], _flags(self))
             self._leave(str(missing))
+        self.refuse(rest)
+        return found
+
+    def parse_known(self, words: Sequence[str]) -> tuple[Any, list[str]]:
+        """What is known of `words`, and the rest, which is another's."""
+        try:
+            return super().parse_known_args(words)
+        except _Missing as missing:
+            self._leave(str(missing))
+
+    def refuse(self, rest: list[str]) -> None:
         self._refuse_unknown(rest, ())
         if rest:
             self.error(f"{rest[0]}: not expected here")
-        return found
 
     def _refuse_unknown(self, words: list[str], known: Iterable[str]) -> None:
         known = list(known)

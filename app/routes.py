@@ -15,6 +15,7 @@ from quire.app.endpoints import (
     embeddings,
     generate,
     health,
+    load,
     metrics,
     models,
     responses,
@@ -31,6 +32,7 @@ ROUTES = [
     Route("/v1/models/{model:path}", models.show_model, methods=["GET"]),
     Route("/tokenize", tokenize.tokenize, methods=["POST"]),
     Route("/detokenize", tokenize.detokenize, methods=["POST"]),
+    Route("/load", load.load, methods=["GET"]),
     Route("/metrics", metrics.metrics, methods=["GET"]),
     Route("/admin/status", admin.status, methods=["GET"]),
     Route("/admin/keys", admin.keys, methods=["GET"]),
@@ -46,7 +48,7 @@ ROUTES = [
 ]
 
 PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/health", "/ping"})
-QUIET = PUBLIC | {"/startupz", "/metrics"}  # probes and scrapes get no line in the log
+QUIET = PUBLIC | {"/startupz", "/metrics", "/load"}  # probes and scrapes: not in the log, and no load
 
 _PATHS = frozenset(route.path for route in ROUTES)
 

@@ -33,7 +33,8 @@ import aiohttp
 
 from quire.app.command_parser import CommandParser
 from quire.loadtest.arguments import count
-from quire.loadtest.serve_client import Sent, send
+from quire.loadtest.report.measured import Sent
+from quire.loadtest.serve_client import send
 
 MODEL = "smollm2-135m-instruct"
 START_S = 120.0

@@ -1,8 +1,10 @@
-"""`quire bench serve`: a workload against a running OpenAI-compatible server, ours or another's; prints one JSON line.
+"""`quire bench serve`: a workload against a running OpenAI-compatible server, ours or another's; prints one JSON line
+for each rate, and with --html writes a report with plots.
 
 Streams /v1/completions with prompts given as token ids, from several client processes, so that the client is not what
 is measured. ttft = first chunk with a token minus request sent; itl = gaps between later chunks; tpot = (last - first)
-/ (tokens - 1). Exits 1 when a request failed.
+/ (tokens - 1). Several rates are measured one after the other, each on prompts of its own, so that no cache has them.
+Exits 1 when a request failed.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import random
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,23 +27,14 @@ import aiohttp
 
 from quire.app.command_parser import CommandParser
 from quire.loadtest import workloads
-from quire.loadtest.arguments import count
+from quire.loadtest.arguments import count, writable
+from quire.loadtest.report.measured import Run, Sent
+from quire.loadtest.report.page import html
 
 START_AFTER_S = 3.0  # client processes need this long to be up, so that all begin together
 TIMEOUT_S = 1800.0
 _ADVICE = {"401": "give the key with --api-key, or as VLLM_API_KEY",
            "404": "--model is a name that the server gives at /v1/models, --url its address without a path"}
-
-
-@dataclass(slots=True)
-class Sent:
-    """What became of one request; times in seconds."""
-
-    error: str | None = None
-    ttft: float = 0.0
-    tpot: float | None = None
-    num_tokens: int = 0
-    gaps: list[float] = field(default_factory=list)
 
 
 async def send(session: aiohttp.ClientSession, args: argparse.Namespace, ids: list[int], output_len: int) -> Sent:
@@ -90,7 +83,10 @@ def _client(args: argparse.Namespace, work: Work, start: float, results: Any) ->
     """One client process: its share of the requests, each at its time."""
     async def at(session: aiohttp.ClientSession, ids: list[int], output_len: int, offset_s: float) -> Sent:
         await asyncio.sleep(max(0.0, start + offset_s - time.time()))
-        return await send(session, args, ids, output_len)
+        begin = time.time() - start
+        sent = await send(session, args, ids, output_len)
+        sent.at = begin
+        return sent
 
     async def run() -> list[Sent]:
         headers = {"Authorization": f"Bearer {args.key}"} if args.key else {}
@@ -124,12 +120,15 @@ def summary(results: list[Sent], seconds: float) -> dict[str, Any]:
     }
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace, rate: float, turn: int = 0) -> Run:
+    """All requests at `rate` a second, 0 at once. Each `turn` has prompts of its own, of the same lengths."""
     ids, output_lens = workloads.prompts(args.workload, args.vocab, args.num_requests)
+    if turn:
+        ids = list(_others(ids, turn, workloads.top_id(args.vocab)))
     rng, offset_s, offsets_s = random.Random(7), 0.0, []
     for _ in ids:
         offsets_s.append(offset_s)
-        offset_s += rng.expovariate(args.rate) if args.rate else 0.0
+        offset_s += rng.expovariate(rate) if rate else 0.0
     work: Work = list(zip(ids, output_lens, offsets_s))
     context = multiprocessing.get_context("spawn")
     queue, start = context.Queue(), time.time() + START_AFTER_S
@@ -141,19 +140,37 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     seconds = time.time() - start
     for client in clients:
         client.join()
-    return {"workload": args.workload, "rate": args.rate or "all at once", **summary(results, seconds)}
+    return Run(rate, seconds, results, {"workload": args.workload, "rate": rate or "all at once",
+                                        **summary(results, seconds)})
+
+
+def _others(prompts: list[list[int]], turn: int, top: int) -> Iterator[list[int]]:
+    """Prompts that begin alike go on beginning alike."""
+    lowest = workloads.LOWEST_ID
+    shift = 7919 * turn
+    for ids in prompts:
+        yield [lowest + (id - lowest + shift) % (top - lowest) for id in ids]
 
 
 def main(argv: list[str]) -> int:
     args = _parse(argv)
-    result = run(args)
-    print(json.dumps(result), flush=True)
-    if not result["failed"]:
-        return 0
-    advice = _ADVICE.get(result["first_error"][:4].strip(), "")
-    print(f"quire bench serve: {result['failed']} of {result['requests']} requests failed; the first: "
-          f"{result['first_error']}{advice and f' -> {advice}'}", file=sys.stderr)
-    return 1
+    runs: list[Run] = []
+    for turn, rate in enumerate(args.rate):
+        runs.append(run(args, rate, turn))
+        print(json.dumps(runs[-1].summary), flush=True)
+        if args.html is not None:  # after each, so that what was measured is there whatever comes
+            args.html.write_text(html(runs, _about(args)), encoding="utf-8")
+    failed = [each.summary for each in runs if each.summary["failed"]]
+    for result in failed:
+        advice = _ADVICE.get(result["first_error"][:4].strip(), "")
+        print(f"quire bench serve: {result['failed']} of {result['requests']} requests failed; the first: "
+              f"{result['first_error']}{advice and f' -> {advice}'}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _about(args: argparse.Namespace) -> dict[str, str]:
+    return {"model": args.model, "server": args.url, "workload": args.workload,
+            "client processes": str(args.clients)}
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -165,14 +182,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=32000, metavar="N",
                         help="vocabulary size of the model [%(default)s]")
     parser.add_argument("--num-requests", type=count, metavar="N", help="only the first N requests")
-    parser.add_argument("--rate", type=float, default=0.0, metavar="X",
-                        help="Poisson arrivals a second; 0: all at once [0]")
+    parser.add_argument("--rate", type=float, default=[0.0], nargs="+", metavar="X",
+                        help="Poisson arrivals a second; 0: all at once; several are measured in turn [0]")
+    parser.add_argument("--html", type=writable, metavar="FILE", help="write a report with plots here")
     parser.add_argument("--clients", type=count, default=4, metavar="N", help="client processes [%(default)s]")
     parser.add_argument("--api-key", "--key", dest="key", default=os.environ.get("VLLM_API_KEY", ""),
                         help="the key; also VLLM_API_KEY")
     args = parser.parse_args(argv)
-    if not 0 <= args.rate < float("inf"):
-        parser.error(f"--rate: {args.rate} is not 0 or a number of requests a second")
+    for rate in args.rate:
+        if not 0 <= rate < float("inf"):
+            parser.error(f"--rate: {rate:g} is not 0 or a number of requests a second")
     if not args.url.startswith(("http://", "https://")):
         parser.error(f"--url: {args.url} does not begin with http:// or https://")
     try:

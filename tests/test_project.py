@@ -84,7 +84,8 @@ def test_a_wheel_has_one_import_name_and_all_that_is_ours(tmp_path: Path) -> Non
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     assert {name.partition("/")[0] for name in names} == {"quire", f"quire-{quire.__version__}.dist-info"}
-    files = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    files = {str(path.relative_to(ROOT)) for name in PACKAGES for kind in ("*.py", "*.css")
+             for path in (ROOT / name).rglob(kind)}
     assert {f"quire/{name}" for name in files} <= set(names)
     code = f"""
 import sys, importlib.util

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +31,8 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     messages: RawMessages | None = None
     add_special_tokens: bool | None = None  # unset: yes for a prompt, no for messages
     add_generation_prompt: bool = True
+    tools: list[dict[str, Any]] | None = None  # these two are given to the chat template, which may heed them
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
     return_token_strs: bool = False
 
 
@@ -44,6 +48,9 @@ async def tokenize(request: Request) -> Response:
     check_model(request, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "Give either prompt or messages.", "prompt")
+    for name in ("tools", "chat_template_kwargs"):
+        if getattr(body, name) and body.messages is None:
+            raise ApiError(400, f"{name} belongs to messages, and a prompt has none.", name)
     return _json(await off_the_loop(_tokenized, service, body, unknown_of(request)))
 
 
@@ -51,8 +58,11 @@ def _tokenized(service: Service, body: TokenizeRequest, unknown: UnknownFields) 
     tokenizer, most = service.tokenizer, _most_tokens(service)
     text, special = body.prompt or "", body.add_special_tokens is not False
     if body.messages is not None:
-        conversation = ChatRequest(messages=body.messages).conversation(unknown, most)
-        text = service.engine.chat_template.render(conversation, add_generation_prompt=body.add_generation_prompt)
+        chat = ChatRequest(messages=body.messages, chat_template_kwargs=body.chat_template_kwargs)
+        chat.check(service.settings.serve)
+        text = service.engine.chat_template.render(
+            chat.conversation(unknown, most), tools=body.tools or None,
+            add_generation_prompt=body.add_generation_prompt, **chat.chat_template_kwargs)
         special = bool(body.add_special_tokens)
     check_characters(text, most)
     least = tokenizer.counted_tokens(text, most + 1)

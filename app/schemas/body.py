@@ -63,8 +63,8 @@ _INSTEAD = {
 # In JSON, for each field but those that hold what the model is to read or write on.
 MOST_FIELD_BYTES = 2**20
 _MOST_BYTES = {"chat_template_kwargs": 64 * 2**10,  # of anything at all, which takes longer to decode
-               **dict.fromkeys(("response_format", "structured_outputs", "guided_json", "structural_tag", "text"),
-                               300 * 2**10)}
+               **dict.fromkeys(("tools", "text", "response_format", "structured_outputs", "guided_json",
+                                "structural_tag"), 300 * 2**10)}
 _LONG_FIELDS = frozenset({"prompt", "messages", "tokens", "input"})
 _MOST_NEUTRAL_BYTES = 200  # no value that asks for nothing is longer
 

@@ -7,6 +7,7 @@ summed on each scrape. What the engine, the system and this worker's state say i
 from __future__ import annotations
 
 import asyncio
+import glob
 import os
 from collections.abc import Iterable
 
@@ -216,15 +217,27 @@ class Metrics:
             self._key_names.add(name)
         return name
 
+    def num_in_flight(self) -> int:
+        """Requests that all workers are answering. Reads files: not on the event loop."""
+        directory, [own] = _shared_directory(), self.http_in_flight.collect()
+        families = [own] if directory is None else MultiProcessCollector.merge(
+            glob.glob(os.path.join(directory, "gauge_livesum_*.db")))
+        return round(sum(sample.value for family in families if family.name == own.name for sample in family.samples))
+
     # At a scrape
 
     def expose(self, collectors: Iterable[Collector]) -> bytes:
         """The text of /metrics: all workers' counts, and what `collectors` say. Reads files: not on the event loop."""
         counted = self.registry
-        if os.environ.get("PROMETHEUS_MULTIPROC_DIR") and not shared_values.alone:
+        if _shared_directory() is not None:
             counted = CollectorRegistry()
             MultiProcessCollector(counted)
         said = CollectorRegistry()
         for collector in collectors:
             said.register(collector)
         return bytes(generate_latest(counted) + generate_latest(said))
+
+
+def _shared_directory() -> str | None:
+    """Where all workers' counts lie; None where this worker can tell its own alone."""
+    return None if shared_values.alone else os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None

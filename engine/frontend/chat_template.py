@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +26,8 @@ from quire.engine.tokenizers.control_tokens import ControlTokens, Rendered
 from quire.engine.tokenizers.tokenizer import Tokenizer
 
 _NAME = re.compile(r"[\w-]{1,100}")
-RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "self"})  # not for callers to set
+# Not for callers to set.
+RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message", "self"})
 
 
 class _Raised(jinja2.TemplateError):
@@ -63,18 +65,25 @@ class ChatTemplate:
         self._with_tools = self._plain if tool_source is None else _Compiled(tool_source)
 
     def render(self, messages: Sequence[dict[str, Any]], /, tools: list[dict[str, Any]] | None = None,
-               add_generation_prompt: bool = True, **kwargs: Any) -> str:
+               add_generation_prompt: bool = True, continue_final_message: bool = False, **kwargs: Any) -> str:
         """The prompt text, which the model's tokenizer encodes; `kwargs` become variables of the template.
+
+        `continue_final_message`: it ends where the last message, the assistant's, ends so far.
 
         Raises:
             InvalidRequestError: the template refuses the messages, or cannot render them; param is "messages".
         """
+        if continue_final_message:
+            _check_continued(messages, add_generation_prompt)
+        end = f"\ue000{secrets.token_hex(8)}\ue000" if continue_final_message else ""
         compiled = self._with_tools if tools else self._plain
         adapted = [compiled.adapted(message) for message in messages]
         marker = ""
         try:
             if self._control is not None:
                 marker, adapted, (tools, kwargs) = self._control.mark(adapted, (tools, kwargs))
+            if end:
+                adapted[-1] = _ending(adapted[-1], end)
             text = compiled.template.render({"documents": None, **self._special_tokens, **kwargs, "tools": tools,
                                              "messages": adapted, "add_generation_prompt": add_generation_prompt})
         except _Raised as error:
@@ -84,7 +93,31 @@ class ChatTemplate:
             why = str(error).replace(marker, "")
             raise InvalidRequestError(f"The model's chat template cannot render these messages: {why}",
                                       "messages") from error
+        if end:
+            text, found, _ = text.partition(end)
+            if not found:
+                raise InvalidRequestError("The model's chat template changes the last message, so that it cannot be "
+                                          "gone on with.", "continue_final_message")
         return Rendered(text, marker) if marker else text
+
+
+def _check_continued(messages: Sequence[dict[str, Any]], add_generation_prompt: bool) -> None:
+    """Raises InvalidRequestError where there is nothing to go on with."""
+    if add_generation_prompt:
+        raise InvalidRequestError("continue_final_message goes on with the last message, and add_generation_prompt "
+                                  "begins a new one; send add_generation_prompt: false with it.",
+                                  "continue_final_message")
+    if messages[-1].get("role") != "assistant" or not messages[-1].get("content") or messages[-1].get("tool_calls"):
+        raise InvalidRequestError("continue_final_message needs a last message of the assistant's, with a text.",
+                                  "continue_final_message")
+
+
+def _ending(message: dict[str, Any], end: str) -> dict[str, Any]:
+    """The message with `end` behind its text."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": content + end}
+    return {**message, "content": [*content[:-1], {**content[-1], "text": content[-1]["text"] + end}]}
 
 
 def load_chat_template(model: ModelConfig, override: str | None, tokenizer: Tokenizer | None, *,

@@ -246,15 +246,14 @@ class LLM:
             InvalidRequestError: the messages or an argument cannot be served; nothing was run.
         """
         unsupported("chat_template_content_format", chat_template_content_format, "auto")
-        unsupported("continue_final_message", continue_final_message, False)
-        unsupported("tools", tools, [])
         conversations = to_conversations(messages)
         variables = _template_variables(chat_template_kwargs)
         template = self._chat_template(chat_template)
         tokenizer = self.get_tokenizer()
         prompts: list[Prompt] = []
         for conversation in conversations:
-            text = template.render(conversation, add_generation_prompt=add_generation_prompt, **variables)
+            text = template.render(conversation, tools, add_generation_prompt=add_generation_prompt,
+                                   continue_final_message=continue_final_message, **variables)
             prompts.append({"prompt": str(text), "prompt_token_ids": tokenizer.encode(text, False)})
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request,
                              tokenization_kwargs=tokenization_kwargs, mm_processor_kwargs=mm_processor_kwargs)

@@ -105,3 +105,23 @@ async def test_ids_that_generation_may_produce_are_taken_and_those_without_a_tex
     beyond = await client.post("/detokenize", json={"tokens": [TOKENIZER.vocab_size + 64]})
     assert beyond.status_code == 400
     assert f"from 0 to {TOKENIZER.vocab_size + 63}" in beyond.json()["error"]["message"]
+
+
+async def test_messages_are_counted_as_chat_would_render_them(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    tool = {"type": "function", "function": {"name": "f"}}
+    reply = await client.post("/tokenize", json={"messages": messages, "tools": [tool], "return_token_strs": True,
+                                                 "add_generation_prompt": False, "chat_template_kwargs": {"deep": 1}})
+    assert fake.chat_template.seen[-1] == (messages, {"tools": [tool], "add_generation_prompt": False, "deep": 1})
+    assert reply.json() == {"count": 1, "max_model_len": INFO.max_model_len, "tokens": TOKENIZER.encode("Hi"),
+                            "token_strs": ["Hi"]}
+
+
+@pytest.mark.parametrize(("body", "param"), [
+    ({"prompt": "x", "tools": [{}]}, "tools"),
+    ({"prompt": "x", "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+    ({"messages": [], "chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),
+    ({"messages": [], "tools": 1}, "tools")])
+async def test_what_cannot_be_rendered_is_named(client: httpx.AsyncClient, body: dict[str, Any], param: str) -> None:
+    reply = await client.post("/tokenize", json=body)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)

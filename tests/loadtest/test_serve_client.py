@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -15,8 +16,11 @@ from quire.loadtest import serve_client
 class Server(BaseHTTPRequestHandler):
     """Streams as many chunks as tokens were asked for; refuses what the paths /refuse and /keyed are asked."""
 
+    prompts: ClassVar[list[list[int]]] = []
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.prompts.append(body["prompt"])
         if self.path.startswith("/refuse"):
             self.send_response(503)
             self.end_headers()
@@ -92,6 +96,25 @@ def test_a_server_that_is_not_there_is_said_to_be_so(capsys):
         code, _, told = run(capsys, url)
     assert code == 1
     assert told == f"quire bench serve: 3 of 3 requests failed; the first: {url} does not answer: Connection refused\n"
+
+
+def test_several_rates_are_measured_on_prompts_of_their_own_and_reported(capsys, url, tmp_path):
+    report = tmp_path / "report.html"
+    Server.prompts.clear()
+    code = serve_client.main(["--url", url, "--model", "m", "--num-requests", "3", "--clients", "1", "--rate", "1000",
+                              "2000", "--html", str(report)])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (code, [line["rate"] for line in lines]) == (0, [1000.0, 2000.0])
+    assert len({tuple(prompt[:16]) for prompt in Server.prompts}) == 6
+    assert sorted(map(len, Server.prompts[:3])) == sorted(map(len, Server.prompts[3:]))
+    assert report.read_text().count("<svg") == 5 + 2 * 6
+
+
+def test_prompts_that_begin_alike_do_so_at_every_rate():
+    ids, _ = serve_client.workloads.prompts("prefix", 32000, 2)
+    first, second = serve_client._others(ids, 3, serve_client.workloads.top_id(32000))
+    assert first[:2048] == second[:2048] != ids[0][:2048] and first[2048:] != second[2048:]
+    assert min(first) >= serve_client.workloads.LOWEST_ID and max(first) < serve_client.workloads.HIGHEST_ID
 
 
 def test_the_address_may_be_given_as_to_other_clients():

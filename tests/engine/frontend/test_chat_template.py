@@ -94,6 +94,33 @@ def test_renders_what_transformers_renders(smollm2: Tokenizer, source: str, mess
                 assert template.render(messages, tools, prompted) == want
 
 
+@pytest.mark.parametrize("source", [CHATML, LLAMA3, MISTRAL, "smollm2"], ids=["chatml", "llama3", "mistral", "smollm2"])
+@pytest.mark.parametrize("begun", ["Sure, it", "Sure,\n  it ", "b"])
+def test_a_message_is_gone_on_with_where_it_ends(smollm2: Tokenizer, source: str, begun: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    source = smollm2.chat_templates["default"] if source == "smollm2" else source
+    messages = [{"role": "user", "content": "b"}, {"role": "assistant", "content": begun}]
+    [[want]] = [render_jinja_template([messages], chat_template=source, continue_final_message=True, **SPECIAL)[0]]
+    got = ChatTemplate(source, SPECIAL).render(messages, None, False, continue_final_message=True)
+    assert got.rstrip() == want.rstrip()  # transformers cuts white space off
+    assert got.endswith(begun) or source == LLAMA3  # which trims
+
+
+def test_what_cannot_be_gone_on_with_is_refused() -> None:
+    user, said = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "So"}
+    for messages, prompted, named in (([user], False, "last message"), ([said], True, "add_generation_prompt: false"),
+                                      ([{**said, "content": ""}], False, "last message")):
+        with pytest.raises(InvalidRequestError, match=named) as caught:
+            ChatTemplate(CHATML, SPECIAL).render(messages, None, prompted, continue_final_message=True)
+        assert caught.value.param == "continue_final_message"
+    with pytest.raises(InvalidRequestError, match="changes the last message"):
+        ChatTemplate("{% for m in messages %}{{ m.content | length }}{% endfor %}", SPECIAL).render(
+            [user, said], None, False, continue_final_message=True)
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "So"}, {"type": "text", "text": " it"}]}
+    assert ChatTemplate(PARTS_ONLY, SPECIAL).render([parts], None, False, continue_final_message=True).endswith(" it")
+
+
 def test_the_templates_refusal_is_the_callers_to_read() -> None:
     with pytest.raises(InvalidRequestError, match=r"^System role not supported$") as caught:
         ChatTemplate(MISTRAL, SPECIAL).render([{"role": "system", "content": "x"}])

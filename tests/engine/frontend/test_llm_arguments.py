@@ -133,7 +133,7 @@ def test_what_are_no_messages_is_named(llm: LLM, messages: Any, named: str) -> N
 @pytest.mark.parametrize(("name", "value"), [
     ("chat_template", 5), ("chat_template_kwargs", 5), ("chat_template_kwargs", {5: 1}),
     ("chat_template_kwargs", {"tools": []}), ("chat_template_kwargs", {"add_generation_prompt": False}),
-    ("chat_template_content_format", "openai"), ("continue_final_message", True), ("tools", [{"type": "function"}]),
+    ("chat_template_content_format", "openai"),
 ])
 def test_an_argument_of_chat_that_cannot_be_served_is_named(llm: LLM, name: str, value: Any) -> None:
     with pytest.raises(InvalidRequestError, match=rf"^{name} ") as caught:

@@ -1,0 +1,1 @@
+"""`quire top`: the state of a running server in a terminal."""
