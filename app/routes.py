@@ -22,12 +22,14 @@ from quire.app.endpoints import (
     messages,
     metrics,
     models,
+    responses,
     tokenize,
 )
 
 ROUTES = [
     Route("/v1/chat/completions", chat.chat_completions, methods=["POST"]),
     Route("/v1/completions", completions.completions, methods=["POST"]),
+    Route("/v1/responses", responses.responses, methods=["POST"]),
     Route("/generate", generate.generate, methods=["POST"]),
     Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
     Route("/v1/messages", messages.create_message, methods=["POST"]),

@@ -32,7 +32,7 @@ P = ParamSpec("P")
 # What OpenAI's and Anthropic's clients may send that changes nothing in the reply of a server like this one.
 HARMLESS = frozenset({
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention", "cache_control",
+    "prompt_cache_retention", "prompt_cache_options", "cache_control",
 })
 
 # Known fields that this version does not implement, each with the values that ask for nothing.
@@ -49,13 +49,24 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "return_prompt_text": (False,), "request_id": (), "stream_interval": (1,),
     "mcp_servers": ([],), "container": (), "thread": (),  # of Anthropic's API
     "repetition_detection": (), "kv_transfer_params": (), "ec_transfer_params": (), "vllm_xargs": ({},),
+    "previous_response_id": (), "conversation": (), "background": (False,), "truncation": ("disabled",),
+    "context_management": ([],),
+}
+
+# Of some of them, what to do.
+_INSTEAD = {
+    **dict.fromkeys(("previous_response_id", "conversation"),
+                    "This server stores no responses: send the whole conversation, with the output of earlier ones."),
+    "background": "This server stores no responses to be fetched later: wait for the reply, or send stream: true.",
+    **dict.fromkeys(("truncation", "context_management"),
+                    "Nothing of a conversation is left out here: send no more of it than the model has room for."),
 }
 
 # In JSON, for each field but those that hold what the model is to read or write on.
 MOST_FIELD_BYTES = 2**20
 _MOST_BYTES = {"chat_template_kwargs": 64 * 2**10,  # of anything at all, which takes longer to decode
-               **dict.fromkeys(("tools", "response_format", "structured_outputs", "guided_json", "structural_tag",
-                                "output_config", "output_format"), 300 * 2**10)}
+               **dict.fromkeys(("tools", "text", "response_format", "structured_outputs", "guided_json",
+                                "structural_tag", "output_config", "output_format"), 300 * 2**10)}
 _LONG_FIELDS = frozenset({"prompt", "messages", "system", "tokens", "input"})
 _MOST_NEUTRAL_BYTES = 200  # no value that asks for nothing is longer
 
@@ -237,5 +248,6 @@ def _refuse_unless_neutral(name: str, raw: msgspec.Raw) -> None:
     # 1 and 1.0 are one number to JSON; true is none.
     if not any(value == allowed and isinstance(value, bool) is isinstance(allowed, bool) for allowed in neutral):
         allowed_values = " or ".join(msgspec.json.encode(allowed).decode() for allowed in neutral)
-        raise ApiError(400, f"{name} is not supported by this version" +
-                       (f"; leave it out, or send {allowed_values}." if neutral else "; leave it out."), name)
+        message = f"{name} is not supported by this version; leave it out" + (
+            f", or send {allowed_values}." if neutral else ".")
+        raise ApiError(400, f"{message} {_INSTEAD.get(name, '')}".strip(), name)

@@ -41,23 +41,8 @@ class FormFields(msgspec.Struct, frozen=True, kw_only=True):
         return asked[0] if asked else None
 
     def _response_format(self) -> StructuredOutputsParams | None:
-        wanted = self.response_format
-        if wanted is None or wanted.get("type") == "text":
-            return None
-        kind = wanted.get("type")
-        if kind == "json_object":
-            return StructuredOutputsParams(json_object=True, name="response_format")
-        if kind == "structural_tag":
-            return StructuredOutputsParams(structural_tag=wanted, name="response_format")
-        if kind != "json_schema":
-            raise ApiError(400, f"response_format.type must be one of {', '.join(_TYPES)}; got {shown(kind)}.",
-                           "response_format")
-        stated = wanted.get("json_schema")
-        schema = stated.get("schema") if isinstance(stated, dict) else None
-        if not isinstance(schema, (dict, bool)):
-            raise ApiError(400, "response_format.json_schema.schema must be a JSON schema, got "
-                           f"{shown(schema if isinstance(stated, dict) else stated)}.", "response_format")
-        return StructuredOutputsParams(json=schema, name="response_format")
+        """As the API itself has it."""
+        return stated_form("response_format", self.response_format, within="json_schema")
 
     def _structured_outputs(self) -> StructuredOutputsParams | None:
         wanted = self.structured_outputs
@@ -78,3 +63,26 @@ class FormFields(msgspec.Struct, frozen=True, kw_only=True):
         name = next(iter(given))
         return StructuredOutputsParams(**given, whitespace_pattern=self.guided_whitespace_pattern,
                                        name=name if name == "structural_tag" else f"guided_{name}")
+
+
+def stated_form(name: str, wanted: dict[str, Any] | None, *, within: str = "") -> StructuredOutputsParams | None:
+    """Of OpenAI's object in the field `name`, whose schema lies in its member `within`, or in itself.
+
+    Raises ApiError, InvalidRequestError.
+    """
+    if wanted is None or wanted.get("type") == "text":
+        return None
+    kind = wanted.get("type")
+    if kind == "json_object":
+        return StructuredOutputsParams(json_object=True, name=name)
+    if kind == "structural_tag":
+        return StructuredOutputsParams(structural_tag=wanted, name=name)
+    if kind != "json_schema":
+        raise ApiError(400, f"{name}.type must be one of {', '.join(_TYPES)}; got {shown(kind)}.", name)
+    stated = wanted.get(within) if within else wanted
+    schema = stated.get("schema") if isinstance(stated, dict) else None
+    if not isinstance(schema, (dict, bool)):
+        where = f"{name}.{within}.schema" if within else f"{name}.schema"
+        got = schema if isinstance(stated, dict) else stated
+        raise ApiError(400, f"{where} must be a JSON schema, got {shown(got)}.", name)
+    return StructuredOutputsParams(json=schema, name=name)

@@ -31,13 +31,15 @@ OF_CLIENTS_IN_MESSAGES = frozenset({
 })
 
 # Fields that have another name here, or belong to another path.
-_MEANT = {"max_completion_tokens": "max_tokens", "num_predict": "max_tokens", "repeat_penalty": "repetition_penalty",
-          "stop_sequences": "stop", "beam_width": "best_of", "num_beams": "best_of"}
+_MEANT = {**dict.fromkeys(("max_completion_tokens", "num_predict", "max_output_tokens", "max_new_tokens"),
+                          ("max_output_tokens", "max_tokens")),
+          "repeat_penalty": ("repetition_penalty",), "stop_sequences": ("stop",), "beam_width": ("best_of",),
+          "num_beams": ("best_of",)}
 _ELSEWHERE = {
-    "prompt": "prompt is a field of /v1/completions; /v1/chat/completions takes messages",
-    "messages": "messages is a field of /v1/chat/completions; /v1/completions takes prompt",
-    "input": "input is a field of /v1/embeddings, and of OpenAI's responses; send messages to /v1/chat/completions, or "
-             "prompt to /v1/completions",
+    "prompt": "prompt is a field of /v1/completions; /v1/chat/completions takes messages, /v1/responses takes input",
+    "messages": "messages is a field of /v1/chat/completions; /v1/completions takes prompt, /v1/responses takes input",
+    "input": "input is a field of /v1/responses and /v1/embeddings; send messages to /v1/chat/completions, or prompt "
+             "to /v1/completions",
     "enable_thinking": "enable_thinking is the chat template's: send it within chat_template_kwargs",
     "batch_invariant": "batch_invariant is for a whole server: start it with --batch-invariant",
     "extra_body": "extra_body is an argument of OpenAI's SDK, which puts what is in it into the body itself: send its "
@@ -71,7 +73,9 @@ class UnknownFields:
 def _refusal(name: str, path: str, known: Iterable[str]) -> str:
     if name == path and (belongs := elsewhere(name)):
         return belongs
-    meant = _MEANT.get(name) or next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), None)
+    known = list(known)
+    meant = next((field for field in _MEANT.get(name, ()) if field in known),
+                 next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), None))
     return f"There is no request field {path!r}" + (f"; did you mean {meant!r}?" if meant else ".")
 
 

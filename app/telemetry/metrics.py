@@ -41,7 +41,7 @@ EARLY_REJECTIONS = ("key", "host", "loading", "draining", "body_too_large", "bod
                     "body_timeout", "connections", "pipelining", "client_certificate")
 ABORTS = ("disconnect", "deadline", "shutdown")
 SOURCES = ("local_compute", "local_cache_hit")
-OF_MODEL = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages")
+OF_MODEL = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages")
 STATUSES = ("200", "400", "401", "403", "404", "413", "429", "499", "500", "503", "504")
 
 

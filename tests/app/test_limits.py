@@ -21,6 +21,8 @@ from quire.app.errors import ApiError
 from quire.app.schemas.body import parse_body
 from quire.app.schemas.chat import ChatRequest
 from quire.app.schemas.completions import CompletionRequest
+from quire.app.schemas.response_input import conversation_of
+from quire.app.schemas.responses import ResponsesRequest
 from quire.app.schemas.structure import MOST_BRACKETS
 from quire.app.schemas.unknown import UnknownFields
 from quire.app.settings import ServeSettings
@@ -31,7 +33,9 @@ from quire.engine.sampling_params import SamplingParams
 from tests.app.fake_engine import INFO, FakeEngine
 
 MESSAGE = {"role": "user", "content": "x"}
-SCHEMAS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+OWN = {ChatRequest: '"messages":[{"role":"user","content":"x"}]', CompletionRequest: '"prompt":"x"',
+       ResponsesRequest: '"input":"x"'}
+SCHEMAS = (*OWN, TokenizeRequest, DetokenizeRequest)
 
 
 @pytest.fixture
@@ -133,6 +137,13 @@ def read(raw: bytes, schema: Any, take_all: bool = False) -> SamplingParams:
     elif isinstance(body, CompletionRequest):
         body.check(limits, len(body.prompts(limits.max_prompts, 8192)))
         return body.sampling_params({}, body.max_tokens, body.num_logprobs)
+    elif isinstance(body, ResponsesRequest):
+        body.check(limits, unknown)
+        body.checked_choice()
+        conversation_of(body.input, body.instructions, unknown, 8192)
+        params = body.sampling_params({}, body.max_output_tokens, body.num_logprobs)
+        msgspec.json.encode(body.reply("resp_1", 1, "m", params))
+        return params
     return SamplingParams()
 
 
@@ -155,16 +166,20 @@ CHAT = b'{"messages":[{"role":"user","content":"x"}],'
     (b'{"prompt":[' + b"[]," * 999_999 + b"[]]}", CompletionRequest, "at most 1024 prompts .* got 1000000"),
     (CHAT + b'"stop_token_ids":' + MILLION + b"}", ChatRequest, "stop_token_ids is 2000001 bytes long"),
     (CHAT + b'"chat_template_kwargs":{"a":' + MILLION + b"}}", ChatRequest, "chat_template_kwargs is 2000007 bytes"),
-    (CHAT + b'"tools":' + MILLION + b"}", ChatRequest, "tools is not supported"),
+    (CHAT + b'"tools":' + MILLION + b"}", ChatRequest, "tools is 2000001 bytes long"),
     (CHAT + b'"never":' + MILLION + b"}", ChatRequest, "no request field 'never'"),
     (CHAT + b'"metadata":' + MILLION + b"}", ChatRequest, "metadata is 2000001 bytes long"),
     (CHAT + b'"metadata":' + b"[" + MILLION[1_100_001:] + b"}", ChatRequest, ""),
     (b'{"messages":[{"role":"user","content":"x","annotations":' + MILLION + b"}]}", ChatRequest, ""),
-    (b'{"messages":[{"role":"user","content":"x","tool_calls":' + MILLION + b"}]}", ChatRequest, "tool_calls is not"),
+    (b'{"messages":[{"role":"user","content":"x","tool_calls":' + MILLION + b"}]}", ChatRequest,
+     r"no request field 'messages\[0\].tool_calls'"),
     (b'{"messages":[' + b'{"role":"user","content":"x"},' * 40_000 + b"0]}", ChatRequest, "32768 fields of objects"),
     (b"{" + b",".join(b'"%d":1' % i for i in range(100_000)) + b"}", ChatRequest, "32768 fields of objects"),
     (b'{"prompt":[' + b"7," * (2**20 + 1) + b"7]}", CompletionRequest, "1048576 values"),
-], ids=range(15))
+    (b'{"input":[' + b"[]," * 999_999 + b"[]]}", ResponsesRequest, r"input\[0\] must be an object"),
+    (b'{"input":[{"role":"user","content":"x","id":' + MILLION + b"}]}", ResponsesRequest, ""),
+    (b'{"input":"x","text":' + MILLION + b"}", ResponsesRequest, "text is 2000001 bytes long"),
+], ids=range(18))
 def test_what_is_refused_or_passed_over_is_never_built(raw: bytes, schema: Any, said: str) -> None:
     """Millions of numbers hold up the loop for as long as it takes to make them, and cost 8 bytes each at least."""
     tracemalloc.start()
@@ -179,16 +194,15 @@ def test_what_is_refused_or_passed_over_is_never_built(raw: bytes, schema: Any, 
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("schema", [ChatRequest, CompletionRequest])
+@pytest.mark.parametrize("schema", OWN)
 def test_no_refusal_repeats_more_than_the_beginning_of_a_value(schema: Any) -> None:
     digits = "9" * 4300
     values_ = [digits, f"-{digits}", f"[{digits}]", f"[-{digits}]", json.dumps("x" * 9000), json.dumps(["x" * 9000]),
                f'{{"a":{digits}}}', f'{{"{"x" * 9000}":1}}']
-    own = '"messages":[{"role":"user","content":"x"}]' if schema is ChatRequest else '"prompt":"x"'
     said = []
     for name in (*schema.__struct_fields__, "x" * 9000):
         for value in values_:
-            raw = f"{{{own},{json.dumps(name)}:{value}}}"
+            raw = f"{{{OWN[schema]},{json.dumps(name)}:{value}}}"
             try:
                 params = read(raw.encode(), schema)
                 numbers(params, 1, max_model_len=8192, max_logprobs=20, vocab_size=100, eos_token_ids=[1], clamp=False)
@@ -219,7 +233,7 @@ async def test_a_long_list_of_prompts_is_decoded_off_the_loop(
 FIELDS = [*sorted({name for schema in SCHEMAS for name in schema.__struct_fields__}), "unknown", "\x00", "user",
           "tools"]
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(10**18, 10**60), st.floats(),
-                    st.text(max_size=5), st.sampled_from(["user", "text", "\x00", "\ud800", "x" * 300]))
+                    st.text(max_size=5), st.sampled_from(["user", "text", "reasoning", "\x00", "\ud800", "x" * 300]))
 values = st.recursive(scalars, lambda inner: st.one_of(
     st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=3),
     st.dictionaries(st.sampled_from(["role", "content", "type", "text", "name"]), inner, max_size=4)), max_leaves=12)
@@ -252,11 +266,13 @@ BOMBS = [
     b'{"temperature":-1e308,"messages":[],"prompt":"a"}', b'{"seed":' + b"9" * 300 + b',"messages":[],"prompt":"a"}',
     b'{"messages":NaN}', b'{"messages":Infinity}', b'{"prompt":"\\ud800"}', b'{"\\udfff":1}', b'{"prompt":"\xff"}',
     b"\xef\xbb\xbf{}", b'{"n":1}\x00', b"\x00", b"null", b"", b'{"messages":[{"role":' + b"9" * 5000 + b"}]}",
+    b'{"input":[{"role":' + b"9" * 5000 + b"}]}", b'{"input":"\\ud800"}', b'{"input":' + b"[" * 900 + b"]" * 900 + b"}",
+    b'{"input":[{"role":"user","content":[{"type":1}]}]}',
     b'{"prompt":[' + b"9" * 400 + b',"a"]}', b'{"stop":[' + b'"",' * 50_000 + b'"a"]}',
 ]
 
 
-@pytest.mark.parametrize("schema", [ChatRequest, CompletionRequest])
+@pytest.mark.parametrize("schema", OWN)
 @pytest.mark.parametrize("raw", BOMBS, ids=range(len(BOMBS)))
 def test_bombs_are_refused(raw: bytes, schema: Any) -> None:
     with pytest.raises((ApiError, InvalidRequestError)) as caught:

@@ -88,7 +88,7 @@ async def test_errors_of_the_framework_have_openais_shape(client: httpx.AsyncCli
     ("/v1/v1/chat/completions", "/v1 twice"),
     ("/v1/completions/", "Did you mean /v1/completions?"),
     ("/v1/tokenize", "Did you mean /tokenize?"),
-    ("/v1/responses", "There is no /v1/responses here. The paths are "),
+    ("/v1/assistants", "There is no /v1/assistants here. The paths are "),
 ])
 async def test_an_unknown_path_is_told_those_that_there_are(client: httpx.AsyncClient, path: str, hint: str) -> None:
     reply = await client.post(path, json=CHAT)

@@ -45,6 +45,7 @@ ANTHROPIC = (
     Check("anthropic_messages.py", ("AuthenticationError: Error code: 401", "authentication_error"), fails=True,
           key="wrong"),
 )
+RESPONSES = Check("openai_responses.py", ('get_weather {', '"city": "', "pieces: "))
 
 # What is installed, and what runs with it.
 SDKS: dict[tuple[str, ...], tuple[Check, ...]] = {
@@ -57,7 +58,8 @@ SDKS: dict[tuple[str, ...], tuple[Check, ...]] = {
     ("openai==0.28.1",): (Check("openai_before_v1.py", ("Completion result:", '"object": "text_completion"')),),
     ("openai==1.17.1", "httpx==0.27.2"): OPENAI,
     ("openai==1.54.4", "httpx==0.27.2"): OPENAI,
-    ("openai==3.52.0",): OPENAI,
+    ("openai==1.109.1",): (RESPONSES,),
+    ("openai==3.52.0",): (*OPENAI, RESPONSES),
     ("anthropic==0.40.0", "httpx==0.27.2"): ANTHROPIC,
     ("anthropic==2.14.0",): ANTHROPIC,
     ("langchain-openai==1.7.3",): (Check("langchain_invoke.py", ()),),
