@@ -47,7 +47,7 @@ async def chat_completions(request: Request) -> Response:
     choice = checked_choice(body.tools, body.tool_choice, several=body.parallel_tool_calls)
     style = service.reply_style
     prompt = await _render(service, body, choice, unknown_of(request), exchange.max_model_len)
-    params.structured_outputs = style.wanted_form(choice, params.structured_outputs, prompt)
+    params.structured_outputs = style.wanted_form(choice, params.structured_outputs, prompt, body.thinking_budget)
     params.shown_token_ids = style.shown_ids(choice, service.tokenizer)
     # The reply lives long, and would hold all of what was sent.
     body = msgspec.structs.replace(body, messages=[], tools=None)

@@ -20,6 +20,7 @@ from quire.engine.frontend.prompts import check_json
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of the content of all messages together
 MAX_KWARGS_DEPTH = 16
+MAX_THINKING_TOKENS = 1_000_000
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _HARMLESS_IN_MESSAGES = frozenset({"annotations"})
 _HARMLESS_IN_PARTS = frozenset({"annotations", "cache_control"})  # a prompt's beginning is cached unasked
@@ -55,6 +56,12 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
     reasoning_effort: str | None = None
+    thinking_token_budget: int | None = None
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """The most tokens of a reply's thinking; None: no limit."""
+        return None if self.thinking_token_budget == -1 else self.thinking_token_budget
 
     @property
     def most_tokens(self) -> int | None:
@@ -87,6 +94,9 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
         if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
             raise ApiError(400, f"reasoning_effort must be one of {', '.join(EFFORTS)}; got "
                            f"{shown(self.reasoning_effort)}.", "reasoning_effort")
+        if (budget := self.thinking_token_budget) is not None and not -1 <= budget <= MAX_THINKING_TOKENS:
+            raise ApiError(400, "thinking_token_budget must be the most tokens of the thinking, from 0 to "
+                           f"{MAX_THINKING_TOKENS}, or -1 for no limit; got {budget}.", "thinking_token_budget")
         taken = RESERVED_VARIABLES & self.chat_template_kwargs.keys()
         if taken:
             raise ApiError(400, f"chat_template_kwargs may not set {', '.join(sorted(taken))}.",
