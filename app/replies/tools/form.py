@@ -87,8 +87,8 @@ def of_params(asked: StructuredOutputsParams) -> Form:
 
 
 def after_thinking(tags: ThinkTags, part: Form, begins: Where, budget: int | None = None) -> Form:
-    """What is thought has no form, and may be left out where the prompt has not begun it. It ends after `budget` tokens;
-    then `part` must not take up a thought itself (`text_but_for`)."""
+    """What is thought has no form, and may be left out where the prompt has not begun it. With a `budget` of tokens,
+    `part` must not take up a thought itself (`text_but_for`)."""
     if begins is Where.AFTER:
         return part
     content: Form = {"type": "any_text"} if budget is None else {"type": "any_text", "max_tokens": budget}

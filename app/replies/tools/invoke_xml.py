@@ -71,8 +71,7 @@ class InvokeParser(ParameterScript):
                 self.open_call(name)
                 mark = yield from self._parameters()
                 if mark == self._invoke_end:
-                    yield from self.spaces()
-                    mark = yield from self.starts(self._invoke, *self._tags.closing)
+                    mark = yield from self.next_of(self._invoke, *self._tags.closing)
             if not has_call:
                 self.say(self.kept())
 

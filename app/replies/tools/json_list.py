@@ -24,8 +24,8 @@ class JsonListParser(Script):
             while (yield from self.starts(*self._marks)):
                 yield from self.spaces()
             yield from self.calls()
-            if self._end and (yield from self.spaces()):
-                yield from self.starts(self._end)
+            if self._end:
+                yield from self.next_of(self._end)
 
     def calls(self) -> Step[None]:
         is_list = bool((yield from self.starts("[")))
@@ -34,10 +34,6 @@ class JsonListParser(Script):
             if not (yield from self.json_call()):
                 self.say(self.kept())
                 return
-            yield from self.spaces()
-            if not is_list or (yield from self.starts("]")):
+            if not is_list or (found := (yield from self.next_of("]", ","))) != ",":
                 return
-            self.keep()
-            if not (yield from self.starts(",")):
-                self.forget()
-                return
+            self.keep(found)

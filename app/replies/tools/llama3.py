@@ -30,11 +30,10 @@ class Llama3Parser(Script):
 
     def _calls(self, *, is_marked: bool) -> Step[None]:
         while (yield from self.json_call(is_marked=is_marked)):
-            yield from self.spaces()
-            self.keep()
-            if not (yield from self.starts(";")):
-                self.forget()
+            found = yield from self.next_of(";")
+            if not found:
                 return
+            self.keep(found)
             if not (yield from self.spaces()):
                 self.forget()
                 return

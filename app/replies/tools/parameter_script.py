@@ -1,4 +1,4 @@
-"""What parsers share whose calls have their arguments one by one, without JSON's quotes. They become one JSON object."""
+"""What parsers share whose calls have arguments one by one, without JSON's quotes. They become one JSON object."""
 
 from __future__ import annotations
 

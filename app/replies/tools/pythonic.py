@@ -47,8 +47,7 @@ class PythonicParser(Script):
             while (yield from self.starts(self._mark)):
                 yield from self.spaces()
             yield from self._calls()
-            yield from self.spaces()
-            yield from self.starts(self._end)
+            yield from self.next_of(self._end)
 
     def _calls(self) -> Step[None]:
         is_list = bool((yield from self.starts("[")))
@@ -60,15 +59,19 @@ class PythonicParser(Script):
             if not (yield from self._call()):
                 self.say(self.kept())
                 return
-            following = yield from self.spaces()
-            self.keep()
-            has_more = bool((yield from self.starts(","))) or (not is_list and following.isidentifier())
-            following = yield from self.spaces()
-            if not has_more or following == "]":
-                self.forget()
-                if is_list:
-                    yield from self.starts("]")
-                return
+            if is_list:
+                if (found := (yield from self.next_of("]", ","))) != ",":
+                    return
+                self.keep(found)
+                yield from self.spaces()
+                if (yield from self.starts("]")):
+                    self.forget()
+                    return
+            else:
+                self.keep()
+                if not (yield from self.spaces()).isidentifier():
+                    self.say(self.kept())
+                    return
 
     def _call(self) -> Step[bool]:
         """False: it is none, and what was read is kept."""

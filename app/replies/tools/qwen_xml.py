@@ -45,8 +45,7 @@ class QwenXmlParser(ParameterScript):
                 self.open_call(name)
                 mark = yield from self._parameters(self._ends(name))
                 if mark == _FUNCTION_END:
-                    yield from self.spaces()
-                    mark = yield from self.starts(self._end)
+                    mark = yield from self.next_of(self._end)
 
     def _ends(self, name: str) -> Markers:
         """Of a value. What would end one whose own end is missing may be a part of it but for what leaves no doubt."""

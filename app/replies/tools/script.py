@@ -142,6 +142,16 @@ class Script(ToolParser):
             if not any(text.startswith(rest) for text in texts) or not (yield from self.more()):
                 return ""
 
+    def next_of(self, *texts: str) -> Step[str]:
+        """After a call: as `starts`, after white space, which belongs to what follows if that is none of `texts`."""
+        self.keep()
+        yield from self.spaces()
+        found = yield from self.starts(*texts)
+        spaces = self.kept()
+        if not found:
+            self.say(spaces)
+        return found
+
     def word(self, characters: re.Pattern[str] = WORD) -> Step[str]:
         """Reads a name and returns it; empty, and nothing is read, where there is none, or one that is too long."""
         while True:

@@ -25,12 +25,16 @@ class SectionParser(Script):
             self.keep(mark)
             has_call = False
             while mark and mark != self._section_end:
-                yield from self.spaces()
                 if mark != self._call:
-                    mark = yield from self.starts(self._call, self._section, self._section_end)
+                    after_call = has_call and mark == self._call_end
+                    if not after_call:
+                        yield from self.spaces()
+                    mark = yield from (self.next_of if after_call else self.starts)(
+                        self._call, self._section, self._section_end)
                     continue
                 if has_call:
                     self.keep(mark)
+                yield from self.spaces()
                 while (yield from self.starts(self._call)):
                     yield from self.spaces()
                 has_call = yield from self.one_call()
