@@ -29,6 +29,11 @@ class JsonEnd:
         self._in_text = False
         self._escaped = False
 
+    @property
+    def is_in_text(self) -> bool:
+        """Whether a string has begun and not ended."""
+        return self._in_text
+
     def find(self, text: str, start: int = 0) -> int | None:
         """The place behind the value's last character in `text`, from `start` on; None: it goes on in the next piece. A
         number or a word ends before what follows it, which may be at 0."""

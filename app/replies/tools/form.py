@@ -43,18 +43,25 @@ def text_and_calls(format: ToolFormat, schemas: Schemas, *, several: bool, but_f
 
 def text_but_for(*beginnings: str) -> Form:
     """Any text, or none, that begins otherwise, after white space."""
-    return {"type": "regex", "pattern": rf"\s*(({_other(beginnings, spaces=True)})(.|\n)*)?"}
+    cut = {text[:length] for text in beginnings for length in range(1, len(text))}
+    whole = "|".join([f"({_other(beginnings, spaces=True)})(.|\\n)*", *map(_literal, sorted(cut))])
+    return {"type": "regex", "pattern": rf"\s*({whole})?"}
 
 
 def _other(texts: Sequence[str], *, spaces: bool = False) -> str:
     """A pattern of the shortest texts that begin none of `texts`; `spaces`: nor with white space."""
     firsts = {text[0] for text in texts}
-    characters = "".join(f"\\x{{{ord(first):x}}}" for first in sorted(firsts))
+    characters = _literal("".join(sorted(firsts)))
     branches = ["[^" + characters + (r"\s" if spaces else "") + "]"]
     for first in sorted(firsts):
         if all(rests := [text[1:] for text in texts if text[0] == first]):
-            branches.append(f"\\x{{{ord(first):x}}}({_other(rests)})")
+            branches.append(f"{_literal(first)}({_other(rests)})")
     return "|".join(branches)
+
+
+def _literal(text: str) -> str:
+    """In a pattern, also within brackets."""
+    return "".join(f"\\x{{{ord(character):x}}}" for character in text)
 
 
 def _calls(format: ToolFormat, schemas: Schemas, *, several: bool) -> Form:

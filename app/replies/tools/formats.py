@@ -72,7 +72,7 @@ def _qwen(name: str, in_template: str, parser: type[qwen_xml.QwenXmlParser]) -> 
 def _invoke(name: str, in_template: str, tags: invoke_xml.Tags, *shown: str) -> ToolFormat:
     opening, closing = tags.opening[0], tags.closing[0]
     return ToolFormat(name, in_template, partial(invoke_xml.InvokeParser, tags=tags), opening, invoke_xml.form(tags),
-                      "\n", f"{opening}\n", f"\n{closing}", (*shown, *tags.opening, *tags.closing))
+                      "", f"{opening}\n", closing, (*shown, *tags.opening, *tags.closing))
 
 
 def _deepseek(name: str, in_template: str, tag: Callable[[str, Mapping[str, Any]], Form], separator: str) -> ToolFormat:

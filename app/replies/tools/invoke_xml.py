@@ -101,5 +101,5 @@ def form(tags: Tags) -> Callable[[str, Mapping[str, Any]], Form]:
 
     def tag(name: str, schema: Mapping[str, Any]) -> Form:
         return {"begin": f'{tags.begin("invoke")}{name}">\n', "content": parameters(schema, markup.form),
-                "end": tags.end("invoke")}
+                "end": tags.end("invoke") + "\n"}  # here, and not before what follows: a grammar does not look ahead
     return tag

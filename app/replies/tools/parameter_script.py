@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quire.app.replies.json_text import quoted
+from quire.app.replies.json_text import JsonEnd, quoted
 from quire.app.replies.markers import Markers
 from quire.app.replies.tools.parameters import TEXT, of_parameter, types, value_as_json
 from quire.app.replies.tools.parser import Schemas
@@ -34,8 +34,17 @@ class ParameterScript(Script):
         begin, self._before = f"{self._before}{quoted(key)}: ", ", "
         if is_text or (is_text is None and types(schema, root) == TEXT):
             return (yield from self._text_value(begin, ends, gap))
-        parts: list[str] = []
-        end = yield from self.until(ends, parts.append)
+        self.keep()
+        json = JsonEnd() if (yield from self.spaces()) in ("{", "[") else None
+        parts = [self.kept()]
+
+        def seen(text: str) -> None:
+            parts.append(text)
+            if json is not None:
+                json.find(text)
+
+        while (end := (yield from self.until(ends, seen))) and json is not None and json.is_in_text:
+            seen(end)  # it is a part of a string
         if end:
             text = "".join(parts).removesuffix(gap)
             self.argue(begin + (value_as_json(text, schema, root) if is_text is None else

@@ -58,18 +58,21 @@ def _qwen(begin: str, end: str) -> list[Sample]:
                 "</function>")
 
     now = f"{begin}\n<function=now>\n</function>\n{end}"
+    other = "<parameter=a>[1, 2]</parameter><parameter=b>True</parameter><parameter=c>\n  x\n</parameter>"
     both = f"{begin}\n{one(PLAIN['city'])}\n{end}\n{now}"
     return [
         (both, "", [("weather", PLAIN), ("now", {})]),
         (f"Hm <function>, \n{begin}{one(CODE['city'], '-3')}{end} text", "Hm <function>, text", [("weather", CODE)]),
         (f"{begin}{begin}\n{one('</tool>', 'soon')}", "", [("weather", {"city": "</tool>", "days": "soon"})]),
+        (f'{begin}\n<function=other>\n<parameter=a>\n["</parameter>", "\\n"]\n</parameter>\n</function>\n{end}', "",
+         [("other", {"a": ["</parameter>", "\n"]})]),
         # Left out: outer tags; the ends of parameters; the end of the call.
         (f"{one('Ulm')} text", " text", [("weather", {"city": "Ulm", "days": 3})]),
         (f"{begin}\n<function=weather>\n<parameter=city>\n<parameter=x>\n<parameter=days>\n2\n</function>\n{end}", "",
          [("weather", {"city": "<parameter=x>", "days": 2})]),
         (f"{begin}\n<function=weather>\n<parameter=days>\n2\n</parameter>\n", "", [("weather", {"days": 2})]),
-        (f"{begin}<function=other><parameter=a>[1, 2]</parameter><parameter=b>True</parameter><parameter=c>\nx\n"
-         f"</parameter></function>{end}{now}", "", [("other", {"a": [1, 2], "b": True, "c": "x"}), ("now", {})]),
+        (f"{begin}<function=other>{other}</function>{end}{now}", "",
+         [("other", {"a": [1, 2], "b": True, "c": "  x"}), ("now", {})]),
         *((text, text, []) for text in (f"{begin}\nno text {end}", "<function=no text", f"{begin}<function=>x")),
         (f"{begin}\n<function=weather>\n<parameter=city>\nUl", "", [("weather", '{"city": "Ul')]),
     ]
@@ -86,8 +89,8 @@ def _glm(gap: str) -> list[Sample]:
         (f"Hm <tool_cal, \n{one('Ulm')} text", "Hm <tool_cal, text", [("weather", {"city": "Ulm", "days": 3})]),
         (f"<tool_call>\n<tool_call>other{gap}<arg_key>a</arg_key><arg_value>null</arg_value>{now}", "",
          [("other", {"a": None}), ("now", {})]),
-        ("<tool_call>weather\n<arg_key>days</arg_key><arg_key>city</arg_key><arg_value>\nA\n</arg_value></tool_call>", "",
-         [("weather", {"city": "\nA\n"})]),
+        ("<tool_call>weather\n<arg_key>days</arg_key><arg_key>city</arg_key><arg_value>\nA\n</arg_value></tool_call>",
+         "", [("weather", {"city": "\nA\n"})]),
         *((text, text, []) for text in ("<tool_call>no text</tool_call>", "<tool_call></tool_call>", "<tool_call>")),
         ("<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Ul", "", [("weather", '{"city": "Ul')]),
     ]
@@ -108,7 +111,8 @@ def _invoke(mark: str, outer: str, *, tells: bool, others: tuple[str, ...] = ())
         (f"Hm <too, \n{begin}{one('3')}{stop} text", "Hm <too, text", [("weather", {"city": "3", "days": 3})]),
         (f"{begin}\n{begin}\n{one('Ulm', '')}{now}", "", [("weather", {"city": "Ulm", "days": 3}), ("now", {})]),
         *((f"<{other}>\n{now}\n</{other}>", "", [("now", {})]) for other in others),
-        *((text, text, []) for text in (f"{begin}no text{stop}", f"{begin}{stop}", f'{begin}<{mark}invoke name="no text')),
+        *((text, text, []) for text in (f"{begin}no text{stop}", f"{begin}{stop}",
+                                        f'{begin}<{mark}invoke name="no text')),
         (f'{begin}\n<{mark}invoke name="weather">\n<{mark}parameter name="city">Ul', "", [("weather", '{"city": "Ul')]),
     ]
 
@@ -118,7 +122,8 @@ def _pythonic(begin: str, end: str, between: str = ", ") -> list[Sample]:
     return [
         (f"{begin}weather(city={city}, days=3){between}now(){end}", "", BOTH),
         (f"{begin}weather( city = 'Zür\"ich}} </tool_call>\\\\' , days=3 ,){between}now( ){end} text", " text", BOTH),
-        (f"{begin}other.f(a=[1, (2.5, -1e3),], b={{'x': None, \"y\": true}}, c='''it's \\\n\"1''', d=f(x), e=\"\"){end}", "",
+        (f"{begin}other.f(a=[1, (2.5, -1e3),], b={{'x': None, \"y\": true}}, c='''it's \\\n\"1''', d=f(x), e=''){end}",
+         "",
          [("other.f", {"a": [1, [2.5, -1e3]], "b": {"x": None, "y": True}, "c": 'it\'s "1', "d": "f(x)", "e": ""})]),
         *((text, text, []) for text in (f"{begin}link](text)", f"{begin}weather('Ulm'){end}", f"{begin}1, 2{end}",
                                         f"{begin}weather(", f"Hm {begin[1:]}")),
@@ -130,10 +135,11 @@ _LLAMA = f'{{"name": "weather", "parameters": {JSON}}}'
 
 SAMPLES: dict[str, list[Sample]] = {
     "hermes": [
-        (f'<tool_call>\n{CALL}\n</tool_call>\n<tool_call>\n{{"name": "now", "arguments": {{}}}}\n</tool_call>', "", BOTH),
+        (f'<tool_call>\n{CALL}\n</tool_call>\n<tool_call>\n{{"name": "now", "arguments": {{}}}}\n</tool_call>', "",
+         BOTH),
         ("Only text, with <tool and <tool_cal in it. ", "Only text, with <tool and <tool_cal in it. ", []),
         (f"I look.\n<tool_call>\n{CALL}\n</tool_call>", "I look.", ONE),
-        (f'<tool_call>{{"arguments": {JSON}, "name": "weather"}}</tool_call>\n<tool_call>{{"name": "now"}}</tool_call>\n',
+        (f'<tool_call>{{"arguments": {JSON}, "name": "weather"}}</tool_call><tool_call>{{"name": "now"}}</tool_call>\n',
          "", BOTH),
         ('<tool_call>\n{"name": "now", "arguments": null}\n<tool_call>\n{"name": "other", "arguments": "{}"}', "",
          [("now", {}), ("other", {})]),
@@ -149,8 +155,7 @@ SAMPLES: dict[str, list[Sample]] = {
         ("<|action_start|><|plug text", "<|action_start|><|plug text", []),
     ],
     "granite-20b-fc": [
-        ('<function_call>{"name": "weather", "arguments": %s}\n<function_call>{"name": "now", "arguments": {}}' % JSON, "",
-         BOTH),
+        (f'<function_call>{CALL}\n<function_call>{{"name": "now", "arguments": {{}}}}', "", BOTH),
         (f"Hm <function_call> {CALL} text", "Hm text", ONE),
         ("<function_call> no text", "<function_call> no text", []),
     ],
