@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,14 @@ from quire.engine.errors import InvalidRequestError
 from quire.engine.structured_outputs import StructuredOutputsParams
 from quire.engine.tokenizers.tokenizer import Tokenizer
 
+_IN_SYSTEM = re.compile(r"message(?:\.|\[['\"])tools\b")
+
 
 @dataclass(frozen=True, slots=True)
 class ReplyStyle:
     format: ToolFormat
     knows_tools: bool  # whether the template has a place for them
+    in_system: bool  # which is a field of the system's message, as Phi-4-mini's
     tags: ThinkTags | None
 
     @staticmethod
@@ -30,10 +34,13 @@ class ReplyStyle:
         tags = next((tags for tags in THINK_TAGS.values() if tags.end in template), None)
         if reasoning_parser != AUTO:
             tags = REASONING_PARSERS.get(reasoning_parser)
-        return ReplyStyle(found or FORMATS[GENERIC], "tools" in template, tags)
+        in_system = _IN_SYSTEM.search(template) is not None
+        return ReplyStyle(found or FORMATS[GENERIC], "tools" in template, in_system, tags)
 
     def conversation(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """As the template takes it."""
+        if self.in_system and tools:
+            return generic_tools.in_system(messages, tools)
         return messages if self.knows_tools else generic_tools.told(messages, tools)
 
     def parser(self, choice: ToolChoice, prompt: str) -> ReplyParser | None:

@@ -1,4 +1,4 @@
-"""The real model under a template that opens its thinking and has tools in XML, as Qwen3-Coder's: what is forced on it."""
+"""The real model under a template that opens its thinking and has tools in XML: what is forced on it is read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEMPLATE = """{% if tools %}<|im_start|>system
 {% else %}<think>
 {% endif %}"""
 SCHEMA = {"type": "object", "required": ["city", "days"], "additionalProperties": False, "properties": {
-    "city": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    "city": {"type": "string", "maxLength": 8}, "days": {"type": "integer", "minimum": 1, "maximum": 9},
     "unit": {"enum": ["C", "F"]}}}
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}]
 ASK: list[Any] = [{"role": "user", "content": "What is gravity?"}]
@@ -43,7 +43,8 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def ask(server: Server, **fields: Any) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/chat/completions", headers={"authorization": f"Bearer {KEY}"}, timeout=60, json={
+    url, headers = f"{server.url}/v1/chat/completions", {"authorization": f"Bearer {KEY}"}
+    return httpx.post(url, headers=headers, timeout=60, json={
         "messages": ASK, "max_tokens": 30, "seed": 1, "temperature": 0.7, **fields})
 
 

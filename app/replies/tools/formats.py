@@ -52,10 +52,10 @@ def _json_tag(begin: str, end: str, field: str = "arguments") -> Callable[[str, 
     return tag
 
 
-def _list(name: str, in_template: str, mark: str, *marks: str, end: str = "", separator: str = ", ") -> ToolFormat:
-    """A mark and a JSON list; others of the `marks` are read, too."""
-    return ToolFormat(name, in_template, lambda schemas: JsonListParser(schemas, mark, *marks, end=end), mark,
-                      _json_tag("", ""), separator, f"{mark}[", f"]{end}", (mark, *marks, end))
+def _list(name: str, in_template: str, mark: str, *marks: str, end: str = "", trigger: str = "") -> ToolFormat:
+    """A mark and a JSON list; others of the `marks` are read, too. `trigger`: where the mark may be a word of a text."""
+    return ToolFormat(name, in_template, lambda schemas: JsonListParser(schemas, mark, *marks, end=end),
+                      trigger or mark, _json_tag("", ""), ", ", f"{mark}[", f"]{end}", (mark, *marks, end))
 
 
 def _tagged(name: str, in_template: str, begin: str, end: str, *, field: str = "arguments", gap: str = "",
@@ -110,7 +110,8 @@ _ALL = (
     _pythonic("llama4_pythonic", r"<\|python_start\|>", pythonic.PythonicParser, mark=True),
     ToolFormat("llama3_json", r"<\|python_tag\|>|ipython<\|end_header_id\|>", llama3.Llama3Parser, "",
                _json_tag("", "", "parameters"), "; ", shown=(llama3.TAG,)),
-    _list("phi4_mini_json", r"functools\[|<\|tool\|>", "functools", "<|tool_call|>"),
+    _list("phi4_mini_json", r"functools\[|<\|tool\|>", "functools", "<|tool_call|>",
+          trigger="functools["),
     _list("granite", r"<\|tool_call\|>|available_tools<\|end_of_role\|>", "<|tool_call|>", "<tool_call>"),
     _list("granite31", r"<tool_call>\[", "<tool_call>", "<|tool_call|>"),
     _tagged("internlm", r"<\|plugin\|>", "<|action_start|><|plugin|>", "<|action_end|>", field="parameters",

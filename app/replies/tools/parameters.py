@@ -137,7 +137,7 @@ def _forms(schema: Schema, root: Schema) -> Iterator[tuple[bool, Form]]:
     """The kinds of values: whether each is text, and its form."""
     schema = resolved(schema, root)
     if (values := _listed(schema)) is not None:
-        yield from ((True, {"type": "const_string", "value": value}) if isinstance(value, str) and value else
+        yield from ((True, {"type": "const_string", "value": value}) if isinstance(value, str) else
                     (False, {"type": "json_schema", "json_schema": {"const": value}}) for value in values)
         return
     for name in ("anyOf", "oneOf"):

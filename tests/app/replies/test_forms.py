@@ -103,7 +103,7 @@ def choice(tools: dict[str, Any], **wish: Any) -> ToolChoice:
 
 
 def form(format: ToolFormat, tools: dict[str, Any], **wish: Any) -> StructuredOutputsParams:
-    wanted = ReplyStyle(format, True, None).wanted_form(choice(tools, **wish), None, "")
+    wanted = ReplyStyle(format, True, False, None).wanted_form(choice(tools, **wish), None, "")
     assert wanted is not None
     return wanted
 
@@ -131,7 +131,7 @@ def test_what_may_be_written_is_read_as_calls_that_fit(format: ToolFormat, walke
     for i in range(6):
         wanted = form(format, TOOLS, must_call=True, several=bool(i % 2))
         text = walker.text(walker.write(wanted, chance, closing(format)))
-        parser = ReplyStyle(format, True, None).parser(choice(TOOLS), "")
+        parser = ReplyStyle(format, True, False, None).parser(choice(TOOLS), "")
         assert parser is not None
         thought, said, calls = told(parser, [text])
         assert (thought, said) == ("", ""), text
