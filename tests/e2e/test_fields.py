@@ -145,6 +145,7 @@ CHAT: dict[str, Case] = {
                             lambda reply, plain: len(called(reply)) == 1 and finish(reply) == "tool_calls"),
     "include_reasoning": ({"include_reasoning": False}, is_plain),  # SmolLM2 does not think
     "reasoning_effort": ({"reasoning_effort": "huge"}, refused("reasoning_effort")),
+    "thinking_token_budget": ({"thinking_token_budget": 5}, refused("thinking_token_budget")),
     "echo": ({"echo": True}, refused("echo")),
 }
 
