@@ -13,6 +13,7 @@ from typing import Any
 
 from quire.app.replies.tools import (
     deepseek,
+    gemma,
     glm,
     hermes,
     invoke_xml,
@@ -53,7 +54,7 @@ def _json_tag(begin: str, end: str, field: str = "arguments") -> Callable[[str, 
 
 
 def _list(name: str, in_template: str, mark: str, *marks: str, end: str = "", trigger: str = "") -> ToolFormat:
-    """A mark and a JSON list; others of the `marks` are read, too. `trigger`: where the mark may be a word of a text."""
+    """A mark and a JSON list; others of the `marks` are read, too. `trigger`: where the mark may be a word of text."""
     return ToolFormat(name, in_template, lambda schemas: JsonListParser(schemas, mark, *marks, end=end),
                       trigger or mark, _json_tag("", ""), ", ", f"{mark}[", f"]{end}", (mark, *marks, end))
 
@@ -88,6 +89,11 @@ def _pythonic(name: str, in_template: str, parser: type[pythonic.PythonicParser]
                       begin + brackets[:1], brackets[1:] + end, parser.marks)
 
 
+def _gemma(name: str, in_template: str, marks: gemma.Marks) -> ToolFormat:
+    return ToolFormat(name, in_template, partial(gemma.GemmaParser, marks=marks), marks.begin, gemma.tag(marks), "",
+                      shown=marks.all)
+
+
 # In the order in which templates are searched: a marker of one may be part of another's.
 _ALL = (
     _invoke("deepseek_v32", "DSML", invoke_xml.DEEPSEEK, "｜DSML｜"),
@@ -99,6 +105,8 @@ _ALL = (
     ToolFormat("glm47", "</arg_key><arg_value>", glm.GlmParser, hermes.BEGIN, partial(glm.tag, ""), "",
                shown=glm.SHOWN),
     ToolFormat("glm45", "<arg_key>", glm.GlmParser, hermes.BEGIN, partial(glm.tag, "\n"), shown=glm.SHOWN),
+    _gemma("gemma4", r"<\|tool_call>", gemma.GEMMA4),
+    _gemma("functiongemma", "<start_function_call>", gemma.FUNCTION_GEMMA),
     _qwen("seed_oss", "<seed:tool_call>", qwen_xml.SeedParser),
     _qwen("qwen3_coder", "<function=", qwen_xml.QwenXmlParser),
     ToolFormat("mistral_v11", r"(?s)\[TOOL_CALLS\].*\[ARGS\]", mistral.MistralParser, mistral.CALLS, mistral.tag, "",

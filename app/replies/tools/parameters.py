@@ -10,25 +10,39 @@ from typing import Any, NoReturn
 from quire.app.replies.json_text import quoted
 from quire.app.replies.tools.parser import Form
 from quire.app.replies.tools.python_literal import as_json
+from quire.engine.errors import InvalidRequestError
 
 Schema = Mapping[str, Any]
 TEXT = frozenset({"string"})
 _MOST_REFERENCES = 32  # one after the other, without an end where they go in a circle
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array",
           type(None): "null"}
-_DEFINITIONS = ("$defs", "definitions")
+DEFINITIONS = ("$defs", "definitions")
+
+
+class TooDeepError(InvalidRequestError):
+    """A value whose form would have too many levels."""
 
 
 def parameters(schema: Schema, one: Callable[[str, Schema], Form], separator: str = "") -> Form:
-    """Of all that the schema names, in its order; `one` makes the form of each."""
+    """Of all that the schema names, in its order; `one` makes the form of each. What may lack and is too deep does.
+
+    Raises TooDeepError: one that must come is."""
     root, required = resolved(schema, schema), set(schema.get("required", ()))
-    shared = {name: schema[name] for name in _DEFINITIONS if name in schema}
+    shared = {name: schema[name] for name in DEFINITIONS if name in schema}
     named = [(key, {**shared, **part} if shared else part) for key in root.get("properties", {})
              if (part := of_parameter(key, schema)) is not None]
-    if not named:
+    elements, optional = list[Form](), list[bool]()
+    for key, part in named:
+        try:
+            elements.append(one(key, part))
+            optional.append(key not in required)
+        except TooDeepError:
+            if key in required:
+                raise
+    if not elements:
         return {"type": "const_string", "value": ""}
-    return {"type": "some_of", "separator": separator, "elements": [one(key, part) for key, part in named],
-            "optional": [key not in required for key, _ in named]}
+    return {"type": "some_of", "separator": separator, "elements": elements, "optional": optional}
 
 
 def of_parameter(key: str, schema: Schema) -> Schema | None:
@@ -115,7 +129,7 @@ class Markup:
     after: str = ""  # what is between parameters
 
     def form(self, key: str, schema: Schema) -> Form:
-        kinds = list(_forms(schema, schema))
+        kinds = list(forms(schema, schema))
         if (free := next((part for part in kinds if part[1] == _ANY_TEXT), None)) is not None:
             kinds = [part for part in kinds if part == free or not part[0]]
         parts: list[Form] = []
@@ -133,7 +147,7 @@ _ANY_TEXT: Form = {"type": "any_text"}
 _KEYWORDS = ("minLength", "maxLength", "pattern")
 
 
-def _forms(schema: Schema, root: Schema) -> Iterator[tuple[bool, Form]]:
+def forms(schema: Schema, root: Schema) -> Iterator[tuple[bool, Form]]:
     """The kinds of values: whether each is text, and its form."""
     schema = resolved(schema, root)
     if (values := _listed(schema)) is not None:
@@ -143,7 +157,7 @@ def _forms(schema: Schema, root: Schema) -> Iterator[tuple[bool, Form]]:
     for name in ("anyOf", "oneOf"):
         if isinstance(branches := schema.get(name), list) and "type" not in schema:
             for branch in branches:
-                yield from _forms(branch if isinstance(branch, dict) else {}, root)
+                yield from forms(branch if isinstance(branch, dict) else {}, root)
             return
     allowed = types(schema, root)
     if allowed is not None and "string" in allowed:
@@ -152,7 +166,7 @@ def _forms(schema: Schema, root: Schema) -> Iterator[tuple[bool, Form]]:
         if not allowed:
             return
         schema = {**schema, "type": sorted(allowed)}
-    shared = {name: root[name] for name in _DEFINITIONS if name in root}
+    shared = {name: root[name] for name in DEFINITIONS if name in root}
     yield False, {"type": "json_schema", "json_schema": {**shared, **schema}}
 
 

@@ -131,6 +131,18 @@ def _pythonic(begin: str, end: str, between: str = ", ") -> list[Sample]:
     ]
 
 
+def _gemma(begin: str, end: str, mark: str) -> list[Sample]:
+    one = f"{begin}call:weather{{city:{mark}{CITY}{mark},days:3}}{end}"
+    return [
+        (f"{one}{begin}call:now{{}}{end}", "", BOTH),
+        (f"Hm {begin[:-1]} \n{begin}{begin}{one} text", f"Hm {begin[:-1]} text", ONE),
+        (f'{begin}call:other{{a:[1,{mark}x,{mark},{{"b":null , c : true,}}], d:{{}}, e:some text}}{end}', "",
+         [("other", {"a": [1, "x,", {"b": None, "c": True}], "d": {}, "e": "some text"})]),
+        *((text, text, []) for text in (f"{begin}no text{end}", f"{begin}call:{{}}{end}", f"{begin}call:text")),
+        (f"{begin}call:weather{{city:{mark}Ul", "", [("weather", '{"city": "Ul')]),
+    ]
+
+
 _LLAMA = f'{{"name": "weather", "parameters": {JSON}}}'
 
 SAMPLES: dict[str, list[Sample]] = {
@@ -201,6 +213,8 @@ SAMPLES: dict[str, list[Sample]] = {
                         "<|tool_calls_section_end|>"),
     "qwen3_coder": _qwen("<tool_call>", "</tool_call>"),
     "seed_oss": _qwen("<seed:tool_call>", "</seed:tool_call>"),
+    "gemma4": _gemma("<|tool_call>", "<tool_call|>", '<|"|>'),
+    "functiongemma": _gemma("<start_function_call>", "<end_function_call>", "<escape>"),
     "glm45": _glm("\n"),
     "glm47": _glm(""),
     "deepseek_v32": _invoke("｜DSML｜", "｜DSML｜function_calls", tells=True,

@@ -111,7 +111,8 @@ def form(format: ToolFormat, tools: dict[str, Any], **wish: Any) -> StructuredOu
 def closing(format: ToolFormat) -> tuple[str, ...]:
     """The ends of strings, objects and calls."""
     end = format.tag("none", {})["end"]
-    marks = tuple(text for text in ("</parameter>", "\n</parameter>", "</arg_value>", "</｜DSML｜parameter>"))
+    marks = tuple(text for text in (
+        "</parameter>", "\n</parameter>", "</arg_value>", "</｜DSML｜parameter>", '<|"|>', "<escape>"))
     return ('"', "}", "]", ")", "null", end, format.closing, *marks) if format.closing else ('"', "}", "]", end, *marks)
 
 

@@ -20,6 +20,8 @@ from tests.app.replies.test_forms import Walker, choice
 TEMPLATES = {
     "hermes": "{{ tools }} in <tools></tools>; return <tool_call>{...}</tool_call>",
     "qwen3_coder": "{{ tools }} <tool_call>\n<function=example>\n<parameter=a>1</parameter></function></tool_call>",
+    "gemma4": "<|tool>{{ tools }}<tool|> <|turn>model\n<|tool_call>call:{{ name }}{{ arguments }}<tool_call|>",
+    "functiongemma": "{{ tools }} <start_function_call>call:{{ name }}{}<end_function_call>",
     "glm45": "{{ tools }} <tool_call>{name}\n<arg_key>{k}</arg_key>\n<arg_value>{v}</arg_value>\n</tool_call><think>",
     "glm47": "{{ tools }} <tool_call>{name}<arg_key>{k}</arg_key><arg_value>{v}</arg_value></tool_call>",
     "mistral": "[AVAILABLE_TOOLS]{{ tools }}[/AVAILABLE_TOOLS][TOOL_CALLS][{{ calls }}]</s>[TOOL_RESULTS]",
