@@ -11,7 +11,7 @@ from typing import Any
 
 from quire.app.replies.json_text import quoted
 from quire.app.replies.markers import Markers
-from quire.app.replies.tools.parameters import DEFINITIONS, Schema, TooDeepError, forms, parameters, resolved
+from quire.app.replies.tools.parameters import DEFINITIONS, Schema, TooDeepError, forms, parameters, resolved, types
 from quire.app.replies.tools.parser import Form, Schemas
 from quire.app.replies.tools.python_literal import as_json
 from quire.app.replies.tools.script import Script, Step
@@ -125,16 +125,15 @@ def _one(is_text: bool, form: Form, root: Schema, marks: Marks, depth: int) -> F
     if is_text:
         return {"type": "tag", "begin": marks.text, "content": form, "end": marks.text}
     schema = form["json_schema"]
-    kinds = schema.get("type")
-    if kinds in ("object", ["object"]):
+    kinds = types(schema, schema)
+    if kinds == {"object"} and "const" not in schema:
         if not depth and root.get("required"):
             raise _too_deep()
         content = _members(schema, marks, depth) if depth else _NOTHING
         return {"type": "tag", "begin": "{", "content": content, "end": "}"}
-    if kinds in ("array", ["array"]):
+    if kinds == {"array"} and "const" not in schema:
         return {"type": "tag", "begin": "[", "content": _items(schema, marks, depth), "end": "]"}
-    is_simple = kinds is not None and _SIMPLE.issuperset([kinds] if isinstance(kinds, str) else kinds)
-    if not is_simple and "const" not in schema:
+    if "const" not in schema and (kinds is None or not kinds <= _SIMPLE):
         schema = {"type": sorted(_SIMPLE)}  # what may be anything is something simple
     return {"type": "json_schema", "json_schema": schema}
 

@@ -8,6 +8,8 @@ from quire.app.replies.tools.parameters import TEXT, of_parameter, types, value_
 from quire.app.replies.tools.parser import Schemas
 from quire.app.replies.tools.script import Script, Step
 
+_NO_TEXT = frozenset({"object", "array"})
+
 
 class ParameterScript(Script):
     def __init__(self, schemas: Schemas) -> None:
@@ -32,10 +34,12 @@ class ParameterScript(Script):
         if gap:
             yield from self.starts(gap)
         begin, self._before = f"{self._before}{quoted(key)}: ", ", "
-        if is_text or (is_text is None and types(schema, root) == TEXT):
+        allowed = types(schema, root) if is_text is None else TEXT if is_text else _NO_TEXT
+        if allowed == TEXT:
             return (yield from self._text_value(begin, ends, gap))
         self.keep()
-        json = JsonEnd() if (yield from self.spaces()) in ("{", "[") else None
+        is_json = (yield from self.spaces()) in ("{", "[") and allowed is not None and "string" not in allowed
+        json = JsonEnd() if is_json else None
         parts = [self.kept()]
 
         def seen(text: str) -> None:

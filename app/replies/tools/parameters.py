@@ -28,9 +28,10 @@ def parameters(schema: Schema, one: Callable[[str, Schema], Form], separator: st
     """Of all that the schema names, in its order; `one` makes the form of each. What may lack and is too deep does.
 
     Raises TooDeepError: one that must come is."""
-    root, required = resolved(schema, schema), set(schema.get("required", ()))
+    root = resolved(schema, schema)
+    required = list_of(root, "required")
     shared = {name: schema[name] for name in DEFINITIONS if name in schema}
-    named = [(key, {**shared, **part} if shared else part) for key in root.get("properties", {})
+    named = [(key, {**shared, **part} if shared else part) for key in object_of(root, "properties")
              if (part := of_parameter(key, schema)) is not None]
     elements, optional = list[Form](), list[bool]()
     for key, part in named:
@@ -47,8 +48,7 @@ def parameters(schema: Schema, one: Callable[[str, Schema], Form], separator: st
 
 def of_parameter(key: str, schema: Schema) -> Schema | None:
     """The schema of one; None: no value may be given. One that is not named may be anything."""
-    properties = resolved(schema, schema).get("properties")
-    part = properties.get(key, True) if isinstance(properties, dict) else True
+    part = object_of(resolved(schema, schema), "properties").get(key, True)
     return None if part is False else resolved(part, schema) if isinstance(part, dict) else {}
 
 
@@ -67,6 +67,17 @@ def resolved(schema: Schema, root: Schema) -> Schema:
     return schema
 
 
+def object_of(schema: Schema, name: str) -> dict[str, Any]:
+    """A keyword's value; empty where it is none. A grammar refuses wrong ones, but a model may call without one."""
+    value = schema.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def list_of(schema: Schema, name: str) -> list[Any]:
+    value = schema.get(name)
+    return value if isinstance(value, list) else []
+
+
 def types(schema: Schema, root: Schema) -> frozenset[str] | None:
     """JSON's types of the values that a schema allows; None: all."""
     return _types(schema, root, _MOST_REFERENCES)
@@ -80,12 +91,13 @@ def _types(schema: Any, root: Schema, depth: int) -> frozenset[str] | None:
         return frozenset(_TYPES[type(value)] for value in values)
     named = schema.get("type")
     if named is not None:
-        return frozenset([named] if isinstance(named, str) else [name for name in named if isinstance(name, str)])
+        named = [named] if isinstance(named, str) else list_of(schema, "type")
+        return frozenset(name for name in named if isinstance(name, str))
     for name in ("anyOf", "oneOf"):
-        if isinstance(branches := schema.get(name), list):
+        if branches := list_of(schema, name):
             found = [_types(branch, root, depth - 1) for branch in branches]
             return None if None in found else frozenset().union(*(one for one in found if one is not None))
-    for branch in schema.get("allOf") or ():
+    for branch in list_of(schema, "allOf"):
         if (one := _types(branch, root, depth - 1)) is not None:
             return one
     return None
@@ -155,7 +167,7 @@ def forms(schema: Schema, root: Schema) -> Iterator[tuple[bool, Form]]:
                     (False, {"type": "json_schema", "json_schema": {"const": value}}) for value in values)
         return
     for name in ("anyOf", "oneOf"):
-        if isinstance(branches := schema.get(name), list) and "type" not in schema:
+        if (branches := list_of(schema, name)) and "type" not in schema:
             for branch in branches:
                 yield from forms(branch if isinstance(branch, dict) else {}, root)
             return

@@ -11,7 +11,7 @@ from typing import Any
 
 from quire.app.replies.markers import Markers
 from quire.app.replies.tools.parameter_script import ParameterScript
-from quire.app.replies.tools.parameters import Markup, parameters
+from quire.app.replies.tools.parameters import Markup, object_of, parameters
 from quire.app.replies.tools.parser import Form, Schemas
 from quire.app.replies.tools.script import KEY, Step
 
@@ -49,8 +49,7 @@ class QwenXmlParser(ParameterScript):
 
     def _ends(self, name: str) -> Markers:
         """Of a value. What would end one whose own end is missing may be a part of it but for what leaves no doubt."""
-        properties = self.schemas.get(name, {}).get("properties")
-        keys = filter(KEY.fullmatch, properties if isinstance(properties, dict) else ())
+        keys = filter(KEY.fullmatch, object_of(self.schemas.get(name, {}), "properties"))
         return Markers(_PARAMETER_END, f"\n{_FUNCTION_END}\n{self._end}", *(f"\n{_PARAMETER}{key}>" for key in keys))
 
     def _parameters(self, ends: Markers) -> Step[str]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-WEATHER = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+WEATHER = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"},
+                                            "tags": {"type": "array"}}}
 NOW: dict[str, Any] = {"type": "object", "properties": {}}
 SCHEMAS: dict[str, Any] = {"weather": WEATHER, "now": NOW}
 # A text that looks like the ends of things.
@@ -64,8 +65,10 @@ def _qwen(begin: str, end: str) -> list[Sample]:
         (both, "", [("weather", PLAIN), ("now", {})]),
         (f"Hm <function>, \n{begin}{one(CODE['city'], '-3')}{end} text", "Hm <function>, text", [("weather", CODE)]),
         (f"{begin}{begin}\n{one('</tool>', 'soon')}", "", [("weather", {"city": "</tool>", "days": "soon"})]),
-        (f'{begin}\n<function=other>\n<parameter=a>\n["</parameter>", "\\n"]\n</parameter>\n</function>\n{end}', "",
-         [("other", {"a": ["</parameter>", "\n"]})]),
+        (f'{begin}\n<function=weather>\n<parameter=tags>\n["</parameter>", "\\n"]\n</parameter>\n</function>\n{end}',
+         "", [("weather", {"tags": ["</parameter>", "\n"]})]),
+        (f'{begin}\n<function=other>\n<parameter=a>\n{{"\n</parameter>\n</function>\n{end}', "",
+         [("other", {"a": '{"'})]),
         # Left out: outer tags; the ends of parameters; the end of the call.
         (f"{one('Ulm')} text", " text", [("weather", {"city": "Ulm", "days": 3})]),
         (f"{begin}\n<function=weather>\n<parameter=city>\n<parameter=x>\n<parameter=days>\n2\n</function>\n{end}", "",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llguidance import LLMatcher
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
@@ -16,6 +19,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from quire.app.replies.style import ReplyStyle
 from quire.app.replies.tools.formats import FORMATS, ToolFormat
 from quire.app.schemas.tools import ToolChoice
+from quire.engine.errors import InvalidRequestError
 from quire.engine.grammar.check import GrammarCheck
 from quire.engine.grammar.limits import LIMITS
 from quire.engine.grammar.vocabulary import grammar_vocabulary
@@ -139,3 +143,28 @@ def test_what_may_be_written_is_read_as_calls_that_fit(format: ToolFormat, walke
         assert calls and (i % 2 or len(calls) == 1), text
         for name, arguments in calls:
             jsonschema.validate(arguments, {**TOOLS[name], "additionalProperties": False})
+
+
+KEYWORDS = st.sampled_from(["type", "properties", "required", "enum", "const", "anyOf", "allOf", "items", "minLength",
+                            "maxLength", "pattern", "minItems", "$ref", "$defs", "additionalProperties"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 5) | st.sampled_from(
+        ["string", "object", "array", "#/$defs/city", "#", "(", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        KEYWORDS | st.sampled_from(["city", "a:>\n"]), inner, max_size=4))
+BROKEN = st.dictionaries(KEYWORDS, VALUES, max_size=5)
+
+
+@given(schema=BROKEN | st.dictionaries(st.just("properties"), st.dictionaries(st.just("city"), BROKEN, min_size=1)))
+@settings(max_examples=100, deadline=None)
+def test_no_schema_breaks_a_parser_or_a_form(schema: dict[str, Any]) -> None:
+    """What is no JSON schema reaches them too: a tool may be called without a grammar."""
+    tools = ToolChoice([{"function": {"name": "weather", "parameters": schema}}], must_call=True)
+    for name in ("qwen3_coder", "glm45", "deepseek_v32", "gemma4", "pythonic"):
+        style = ReplyStyle(FORMATS[name], True, False, None)
+        for text, _, calls in SAMPLES[name][:2]:
+            parser = style.parser(tools, "")
+            assert parser is not None
+            assert [name for name, _ in told(parser, [text])[2]] == [name for name, _ in calls]
+        with suppress(InvalidRequestError):
+            style.wanted_form(tools, None, "")
