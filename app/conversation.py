@@ -42,21 +42,24 @@ def named_as_sent(max_tokens: str, conversation: str = "") -> Iterator[None]:
 
 
 def prompt_of(service: Service, messages: list[dict[str, Any]], choice: ToolChoice, *, variables: dict[str, Any],
-              add_generation_prompt: bool) -> str:
+              add_generation_prompt: bool, continue_final_message: bool = False) -> str:
     """The text of `messages`, which are as chat templates take them, with the tools. Raises InvalidRequestError."""
     told = service.reply_style.conversation(messages, choice.tools)
+    continued = {"continue_final_message": True} if continue_final_message else {}
     return service.engine.chat_template.render(told, tools=choice.tools or None,
-                                               add_generation_prompt=add_generation_prompt, **variables)
+                                               add_generation_prompt=add_generation_prompt, **continued, **variables)
 
 
 async def submit_conversation(service: Service, exchange: Exchange, messages: list[dict[str, Any]], choice: ToolChoice,
                               params: SamplingParams, *, variables: dict[str, Any], add_generation_prompt: bool,
                               priority: int, cache_salt: str, add_special_tokens: bool, weight: int,
+                              continue_final_message: bool = False, thinking_budget: int | None = None,
                               clamp: bool = False) -> list[Choice]:
     """The choices of the reply to `messages`, which are as chat templates take them: one for each sample.
 
     `params` get the form of the whole reply in place of that of its content, and the tokens that parsers must see.
-    `variables` are the template's, `weight` is as in `by_weight`, `clamp` as in `Exchange.submit`.
+    `variables` are the template's, `weight` is as in `by_weight`, `clamp` as in `Exchange.submit`; `thinking_budget` is
+    the most tokens that are thought.
 
     Raises:
         InvalidRequestError: the template refuses the messages, or the engine the request.
@@ -64,8 +67,9 @@ async def submit_conversation(service: Service, exchange: Exchange, messages: li
     """
     style = service.reply_style
     prompt = await by_weight(weight, prompt_of, service, messages, choice, variables=variables,
-                             add_generation_prompt=add_generation_prompt)
-    params.structured_outputs = style.wanted_form(choice, params.structured_outputs, prompt)
+                             add_generation_prompt=add_generation_prompt,
+                             continue_final_message=continue_final_message)
+    params.structured_outputs = style.wanted_form(choice, params.structured_outputs, prompt, thinking_budget)
     params.shown_token_ids = style.shown_ids(choice, service.tokenizer)
     with service.naming_limits():
         await exchange.submit(prompt, params, priority=priority, cache_salt=cache_salt,

@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass, field
 
 from quire.app import cors, otlp_endpoint
-from quire.app.replies.thinking import AUTO, NONE, THINK_TAGS
-from quire.app.replies.tools.formats import FORMATS as TOOL_FORMATS
+from quire.app.replies.thinking import AUTO, NONE, REASONING_PARSERS
+from quire.app.replies.tools.formats import NAMES as TOOL_FORMATS
 from quire.engine.config import EngineArgs
 from quire.engine.logs import LEVELS
 
@@ -93,7 +93,7 @@ class ServeSettings:
         f"{', '.join(TOOL_FORMATS)}.")})
     reasoning_parser: str = field(default=AUTO, metadata={"help": (
         "In which tags the model thinks: auto (as its chat template says), none, or one of "
-        f"{', '.join(THINK_TAGS)}.")})
+        f"{', '.join(REASONING_PARSERS)}.")})
     max_n: int = field(default=128, metadata={"help": "Most samples (n) that a request may ask for."})
     max_stop_sequences: int = field(default=16, metadata={"help": "Most stop strings of a request."})
     max_prompts: int = field(default=1024, metadata={"help": "Most prompts of one completions request."})
@@ -183,7 +183,7 @@ class ServeSettings:
         if self.unknown_fields not in ("refuse", "warn"):
             found.append(f"--unknown-fields: {self.unknown_fields!r} is neither refuse nor warn")
         for name, known in (("tool_call_parser", (AUTO, *TOOL_FORMATS)),
-                            ("reasoning_parser", (AUTO, NONE, *THINK_TAGS))):
+                            ("reasoning_parser", (AUTO, NONE, *REASONING_PARSERS))):
             if getattr(self, name) not in known:
                 found.append(f"{flag(name)}: {getattr(self, name)!r} is not one of {', '.join(known)}")
         for name in ("shutdown_timeout", "drain_delay"):

@@ -53,7 +53,8 @@ async def chat_completions(request: Request) -> Response:
         choices = await submit_conversation(
             service, exchange, messages, choice, params, variables=body.template_variables,
             add_generation_prompt=body.add_generation_prompt, priority=body.priority, cache_salt=body.cache_salt,
-            add_special_tokens=bool(body.add_special_tokens), weight=weight)  # templates bring their own
+            add_special_tokens=bool(body.add_special_tokens), weight=weight,  # templates bring their own
+            continue_final_message=body.continue_final_message, thinking_budget=body.thinking_budget)
     del messages  # as above
     reply = _Replies(service, exchange, body, choices, model, f"chatcmpl-{record.request_id}")
     if body.stream:

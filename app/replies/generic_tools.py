@@ -47,6 +47,15 @@ def _plain_turns(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return turns
 
 
+def in_system(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation whose first message, of the system's, has the tools in a field, as JSON."""
+    written = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
+    first, *rest = messages
+    if first["role"] != "system":
+        first, rest = {"role": "system", "content": ""}, messages
+    return [{**first, "tools": written}, *rest]
+
+
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}

@@ -5,11 +5,17 @@ Lenient: what is no JSON ends where its brackets do.
 
 from __future__ import annotations
 
+import json
 import re
 
 _IN_TEXT = re.compile(r'["\\]')
 _OUTSIDE = re.compile(r'["{}\[\]]')
 _AFTER_SCALAR = re.compile(r"[,}\]\s]")
+
+
+def quoted(text: str) -> str:
+    """As JSON; half a character, which UTF-8 does not have, as an escape."""
+    return json.dumps(text, ensure_ascii=any("\ud800" <= character <= "\udfff" for character in text))
 
 
 class JsonEnd:
@@ -22,6 +28,11 @@ class JsonEnd:
         self._depth = 0
         self._in_text = False
         self._escaped = False
+
+    @property
+    def is_in_text(self) -> bool:
+        """Whether a string has begun and not ended."""
+        return self._in_text
 
     def find(self, text: str, start: int = 0) -> int | None:
         """The place behind the value's last character in `text`, from `start` on; None: it goes on in the next piece. A

@@ -22,6 +22,7 @@ from quire.engine.frontend.prompts import check_json
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of the content of all messages together
+MAX_THINKING_TOKENS = 1_000_000
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _HARMLESS_IN_MESSAGES = frozenset({"annotations"})
 _HARMLESS_IN_PARTS = frozenset({"annotations", "cache_control"})  # a prompt's beginning is cached unasked
@@ -46,6 +47,7 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     logprobs: bool = False
     top_logprobs: int | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
     echo: bool = False
     tools: list[dict[str, Any]] | None = None
@@ -53,6 +55,12 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
     reasoning_effort: str | None = None
+    thinking_token_budget: int | None = None
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """The most tokens of a reply's thinking; None: no limit."""
+        return None if self.thinking_token_budget == -1 else self.thinking_token_budget
 
     @property
     def most_tokens(self) -> int | None:
@@ -83,6 +91,9 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
             raise ApiError(400, "echo is not supported for chat.", "echo")
         check_effort("reasoning_effort", self.reasoning_effort)
         check_template_kwargs(self.chat_template_kwargs)
+        if (budget := self.thinking_token_budget) is not None and not -1 <= budget <= MAX_THINKING_TOKENS:
+            raise ApiError(400, "thinking_token_budget must be the most tokens of the thinking, from 0 to "
+                           f"{MAX_THINKING_TOKENS}, or -1 for no limit; got {budget}.", "thinking_token_budget")
 
     def conversation(self, unknown: UnknownFields, max_model_len: int) -> list[dict[str, Any]]:
         """The messages as a chat template takes them.

@@ -162,8 +162,7 @@ class MessagesRequest(CountRequest, frozen=True, kw_only=True):
 
     @property
     def as_chat(self) -> ChatRequest:
-        """What is to be checked and sampled, without what it is about. (thinking.budget_tokens would go here too: the
-        chat's fields have none yet.)"""
+        """What is to be checked and sampled, without what it is about."""
         return ChatRequest(
             messages=[], model=self.model, stream=self.stream, max_tokens=self.max_tokens, stop=self.stop_sequences,
             temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=self.seed, priority=self.priority,
@@ -174,14 +173,10 @@ class MessagesRequest(CountRequest, frozen=True, kw_only=True):
         if self.max_tokens < 1:
             raise ApiError(400, f"max_tokens must be at least 1, got {shown(self.max_tokens)}.", "max_tokens")
 
-    def conversation(self, unknown: UnknownFields, max_model_len: int) -> list[dict[str, Any]]:
-        """As `conversation_of`. Raises ApiError where it ends with the assistant's."""
-        conversation = super().conversation(unknown, max_model_len)
-        if conversation[-1]["role"] == "assistant":
-            place = f"messages[{len(self.messages) - 1}]"
-            raise ApiError(400, f"{place} is the assistant's, and this version does not go on with an answer that was "
-                           "begun (prefill); end with a message of the user, or with the result of a tool.", place)
-        return conversation
+    @property
+    def thinking_budget(self) -> int | None:
+        """The most tokens that are thought; None: any number."""
+        return None if self.thinking is None else self.thinking.budget_tokens
 
 
 def _check_word(name: str, value: str | None, words: tuple[str, ...]) -> None:

@@ -78,7 +78,7 @@ class GrammarCheck:
 
     def _find(self, wanted: StructuredOutputsParams) -> str | InvalidRequestError:
         try:
-            grammar = grammar_of(wanted, self._special_tokens())
+            grammar = grammar_of(wanted, *self._named_tokens())
         except Exception as error:  # of a translation of other grammars, whose errors are of several kinds
             return InvalidRequestError(_in_a_line(str(error)) + ".")
         why = self._why_not(grammar)
@@ -88,9 +88,12 @@ class GrammarCheck:
         at = f" (at {place} of the schema)" if place else ""
         return InvalidRequestError(f"{_in_a_line(_told(why, wanted))}{at}.")
 
-    def _special_tokens(self) -> dict[str, int]:
+    def _named_tokens(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Special tokens, and others that were added to the vocabulary, by their texts."""
         tokenizer = self._tokenizer
-        return {tokenizer.token_text(token): token for token in tokenizer.special_ids if token < self._vocab_size}
+        special, added = ({tokenizer.token_text(token): token for token in ids if token < self._vocab_size}
+                          for ids in (tokenizer.special_ids, tokenizer.added_ids - tokenizer.special_ids))
+        return special, added
 
     def _why_not(self, grammar: str) -> str | None:
         if self._vocabulary is None:

@@ -18,7 +18,8 @@ from quire.engine.grammar.structural_tags import lark_of_tags, quoted
 from quire.engine.structured_outputs import StructuredOutputsParams
 
 
-def grammar_of(wanted: StructuredOutputsParams, special_tokens: Mapping[str, int]) -> str:
+def grammar_of(wanted: StructuredOutputsParams, special_tokens: Mapping[str, int],
+               added_tokens: Mapping[str, int] | None = None) -> str:
     """Raises ValueError where a structural tag is not understood, a grammar is of no kind or a form too costly, and any
     error where one is not understood."""
     if wanted.regex is not None:
@@ -32,7 +33,7 @@ def grammar_of(wanted: StructuredOutputsParams, special_tokens: Mapping[str, int
         check_gbnf(wanted.grammar)
         return _of_lark(any_to_lark(wanted.grammar))
     if isinstance(wanted.structural_tag, dict):
-        return _of_lark(lark_of_tags(wanted.structural_tag, special_tokens))
+        return _of_lark(lark_of_tags(wanted.structural_tag, special_tokens, added_tokens))
     schema: Any = {"type": "object"} if wanted.json_object else wanted.json
     if schema is False:
         raise ValueError("the schema false allows no value")

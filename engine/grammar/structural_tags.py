@@ -15,12 +15,14 @@ from quire.engine.grammar.costs import check_schema
 from quire.engine.grammar.json_options import json_options
 from quire.engine.grammar.regex import with_plain_digits
 
+MAX_TOKENS = 1_000_000  # of a text that is bounded
 _TEXT = r"/(.|\n)*/"
 
 
-def lark_of_tags(wanted: Mapping[str, Any], special: Mapping[str, int]) -> str:
-    """`special`: texts of special tokens, and their ids. Raises ValueError with the place of what is not understood."""
-    return _Grammar(special).of(format_of(wanted))
+def lark_of_tags(wanted: Mapping[str, Any], special: Mapping[str, int], added: Mapping[str, int] | None = None) -> str:
+    """`special`: texts of special tokens, and their ids; `added`: of other tokens that stand for a text of their own.
+    Raises ValueError with the place of what is not understood."""
+    return _Grammar(special, added or {}).of(format_of(wanted))
 
 
 def format_of(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -41,8 +43,8 @@ def quoted(text: str) -> str:
 class _Grammar:
     """Rules, by the numbers in their names."""
 
-    def __init__(self, special: Mapping[str, int]) -> None:
-        self._special = special
+    def __init__(self, special: Mapping[str, int], added: Mapping[str, int]) -> None:
+        self._special, self._added = special, added
         self._split = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "$^")
         self._rules: list[str] = []
 
@@ -58,6 +60,9 @@ class _Grammar:
         return make(self, form, where)
 
     def _text(self, text: Any, where: str) -> str:
+        return " ".join(self._words(text, where))
+
+    def _words(self, text: Any, where: str) -> list[str]:
         if not isinstance(text, str):
             raise ValueError(f"{where} must be text")
         parts, end = [], 0
@@ -65,13 +70,27 @@ class _Grammar:
             if match[0]:
                 parts += [text[end:match.start()], match[0]]
                 end = match.end()
-        return " ".join(f"<[{self._special[part]}]>" if part in self._special else quoted(part)
-                        for part in [*parts, text[end:]] if part)
+        return [f"<[{self._special[part]}]>" if part in self._special else quoted(part)
+                for part in [*parts, text[end:]] if part]
 
     def _rule(self, body: str, attributes: str = "") -> str:
         name = f"part_{len(self._rules)}"
         self._rules.append(f"{name}{attributes}: {body}")
         return name
+
+    def _terminal(self, body: str) -> str:
+        name = f"PART_{len(self._rules)}"
+        self._rules.append(f"{name}: {body}")
+        return name
+
+    def _text_to(self, end: list[str], text: str = "TEXT") -> str:
+        """Text up to the first `end`, and with it."""
+        number = next((i for i, word in enumerate(end) if word.startswith("<[")), None)
+        if number is None:
+            return self._rule(" ".join([text, *end]), "[lazy]")
+        # No text spells a special token: what is in front of it belongs to the longest text.
+        before = self._terminal(" ".join([text, *end[:number]])) if number else text
+        return " ".join([before, *end[number:]])
 
     def _constant(self, form: Mapping[str, Any], where: str) -> str:
         return self._text(form.get("value"), f"{where}.value")
@@ -98,7 +117,7 @@ class _Grammar:
         return f"%lark {{\n{form['grammar']}\n}}"
 
     def _any_text(self, form: Mapping[str, Any], where: str) -> str:
-        return "TEXT"
+        return "TEXT" if "pattern" not in form else self._regex(form, where)
 
     def _sequence(self, form: Mapping[str, Any], where: str) -> str:
         return " ".join(self._rule(self._form(part, place)) for part, place in self._elements(form, where))
@@ -112,10 +131,25 @@ class _Grammar:
     def _rest(self, tag: Mapping[str, Any], where: str) -> str:
         """What follows the tag's beginning."""
         content = _object(tag.get("content"), f"{where}.content")
-        end = self._text(tag.get("end", ""), f"{where}.end")
+        end = self._words(tag.get("end", ""), f"{where}.end")
         if content.get("type") != "any_text" or not end:
-            return f"{self._rule(self._form(content, f'{where}.content'))} {end}"
-        return f"TEXT {end}" if end.startswith("<[") else self._rule(f"TEXT {end}", "[lazy]")
+            return " ".join([self._rule(self._form(content, f"{where}.content")), *end])
+        if "max_tokens" in content:
+            return self._bounded(content["max_tokens"], tag["end"], end, f"{where}.content")
+        return self._text_to(end, self._any_text(content, f"{where}.content"))
+
+    def _bounded(self, most: Any, end: str, words: list[str], where: str) -> str:
+        """Text of so many tokens at most, and its end."""
+        if isinstance(most, bool) or not isinstance(most, int) or not 0 <= most <= MAX_TOKENS:
+            raise ValueError(f"{where}.max_tokens must be an integer from 0 to {MAX_TOKENS}")
+        if not most:
+            return " ".join(words)
+        if (token := self._special.get(end, self._added.get(end))) is not None:
+            others = ",".join(map(str, sorted({token, *self._special.values()})))
+            return f"(<[^{others}]>){{0,{most}}} <[{token}]>"
+        # Only a text that cannot hold the beginning of its end may be cut off at any token.
+        text = self._rule(f"/[^\\x{{{ord(end[0]):x}}}]*/", f"[max_tokens={most}]")
+        return " ".join([text, *words])
 
     def _triggered(self, form: Mapping[str, Any], where: str) -> str:
         place = f"{where}.triggers"
@@ -132,8 +166,7 @@ class _Grammar:
         calls = []
         for trigger, tags in of_trigger.items():
             if tags:
-                said = self._text(trigger, f"{where}.triggers")
-                text = f"TEXT {said}" if said.startswith("<[") else self._rule(f"TEXT {said}", "[lazy]")
+                text = self._text_to(self._words(trigger, f"{where}.triggers"))
                 calls.append(self._rule(f"{text} ({' | '.join(tags)})"))
         if not calls:
             raise ValueError(f"{where}.tags must hold at least one tag")
@@ -146,9 +179,26 @@ class _Grammar:
         more = "" if form.get("stop_after_first") else f" ({self._text(form.get('separator'), where)} {one})*"
         return f"{one}{more}" if form.get("at_least_one") else f"({one}{more})?"
 
+    def _some_of(self, form: Mapping[str, Any], where: str) -> str:
+        """Each of the elements at most once, in their order; those that are not `optional` must come."""
+        separator = self._text(form.get("separator", ""), f"{where}.separator")
+        elements = self._elements(form, where)
+        optional = form.get("optional")
+        if not isinstance(optional, list) or len(optional) != len(elements):
+            raise ValueError(f"{where}.optional must be a list of as many as there are elements")
+        first = others = ""  # what may come from an element on, where none came before, and where some did
+        for (part, place), may_lack in reversed(list(zip(elements, optional))):
+            one = self._rule(self._form(part, place))
+            begun = f"{one} {others}"
+            first = self._rule(begun if not may_lack else f"{begun} | {first}" if first else f"({begun})?")
+            others = self._rule(f"({separator} {one}){'?' if may_lack else ''} {others}")
+        return first
+
     def _times(self, form: Mapping[str, Any], one: str) -> str:
         at_least_one = bool(form.get("at_least_one"))
-        return one + (("" if at_least_one else "?") if form.get("stop_after_first") else "+" if at_least_one else "*")
+        if form.get("stop_after_first"):
+            return one if at_least_one else f"({one} | TEXT)"
+        return one + ("+" if at_least_one else "*")
 
     def _elements(self, form: Mapping[str, Any], where: str) -> list[tuple[Mapping[str, Any], str]]:
         return [(_object(part, f"{where}.elements[{i}]"), f"{where}.elements[{i}]")
@@ -166,6 +216,7 @@ _KINDS: dict[str, Callable[[_Grammar, Mapping[str, Any], str], str]] = {
     "tag": _Grammar._tag,
     "triggered_tags": _Grammar._triggered,
     "tags_with_separator": _Grammar._separated,
+    "some_of": _Grammar._some_of,
 }
 
 

@@ -110,6 +110,12 @@ async def test_a_template_with_tools_gets_arguments_as_objects(client: httpx.Asy
     assert messages[2] == {"role": "tool", "content": "x", "tool_call_id": "1"}
 
 
+async def test_a_begun_answer_is_gone_on_with(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    await post(client, messages=[*ASK, {"role": "assistant", "content": "So"}], tools=[], add_generation_prompt=False,
+               continue_final_message=True)
+    assert fake.chat_template.seen[-1][1]["continue_final_message"] is True
+
+
 async def test_thinking_is_told_apart_and_counted(client: httpx.AsyncClient, fake: FakeEngine,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake.chat_template, "source", "<think></think>", raising=False)
@@ -126,3 +132,22 @@ async def test_thinking_is_told_apart_and_counted(client: httpx.AsyncClient, fak
     await post(client, tools=[], response_format={"type": "json_object"})
     form = fake.submitted[-1][1].structured_outputs.structural_tag["format"]
     assert form["type"] == "or", "thought before, or not"
+
+
+async def test_a_budget_of_thinking_is_a_part_of_the_form(client: httpx.AsyncClient, fake: FakeEngine,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake.chat_template, "source", "<think></think>", raising=False)
+    await post(client, tools=[], thinking_token_budget=7)
+    [thought, _] = fake.submitted[-1][1].structured_outputs.structural_tag["format"]["elements"]
+    assert thought["elements"][0]["content"] == {"type": "any_text", "max_tokens": 7}
+    await post(client, tools=[], thinking_token_budget=-1)
+    assert fake.submitted[-1][1].structured_outputs is None
+
+
+async def test_tools_stand_where_the_template_looks_for_them(client: httpx.AsyncClient, fake: FakeEngine,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake.chat_template, "source", "{{ message['tools'] }}", raising=False)
+    await post(client)
+    [(messages, _)] = fake.chat_template.seen[-1:]
+    assert json.loads(messages[0]["tools"]) == [tool["function"] for tool in TOOLS]
+    assert [message["role"] for message in messages] == ["system", "user"]

@@ -166,12 +166,17 @@ def test_structural_tags_bind_what_they_begin(llm: LLM) -> None:
     special = {"format": {"type": "triggered_tags", "triggers": ["<call>"], "at_least_one": True,
                           "stop_after_first": True, "tags": [{"begin": "<call>!", "content": {"type": "const_string",
                                                                                             "value": "yes"}}]}}
+    optional = {"format": {"type": "sequence", "elements": [
+        {"type": "some_of", "separator": ", ", "optional": [True, False, True], "elements": [
+            {"type": "const_string", "value": value} for value in "abc"]},
+        {"type": "tag", "begin": "<", "content": {"type": "any_text", "pattern": "[x-z]{2}"}, "end": ">"},
+        {"type": "tag", "begin": "(", "content": {"type": "any_text", "max_tokens": 3}, "end": "<call>"}]}}
     trigger = dict.fromkeys(llm.get_tokenizer().encode("<f="), 90.0)
     call = llm.get_tokenizer().encode("<call>")[0]
     for tags, bias, form in (
             (older, trigger, r'(?s).*<f=a>\{\s*"x"\s*:\s*[123]\s*\}</f>.*'),
             (json.dumps(newer), {}, r'hi (\d/|/)<f=a>\{\s*"x"\s*:\s*[123]\s*\}</f>'),
-            (special, {call: 9.0}, "(?s).*!yes")):
+            (optional, {}, r"(?s)(a, )?b(, c)?<[x-z]{2}>\(.*"), (special, {call: 9.0}, "(?s).*!yes")):
         wish = SamplingParams(seed=3, max_tokens=150, logit_bias=bias,
                               structured_outputs=StructuredOutputsParams(structural_tag=tags))
         output = llm.generate(["x"], wish, use_tqdm=False)[0].outputs[0]
@@ -203,6 +208,10 @@ def test_structural_tags_bind_what_they_begin(llm: LLM) -> None:
     ({"json": {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}}, "Unimplemented keys"),
     ({"structural_tag": {"format": {"type": "json_schema", "json_schema": False}}}, "must be a JSON schema: an object"),
     ({"structural_tag": {"triggers": ["<f"], "structures": [{"begin": "<f>", "end": ""}, 5]}}, "must be an object"),
+    ({"structural_tag": {"format": {"type": "some_of", "elements": [{"type": "any_text"}], "optional": []}}},
+     "format.optional must be a list of as many as there are elements"),
+    ({"structural_tag": {"format": {"type": "tag", "begin": "a", "end": "b", "content": {
+        "type": "any_text", "max_tokens": -1}}}}, "format.content.max_tokens must be an integer from 0 to 1000000"),
 ])
 def test_what_cannot_be_followed_is_refused_with_its_reason(form: dict[str, Any], says: str, llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match=says) as caught:

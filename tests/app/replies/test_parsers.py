@@ -6,41 +6,22 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quire.app.replies.parser import ReplyParser
 from quire.app.replies.pieces import Arguments, Call, Content, Reasoning
-from quire.app.replies.thinking import Thinking, ThinkTags
+from quire.app.replies.thinking import THINK_TAGS, Thinking, ThinkTags, Where
 from quire.app.replies.tools.formats import FORMATS
+from tests.app.replies.samples import SAMPLES, SCHEMAS
 
-THINK = ThinkTags("<think>", "</think>")
-WEATHER = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
-SCHEMAS: dict[str, Any] = {"weather": WEATHER, "now": {}}
-NOW = '{"name": "now"}'
-ARGUMENTS = '{"city": "Zür\\"ich} </tool_call>\\\\", "days": 3}'
-
-# Of each format: its text, and what is said and called; a call's arguments as objects.
-Sample = tuple[str, str, list[tuple[str, Any]]]
-SAMPLES: dict[str, list[Sample]] = {
-    "hermes": [
-        ("Only text, with <tool and <tool_cal in it. ", "Only text, with <tool and <tool_cal in it. ", []),
-        (f'I look.\n<tool_call>\n{{"name": "weather", "arguments": {ARGUMENTS}}}\n</tool_call>', "I look.",
-         [("weather", json.loads(ARGUMENTS))]),
-        (f'<tool_call>{{"arguments": {ARGUMENTS}, "name": "weather"}}</tool_call>\n<tool_call>{NOW}</tool_call>\n', "",
-         [("weather", json.loads(ARGUMENTS)), ("now", {})]),
-        ('<tool_call>\n{"name": "now", "arguments": null}\n<tool_call>\n{"name": "now", "arguments": "{}"}', "",
-         [("now", {}), ("now", {})]),
-        *((text, text, []) for text in ("<tool_call>\nno call\n</tool_call> and on",
-                                        '<tool_call>\n{"nom": 1}\n</tool_call>')),
-        ('<tool_call>\n{"name": "weather", "arguments": {"city": "Ul', "", [("weather", '{"city": "Ul')]),
-        ('Now: <tool_call>\n{"nam', 'Now: <tool_call>\n{"nam', []),
-    ],
-}
+THINK = THINK_TAGS["think"]
 
 
-def parser(format: str, *, is_open: bool | None = None) -> ReplyParser:
+def parser(format: str, begins: Where | None = None) -> ReplyParser:
     make = FORMATS[format]
-    thinking = None if is_open is None else Thinking(THINK, is_open=is_open, ends=(make.trigger,))
-    return ReplyParser(thinking, make.parser(SCHEMAS))
+    ends = (make.trigger,) if make.trigger else ()
+    return ReplyParser(None if begins is None else Thinking(THINK, begins, ends), make.parser(SCHEMAS))
 
 
 def told(parser: ReplyParser, pieces: list[str]) -> tuple[str, str, list[tuple[str, Any]]]:
@@ -71,9 +52,9 @@ def _object(text: str) -> Any:
 
 
 def cuts(text: str) -> list[list[str]]:
-    """Whole, in two at each place, in single characters, and in threes."""
-    return [[text], *([text[:i], text[i:]] for i in range(1, len(text))), list(text),
-            [text[i:i + 3] for i in range(0, len(text), 3)]]
+    """Whole, in two at each place, and in groups of 1 to 7 characters."""
+    return [[text], *([text[:i], text[i:]] for i in range(1, len(text))),
+            *([text[i:i + size] for i in range(0, len(text), size)] for size in range(1, 8))]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -83,34 +64,94 @@ def test_cut_anywhere_a_text_gives_the_same_calls(format: str) -> None:
             assert told(parser(format), pieces) == ("", said, calls), (text, pieces)
 
 
-@pytest.mark.parametrize(("text", "is_open", "thought", "said"), [
-    ("<think>\nWell.\n\nSo.\n</think>\n\nYes.\n", False, "Well.\n\nSo.", "Yes.\n"),
-    ("\nWell.</think>Yes <think> no", True, "Well.", "Yes <think> no"),
-    ("<think>Well", True, "Well", ""),
-    ("<think>\n\n</think>\n\nYes", False, "", "Yes"),
-    ("<thin ice", False, "", "<thin ice"),
-    ("  <th", False, "", "  <th"),
-    ("No tags, </think> no thought", False, "", "No tags, </think> no thought"),
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_text_that_stops_anywhere_gives_the_beginnings_of_its_calls(format: str) -> None:
+    for text, _, calls in SAMPLES[format]:
+        for end in range(len(text)):
+            _, _, found = told(parser(format), [text[:end]])
+            assert end % 8 or told(parser(format), list(text[:end]))[2] == found
+            assert [name for name, _ in found] == [name for name, _ in calls][:len(found)], text[:end]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_however_marks_come_the_cut_changes_nothing(format: str, data: st.DataObject) -> None:
+    """Rubbish made of the parts of real calls."""
+    text = "".join(text for text, _, _ in SAMPLES[format])
+    spans = data.draw(st.lists(st.tuples(st.integers(0, len(text) - 1), st.integers(1, 30)), max_size=12))
+    rubbish = "".join(text[start:start + length] for start, length in spans)
+    places = sorted(data.draw(st.lists(st.integers(0, len(rubbish)), max_size=6)))
+    pieces = [rubbish[start:end] for start, end in zip([0, *places], [*places, len(rubbish)])]
+    assert told(parser(format), pieces) == told(parser(format), list(rubbish))
+
+
+@pytest.mark.parametrize(("text", "begins", "thought", "said"), [
+    ("<think>\nWell.\n\nSo.\n</think>\n\nYes.\n", Where.BEFORE, "Well.\n\nSo.", "Yes.\n"),
+    ("\nWell.</think>Yes <think> no", Where.INSIDE, "Well.", "Yes <think> no"),
+    ("<think>Well", Where.BEFORE, "Well", ""),
+    ("<think>\n\n</think>\n\nYes", Where.BEFORE, "", "Yes"),
+    ("<thin ice", Where.BEFORE, "", "<thin ice"),
+    ("  <th", Where.BEFORE, "", "  <th"),
+    ("No tags, </think> no thought", Where.BEFORE, "", "No tags, </think> no thought"),
+    ("Well.\n</think>\n</think>\n\nYes </think>", Where.INSIDE, "Well.", "Yes </think>"),
+    ("Well.</think></thi", Where.INSIDE, "Well.", "</thi"),
+    ("</think>\n\nYes", Where.AFTER, "", "Yes"),
+    ("<think> is a tag", Where.AFTER, "", "<think> is a tag"),
 ])
-def test_cut_anywhere_the_same_is_thought(text: str, is_open: bool, thought: str, said: str) -> None:
+def test_cut_anywhere_the_same_is_thought(text: str, begins: Where, thought: str, said: str) -> None:
     for pieces in cuts(text):
-        alone = ReplyParser(Thinking(THINK, is_open=is_open), None)
+        alone = ReplyParser(Thinking(THINK, begins), None)
         assert told(alone, pieces) == (thought, said, []), pieces
+
+
+@pytest.mark.parametrize("tags", THINK_TAGS.values())
+def test_all_tags_part_thoughts_from_replies(tags: ThinkTags) -> None:
+    for pieces in cuts(f"{tags.start}\nHm {tags.start[:-1]}.\n{tags.end}\n\nYes"):
+        assert told(ReplyParser(Thinking(tags), None), pieces) == (f"Hm {tags.start[:-1]}.", "Yes", [])
+
+
+@pytest.mark.parametrize(("prompt", "begins"), [
+    ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", Where.BEFORE),
+    ("<|im_start|>assistant\n<think>\n", Where.INSIDE),
+    ("<|im_start|>assistant\n<think>\nFirst, I", Where.INSIDE),
+    ("<|im_start|>assistant\n<think>\n\n</think>\n\n", Where.AFTER),
+    ("<｜Assistant｜></think>", Where.AFTER),
+    ("<|im_start|>assistant\n<think>\nSo.</think>\n\nThe", Where.BEFORE),
+    ("<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n", Where.BEFORE),
+    ("<s>[INST] What is <think>? [/INST]", Where.BEFORE),
+])
+def test_the_prompt_tells_where_a_reply_begins(prompt: str, begins: Where) -> None:
+    assert THINK.where(prompt) is begins
 
 
 def test_a_call_ends_the_thinking() -> None:
     text = '<think>Hm, <tool_call>{"name": "now"}</tool_call>'
     for pieces in cuts(text):
-        assert told(parser("hermes", is_open=False), pieces) == ("Hm, ", "", [("now", {})])
+        assert told(parser("hermes", Where.BEFORE), pieces) == ("Hm, ", "", [("now", {})])
+
+
+def test_ids_are_what_templates_take() -> None:
+    text = "[TOOL_CALLS]a[ARGS]{}[TOOL_CALLS]b[CALL_ID]abcDEF123[ARGS]{}"
+    ids = [piece.id for piece in parser("mistral").push(text) if isinstance(piece, Call)]
+    assert ids[1] == "abcDEF123" and len(ids[0]) == 9 and ids[0].isalnum()
+    text = SAMPLES["kimi_k2"][0][0] + SAMPLES["kimi_k2"][0][0].replace(":0", ":1")
+    ids = [piece.id for piece in parser("kimi_k2").push(text) if isinstance(piece, Call)]
+    assert ids == ["functions.weather:0", "functions.now:0", "functions.weather:1", "functions.now:1"]
+    again = [piece.id for piece in parser("kimi_k2").push(text + text) if isinstance(piece, Call)]
+    assert len(set(again)) == 8, "no id twice"
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_long_reply_takes_no_longer_than_many_short_ones(format: str) -> None:
     """One whose time grows with the square of the length would not be done before the suite's limit."""
-    for text, _, _ in SAMPLES[format]:
-        for part in ("Zür", "text", "ll", "no c"):
-            if part in text:
-                long = text.replace(part, part * 2**16, 1)
-                told(parser(format), [long[i:i + 3] for i in range(0, len(long), 3)])
-    spaces = [" "] * 2**17
-    assert told(parser(format, is_open=True), [*spaces, "x", *spaces])[0].strip() == "x"
+    text, _, _ = SAMPLES[format][0]
+    garbage = [text.replace("no text", "no text" * 2**13) for text, _, _ in SAMPLES[format] if "no text" in text]
+    for long in (text.replace("Zür", "Zür" * 10**5), text * (50_000 // len(text)), text[:20] * 2500, *garbage):
+        told(parser(format), [long[i:i + 20] for i in range(0, len(long), 20)])
+        told(parser(format), [long])
+
+
+def test_white_space_is_linear_too() -> None:
+    spaces = [" "] * 2**15
+    assert told(parser("hermes", Where.INSIDE), [*spaces, "x", *spaces])[0].strip() == "x"

@@ -1,0 +1,40 @@
+"""Llama 3.1 to 3.3: a reply that begins with a JSON object calls; several are parted by `;`. `<|python_tag|>` may stand
+before it, and then also after a text."""
+
+from __future__ import annotations
+
+from quire.app.replies.markers import Markers
+from quire.app.replies.tools.script import Script, Step
+
+TAG = "<|python_tag|>"
+_TAG = Markers(TAG)
+
+
+class Llama3Parser(Script):
+    def read(self) -> Step[None]:
+        self.keep()
+        yield from self.spaces()
+        mark = yield from self.starts(TAG)
+        while True:
+            if mark:
+                self.keep(mark)
+                while (yield from self.starts(TAG)):
+                    pass
+            if (yield from self.spaces()) == "{":
+                yield from self._calls(is_marked=bool(mark))
+            else:
+                self.say(self.kept())
+            mark = yield from self.until(_TAG, self.say)
+            if not mark:
+                return
+
+    def _calls(self, *, is_marked: bool) -> Step[None]:
+        while (yield from self.json_call(is_marked=is_marked)):
+            found = yield from self.next_of(";")
+            if not found:
+                return
+            self.keep(found)
+            if not (yield from self.spaces()):
+                self.forget()
+                return
+        self.say(self.kept())

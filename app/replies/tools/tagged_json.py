@@ -1,0 +1,27 @@
+"""`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, repeated, with these tags or others."""
+
+from __future__ import annotations
+
+from quire.app.replies.markers import Markers
+from quire.app.replies.tools.parser import Schemas
+from quire.app.replies.tools.script import Script, Step
+
+
+class TaggedJsonParser(Script):
+    def __init__(self, schemas: Schemas, begin: str, end: str) -> None:
+        super().__init__(schemas)
+        self._begin = begin
+        self._outside = Markers(begin)
+        self._inside = Markers(end, begin) if end else None  # a model may leave the end out
+
+    def read(self) -> Step[None]:
+        while (marker := (yield from self.until(self._outside, self.say))):
+            while marker == self._begin:
+                self.keep(marker)
+                yield from self.spaces()
+                while (yield from self.starts(self._begin)):
+                    yield from self.spaces()
+                if not (yield from self.json_call()):
+                    self.say(self.kept())
+                    break
+                marker = (yield from self.until(self._inside, self.drop)) if self._inside is not None else ""
