@@ -68,8 +68,9 @@ async def create_message(request: Request) -> Response:
     is_begun = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")  # goes on with an answer
     # The reply lives long, and would hold all of what was sent.
     is_streamed, max_tokens, shown, weight = body.stream, body.max_tokens, body.shown_thoughts, body.weight
-    # A wish: agents send it whatever the model is.
-    budget = body.thinking_budget if service.reply_style.bounds_thinking else None
+    # A wish, which agents send whatever the model is. It makes a grammar of the whole reply, with the calls that may be
+    # in it, and not all of their tools' schemas could be followed.
+    budget = body.thinking_budget if service.reply_style.bounds_thinking and not body.tools else None
     del body
     body_was_read(request)
     with _named_as_sent():

@@ -18,6 +18,7 @@ from quire.app.schemas.tool_calls import SentCall, ToolCall
 from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES, UnknownFields
 from quire.app.schemas.usage import Usage
 from quire.app.settings import ServeSettings
+from quire.engine.arguments import shown
 from quire.engine.frontend.prompts import check_json
 
 MAX_MESSAGES = 4096
@@ -93,7 +94,7 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
         check_template_kwargs(self.chat_template_kwargs)
         if (budget := self.thinking_token_budget) is not None and not -1 <= budget <= MAX_THINKING_TOKENS:
             raise ApiError(400, "thinking_token_budget must be the most tokens of the thinking, from 0 to "
-                           f"{MAX_THINKING_TOKENS}, or -1 for no limit; got {budget}.", "thinking_token_budget")
+                           f"{MAX_THINKING_TOKENS}, or -1 for no limit; got {shown(budget)}.", "thinking_token_budget")
 
     def conversation(self, unknown: UnknownFields, max_model_len: int) -> list[dict[str, Any]]:
         """The messages as a chat template takes them.
