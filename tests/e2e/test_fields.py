@@ -124,9 +124,6 @@ GENERATION: dict[str, Case] = {
 COMPLETIONS: dict[str, Case] = {
     **GENERATION,
     "prompt": ({"prompt": ["One", "Two"]}, lambda reply, plain: len(reply["choices"]) == 2),
-    "continue_final_message": ({"messages": [*SAY, {"role": "assistant", "content": "Hello, hello, hel"}],
-                                "add_generation_prompt": False, "continue_final_message": True},
-                               lambda reply, plain: text(reply).startswith("lo")),
     "echo": ({"echo": True}, lambda reply, plain: text(reply) == PROMPT + text(plain)),
     "logprobs": ({"logprobs": 2}, lambda reply, plain: [
         len(top) for top in reply["choices"][0]["logprobs"]["top_logprobs"]] == [2] * 8),
@@ -149,6 +146,9 @@ CHAT: dict[str, Case] = {
     "include_reasoning": ({"include_reasoning": False}, is_plain),  # SmolLM2 does not think
     "reasoning_effort": ({"reasoning_effort": "huge"}, refused("reasoning_effort")),
     "thinking_token_budget": ({"thinking_token_budget": 5}, refused("thinking_token_budget")),
+    "continue_final_message": ({"messages": [*SAY, {"role": "assistant", "content": "Hello, hello, hel"}],
+                                "add_generation_prompt": False, "continue_final_message": True},
+                               lambda reply, plain: text(reply).startswith("lo")),
     "echo": ({"echo": True}, refused("echo")),
 }
 
