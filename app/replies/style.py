@@ -18,6 +18,7 @@ from quire.engine.structured_outputs import StructuredOutputsParams
 from quire.engine.tokenizers.tokenizer import Tokenizer
 
 _IN_SYSTEM = re.compile(r"message(?:\.|\[['\"])tools\b")
+_AS_VARIABLE = re.compile(r"(?<![\w.'\"])tools(?![\w'\"])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class ReplyStyle:
         tags = next((tags for tags in THINK_TAGS.values() if tags.end in template), None)
         if reasoning_parser != AUTO:
             tags = REASONING_PARSERS.get(reasoning_parser)
-        in_system = _IN_SYSTEM.search(template) is not None
+        in_system = bool(_IN_SYSTEM.search(template)) and not _AS_VARIABLE.search(template)
         return ReplyStyle(found or FORMATS[GENERIC], "tools" in template, in_system, tags)
 
     def conversation(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:

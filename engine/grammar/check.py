@@ -19,6 +19,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from quire.engine.errors import InvalidRequestError
 from quire.engine.grammar.deep_stack import in_deep_stack
+from quire.engine.grammar.json_options import LISTS, MAPS, SINGLE
 from quire.engine.grammar.limits import LIMITS
 from quire.engine.grammar.source import grammar_of, json_grammar
 from quire.engine.grammar.vocabulary import grammar_vocabulary
@@ -32,10 +33,6 @@ _LONGEST_SEARCH_S = 0.2  # for it
 _MOST_SHOWN = 300
 _OF_REGEX = re.compile(r"\(in regex\): (?:regex parse error:.*\nerror: (.+?)|(.+?)(?: in regex .*?)?)\n +1 \|",
                        re.DOTALL)
-_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames",
-           "unevaluatedItems", "unevaluatedProperties")
 
 
 def grammar_check(model: ModelConfig, tokenizer: Tokenizer | None, vocab_size: int) -> GrammarCheck:
@@ -130,11 +127,11 @@ class GrammarCheck:
 def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The schemas within a schema, but for those that it defines for others, and where they are."""
     for name, value in schema.items():
-        if name in _MAPS and isinstance(value, dict):
+        if name in MAPS and isinstance(value, dict):
             yield from ((f"/{name}/{_escaped(key)}", part) for key, part in value.items())
-        elif name in _LISTS and isinstance(value, list):
+        elif name in LISTS and isinstance(value, list):
             yield from ((f"/{name}/{i}", part) for i, part in enumerate(value))
-        elif name in _SINGLE and isinstance(value, dict):
+        elif name in SINGLE and isinstance(value, dict):
             yield f"/{name}", value
 
 

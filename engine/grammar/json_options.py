@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+# Where a schema holds schemas: by names of their own, several, one.
+MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames",
+          "unevaluatedItems", "unevaluatedProperties")
+
 # Between the parts of a JSON text: enough to indent it. Without a limit, some models write white space for ever.
 _WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 
@@ -21,7 +27,8 @@ def closed(schema: Any) -> Any:
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    inner = {name: closed(part) for name, part in schema.items()}
+    inner = {name: {key: closed(part) for key, part in value.items()} if name in MAPS and isinstance(value, dict) else
+             closed(value) if name in (*LISTS, *SINGLE) else value for name, value in schema.items()}
     if "properties" in inner or inner.get("type") == "object":
         inner.setdefault("additionalProperties", False)
     return inner

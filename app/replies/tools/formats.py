@@ -85,8 +85,8 @@ def _pythonic(name: str, in_template: str, parser: type[pythonic.PythonicParser]
               brackets: str = "[]", separator: str = ", ") -> ToolFormat:
     """`mark`: whether the parser's own is around calls that must be."""
     begin, end = parser.marks if mark else ("", "")
-    return ToolFormat(name, in_template, parser, begin if parser.needs_mark else "", pythonic.tag, separator,
-                      begin + brackets[:1], brackets[1:] + end, parser.marks)
+    return ToolFormat(name, in_template, parser, begin, pythonic.tag, separator, begin + brackets[:1],
+                      brackets[1:] + end, parser.marks)
 
 
 def _gemma(name: str, in_template: str, marks: gemma.Marks) -> ToolFormat:
@@ -108,7 +108,7 @@ _ALL = (
     _gemma("gemma4", r"<\|tool_call>", gemma.GEMMA4),
     _gemma("functiongemma", "<start_function_call>", gemma.FUNCTION_GEMMA),
     _qwen("seed_oss", "<seed:tool_call>", qwen_xml.SeedParser),
-    _qwen("qwen3_coder", "<function=", qwen_xml.QwenXmlParser),
+    _qwen("qwen3_coder", r"(?s)<function=.*<parameter=", qwen_xml.QwenXmlParser),
     ToolFormat("mistral_v11", r"(?s)\[TOOL_CALLS\].*\[ARGS\]", mistral.MistralParser, mistral.CALLS, mistral.tag, "",
                shown=mistral.SHOWN),
     ToolFormat("mistral", r"\[TOOL_CALLS\]", mistral.MistralParser, mistral.CALLS, _json_tag("", ""), ", ",
@@ -118,8 +118,7 @@ _ALL = (
     _pythonic("llama4_pythonic", r"<\|python_start\|>", pythonic.PythonicParser, mark=True),
     ToolFormat("llama3_json", r"<\|python_tag\|>|ipython<\|end_header_id\|>", llama3.Llama3Parser, "",
                _json_tag("", "", "parameters"), "; ", shown=(llama3.TAG,)),
-    _list("phi4_mini_json", r"functools\[|<\|tool\|>", "functools", "<|tool_call|>",
-          trigger="functools["),
+    _list("phi4_mini_json", r"functools\[|<\|tool\|>", "functools", "<|tool_call|>", trigger="functools["),
     _list("granite", r"<\|tool_call\|>|available_tools<\|end_of_role\|>", "<|tool_call|>", "<tool_call>"),
     _list("granite31", r"<tool_call>\[", "<tool_call>", "<|tool_call|>"),
     _tagged("internlm", r"<\|plugin\|>", "<|action_start|><|plugin|>", "<|action_end|>", field="parameters",

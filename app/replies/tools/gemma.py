@@ -19,6 +19,7 @@ from quire.app.replies.tools.script import Script, Step
 _CALL = "call:"
 _CLOSING = {"{": "}", "[": "]"}
 _MOST_LEVELS = 4  # of objects and lists that a grammar forms
+_OBJECT, _ARRAY = frozenset({"object"}), frozenset({"array"})
 _SIMPLE = frozenset({"number", "boolean", "null", "integer"})
 _NOTHING: Form = {"type": "const_string", "value": ""}
 
@@ -126,12 +127,12 @@ def _one(is_text: bool, form: Form, root: Schema, marks: Marks, depth: int) -> F
         return {"type": "tag", "begin": marks.text, "content": form, "end": marks.text}
     schema = form["json_schema"]
     kinds = types(schema, schema)
-    if kinds == frozenset({"object"}) and "const" not in schema:
+    if kinds == _OBJECT and "const" not in schema:
         if not depth and root.get("required"):
             raise _too_deep()
         content = _members(schema, marks, depth) if depth else _NOTHING
         return {"type": "tag", "begin": "{", "content": content, "end": "}"}
-    if kinds == frozenset({"array"}) and "const" not in schema:
+    if kinds == _ARRAY and "const" not in schema:
         return {"type": "tag", "begin": "[", "content": _items(schema, marks, depth), "end": "]"}
     if "const" not in schema and (kinds is None or not kinds <= _SIMPLE):
         schema = {"type": sorted(_SIMPLE)}  # what may be anything is something simple

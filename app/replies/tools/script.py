@@ -143,12 +143,15 @@ class Script(ToolParser):
                 return ""
 
     def next_of(self, *texts: str) -> Step[str]:
-        """After a call: as `starts`, after white space, which belongs to what follows if that is none of `texts`."""
+        """After a call: as `starts`, after white space, which belongs to what follows if that is none of `texts`. Half
+        of one at the end of the text is nothing."""
         self.keep()
         yield from self.spaces()
         found = yield from self.starts(*texts)
-        spaces = self.kept()
-        if not found:
+        spaces, rest = self.kept(), self._text[self._at:self._at + max(map(len, texts))]
+        if rest and not found and any(text.startswith(rest) for text in texts):
+            self.drop(self.take(len(self._text)))
+        elif not found:
             self.say(spaces)
         return found
 

@@ -47,6 +47,7 @@ def _section(begin: str, call: str, head: str, end: str, stop: str, *, between: 
         (f"I look.\n{both} text", "I look. text", BOTH),
         (f"{begin}{begin}{call}{one('other', JSON)}", "", [("other", ARGUMENTS)]),
         (f"{one('weather', JSON)} text", " text", ONE),
+        (f"{begin}{one('weather', JSON)}\n{stop[:-1]}", "", ONE),  # cut off
         (f"{begin}{one('weather', JSON)}{call}no text", f"{call}no text", ONE),
         *((text, text, []) for text in (f"{begin}no text", f"{begin}{call}text", begin[:-1])),
         (f"{begin}{call}{head.replace('NAME', 'weather')}{{\"city\": \"Ul", "", [("weather", '{"city": "Ul')]),

@@ -113,11 +113,11 @@ def form(format: ToolFormat, tools: dict[str, Any], **wish: Any) -> StructuredOu
 
 
 def closing(format: ToolFormat) -> tuple[str, ...]:
-    """The ends of strings, objects and calls."""
+    """The ends of strings, objects and calls. Not those that end a text in Qwen's XML, whatever a grammar says."""
     end = format.tag("none", {})["end"]
-    marks = tuple(text for text in (
-        "</parameter>", "\n</parameter>", "</arg_value>", "</｜DSML｜parameter>", '<|"|>', "<escape>"))
-    return ('"', "}", "]", ")", "null", end, format.closing, *marks) if format.closing else ('"', "}", "]", end, *marks)
+    ends = [text for text in (end, format.closing) if text and not text.startswith("</function>")]
+    return ('"', "}", "]", ")", "null", *ends, "</parameter>", "\n</parameter>", "</arg_value>", "</｜DSML｜parameter>",
+            '<|"|>', "<escape>")
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=list(FORMATS))

@@ -66,6 +66,12 @@ def test_vllms_names_are_taken() -> None:
     assert ReplyStyle.of("<think></think>", reasoning_parser="none").tags is None
 
 
+def test_the_template_tells_where_tools_stand() -> None:
+    for template, in_system in (("{% if 'tools' in message %}{{ message['tools'] }}{% endif %}", True),
+                                ("{% if tools %}{{ message.tools }}{% endif %}", False), ("{{ tools }}", False)):
+        assert ReplyStyle.of(template).in_system is in_system
+
+
 def test_the_template_tells_the_tags() -> None:
     assert ReplyStyle.of("{% if x %}<think>\n\n</think>{% endif %}").tags == THINK_TAGS["think"]
     assert ReplyStyle.of("[THINK]{{ t }}[/THINK]").tags == THINK_TAGS["mistral"]
