@@ -164,7 +164,7 @@ def test_flags_and_models_are_for_serve(tmp_path: Path, arguments: list[str]) ->
 def test_every_command_of_quires_passes_as_it_is(tmp_path: Path) -> None:
     told = subprocess.run([sys.executable, "-m", "quire", "--help"], cwd=ROOT, capture_output=True,
                           text=True, check=True)
-    commands = re.findall(r"^    (\w+)  ", told.stdout, re.MULTILINE)
+    commands = re.findall(r"^    ([\w-]+)(?:  |$)", told.stdout, re.MULTILINE)
     assert {"serve", "doctor", "keys"} <= set(commands)
     for command in [*commands, "--help", "--version"]:
         assert given_to_quire(tmp_path, command, "--flag", "a b") == [command, "--flag", "a b"]

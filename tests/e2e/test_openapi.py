@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 
 import httpx
+import pytest
 
 from tests.api.run import attack
 from tests.e2e.server import Server
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_nothing(server: Server) -> None:
     """What operators may do is left out, since other tests share the server; `make check-api` has it."""
     done = attack(server.url, "--phases", "fuzzing", "-n", "3", "--seed", "1", "--no-shrink",

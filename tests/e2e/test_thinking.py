@@ -64,6 +64,7 @@ def test_without_a_budget_it_thinks_on(thinker: Server) -> None:
     assert usage["completion_tokens_details"]["reasoning_tokens"] > BUDGET + END_TOKENS
 
 
+@pytest.mark.slow
 def test_what_must_be_called_is_called_after_a_bounded_thought(thinker: Server) -> None:
     wish: dict[str, Any] = {"tools": TOOLS, "parallel_tool_calls": False, "max_tokens": 200}
     reply = ask(thinker, thinking_token_budget=BUDGET, tool_choice="required", **wish).json()

@@ -20,6 +20,6 @@ def test_every_figure_is_there_once_something_was_asked(server: Server, capsys: 
         assert re.search(rf"^{title} +[\d.,]+%?( |$)", shown, re.MULTILINE), shown
     assert re.search(r"^prefix cache hits +\d+%", shown, re.MULTILINE)
     for title in ("first token", "between tokens", "whole request"):
-        row = re.search(rf"^{title}( +[\d.]+ m?s){{3}} +\d+$", shown, re.MULTILINE)
+        row = re.search(rf"^{title}( +[\d.]+ m?s){{3}} +[\d,]+$", shown, re.MULTILINE)
         assert row, shown
     assert re.search(r"^key-\w+( +[\d,]+){3}$", shown, re.MULTILINE)
