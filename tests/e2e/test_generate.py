@@ -101,7 +101,7 @@ def test_what_cannot_be_served_is_refused_by_name(wish: dict[str, Any], param: s
 
 
 def test_a_beam_search_outlives_its_engine() -> None:
-    wish = {**EXAMPLE, "max_tokens": 300, "ignore_eos": True}
+    wish = {**EXAMPLE, "max_tokens": 100, "ignore_eos": True}
     with serving() as server:
         expected = post(server, "/generate", **wish).json()["text"]
         replies: list[httpx.Response] = []
