@@ -48,6 +48,7 @@ async def test_streams_go_on_after_sigkill(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_a_form_is_filled_in_alike_wherever_the_engine_is_killed(tmp_path: Path) -> None:
     """At every fifth token of two samples with a schema, penalties, a seed, a stop string and logprobs."""
     schema = {"type": "object", "properties": {
