@@ -17,6 +17,11 @@ CONNECT_S = 10.0
 UNIX = "unix:"
 
 
+def with_scheme(address: str) -> str:
+    """`address`, of which people may leave http:// out."""
+    return address if "://" in address or address.startswith(UNIX) else f"http://{address}"
+
+
 class Reply(NamedTuple):
     status: int
     headers: http.client.HTTPMessage

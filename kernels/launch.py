@@ -260,14 +260,12 @@ def fixed_product_tile(device: torch.device, element_bytes: int, num_rows: int, 
         return WideTile(16, 16, 32, 4, 1)  # the interpreter
     if element_bytes == 4:
         return WideTile(32, 32, 32, 4, 2)
+    outputs = 128 if num_outputs >= 16384 else 64 if num_outputs >= 8192 else 32
     if family(device) != "hopper":
-        stages = 3 if family(device) == "ampere" else 2
-        return WideTile(64, 128 if num_outputs >= 16384 else 64 if num_outputs >= 8192 else 32, 64, 4, stages)
+        return WideTile(64, outputs, 64, 4, 3 if family(device) == "ampere" else 2)
     if num_rows > 512:
         return WideTile(128, 256, 64, 8, 3)
-    if num_outputs >= 16384:
-        return WideTile(64, 128, 64, 4, 4)
-    return WideTile(64, 64 if num_outputs >= 8192 else 32, 128, 4, 5)
+    return WideTile(64, outputs, 64, 4, 4) if outputs == 128 else WideTile(64, outputs, 128, 4, 5)
 
 
 def experts_tile(device: torch.device, element_bytes: int, rows_per_expert: int) -> ExpertsTile:

@@ -18,7 +18,7 @@ from quire.app.batch.own_server import OwnServer, StartError
 from quire.app.batch.progress import Progress
 from quire.app.batch.sending import Sender, Stop
 from quire.app.command_parser import CommandParser
-from quire.app.peer import Lost, Peer, Unreachable
+from quire.app.peer import Lost, Peer, Unreachable, with_scheme
 from quire.app.sources import Loaded
 from quire.engine.errors import ConfigError
 from quire.engine.exit_codes import EXIT_CONFIG
@@ -202,8 +202,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     options, rest = parser.parse_known(argv)
     if options.url:
         parser.refuse(rest)
-        if "://" not in options.url and not options.url.startswith("unix:"):
-            options.url = f"http://{options.url}"
+        options.url = with_scheme(options.url)
     if options.concurrency is not None and not 1 <= options.concurrency <= MOST_CONCURRENT:
         parser.error(f"--concurrency: {options.concurrency} is not in 1..{MOST_CONCURRENT}")
     if not 0 <= options.patience < float("inf"):

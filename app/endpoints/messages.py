@@ -65,7 +65,6 @@ async def create_message(request: Request) -> Response:
         choice = body.choice(unknown)
     record.asked = Asked("chat", model, body.stream, params, f"msg_{record.request_id}")
     messages = await by_weight(body.weight, body.conversation, unknown, exchange.max_model_len)
-    is_begun = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")  # goes on with an answer
     # The reply lives long, and would hold all of what was sent.
     is_streamed, max_tokens, shown, weight = body.stream, body.max_tokens, body.shown_thoughts, body.weight
     # A wish, which agents send whatever the model is. It makes a grammar of the whole reply, with the calls that may be
@@ -76,7 +75,7 @@ async def create_message(request: Request) -> Response:
     with _named_as_sent():
         [of_reply] = await submit_conversation(
             service, exchange, messages, choice, params, variables=chat.template_variables,
-            add_generation_prompt=not is_begun, continue_final_message=is_begun, thinking_budget=budget,
+            **_beginning(messages), thinking_budget=budget,
             priority=chat.priority, cache_salt=chat.cache_salt, add_special_tokens=False, weight=weight,
             clamp=True)  # agents ask for as much as a large model could give
     del messages  # as above
@@ -100,11 +99,16 @@ async def count_tokens(request: Request) -> Response:
         return Response(await off_the_loop(_counted, service, body, unknown), media_type="application/json")
 
 
+def _beginning(messages: list[dict[str, Any]]) -> dict[str, bool]:
+    """Where the reply begins, for the template: behind the assistant's last words where these end the conversation."""
+    is_begun = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
+    return {"add_generation_prompt": not is_begun, "continue_final_message": is_begun}
+
+
 def _counted(service: Service, body: CountRequest, unknown: UnknownFields) -> bytes:
     messages = body.conversation(unknown, most_tokens(service))
-    is_begun = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
     prompt = prompt_of(service, messages, body.choice(unknown), variables=body.template_variables,
-                       add_generation_prompt=not is_begun, continue_final_message=is_begun)
+                       **_beginning(messages))
     return _encode(TokenCount(len(token_ids(service, prompt, "messages", with_special=False))))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from quire.app.replies import generic_tools
@@ -58,7 +59,7 @@ class ReplyStyle:
         texts = set(self.format.shown if choice.tools else ())
         if self.tags is not None:
             texts |= {self.tags.start, self.tags.end}
-        return frozenset(i for i in tokenizer.special_ids if tokenizer.token_text(i) in texts) if texts else frozenset()
+        return _special_ids(tokenizer, frozenset(texts)) if texts else frozenset()
 
     def wanted_form(self, choice: ToolChoice, asked: StructuredOutputsParams | None, prompt: str,
                     thinking_budget: int | None = None) -> StructuredOutputsParams | None:
@@ -107,3 +108,9 @@ class ReplyStyle:
         if why:
             raise InvalidRequestError(f"thinking_token_budget: {why}; leave it out, or send -1.",
                                       "thinking_token_budget")
+
+
+@lru_cache(maxsize=8)
+def _special_ids(tokenizer: Tokenizer, texts: frozenset[str]) -> frozenset[int]:
+    """Of the special tokens with these texts. A vocabulary may have a thousand of them, and each request asks."""
+    return frozenset(i for i in tokenizer.special_ids if tokenizer.token_text(i) in texts)

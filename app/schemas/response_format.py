@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 import msgspec
+
+from quire.engine.structured_outputs import FIELDS, StructuredOutputsParams
 
 
 class TextFormat(msgspec.Struct, tag_field="type", tag="text"):
@@ -29,18 +32,11 @@ class StructuralTagFormat(msgspec.Struct, tag_field="type", tag="structural_tag"
     """vLLM's; `structures` and `triggers` say where which JSON schema holds."""
 
 
-class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
-    """One of `json`, `regex`, `choice`, `grammar`, `json_object` and `structural_tag`, and how JSON is written."""
-
-    json: str | dict[str, Any] | bool | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
-    json_object: bool | None = None
-    disable_any_whitespace: bool = False
-    disable_additional_properties: bool = False
-    whitespace_pattern: str | None = None
-    structural_tag: str | dict[str, Any] | None = None
-
+_TYPES = get_type_hints(StructuredOutputsParams)
+StructuredOutputs = msgspec.defstruct(
+    "StructuredOutputs", [(of.name, _TYPES[of.name], of.default) for of in fields(StructuredOutputsParams)
+                          if of.name in FIELDS],
+    forbid_unknown_fields=True, module=__name__, namespace={"__doc__": (
+        "One of `json`, `regex`, `choice`, `grammar`, `json_object` and `structural_tag`, and how JSON is written.")})
 
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | StructuralTagFormat

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from quire.app.command_parser import CommandParser
-from quire.app.peer import Peer
+from quire.app.peer import Peer, with_scheme
 from quire.app.top.figures import Figures, History
 from quire.app.top.server_state import Asker, ServerState
 from quire.app.top.view import Text, page, summary
@@ -144,7 +144,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not 0.1 <= options.interval <= 3600:
         parser.error(f"--interval: {options.interval} is not in 0.1..3600 seconds")
-    if "://" not in options.url and not options.url.startswith("unix:"):
-        options.url = f"http://{options.url}"
+    options.url = with_scheme(options.url)
     assert isinstance(options, argparse.Namespace)
     return options
