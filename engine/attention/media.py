@@ -1,6 +1,6 @@
 """The images of a step: which of its tokens are theirs, and what stands there instead of an embedding.
 
-Filled by `quire.engine.execution.media`; read by the models, between their layers.
+Filled by `quire.engine.execution.feature_rows`; read by the models, between their layers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A decoder that takes images: a vision tower beside it, whose features stand where the prompt has placeholders.
 
 A family derives from this and from its text model's class, and says what its tower is. Refuses to know which images a
-step has and where their features are kept (`quire.engine.execution.media`).
+step has and where their features are kept (`quire.engine.execution.feature_rows`).
 """
 
 from __future__ import annotations
