@@ -195,9 +195,8 @@ def test_what_one_engine_began_another_one_ends(family: Family) -> None:
     engine = family.engine()
     [whole] = engine.submit(ids, pictures, max_tokens=12)
     engine.run()
-    begun = prompt_of(7, tall, 3, small, 5) + whole.token_ids[:5]
     other = family.engine(max_num_batched_tokens=40)
-    [rest] = other.submit(begun, pictures, max_tokens=7)
+    [rest] = other.submit(ids, pictures, max_tokens=12, output=whole.token_ids[:5])
     other.run()
     assert rest.token_ids == whole.token_ids[5:]
 
