@@ -1,0 +1,101 @@
+"""Where an image of a request comes from, and how its bytes are had: a data: URL, a web server, a file that may be read.
+
+Called by `loader`. Knows no image formats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from quire.engine.frontend.media.errors import BadImageError
+from quire.engine.frontend.media.fetch import Fetcher
+
+_MAX_DATA_HEAD = 256  # characters of a data: URL before its comma
+
+
+@dataclass(frozen=True, slots=True)
+class RawImage:
+    """Pixels that a program has in memory: red, green and blue, a byte each, row by row."""
+
+    width: int
+    height: int
+    rgb: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SentImage:
+    """An image as a request names it."""
+
+    where: str  # in the request, as messages[0].content[1]
+    source: str | RawImage  # a URL, or the pixels
+    most_pixels: int | None = None  # that the model is to see of it, where the request says so of this image
+
+
+class Sources:
+    """Args:
+        max_bytes: of an encoded image.
+        local_path: the directory below which file: URLs may point; None: nowhere.
+    """
+
+    def __init__(self, fetcher: Fetcher, max_bytes: int, local_path: str | None = None) -> None:
+        self._fetcher = fetcher
+        self._max_bytes = max_bytes
+        self._local = None if local_path is None else Path(local_path).resolve()
+
+    async def read(self, url: str) -> bytes:
+        """The encoded image. Raises BadImageError."""
+        scheme = url[:8].partition(":")[0].lower()
+        if scheme == "data":
+            return await asyncio.to_thread(self._decoded, url)
+        if scheme in ("http", "https"):
+            return await self._fetcher.fetch(url)
+        if scheme == "file":
+            return await asyncio.to_thread(self._file, url)
+        raise BadImageError("its URL must begin with https:, http: or data:image/" +
+                            (", or with file:" if self._local else ""))
+
+    def _decoded(self, url: str) -> bytes:
+        head, comma, data = url[5:5 + _MAX_DATA_HEAD].partition(",")
+        kind, *parameters = head.lower().split(";")
+        if not comma or "base64" not in parameters or not kind.startswith("image/"):
+            raise BadImageError("its data: URL must begin like data:image/png;base64,")
+        start = 5 + len(head) + 1
+        if (len(url) - start) * 3 // 4 > self._max_bytes + 2:
+            raise self._too_long()
+        try:
+            return base64.b64decode(memoryview(url.encode("ascii"))[start:], validate=True)
+        except (binascii.Error, UnicodeEncodeError):
+            raise BadImageError("its data: URL holds what is not base64") from None
+
+    def _file(self, url: str) -> bytes:
+        if self._local is None:
+            raise BadImageError("this server reads no files for requests (--allowed-local-media-path)")
+        refused = BadImageError("it is no file below the directory of --allowed-local-media-path that the server can "
+                                "read")
+        try:
+            parts = urlsplit(url)
+            path = Path(unquote(parts.path)).resolve()
+            if parts.netloc not in ("", "localhost") or not path.is_relative_to(self._local):
+                raise refused
+            # Links were followed above: one that took its place since then is not. A pipe is not waited for.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError, RuntimeError):  # a loop of links is a RuntimeError
+            raise refused from None
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise refused
+            data = file.read(self._max_bytes + 1)
+        if len(data) > self._max_bytes:
+            raise self._too_long()
+        return data
+
+    def _too_long(self) -> BadImageError:
+        return BadImageError(f"it has more than {self._max_bytes} bytes (--max-image-bytes)")
