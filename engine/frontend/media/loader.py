@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
 
 from quire.engine.config import EngineArgs
 from quire.engine.errors import InvalidRequestError, OverloadedError
@@ -24,8 +23,6 @@ from quire.engine.image_options import checked_options
 from quire.engine.frontend.media.pixel_files import PixelFile, PixelFiles
 from quire.engine.frontend.media.pool import ProcessPool
 from quire.engine.frontend.media.source import RawImage, SentImage, Sources
-
-log = structlog.get_logger(__name__)
 
 PROCESS_TIMEOUT_S = 30.0
 MOST_WAITING = 256  # images that are not processed yet; beyond it requests are refused
@@ -135,8 +132,7 @@ class ImageLoader:
                 done = await asyncio.shield(file.made)
         except BadImageError as error:
             raise InvalidRequestError(f"The image at {image.where} cannot be taken: {error}.", image.where) from None
-        except ImageServiceError as error:
-            log.error("image not processed", reason=str(error))
+        except ImageServiceError:
             raise OverloadedError("This server cannot process images now; its log says why.", _BROKEN_S,
                                   reason="images") from None
         return LoadedImage(done.digest, done.grid, file.path)

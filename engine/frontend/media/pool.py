@@ -49,6 +49,7 @@ class ProcessPool:
         # Processes without a job, and why one could not be started, for the job that waits for it.
         self._free: asyncio.Queue[_Process | ImageServiceError] = asyncio.Queue()
         self._starting: set[asyncio.Task[None]] = set()
+        self._num_waiting = 0  # jobs that have no process yet
 
     @property
     def pids(self) -> list[int]:
@@ -81,6 +82,7 @@ class ProcessPool:
                 self._free.put_nowait(process)
             else:
                 await self._end(process)
+                self._start_for_waiting()
 
     async def close(self) -> None:
         for task in self._starting:
@@ -89,15 +91,23 @@ class ProcessPool:
 
     async def _taken(self) -> _Process:
         """One that is free, as soon as there is one."""
-        while True:
-            if self._free.empty() and len(self._all) < self._num_processes:
-                self._start_one()
-            process = await self._free.get()
-            if isinstance(process, ImageServiceError):
-                raise process
-            if process.is_alive:
-                return process
-            await self._end(process)
+        self._num_waiting += 1
+        try:
+            while True:
+                if self._free.empty():
+                    self._start_for_waiting()
+                process = await self._free.get()
+                if isinstance(process, ImageServiceError):
+                    raise process
+                if process.is_alive:
+                    return process
+                await self._end(process)
+        finally:
+            self._num_waiting -= 1
+
+    def _start_for_waiting(self) -> None:
+        if self._num_waiting > len(self._starting) and len(self._all) < self._num_processes:
+            self._start_one()
 
     def _start_one(self) -> None:
         process = _Process(self._command)
@@ -109,10 +119,14 @@ class ProcessPool:
     async def _start(self, process: _Process) -> None:
         try:
             await asyncio.wait_for(process.start(self._setup), START_TIMEOUT_S)
-        except (OSError, EOFError, asyncio.TimeoutError, ImageServiceError) as error:
+        except (OSError, EOFError, asyncio.TimeoutError, ImageServiceError) as cause:
+            error: Exception = cause
             await self._end(process)
-            known = isinstance(error, ImageServiceError)
-            self._free.put_nowait(error if known else ImageServiceError("the process for images does not start"))
+            if not isinstance(error, ImageServiceError):
+                error = ImageServiceError("the process for images does not start")
+            log.error("images cannot be processed", reason=str(error))
+            for _ in range(self._num_waiting):
+                self._free.put_nowait(error)
         else:
             self._free.put_nowait(process)
 

@@ -1,0 +1,113 @@
+"""Images as programs pass them beside a prompt: `multi_modal_data={"image": ...}`, of Pillow's or arrays, one or a list;
+and as parts of messages, by URL.
+
+Called by `LLM` and `AsyncLLMEngine`; over HTTP images come as `app.schemas.media` has them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from quire.engine.arguments import shown
+from quire.engine.errors import InvalidRequestError
+from quire.engine.frontend.media.errors import BadImageError
+from quire.engine.frontend.media.source import RawImage, SentImage
+
+if TYPE_CHECKING:
+    from quire.engine.frontend.prompts import Prompt
+
+
+def images_of(prompt: Prompt) -> list[SentImage]:
+    """Those beside a prompt, in order.
+
+    Raises:
+        InvalidRequestError: there are media that are no images, or images of an unknown form.
+    """
+    data: Any = prompt.get("multi_modal_data") if isinstance(prompt, dict) else None
+    if data is None:
+        return []
+    if not isinstance(data, Mapping):
+        raise InvalidRequestError(f"multi_modal_data must be a dict such as {{'image': image}}, got {shown(data)}.",
+                                  "multi_modal_data")
+    others = [kind for kind, value in data.items()
+              if kind != "image" and value is not None and not (isinstance(value, (list, dict)) and not value)]
+    if others:
+        raise InvalidRequestError(f"multi_modal_data holds {shown(others)}; this version takes 'image' only.",
+                                  "multi_modal_data")
+    found = data.get("image")
+    if found is None:
+        return []
+    several = found if isinstance(found, (list, tuple)) else [found]
+    return [SentImage(f"multi_modal_data['image'][{i}]" if len(several) > 1 else "multi_modal_data['image']",
+                      _raw(image)) for i, image in enumerate(several)]
+
+
+def without_images(prompt: Prompt) -> Prompt:
+    """The prompt that `images_of` has looked at, without them."""
+    if isinstance(prompt, dict) and "multi_modal_data" in prompt:
+        return {name: value for name, value in prompt.items()  # type: ignore[return-value]
+                if name != "multi_modal_data"}
+    return prompt
+
+
+def taken_apart(messages: list[dict[str, Any]], where: str) -> tuple[list[dict[str, Any]], list[SentImage]]:
+    """A conversation as chat templates take it, with a mark in place of each image, and the images.
+
+    Raises:
+        InvalidRequestError: a part has no known form.
+    """
+    images: list[SentImage] = []
+
+    def part_of(part: Any, where: str) -> Any:
+        if not isinstance(part, dict) or part.get("type") not in ("image_url", "image", "image_pil"):
+            return part  # the template's business
+        kind = part["type"]
+        sent = part.get(kind)
+        if kind == "image_url":
+            url = sent.get("url") if isinstance(sent, dict) else sent
+            if not isinstance(url, str):
+                raise InvalidRequestError(f"{where}.image_url must be a URL, or a dict with 'url'; got {shown(sent)}.",
+                                          "messages")
+            images.append(SentImage(where, url))
+        elif sent is not None:
+            images.append(SentImage(where, sent if isinstance(sent, str) else _raw(sent)))
+        else:
+            raise InvalidRequestError(f"{where} has no image: give it in the part's field {kind!r}.", "messages")
+        return {"type": "image"}
+
+    def message_of(message: dict[str, Any], where: str) -> dict[str, Any]:
+        content = message.get("content")
+        if not isinstance(content, list):
+            return message
+        return {**message, "content": [part_of(part, f"{where}['content'][{i}]") for i, part in enumerate(content)]}
+
+    return [message_of(message, f"{where}[{i}]") for i, message in enumerate(messages)], images
+
+
+def _raw(image: Any) -> RawImage:
+    pillow = sys.modules.get("PIL.Image")  # without it, nobody has such an image
+    if pillow is not None and isinstance(image, pillow.Image):
+        from quire.engine.frontend.media.decode import decoded  # brings Pillow, which is here by now
+
+        try:
+            rgb = decoded(image)
+        except BadImageError as error:
+            raise InvalidRequestError(f"An image of multi_modal_data cannot be taken: {error}.",
+                                      "multi_modal_data") from None
+        return RawImage(*rgb.size, rgb.tobytes())
+    import numpy as np  # an HTTP worker never comes here, and does without
+
+    try:
+        pixels = np.asarray(image)
+    except Exception:  # whatever an object does that claims to be an array
+        pixels = np.empty(0)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise InvalidRequestError(
+            "An image of multi_modal_data must be one of Pillow's, or an array of uint8 with the shape [height, width, "
+            f"3]; got {type(image).__name__}{f' of {pixels.dtype} {list(pixels.shape)}' if pixels.size else ''}.",
+            "multi_modal_data")
+    return RawImage(pixels.shape[1], pixels.shape[0], np.ascontiguousarray(pixels).tobytes())
