@@ -88,14 +88,14 @@ class EngineArgs:
     allow_control_tokens_in_messages: bool = _argument(
         False, "Let a message that spells a control token, such as <|im_end|>, make it; else only the template does.")
     cpu_threads: int | None = _argument(None, "Threads of the CPU engine; all cores if unset.")
-    limit_mm_per_prompt: dict[str, Any] | None = _argument(
-        None, "Most images of a prompt, as {\"image\": 4}; 0: none are taken. Unset: 999.")
-    mm_processor_kwargs: dict[str, Any] | None = _argument(
-        None, "Options of the image processor, as {\"max_pixels\": 1003520}: the most pixels that the model sees of an "
-        "image, which requests may lower. Unset: the model's.")
-    allowed_media_domains: list[str] | None = _argument(
-        None, "Hosts that images may be fetched from, none else; they may be in a private network. Unset: any host of "
-        "the public internet.")
+    limit_mm_per_prompt: dict[str, Any] | None = field(default=None, metadata={"help": (
+        'Most images of a prompt, as {"image": 4}; 0: none are taken. Unset: 999.')})
+    mm_processor_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": (
+        'Options of the image processor, as {"max_pixels": 1003520}: the most pixels that the model sees of an image, '
+        "which requests may lower. Unset: the model's.")})
+    allowed_media_domains: list[str] | None = field(default=None, metadata={"help": (
+        "Hosts that images may be fetched from, none else; they may be in a private network. Unset: any host of the "
+        "public internet.")})
     allowed_local_media_path: str | None = _argument(
         None, "Directory below which file: URLs of images may point. Unset: no files are read.")
     image_fetch_timeout: float = _argument(5.0, "Seconds that fetching an image may take in all.")

@@ -1,7 +1,7 @@
 """What may be set of images: how many a prompt may have, and how many pixels of one the model sees.
 
-Everything else of an image processor is part of how the model was trained. Called by `config` for the server's settings,
-by the front end for a request's, and by the process that applies them.
+Everything else of an image processor is part of how the model was trained. Called by `config` for the server's
+settings, by the front end for a request's, and by the process that applies them.
 """
 
 from __future__ import annotations

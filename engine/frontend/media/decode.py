@@ -29,7 +29,7 @@ def opened(encoded: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Exception:  # a decoder may raise anything, and its words may hold what is nobody's business
         raise BadImageError(f"it is no image that can be read as {', '.join(FORMATS)}") from None
-    check_size(*image.size, max_pixels)
+    check_size(image.width, image.height, max_pixels)
     return image
 
 

@@ -1,5 +1,5 @@
-"""Images as programs pass them beside a prompt: `multi_modal_data={"image": ...}`, of Pillow's or arrays, one or a list;
-and as parts of messages, by URL.
+"""Images as programs pass them: beside a prompt as `multi_modal_data={"image": ...}`, of Pillow's or arrays, one or a
+list; and as parts of messages, by URL.
 
 Called by `LLM` and `AsyncLLMEngine`; over HTTP images come as `app.schemas.media` has them.
 """
@@ -7,6 +7,7 @@ Called by `LLM` and `AsyncLLMEngine`; over HTTP images come as `app.schemas.medi
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from quire.engine.arguments import shown
 from quire.engine.errors import InvalidRequestError
 from quire.engine.frontend.media.errors import BadImageError
 from quire.engine.frontend.media.source import RawImage, SentImage
+from quire.engine.image_options import checked_options
+from quire.engine.messages import Media
+from quire.engine.model_facts.vision import VisionFacts
 
 if TYPE_CHECKING:
     from quire.engine.frontend.prompts import Prompt
@@ -46,10 +50,24 @@ def images_of(prompt: Prompt) -> list[SentImage]:
 
 def without_images(prompt: Prompt) -> Prompt:
     """The prompt that `images_of` has looked at, without them."""
-    if isinstance(prompt, dict) and "multi_modal_data" in prompt:
+    if isinstance(prompt, dict):
         return {name: value for name, value in prompt.items()  # type: ignore[return-value]
-                if name != "multi_modal_data"}
+                if name not in ("multi_modal_data", "mm_processor_kwargs")}
     return prompt
+
+
+def options_of(prompt: Prompt, of_call: Any = None) -> dict[str, int]:
+    """Of the image processor, for the prompt's images: the prompt's own before those of the call."""
+    own: Any = prompt.get("mm_processor_kwargs") if isinstance(prompt, dict) else None
+    return {**checked_options(of_call), **checked_options(own)}
+
+
+def warn_unfilled(token_ids: list[int], media: list[Media], vision: VisionFacts | None) -> None:
+    """A program that forgot its image hears so; the prompt is run, as vLLM runs it."""
+    if vision is not None and not media and vision.image_token_id in token_ids:
+        warnings.warn("A prompt has a placeholder for an image, and no image came with it: the model sees nothing "
+                      "there, and what it says of an image is made up. Pass the image as "
+                      "{'prompt': ..., 'multi_modal_data': {'image': image}}.", stacklevel=2)
 
 
 def taken_apart(messages: list[dict[str, Any]], where: str) -> tuple[list[dict[str, Any]], list[SentImage]]:
@@ -96,7 +114,7 @@ def _raw(image: Any) -> RawImage:
         except BadImageError as error:
             raise InvalidRequestError(f"An image of multi_modal_data cannot be taken: {error}.",
                                       "multi_modal_data") from None
-        return RawImage(*rgb.size, rgb.tobytes())
+        return RawImage(rgb.width, rgb.height, rgb.tobytes())
     import numpy as np  # an HTTP worker never comes here, and does without
 
     try:

@@ -1,7 +1,7 @@
 """What is said between the pool and its processes: msgpack, each message behind its length (4 bytes, big end first).
 
-A process is told `Setup`, and says `Hello` or `Broken` once. Then, of each `Job`: it answers `Size`, is told `Go` or not, and answers `Done`;
-or it answers `Refused` instead, at once or after `Go`.
+A process is told `Setup`, and says `Hello` or `Broken` once. Then, of each `Job`, it answers `Size`, is told `Go` or
+not, and answers `Done`; or it answers `Refused` instead, at once or after `Go`.
 """
 
 from __future__ import annotations

@@ -11,18 +11,17 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
 
 from quire.engine.config import EngineArgs
 from quire.engine.errors import InvalidRequestError, OverloadedError
 from quire.engine.frontend.media.errors import RETRY_S, BadImageError, ImageServiceError
 from quire.engine.frontend.media.fetch import Fetcher, Resolve, resolved
 from quire.engine.frontend.media.jobs import Job, Setup
-from quire.engine.image_options import checked_options
 from quire.engine.frontend.media.pixel_files import PixelFile, PixelFiles
 from quire.engine.frontend.media.pool import ProcessPool
 from quire.engine.frontend.media.source import RawImage, SentImage, Sources
+from quire.engine.image_options import checked_limits, checked_options
+from quire.engine.model_config import ModelConfig
 
 PROCESS_TIMEOUT_S = 30.0
 MOST_WAITING = 256  # images that are not processed yet; beyond it requests are refused
@@ -54,20 +53,23 @@ NO_IMAGES = LoadedImages()
 
 class ImageLoader:
     """Args:
-        model: the directory of the model, which holds its processor's configuration.
+        model: its directory holds its processor's configuration.
         args: limits, and where images may come from.
         shared_by: processes like this one that the machine's cores and memory are for.
         resolve: for tests.
     """
 
-    def __init__(self, model: str, args: EngineArgs, *, shared_by: int = 1, resolve: Resolve = resolved) -> None:
+    def __init__(self, model: ModelConfig, args: EngineArgs, *, shared_by: int = 1, resolve: Resolve = resolved
+                 ) -> None:
+        self._takes_images = model.vision is not None
+        self._most_images = checked_limits(args.limit_mm_per_prompt)
         fetcher = Fetcher(args.image_fetch_timeout, args.max_image_bytes, args.allowed_media_domains, resolve)
         self._sources = Sources(fetcher, args.max_image_bytes, args.allowed_local_media_path)
         self._files = PixelFiles(args.image_memory_bytes, shared_by)
         cores = len(os.sched_getaffinity(0))
         num_processes = args.image_processes or max(1, min(_MOST_PROCESSES, cores // _CORES_A_PROCESS // shared_by))
         options: dict[str, object] = {**checked_options(args.mm_processor_kwargs)}
-        self._pool = ProcessPool(Setup(model, args.max_image_pixels, options), num_processes, PROCESS_TIMEOUT_S)
+        self._pool = ProcessPool(Setup(model.path, args.max_image_pixels, options), num_processes, PROCESS_TIMEOUT_S)
         self._reading = asyncio.Semaphore(_MOST_READ)
         self._num_waiting = 0
 
@@ -92,6 +94,7 @@ class ImageLoader:
         """
         if not images:
             return NO_IMAGES
+        self._check_number(images)
         if self._num_waiting + len(images) > MOST_WAITING:
             raise OverloadedError(f"{self._num_waiting} images wait to be processed already; at most {MOST_WAITING} "
                                   "may. Please try again.", RETRY_S, reason="images")
@@ -117,6 +120,14 @@ class ImageLoader:
     async def close(self) -> None:
         await self._pool.close()
         self._files.remove_all()
+
+    def _check_number(self, images: Sequence[SentImage]) -> None:
+        if not self._takes_images:
+            raise InvalidRequestError("This model takes text only, and the request has an image at "
+                                      f"{images[0].where}. Leave it out, or ask a model that sees.", images[0].where)
+        if len(images) > self._most_images:
+            raise InvalidRequestError(f"The prompt has {len(images)} images; at most {self._most_images} are taken "
+                                      "(--limit-mm-per-prompt).", images[self._most_images].where)
 
     async def _load(self, image: SentImage, options: Mapping[str, int], held: list[PixelFile]) -> LoadedImage:
         try:

@@ -16,6 +16,9 @@ from quire.engine.frontend.media.errors import BadImageError, no_room
 from quire.engine.frontend.media.jobs import Done
 from quire.engine.private_dir import PrivateDirectory
 
+# Writes a file of this path, and tells its size before.
+Make = Callable[[str, Callable[[int], None]], Awaitable[Done]]
+
 SHARED_MEMORY = "/dev/shm"
 MOST_BYTES = 4 * 2**30  # where nobody says how many
 _MOST_OF_FREE = 0.75  # of the file system, which ranks of one engine use, too
@@ -55,22 +58,23 @@ class PixelFiles:
     def used_bytes(self) -> int:
         return self._used_bytes
 
-    def hold(self, key: bytes, make: Callable[[str, Callable[[int], None]], Awaitable[Done]]) -> PixelFile:
-        """The file of `key`, which `make` begins to write where there is none. To be released.
-
-        `make` gets its path, and a function that tells its size beforehand.
-        """
+    def hold(self, key: bytes, make: Make) -> PixelFile:
+        """The file of `key`, which `make` begins to write where there is none. To be released."""
         file = self._files.get(key)
         if file is None:
-            self._num_made += 1
-            path = f"{self._directory.path}/{self._num_made}"
-
-            async def making() -> Done:
-                return await make(path, lambda num_bytes: self._admit(file, num_bytes))
-
-            file = self._files[key] = PixelFile(key, path, asyncio.get_running_loop().create_task(making()))
-            file.made.add_done_callback(lambda made: self._ended(file, made))
+            file = self._files[key] = self._begun(key, make)
         file.num_holders += 1
+        return file
+
+    def _begun(self, key: bytes, make: Make) -> PixelFile:
+        self._num_made += 1
+        path = f"{self._directory.path}/{self._num_made}"
+
+        async def making() -> Done:
+            return await make(path, lambda num_bytes: self._admit(file, num_bytes))
+
+        file = PixelFile(key, path, asyncio.get_running_loop().create_task(making()))
+        file.made.add_done_callback(lambda made: self._ended(file, made))
         return file
 
     def release(self, file: PixelFile) -> None:

@@ -141,8 +141,8 @@ class _Process:
         self._end_of_ours = ours
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         with its:
-            self._popen = subprocess.Popen(command, stdin=its, stdout=subprocess.DEVNULL, env=environment | _OWN,
-                                           start_new_session=True)
+            self._popen = subprocess.Popen(command, stdin=its.fileno(), stdout=subprocess.DEVNULL,
+                                           env=environment | _OWN, start_new_session=True)
         self.is_free = False  # it has no job, and can take one
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None

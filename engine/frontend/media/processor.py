@@ -1,6 +1,7 @@
 """The model's image processor, as transformers has it, without torch: Pillow and numpy alone.
 
-What it makes of an image is one row of float32 a patch, which is what vision towers take. Runs in a process of the pool.
+What it makes of an image is a row of float32 for each patch, which is what vision towers take. Runs in a process of the
+pool.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Processor:
         set up for."""
         least, most = area_of(options, self._area)
         if most > self._area[1]:
-            raise BadImageError(f"mm_processor_kwargs ask for up to {most} pixels of it, and this server's models see at "
-                                f"most {self._area[1]} (--mm-processor-kwargs)")
+            raise BadImageError(f"mm_processor_kwargs ask for up to {most} pixels of it, and this server's model sees "
+                                f"at most {self._area[1]} (--mm-processor-kwargs)")
         most = min(most, most_pixels or most)
         return min(least, most), most
 
@@ -69,13 +70,13 @@ def digest(rows: np.ndarray, grid: tuple[int, int, int]) -> bytes:
     """Of what the tower sees. The head has a fixed length and says what follows, so that no two inputs run together."""
     head = f"{rows.dtype.str} {grid[0]:010} {grid[1]:010} {grid[2]:010} {math.prod(rows.shape):020}\0".encode()
     found = hashlib.sha256(head)
-    found.update(memoryview(rows).cast("B"))
+    found.update(rows.data)
     return found.digest()
 
 
 def write(rows: np.ndarray, path: str) -> None:
     """Raises OSError where there is no room."""
-    view = memoryview(rows).cast("B")
+    view = rows.data.cast("B")
     with open(path, "xb", buffering=0) as file:
         for start in range(0, len(view), _WRITE_BYTES):
             rest = view[start:start + _WRITE_BYTES]

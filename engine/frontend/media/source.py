@@ -1,4 +1,5 @@
-"""Where an image of a request comes from, and how its bytes are had: a data: URL, a web server, a file that may be read.
+"""Where an image of a request comes from, and how its bytes are had: from a data: URL, a web server, or a file that may
+be read.
 
 Called by `loader`. Knows no image formats.
 """
@@ -62,7 +63,7 @@ class Sources:
                             (", or with file:" if self._local else ""))
 
     def _decoded(self, url: str) -> bytes:
-        head, comma, data = url[5:5 + _MAX_DATA_HEAD].partition(",")
+        head, comma, _ = url[5:5 + _MAX_DATA_HEAD].partition(",")
         kind, *parameters = head.lower().split(";")
         if not comma or "base64" not in parameters or not kind.startswith("image/"):
             raise BadImageError("its data: URL must begin like data:image/png;base64,")
