@@ -82,6 +82,8 @@ async def _connect(service: Service, connect: Connect) -> None:
     settings = service.settings
     service.connected_engine = await connect(settings.engine_addresses, settings.serve.engine,
                                              opened=Path(settings.opened_file).exists())
+    if service.connected_engine.takes_images:
+        service.connected_engine.image_loader(shared_by=settings.serve.num_http_workers).warm_up()
 
 
 async def _follow_engines(service: Service, connect: Connect) -> None:

@@ -231,9 +231,9 @@ _ENGINE: dict[str, Foreign] = {
     "mm_processor_cache_gb": _idle(_IMAGE_FILES, 0, 4, 0.0, 4.0),
     "mm_processor_cache_type": _idle(_IMAGE_FILES, "lru"),
     "mm_encoder_tp_mode": _idle("each device encodes all images", "weights", "data"),
-    "disable_mm_preprocessor_cache": _idle_switch(_IMAGE_FILES, False, True),
+    "disable_mm_preprocessor_cache": _idle_switch(_IMAGE_FILES, True, False),
     "interleave_mm_strings": _idle_switch("images stand where their parts stand among the texts", False),
-    "skip_mm_profiling": _idle_switch("start-up does not encode images to measure memory", False, True),
+    "skip_mm_profiling": _idle_switch("start-up measures the memory of images in its own way", True, False),
     "language_model_only": _no_switch('--limit-mm-per-prompt {"image": 0} has the same effect'),
     # Logs, metrics, profiles.
     "disable_log_stats": _idle_switch(_METRICS, True, False),
