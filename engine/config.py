@@ -208,6 +208,7 @@ class SchedulerConfig:
     windows: tuple[Window, ...] = (None,)  # of each KV group
     # Steps that are to run side by side, in a pipeline: none computes what another one in flight samples.
     num_microbatches: int = 1
+    encoder_tokens: int = 0  # of images whose features are kept, and that a step encodes; 0: no model with images
 
     @property
     def block_need(self) -> BlockNeed:
@@ -226,6 +227,13 @@ class EngineConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     num_steps_ahead: int  # steps launched before the result of the one before them is taken
+
+    @property
+    def encoder_tokens(self) -> int:
+        """Of images, that a rank keeps the features of: those of a step, or of the largest image. 0: it takes none."""
+        if self.model.vision is None:
+            return 0
+        return max(self.max_num_batched_tokens, min(self.model.vision.max_image_tokens, self.max_model_len))
 
     @property
     def block_need(self) -> BlockNeed:

@@ -147,9 +147,9 @@ def wide_gated_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 
 def gather_step(rows: torch.Tensor, context_lens: torch.Tensor, token_rows: torch.Tensor, positions: torch.Tensor,
                 tokens: torch.Tensor, block_tables: torch.Tensor, floats: torch.Tensor, top_k: torch.Tensor,
-                seeds: torch.Tensor, block_size: int) -> Gathered:
+                seeds: torch.Tensor, block_size: int, deltas: torch.Tensor | None = None) -> Gathered:
     return _FUNCTIONS[rows.device.type]["gather_step"](rows, context_lens, token_rows, positions, tokens, block_tables,
-                                                       floats, top_k, seeds, block_size)
+                                                       floats, top_k, seeds, block_size, deltas)
 
 
 def put_tokens(tokens: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> None:

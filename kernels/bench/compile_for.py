@@ -154,7 +154,9 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     yield "copy_blocks", functools.partial(blocks.copy_blocks, *caches, ints(3), ints(3))
     state = ints(9, 4097), ints(7, 9, 256), empty(6, 9, of=torch.float32), ints(9), empty(9, of=torch.int64)
     for n in (1, 8, 1024):
-        yield "gather_step", functools.partial(step.gather_step, ints(n), ints(n), ints(n), ints(n), *state, 16)
+        for deltas in (None, ints(9)):
+            yield "gather_step", functools.partial(step.gather_step, ints(n), ints(n), ints(n), ints(n), *state, 16,
+                                                   deltas)
         yield "put_tokens", functools.partial(step.put_tokens, state[0], ints(n), ints(n), ints(n))
     numbers = [empty(6, of=torch.float32) for _ in range(3)]
     yield "apply_penalties", functools.partial(penalties.apply_penalties, empty(6, 3000, of=torch.float32), state[0],
@@ -203,8 +205,9 @@ def _attention(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, *, 
             yield name, functools.partial(attention.paged_attention, *args)
             continue
         k = torch.zeros(case.q.shape[0], kv_heads, head_dim, dtype=dtype)
-        turns = Rotary(torch.zeros(max(contexts), head_dim), style)
-        yield name, functools.partial(attention.paged_attention, *args, (k, k, turns))
+        for moved in (False, True):
+            turns = Rotary(torch.zeros(max(contexts), head_dim), style, moved)
+            yield name, functools.partial(attention.paged_attention, *args, (k, k, turns))
 
 
 if __name__ == "__main__":

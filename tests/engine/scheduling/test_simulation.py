@@ -154,7 +154,7 @@ class SimulatedDevice:
 
     def continue_beams(self, scheduler: Scheduler) -> None:
         """The tokens that the host chose; what the ranks are told of them is checked apart."""
-        for request in scheduler._running:
+        for request in scheduler._running.requests:
             if request.beams is not None:
                 self.tokens[request.row] = request.token_ids.copy()
 
@@ -185,21 +185,21 @@ class SimulatedDevice:
 def check_holdings(scheduler: Scheduler) -> None:
     """No block leaked, none owned twice but by sharing, nothing held by those that do not run."""
     pool = scheduler._allocator.pool
-    held = Counter(block for request in scheduler._running for run in request.blocks for block in run.blocks)
+    held = Counter(block for request in scheduler._running.requests for run in request.blocks for block in run.blocks)
     assert pool.reference_counts == [held[block] for block in range(pool.num_blocks)]
     assert sorted(pool.free_blocks()) == [block for block in range(pool.num_blocks) if not held[block]]
-    for beam in (request for request in scheduler._running if request.beams is not None):
+    for beam in (request for request in scheduler._running.requests if request.beams is not None):
         named: list[bytes] = []
-        extend_hashes(named, beam.token_ids, beam.num_registered, scheduler.config.block_size, beam.cache_salt)
+        extend_hashes(named, beam.token_ids, beam.num_registered, scheduler.config.block_size, beam.root)
         assert beam.block_hashes[:beam.num_registered] == named, "a block is known by another beam's tokens"
     assert scheduler.kv_usage == 1 - pool.num_free / pool.num_blocks
     need = scheduler.config.block_need
-    for request in scheduler._running:
+    for request in scheduler._running.requests:
         for group, run in enumerate(request.blocks):
             assert len(run.blocks) <= need.most_columns(group), "more than a window and a step need"
-    rows = [request.row for request in scheduler._running]
-    assert sorted(rows + scheduler._free_rows) == list(range(scheduler.config.max_num_seqs))
-    assert [r.order for r in scheduler._running] == sorted(r.order for r in scheduler._running)
+    rows = [request.row for request in scheduler._running.requests]
+    assert sorted(rows + scheduler._running.free_rows) == list(range(scheduler.config.max_num_seqs))
+    assert [r.order for r in scheduler._running.requests] == sorted(r.order for r in scheduler._running.requests)
     for request in scheduler._requests.values():
         assert request.num_computed < request.num_total <= request.max_total
         if request.status is not RequestStatus.RUNNING:
