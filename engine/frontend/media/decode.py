@@ -17,7 +17,6 @@ from quire.engine.frontend.media.errors import BadImageError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_ASPECT = 200  # of the sides; beyond it the model would see no more than a line
 _ORIENTATION = 0x0112  # in EXIF
-_TURNS_A_QUARTER = (5, 6, 7, 8)
 _WHITE = (255, 255, 255)
 
 Image.MAX_IMAGE_PIXELS = None  # `opened` has a limit of its own, which refuses where this one only warns
@@ -41,12 +40,6 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise BadImageError(f"it has {width} x {height} pixels; at most {max_pixels} are taken (--max-image-pixels)")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise BadImageError(f"it has {width} x {height} pixels; one side may be at most {MAX_ASPECT} times the other")
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height as the image is to be seen."""
-    width, height = image.size
-    return (height, width) if _orientation(image) in _TURNS_A_QUARTER else (width, height)
 
 
 def decoded(image: Image.Image) -> Image.Image:
@@ -74,7 +67,8 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1, upright, also where the EXIF data cannot be read: no viewer refuses an image for that."""
+    """Of an image that is loaded: a PNG would be loaded here, and what is wrong with it would pass for bad EXIF data.
+    1, upright, also where these cannot be read: no viewer refuses an image for that."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
     except Exception:

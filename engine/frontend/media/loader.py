@@ -56,11 +56,11 @@ class ImageLoader:
         model: its directory holds its processor's configuration.
         args: limits, and where images may come from.
         shared_by: processes like this one that the machine's cores and memory are for.
-        resolve: for tests.
+        resolve, pool: for tests.
     """
 
-    def __init__(self, model: ModelConfig, args: EngineArgs, *, shared_by: int = 1, resolve: Resolve = resolved
-                 ) -> None:
+    def __init__(self, model: ModelConfig, args: EngineArgs, *, shared_by: int = 1, resolve: Resolve = resolved,
+                 pool: ProcessPool | None = None) -> None:
         self._takes_images = model.vision is not None
         self._most_images = checked_limits(args.limit_mm_per_prompt)
         fetcher = Fetcher(args.image_fetch_timeout, args.max_image_bytes, args.allowed_media_domains, resolve)
@@ -69,7 +69,7 @@ class ImageLoader:
         cores = len(os.sched_getaffinity(0))
         num_processes = args.image_processes or max(1, min(_MOST_PROCESSES, cores // _CORES_A_PROCESS // shared_by))
         options: dict[str, object] = {**checked_options(args.mm_processor_kwargs)}
-        self._pool = ProcessPool(Setup(model.path, args.max_image_pixels, options), num_processes, PROCESS_TIMEOUT_S)
+        self._pool = pool or ProcessPool(Setup(model.path, args.max_image_pixels, options), num_processes, PROCESS_TIMEOUT_S)
         self._reading = asyncio.Semaphore(_MOST_READ)
         self._num_waiting = 0
 

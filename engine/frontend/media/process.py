@@ -96,11 +96,11 @@ def _processed(channel: _Channel, processor: Processor, job: Job, max_pixels: in
     from quire.engine.frontend.media.processor import digest, write
 
     area = processor.area(job.options, job.most_pixels)
-    image = _opened(job, max_pixels)
-    channel.say(Size(processor.num_bytes(*decode.upright_size(image), area)))
+    image = decode.decoded(_opened(job, max_pixels))
+    channel.say(Size(processor.num_bytes(image.width, image.height, area)))
     if not msgspec.msgpack.decode(channel.hear(), type=Go).go:
         return Refused("", is_full=True)
-    rows, grid = processor.rows(decode.decoded(image), area)
+    rows, grid = processor.rows(image, area)
     write(rows, job.path)
     return Done(digest(rows, grid), grid)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import io
 import os
 import stat
 from dataclasses import dataclass
@@ -85,18 +86,24 @@ class Sources:
             path = Path(unquote(parts.path)).resolve()
             if parts.netloc not in ("", "localhost") or not path.is_relative_to(self._local):
                 raise refused
-            # Links were followed above: one that took its place since then is not. A pipe is not waited for.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            data = _read_regular(path, self._max_bytes + 1)
         except (OSError, ValueError, RuntimeError):  # a loop of links is a RuntimeError
             raise refused from None
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise refused
-            data = file.read(self._max_bytes + 1)
         if len(data) > self._max_bytes:
             raise self._too_long()
         return data
 
     def _too_long(self) -> BadImageError:
         return BadImageError(f"it has more than {self._max_bytes} bytes (--max-image-bytes)")
+
+
+def _read_regular(path: Path, most: int) -> bytes:
+    """So many bytes of a file at most. Raises OSError, also for what is no regular file. Follows no link: one that took
+    the file's place since the path was judged would lead elsewhere; waits for no pipe."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("no regular file")
+        return io.FileIO(descriptor, closefd=False).read(most)
+    finally:
+        os.close(descriptor)

@@ -54,7 +54,8 @@ async def test_what_a_server_does_wrong_is_said_without_its_words() -> None:
     pages: dict[str, bytes | web.Answer] = {
         "/404": reply(web.HTML, "404 Not Found"), "/500": reply(b"SECRET", "500 SECRET"), "/204": reply(b"", "204 No"),
         "/gzip": reply(IMAGE, "200 OK", "content-encoding: gzip"), "/cut": reply(IMAGE, length=1000),
-        "/no-http": b"SSH-2.0-SECRET\r\n\r\n", "/nothing": b"", "/long-head": b"HTTP/1.1 200 OK\r\nx: " + b"x" * 100_000,
+        "/no-http": b"SSH-2.0-SECRET\r\n\r\n", "/nothing": b"",
+        "/long-head": b"HTTP/1.1 200 OK\r\nx: " + b"x" * 100_000,
         "/announced": reply(b"", length=200_000), "/endless": web.endlessly, "/loop": redirect("/loop"),
         "/bad-length": b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n", "/to-file": redirect("file:///etc/passwd"),
         "/to-data": redirect("data:image/png;base64,AAAA"), "/to-gopher": redirect("gopher://x/"),
