@@ -6,7 +6,7 @@ them (transformers 4.52 to 4.57); and with nothing else than text_config (5.x).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from quire.engine.arguments import shown
 from quire.engine.errors import ConfigError
@@ -18,6 +18,17 @@ _MOST = 2**20
 _ACTIVATIONS = ("quick_gelu", "gelu_pytorch_tanh", "gelu", "silu")
 _IDS = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652,
         "vision_end_token_id": 151653}
+
+
+class _Defaults(NamedTuple):
+    """Of what files may leave out; `most_pixels` is the image processor's."""
+
+    mrope_section: tuple[int, int, int]
+    patch_size: int
+    most_pixels: int
+
+
+_QWEN2, _QWEN3 = _Defaults((16, 24, 24), 14, 1_003_520), _Defaults((24, 20, 20), 16, 16_777_216)
 
 
 def facts(hf: dict[str, Any]) -> dict[str, Any]:
@@ -39,21 +50,20 @@ def facts(hf: dict[str, Any]) -> dict[str, Any]:
 def qwen2_vl(hf: dict[str, Any]) -> VisionFacts:
     config = _vision_config(hf)
     width = _count(config, "embed_dim", 1280)
-    return VisionFacts(**_common(hf, config, mrope_section=(16, 24, 24), patch_size=14, most_pixels=1_003_520),
-                       width=width, intermediate_size=width * _count(config, "mlp_ratio", 4),
-                       hidden_act=_activation(config, "quick_gelu"),
-                       out_width=_count(config, "hidden_size", hf.get("hidden_size")))
+    return _facts(hf, config, _QWEN2, width=width,
+                  intermediate_size=width * _count(config, "mlp_ratio", 4),
+                  hidden_act=_activation(config, "quick_gelu"),
+                  out_width=_count(config, "hidden_size", hf["hidden_size"]))
 
 
 def qwen2_5_vl(hf: dict[str, Any]) -> VisionFacts:
     config = _vision_config(hf)
-    return VisionFacts(**_common(hf, config, mrope_section=(16, 24, 24), patch_size=14, most_pixels=1_003_520),
-                       width=_count(config, "hidden_size", 3584),
-                       intermediate_size=_count(config, "intermediate_size", 3420),
-                       hidden_act=_activation(config, "silu"),
-                       out_width=_count(config, "out_hidden_size", 3584),
-                       window_pixels=_count(config, "window_size", 112),
-                       full_attention_layers=_layers(config, "fullatt_block_indexes", [7, 15, 23, 31]))
+    return _facts(hf, config, _QWEN2, width=_count(config, "hidden_size", 3584),
+                  intermediate_size=_count(config, "intermediate_size", 3420),
+                  hidden_act=_activation(config, "silu"),
+                  out_width=_count(config, "out_hidden_size", 3584),
+                  window_pixels=_count(config, "window_size", 112),
+                  full_attention_layers=_layers(config, "fullatt_block_indexes", [7, 15, 23, 31]))
 
 
 def qwen3_vl(hf: dict[str, Any]) -> VisionFacts:
@@ -66,40 +76,60 @@ def qwen3_vl(hf: dict[str, Any]) -> VisionFacts:
     positions = _count(config, "num_position_embeddings", 2304)
     if round(positions**0.5) ** 2 != positions:
         raise ConfigError(f"vision_config: num_position_embeddings must be a square, is {positions}")
-    return VisionFacts(**_common(hf, config, mrope_section=(24, 20, 20), patch_size=16, most_pixels=16_777_216),
-                       width=_count(config, "hidden_size", 1152),
-                       intermediate_size=_count(config, "intermediate_size", 4304),
-                       hidden_act=_activation(config, "gelu_pytorch_tanh"),
-                       out_width=_count(config, "out_hidden_size", 3584),
-                       num_positions=positions, deepstack_layers=levels)
+    return _facts(hf, config, _QWEN3, width=_count(config, "hidden_size", 1152),
+                  intermediate_size=_count(config, "intermediate_size", 4304),
+                  hidden_act=_activation(config, "gelu_pytorch_tanh"),
+                  out_width=_count(config, "out_hidden_size", 3584),
+                  num_positions=positions, deepstack_layers=levels)
 
 
-def _common(hf: dict[str, Any], config: dict[str, Any], *, mrope_section: tuple[int, int, int], patch_size: int,
-            most_pixels: int) -> dict[str, Any]:
-    """What all three have, with their classes' defaults."""
-    patch, merge = _count(config, "patch_size", patch_size), _count(config, "spatial_merge_size", 2)
+def _facts(hf: dict[str, Any], config: dict[str, Any], defaults: _Defaults, **own: Any) -> VisionFacts:
+    """What all three have, with their classes' defaults, and a family's own."""
+    patch = _count(config, "patch_size", defaults.patch_size)
+    merge = _count(config, "spatial_merge_size", 2)
     image, video, start, end = (_token_id(hf, name) for name in _IDS)
-    return {
-        "model_type": str(hf.get("model_type")),
-        "image_token_id": image, "video_token_id": video, "vision_start_id": start, "vision_end_id": end,
-        "patch_size": patch, "merge_size": merge, "temporal_patch_size": _count(config, "temporal_patch_size", 2),
-        "in_channels": _count(config, "in_channels", 3),
-        "max_image_tokens": max(1, most_pixels // (patch * merge) ** 2),
-        "depth": _count(config, "depth", None), "num_heads": _count(config, "num_heads", 16),
-        **_mrope(hf, mrope_section),
-    }
+    facts = VisionFacts(
+        model_type=str(hf.get("model_type")),
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_id=start,
+        vision_end_id=end,
+        patch_size=patch,
+        merge_size=merge,
+        temporal_patch_size=_count(config, "temporal_patch_size", 2),
+        in_channels=_count(config, "in_channels", 3),
+        max_image_tokens=max(1, defaults.most_pixels // (patch * merge) ** 2),
+        depth=_count(config, "depth", None),
+        num_heads=_count(config, "num_heads", 16),
+        mrope_section=_mrope_section(hf, defaults.mrope_section),
+        mrope_interleaved=bool(hf["rope_parameters"].get("mrope_interleaved", False)),
+        **own)
+    _refuse_misfits(hf, facts)
+    return facts
 
 
-def _mrope(hf: dict[str, Any], default: tuple[int, int, int]) -> dict[str, Any]:
+def _refuse_misfits(hf: dict[str, Any], facts: VisionFacts) -> None:
+    """Raises ConfigError where the numbers do not fit each other."""
+    if facts.out_width != hf["hidden_size"]:
+        raise ConfigError(f"vision_config: the tower's features have {facts.out_width} numbers, and hidden_size is "
+                          f"{hf['hidden_size']}")
+    if facts.width % (4 * facts.num_heads):
+        raise ConfigError(f"vision_config: {facts.num_heads} heads do not divide the tower's width of {facts.width} "
+                          "into multiples of 4, which turn by rows and columns in pairs")
+    token_pixels = facts.patch_size * facts.merge_size
+    if facts.window_pixels % token_pixels:
+        raise ConfigError(f"vision_config: window_size must be a multiple of {token_pixels}, is {facts.window_pixels}")
+
+
+def _mrope_section(hf: dict[str, Any], default: tuple[int, int, int]) -> tuple[int, ...]:
     """Raises ConfigError where the sections are not as many pairs as a head turns."""
-    rope = hf["rope_parameters"]
-    section = rope.get("mrope_section", list(default))
+    section = hf["rope_parameters"].get("mrope_section", list(default))
     pairs = (hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]) // 2
     is_right = isinstance(section, list) and len(section) == 3 and all(type(n) is int and n > 0 for n in section)
     if not is_right or sum(section) != pairs:
         raise ConfigError(f"rope_parameters: mrope_section must be three positive integers that make {pairs} together, "
                           f"half a head's numbers; is {shown(section)}")
-    return {"mrope_section": tuple(section), "mrope_interleaved": bool(rope.get("mrope_interleaved", False))}
+    return tuple(section)
 
 
 def _vision_config(hf: dict[str, Any]) -> dict[str, Any]:

@@ -61,8 +61,9 @@ class ImageEngine:
             self.core.info.instance, str(self._next), list(ids),
             Sampling(**{"temperature": 0.0, "logprobs": 3, "max_tokens": 8, **sampling}),
             [SampleSpec(number, number) for number in numbers], cache_salt=salt, media=media))
-        for one in media:  # an open file needs no name
-            Path(one.path).unlink(missing_ok=True)
+        for file in map(Path, {one.path for one in media}):
+            if file.is_file():  # open, so that it needs no name any more
+                file.unlink()
         if isinstance(answer, Rejected):
             return answer
         made = {number: Sample() for number in numbers}

@@ -55,7 +55,7 @@ def write(path: Path, family: str, *, tied: bool = False) -> PreTrainedModel:
     model = AutoModelForImageTextToText.from_config(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
-            weight.normal_(0.0, 0.15)
+            weight.normal_(0.0, 0.25)
             if weight.dim() == 1:
                 weight += 0.5  # a norm's or a bias
     model.save_pretrained(path)
