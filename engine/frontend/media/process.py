@@ -28,7 +28,7 @@ _NOT_PROCESSED = "it cannot be processed"
 _encode = msgspec.msgpack.encode
 
 
-class _Channel:
+class Channel:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
 
@@ -53,7 +53,7 @@ class _Channel:
 
 def main() -> None:
     die_with_parent()
-    channel = _Channel(socket.socket(fileno=os.dup(0)))
+    channel = Channel(socket.socket(fileno=os.dup(0)))
     setup = msgspec.msgpack.decode(channel.hear(), type=Setup)
     try:
         from quire.engine.frontend.media.processor import Processor
@@ -74,7 +74,7 @@ def main() -> None:
         del job
 
 
-def _answer(channel: _Channel, processor: Processor, job: Job, max_pixels: int) -> Answer:
+def _answer(channel: Channel, processor: Processor, job: Job, max_pixels: int) -> Answer:
     try:
         return _processed(channel, processor, job, max_pixels)
     except BadImageError as error:
@@ -91,7 +91,7 @@ def _answer(channel: _Channel, processor: Processor, job: Job, max_pixels: int) 
         return Refused(_NOT_PROCESSED)
 
 
-def _processed(channel: _Channel, processor: Processor, job: Job, max_pixels: int) -> Answer:
+def _processed(channel: Channel, processor: Processor, job: Job, max_pixels: int) -> Answer:
     from quire.engine.frontend.media import decode
     from quire.engine.frontend.media.processor import digest, write
 
