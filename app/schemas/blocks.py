@@ -60,7 +60,7 @@ _TYPES: dict[str, type[Block]] = {"text": TextBlock, "image": ImageBlock, "tool_
                                   "redacted_thinking": RedactedThinking}
 _DECODERS: dict[str, msgspec.json.Decoder[Block]] = {
     name: msgspec.json.Decoder(kind, float_hook=float) for name, kind in _TYPES.items()}
-_IMAGE = b'"image"'
+_IMAGE = msgspec.Raw(b'"image"')
 _TEXT_ONLY = ("text",)
 _OF_ROLE = {"user": ("text", "image", "tool_result"), "system": _TEXT_ONLY,
             "assistant": ("text", "tool_use", "thinking", "redacted_thinking")}

@@ -38,6 +38,7 @@ _READ_OF = {"assistant": _READ | {"tool_calls", "reasoning", "reasoning_content"
 _TEXT = msgspec.json.Decoder(str)
 _PARTS = msgspec.json.Decoder(list[msgspec.Raw])
 _PART = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_IMAGE = msgspec.Raw(b'"image_url"')
 _NO_TEXT = msgspec.Raw(b'""')
 
 _CALLS = msgspec.json.Decoder(list[SentCall])
@@ -167,7 +168,7 @@ class _Reader:
         check_at_most(where, len(raw_parts), MAX_PARTS, what="parts")
         parts = [decode_field(f"{where}[{i}]", _PART, raw) if begins(raw, b"{") else {}
                  for i, raw in enumerate(raw_parts)]
-        check_json(b"".join(raw for part in parts if not is_image(part, b'"image_url"') for raw in part.values()),
+        check_json(b"".join(raw for part in parts if not is_image(part, _IMAGE) for raw in part.values()),
                    self.max_model_len)
         return [self._part(part, role, f"{where}[{i}]") for i, part in enumerate(parts)]
 

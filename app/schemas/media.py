@@ -104,9 +104,9 @@ class SentImages:
                 self.unknown.meet(name, f"{where}.{name}", known)
 
 
-def is_image(part: Part, kind: bytes) -> bool:
-    """Whether the part is of this kind, in JSON: one that may be long without being a long text."""
-    return "image_url" in part and bytes(part.get("type", msgspec.Raw(kind))) == kind
+def is_image(part: Part, kind: msgspec.Raw) -> bool:
+    """Whether the part is of this kind: one that may be long without being a long text."""
+    return "image_url" in part and part.get("type", kind) == kind
 
 
 def _pixels_of(detail: msgspec.Raw | None, where: str) -> int | None:

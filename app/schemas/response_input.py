@@ -30,7 +30,7 @@ _THOUGHT = {"reasoning_text": "text", "summary_text": "text"}
 _HARMLESS_IN_PARTS = frozenset({"annotations", "logprobs", "parsed", "cache_control"})
 _OF_CLIENTS = OF_CLIENTS_IN_MESSAGES | {"encrypted_content"}  # another server's, which nobody can read here
 
-_IMAGE = b'"input_image"'
+_IMAGE = msgspec.Raw(b'"input_image"')
 _ITEMS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _PARTS = msgspec.json.Decoder(list[msgspec.Raw])
 _PART = msgspec.json.Decoder(dict[str, msgspec.Raw])

@@ -18,7 +18,9 @@ NO_IMAGE, BROKEN = "no image that can be read", "cut off or broken"
 
 
 def picture(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
-    return Image.effect_mandelbrot((width, height), (-2, -1, 1, 1), 50).convert("RGB").convert(mode)
+    grey = Image.effect_mandelbrot((width, height), (-2, -1, 1, 1), 50)
+    turned = grey.transpose(Image.Transpose.ROTATE_180)
+    return Image.merge("RGB", (grey, turned, Image.new("L", grey.size, 99))).convert(mode)
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
