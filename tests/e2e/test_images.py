@@ -16,6 +16,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.e2e.browser import CHROMIUM, DRIVER, ENTER, browsing
 from tests.e2e.server import KEY, Server, alive, serving, until
 from tests.engine.frontend.media import pictures
 from tests.engine.frontend.media.pictures import file_of, picture, url_of
@@ -197,6 +198,31 @@ def test_clients_that_leave_in_the_middle_leave_no_files(server: Server) -> None
             next(reply.iter_lines())
             time.sleep(pause)
     until(lambda: not files_of(server))
+
+
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
+def test_the_console_takes_a_picture_shows_it_and_sends_it(server: Server) -> None:
+    _, data = RED.split(",")
+    with browsing() as browser:
+        browser.look(1200, 800)
+        browser.open(f"{server.url}/")
+        browser.run("sessionStorage.setItem('quire-key', arguments[0])", KEY)
+        browser.reload()
+        browser.wait("#status", "Ready", timeout_s=60)
+        until(lambda: not browser.run("return document.getElementById('add-picture').hidden"))
+        browser.run("""
+            const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0)), data = new DataTransfer();
+            data.items.add(new File([bytes], 'red.png', {type: 'image/png'}));
+            const input = document.getElementById('picture-file');
+            input.files = data.files;
+            input.dispatchEvent(new Event('change'));""", data)
+        until(lambda: browser.run("return document.querySelector('#pictures canvas')?.width") == 56)
+        browser.run("document.getElementById('max-tokens').value = 6; document.getElementById('temperature').value = 0")
+        browser.type("#question", QUESTION["text"] + ENTER)
+        expected = chat(server, part(RED), QUESTION)["usage"]["prompt_tokens"]
+        browser.wait(".answer:last-child .facts", f"prompt {expected}")
+        pixel = "return [...document.querySelector('.question canvas').getContext('2d').getImageData(9, 9, 1, 1).data]"
+        assert browser.run(pixel) == [255, 0, 0, 255]
 
 
 @pytest.mark.slow

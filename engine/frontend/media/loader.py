@@ -69,7 +69,8 @@ class ImageLoader:
         cores = len(os.sched_getaffinity(0))
         num_processes = args.image_processes or max(1, min(_MOST_PROCESSES, cores // _CORES_A_PROCESS // shared_by))
         options: dict[str, object] = {**checked_options(args.mm_processor_kwargs)}
-        self._pool = pool or ProcessPool(Setup(model.path, args.max_image_pixels, options), num_processes, PROCESS_TIMEOUT_S)
+        self._pool = pool or ProcessPool(Setup(model.path, args.max_image_pixels, options), num_processes,
+                                         PROCESS_TIMEOUT_S)
         self._reading = asyncio.Semaphore(_MOST_READ)
         self._num_waiting = 0
 
