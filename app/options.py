@@ -96,13 +96,15 @@ def as_json_list(raw: str) -> list[str] | None:
 
 
 def _parse_object(raw: Any) -> dict[str, Any]:
-    """JSON, or as older versions of vLLM have it: image=4,video=0."""
+    """JSON, or as older versions of vLLM have it: image=4,video=0. Numbers may be texts, as of a flag with dots."""
     text = str(raw).strip()
     if not text.startswith("{"):
         text = "{" + ",".join(f'"{name.strip()}":{value}' for name, _, value in
                               (part.partition("=") for part in text.split(",") if part)) + "}"
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
+        found = msgspec.json.decode(text, type=dict[str, Any])
+        return {name: int(value) if isinstance(value, str) and value.isdecimal() else value
+                for name, value in found.items()}
     except msgspec.MsgspecError:
         raise ValueError(f"{raw!r} is no JSON object") from None
 
