@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 from quire.engine import pooled_sums
 from quire.engine.admission import Account, Admission, most_queued_tokens
 from quire.engine.config import EngineConfig, SchedulerConfig
-from quire.engine.errors import NO_HEAD, InvalidRequestError
+from quire.engine.errors import NO_HEAD, InvalidRequestError, OverloadedError
 from quire.engine.messages import (
     Accepted,
     Delta,
@@ -126,6 +126,8 @@ class EngineCore:
             images = open_images(message, self.config) if message.media else []
         except InvalidRequestError as error:
             return Rejected(ids, "invalid", error.message, error.param or "")
+        except OverloadedError as error:
+            return Rejected(ids, "overloaded", error.message, retry_after_s=error.retry_after_s, reason=error.reason)
         account = self._admission.admit(message, self.scheduler.num_waiting, self.scheduler.num_waiting_tokens)
         if isinstance(account, Rejected):
             return account

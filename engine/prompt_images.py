@@ -5,16 +5,18 @@ Called by the core at the door.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import NamedTuple
 
 from quire.engine.config import EngineConfig
-from quire.engine.errors import InvalidRequestError
+from quire.engine.errors import InvalidRequestError, OverloadedError
 from quire.engine.messages import Media, Submit
 from quire.engine.model_facts.vision import Grid, VisionFacts
 
 _ITEM_BYTES = 4  # float32
+_RETRY_AFTER_S = 1.0
 
 
 class PixelFile:
@@ -53,6 +55,7 @@ def open_images(message: Submit, config: EngineConfig) -> list[Image]:
     """
     Raises:
         InvalidRequestError: the model takes no images, one is too large, or it is not what it should be.
+        OverloadedError: no more files can be open at once.
     """
     vision = config.model.vision
     if vision is None:
@@ -93,5 +96,8 @@ def _opened(media: Media, number: int, vision: VisionFacts) -> PixelFile:
     try:
         return PixelFile(media.path, t * h * w * vision.patch_values * _ITEM_BYTES)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise OverloadedError("Too many images wait in the engine, each with an open file.",
+                                  _RETRY_AFTER_S, reason="queue_requests") from error
         why = error.strerror if isinstance(error, OSError) else error
         raise InvalidRequestError(f"Image {number} cannot be read: {why}.", "media") from error

@@ -27,6 +27,7 @@ _STEM = {
     "route": "routing",
     "gated_experts": "experts",
     "rotary_and_cache": "rotary",
+    "rotate": "rotary",
     "paged_attention": "attention",
     "copy_blocks": "blocks",
     "apply_penalties": "penalties",
@@ -99,6 +100,10 @@ def gated_experts(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, id
 def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary | None, positions: torch.Tensor,
                      slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
     _FUNCTIONS[q.device.type]["rotary_and_cache"](q, k, v, rotary, positions, slots, k_cache, v_cache)
+
+
+def rotate(x: torch.Tensor, rotary: Rotary, positions: torch.Tensor) -> None:
+    _FUNCTIONS[x.device.type]["rotate"](x, rotary, positions)
 
 
 def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, spec: AttentionSpec,

@@ -129,7 +129,7 @@ def all_at_once(client: Client, grid: Grid, num_requests: int) -> dict[str, floa
 
 def beside(client: Client, grid: Grid, num_streams: int, stream_tokens: int, interval_s: float) -> dict[str, float]:
     """An image request every `interval_s`, as long as the streams last."""
-    found = {}
+    found: dict[str, float] = {}
     for name in ("alone", "beside"):
         streams = [client.submit(TEXT_TOKENS, stream_tokens) for _ in range(num_streams)]
         images: list[int] = []

@@ -35,9 +35,12 @@ class FeatureRows:
             for encode, count, part in zip(batch, counts, features.split(counts)):
                 self._rows[encode.first_row:encode.first_row + count] = part
 
-    def rehearse(self) -> None:
-        """A batch as large as there may be, of nothing: what it allocates is measured, and stays with the allocator."""
-        left = self._rows.shape[0]
+    def rehearse(self, num_tokens: int | None = None) -> None:
+        """A batch of nothing, as large as there may be: what it allocates is measured, and stays with the allocator.
+
+        Of fewer `num_tokens` it uses the same kernels.
+        """
+        left = num_tokens = min(num_tokens or len(self._rows), len(self._rows))
         grids = []
         while left:
             rows = math.isqrt(min(left, _MOST_REHEARSED))
@@ -45,7 +48,7 @@ class FeatureRows:
             grids.append((1, rows * self._tower.facts.merge_size, columns * self._tower.facts.merge_size))
             left -= rows * columns
         pixels = torch.zeros(sum(map(math.prod, grids)), self._tower.facts.patch_values, device=self._tower.device)
-        self._rows.copy_(self._tower(pixels, grids))
+        self._rows[:num_tokens] = self._tower(pixels, grids)
 
     def pack(self, plan: StepPlan, upload: Upload) -> None:
         if plan.media_places:

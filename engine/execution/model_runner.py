@@ -34,6 +34,8 @@ from quire.kernels import launch, ops
 
 Progress = Callable[[str, float], None]
 
+_FEW_TOKENS = 4  # of an image, that use the kernels of all
+
 
 class ModelRunner:
     """One rank's device side: model, KV cache, request table, CUDA graphs."""
@@ -100,6 +102,7 @@ class ModelRunner:
         for plan in warm_up.plans(self.config, samples=self.model.generates):
             self.launch(plan).result()
         warm_up.mask_tokens(self.model.vocab_size, self.device)
+        self.rehearse_tower(_FEW_TOKENS)
         if self._captures:
             self._step_graphs().rehearse(self._graph_sizes())
         self.free_cache()
@@ -116,10 +119,10 @@ class ModelRunner:
                 self._capture(progress)
 
     @torch.inference_mode()
-    def rehearse_tower(self) -> None:
-        """The largest batch of images that a step may encode."""
+    def rehearse_tower(self, num_tokens: int | None = None) -> None:
+        """A batch of images of so many tokens in all, or the largest that a step may encode."""
         if self.features is not None:
-            self.features.rehearse()
+            self.features.rehearse(num_tokens)
 
     @torch.inference_mode()
     def _capture(self, progress: Progress) -> None:

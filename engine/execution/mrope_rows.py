@@ -39,7 +39,7 @@ class MRopeRows:
 
     def differ(self, plan: StepPlan) -> bool:
         """Whether some token of the step turns by three positions, or by a delta that is not its row's."""
-        if self._open.isdisjoint(plan.rows):
+        if not self._open or self._open.isdisjoint(plan.rows):
             return False
         starts = dict(zip(plan.rows, plan.starts))
         computed = {row for row in self._open if starts.get(row, 0) >= self._rows[row].positions.shape[1]}

@@ -198,6 +198,8 @@ def activation(x: torch.Tensor, kind: str) -> torch.Tensor:
         return x * torch.sigmoid(x)
     if kind == "gelu_tanh":  # (1 + tanh(a)) / 2 as a sigmoid: torch's own form cancels for very negative values
         return x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
+    if kind == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
     return torch.nn.functional.gelu(x) if kind == "gelu" else x.clamp(min=0)
 
 

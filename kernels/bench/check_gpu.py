@@ -96,7 +96,7 @@ def check_experts(dtype: torch.dtype, quick: bool) -> Errors:
 
 
 def check_activation(dtype: torch.dtype, quick: bool) -> Errors:
-    for kind in ("silu", "gelu_tanh", "gelu", "relu"):
+    for kind in ("silu", "gelu_tanh", "gelu", "relu", "quick_gelu"):
         x = torch.randn(3, 1025, device=DEVICE, dtype=dtype) * 3
         yield f"{kind} alone", cases.relative_error(ops.activation(x, kind), cases.activation(x, kind))
     for kind, (rows, size) in itertools.product(("silu", "gelu_tanh", "gelu"), ((1, 1), (3, 1025), (200, 4864))):
@@ -130,6 +130,13 @@ def check_rotary(dtype: torch.dtype, quick: bool) -> Errors:
             yield f"{name} {which}", cases.relative_error(cache[blocks, :, offsets], expected[real])
             cache[blocks, :, offsets] = torch.nan
             yield f"{name} {which} elsewhere", 0.0 if bool(cache.isnan().all()) else torch.inf
+    for heads, head_dim, num_tokens in ((32, 80, 5000), (32, 64, 77), (32, 72, 1)):  # of vision towers
+        fused = torch.randn(num_tokens, 3 * heads // 2, head_dim, device=DEVICE, dtype=dtype)
+        angles = torch.rand(1000, head_dim // 2, device=DEVICE) * 6
+        positions = torch.randint(1000, (num_tokens,), device=DEVICE, dtype=torch.int32)
+        expected = torch.cat((cases.rotated(fused[:, :heads], angles[positions]), fused[:, heads:].double()), 1)
+        ops.rotate(fused[:, :heads], cases.rotary(angles), positions)
+        yield f"rotate {heads} d{head_dim} t{num_tokens}", cases.relative_error(fused, expected)
 
 
 def check_attention(dtype: torch.dtype, quick: bool) -> Errors:

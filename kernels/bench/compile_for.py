@@ -35,6 +35,7 @@ from quire.kernels import (
     norms,
     penalties,
     product,
+    rotary,
     routing,
     sampling,
     step,
@@ -131,10 +132,13 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     for head_dim in (64, 80, 128, 256):
         qkv = empty(3, 12, head_dim)
         yield "norm_heads", functools.partial(head_norm.norm_heads, qkv[:, :10], qkv[0, 0], qkv[0, 0], 8, 1e-6)
-    for kind in ("silu", "gelu_tanh", "gelu", "relu"):
+    for kind in ("silu", "gelu_tanh", "gelu", "relu", "quick_gelu"):
         yield f"{kind} alone", functools.partial(activation.activation, empty(3, 1025), kind)
     for kind in ("silu", "gelu_tanh", "gelu"):
         yield kind, functools.partial(activation.gated_activation, empty(3, 2050), kind)
+    for head_dim in (64, 72, 80):
+        yield "rotate", functools.partial(rotary.rotate, empty(9, 48, head_dim)[:, :32],
+                                          Rotary(torch.zeros(9, head_dim)), ints(9))
     for heads, kv_heads, head_dim in ((9, 3, 64), (32, 32, 128), (28, 4, 128), (8, 8, 80)):
         yield from _attention(heads, kv_heads, head_dim, dtype)
         yield from _attention(heads, kv_heads, head_dim, dtype, is_fresh=True)

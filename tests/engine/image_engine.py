@@ -47,20 +47,22 @@ class ImageEngine:
         self._next = 0
         self.samples: dict[int, Sample] = {}
 
-    def submit(self, ids: Sequence[int], pictures: Sequence[Picture] = (), *, n: int = 1, salt: str = "",
-               **sampling: Any) -> list[Sample]:
-        answer = self.try_submit(ids, media_of(ids, pictures, self._folder), n=n, salt=salt, **sampling)
+    def submit(self, ids: Sequence[int], pictures: Sequence[Picture] = (), **more: Any) -> list[Sample]:
+        """`more`: as `try_submit`."""
+        answer = self.try_submit(ids, media_of(ids, pictures, self._folder), **more)
         assert not isinstance(answer, Rejected), answer
         return answer
 
     def try_submit(self, ids: Sequence[int], media: list[Media], *, n: int = 1, salt: str = "",
-                   **sampling: Any) -> list[Sample] | Rejected:
+                   output: Sequence[int] = (), **sampling: Any) -> list[Sample] | Rejected:
+        """`output`: what another engine produced before; `sampling`: fields that differ from a greedy one's."""
         numbers = range(self._next, self._next + n)
         self._next += n
         answer = self.core.submit("test", Submit(
             self.core.info.instance, str(self._next), list(ids),
             Sampling(**{"temperature": 0.0, "logprobs": 3, "max_tokens": 8, **sampling}),
-            [SampleSpec(number, number) for number in numbers], cache_salt=salt, media=media))
+            [SampleSpec(number, number, [*output]) for number in numbers], cache_salt=salt, media=media,
+            resumed=bool(output)))
         for file in map(Path, {one.path for one in media}):
             if file.is_file():  # open, so that it needs no name any more
                 file.unlink()

@@ -3,6 +3,8 @@ transformers' logits."""
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from quire.engine import prompt_images
 from quire.engine.messages import Beams, Media, Rejected
 from tests.engine.image_engine import ImageEngine, Sample, media_of
 from tests.engine.models import tiny_vision
@@ -192,9 +195,8 @@ def test_what_one_engine_began_another_one_ends(family: Family) -> None:
     engine = family.engine()
     [whole] = engine.submit(ids, pictures, max_tokens=12)
     engine.run()
-    begun = prompt_of(7, tall, 3, small, 5) + whole.token_ids[:5]
     other = family.engine(max_num_batched_tokens=40)
-    [rest] = other.submit(begun, pictures, max_tokens=7)
+    [rest] = other.submit(ids, pictures, max_tokens=12, output=whole.token_ids[:5])
     other.run()
     assert rest.token_ids == whole.token_ids[5:]
 
@@ -303,6 +305,31 @@ def test_what_is_no_image_is_refused_and_only_that(qwen3: Family) -> None:
     answer = qwen3.engine(max_model_len=1024).try_submit([5] * 1010, [large])
     assert isinstance(answer, Rejected)
     assert "Image 1 becomes 1000 tokens, and this server takes images of at most 512" in answer.message
+
+
+def test_without_a_free_file_a_request_is_to_come_back(qwen3: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(path: str, flags: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    ids, one = prompt_of(4, picture("qwen3_vl", 4, 6), 9), picture("qwen3_vl", 4, 6)
+    engine, media = qwen3.engine(), media_of(ids, [one], qwen3.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(prompt_images.os, "open", none_left)
+        answer = engine.try_submit(ids, media)
+    assert isinstance(answer, Rejected)
+    assert (answer.kind, answer.retry_after_s) == ("overloaded", 1.0)
+
+
+def test_files_are_closed_when_their_requests_have_ended(qwen3: Family) -> None:
+    engine = qwen3.engine()
+    before = os.listdir("/proc/self/fd")
+    cases = submitted(engine, [(5, qwen3.pictures()[0], 4), (5, qwen3.pictures()[1], 4)])
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 2
+    engine.step()
+    engine.core.abort("test", [1])
+    engine.run()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    qwen3.check(*cases[0])
 
 
 def test_a_second_image_must_come_behind_the_first(qwen3: Family) -> None:

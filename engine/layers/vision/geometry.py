@@ -36,7 +36,9 @@ def window_order(grids: Sequence[Grid], merge: int, side: int) -> tuple[np.ndarr
 
     Windows are squares of `side` tokens, cut off at the right and lower edges.
     """
-    orders, counts, first = [], [], 0
+    orders: list[np.ndarray] = []
+    counts: list[int] = []
+    first = 0
     for t, h, w in grids:
         order, frame_counts = _windows(h // merge, w // merge, side)
         for _ in range(t):
