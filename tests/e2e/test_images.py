@@ -125,7 +125,7 @@ def test_all_apis_and_forms_of_an_image_are_the_same_prompt(server: Server) -> N
     media_type, data = RED[5:].split(";base64,")
     with anthropic.Anthropic(base_url=server.url, api_key=KEY, max_retries=0) as client:
         image: Any = {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
-        message = client.messages.create(model="sees", max_tokens=6, temperature=0.0, messages=user(image, QUESTION))
+        message = client.messages.create(model="sees", max_tokens=6, messages=user(image, QUESTION))
         assert message.content[0].text == text  # type: ignore[union-attr]
         counted = client.messages.count_tokens(model="sees", messages=user(image, QUESTION))
     assert counted.input_tokens == plain["usage"]["prompt_tokens"]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from quire.engine.config import EngineArgs
@@ -19,13 +20,14 @@ from quire.engine.frontend.media.fetch import Fetcher, Resolve, resolved
 from quire.engine.frontend.media.jobs import Job, Setup
 from quire.engine.frontend.media.pixel_files import PixelFile, PixelFiles
 from quire.engine.frontend.media.pool import ProcessPool
-from quire.engine.frontend.media.source import RawImage, SentImage, Sources
+from quire.engine.frontend.media.source import RawImage, SentImage, Sources, is_web
 from quire.engine.image_options import checked_limits, checked_options
 from quire.engine.model_config import ModelConfig
 
 PROCESS_TIMEOUT_S = 30.0
 MOST_WAITING = 256  # images that are not processed yet; beyond it requests are refused
-_MOST_READ = 16  # at once: so many encoded images are in memory
+_MOST_READ = 16  # at once: so many encoded images are in memory, and
+_MOST_FETCHES = 32  # that are being fetched
 _MOST_PROCESSES = 4
 _CORES_A_PROCESS = 4
 _BROKEN_S = 60.0  # until a client that is told so may try again
@@ -71,7 +73,8 @@ class ImageLoader:
         options: dict[str, object] = {**checked_options(args.mm_processor_kwargs)}
         self._pool = pool or ProcessPool(Setup(model.path, args.max_image_pixels, options), num_processes,
                                          PROCESS_TIMEOUT_S)
-        self._reading = asyncio.Semaphore(_MOST_READ)
+        self._turns = asyncio.Semaphore(_MOST_READ)
+        self._fetches = asyncio.Semaphore(_MOST_FETCHES)
         self._num_waiting = 0
 
     @property
@@ -132,10 +135,7 @@ class ImageLoader:
 
     async def _load(self, image: SentImage, options: Mapping[str, int], held: list[PixelFile]) -> LoadedImage:
         try:
-            async with self._reading:
-                source = image.source if isinstance(image.source, RawImage) else await self._sources.read(image.source)
-                data, size = (source.rgb, (source.width, source.height)) if isinstance(source, RawImage) else (
-                    source, None)
+            async with self._turn_with(image.source) as (data, size):
                 key = await asyncio.to_thread(_key, data, repr((size, sorted(options.items()), image.most_pixels)))
                 file = self._files.hold(key, lambda path, admit: self._pool.run(
                     Job(data, size, dict(options), image.most_pixels, path), admit))
@@ -148,6 +148,24 @@ class ImageLoader:
             raise OverloadedError("This server cannot process images now; its log says why.", _BROKEN_S,
                                   reason="images") from None
         return LoadedImage(done.digest, done.grid, file.path)
+
+
+    @asynccontextmanager
+    async def _turn_with(self, source: str | RawImage) -> AsyncIterator[tuple[bytes, tuple[int, int] | None]]:
+        """The image's bytes, with their size where they are pixels; inside, it is one of the few that are in memory.
+        Who waits for a slow web server keeps no image from its turn that is here already."""
+        fetched = None
+        async with self._fetches if is_web(source) else nullcontext():
+            if is_web(source):
+                fetched = await self._sources.read(source)
+            await self._turns.acquire()
+        try:
+            if isinstance(source, RawImage):
+                yield source.rgb, (source.width, source.height)
+            else:
+                yield await self._sources.read(source) if fetched is None else fetched, None
+        finally:
+            self._turns.release()
 
 
 def _key(data: bytes, rest: str) -> bytes:

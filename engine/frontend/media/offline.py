@@ -54,6 +54,8 @@ class OfflineImages:
             assert self._loader is not None
             asyncio.run_coroutine_threadsafe(self._loader.close(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
+            loop.close()
 
     def _end_of_batch(self, sent: Sequence[Sequence[SentImage]], first: int) -> int:
         num_images = num_prompts = 0
@@ -96,5 +98,6 @@ class OfflineImages:
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="images", daemon=True).start()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="images", daemon=True)
+            self._thread.start()
         return self._loop

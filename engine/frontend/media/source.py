@@ -14,6 +14,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from quire.engine.frontend.media.errors import BadImageError
@@ -40,6 +41,15 @@ class SentImage:
     most_pixels: int | None = None  # that the model is to see of it, where the request says so of this image
 
 
+def is_web(source: str | RawImage) -> TypeGuard[str]:
+    """Whether the image has to be fetched."""
+    return isinstance(source, str) and _scheme(source) in ("http", "https")
+
+
+def _scheme(url: str) -> str:
+    return url[:8].partition(":")[0].lower()
+
+
 class Sources:
     """Args:
         max_bytes: of an encoded image.
@@ -53,10 +63,10 @@ class Sources:
 
     async def read(self, url: str) -> bytes:
         """The encoded image. Raises BadImageError."""
-        scheme = url[:8].partition(":")[0].lower()
+        scheme = _scheme(url)
         if scheme == "data":
             return await asyncio.to_thread(self._decoded, url)
-        if scheme in ("http", "https"):
+        if is_web(url):
             return await self._fetcher.fetch(url)
         if scheme == "file":
             return await asyncio.to_thread(self._file, url)

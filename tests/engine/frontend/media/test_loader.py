@@ -26,8 +26,9 @@ from quire.engine.frontend.media.source import RawImage, SentImage
 from quire.engine.model_config import ModelConfig
 from quire.engine.model_facts.vision import VisionFacts
 from tests.engine.conftest import model_at
-from tests.engine.frontend.media import pictures
+from tests.engine.frontend.media import pictures, web
 from tests.engine.frontend.media.pictures import file_of, picture, turned, url_of
+from tests.engine.frontend.media.web import Web
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 WHERE = "messages[0].content[1]"
@@ -206,6 +207,17 @@ async def test_one_bad_image_gives_back_the_others(shared: Shared) -> None:
             await task
         await load(loader)  # nothing is to be loaded
         (await load(loader, url_of(file_of(picture())))).release()  # behind what nobody waits for any more
+
+
+async def test_an_image_that_is_here_waits_for_no_web_server(shared: Shared) -> None:
+    async with Web({"/": web.silently}).serving() as server, shared(
+            allowed_media_domains=["127.0.0.1"], image_fetch_timeout=60) as loader:
+        slow = [asyncio.create_task(load(loader, f"http://127.0.0.1:{server.port}/")) for _ in range(40)]
+        (await asyncio.wait_for(load(loader, url_of(file_of(picture()))), 30)).release()
+        assert not any(task.done() for task in slow)
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
 
 
 async def test_images_are_counted_and_for_models_that_see(shared: Shared, pool: ProcessPool, tmp_path: Path) -> None:
