@@ -16,6 +16,7 @@ from quire.app.errors import ApiError
 from quire.app.schemas.body import decode_field
 from quire.app.schemas.raw import NULL, shown_json, text_of
 from quire.app.schemas.unknown import UnknownFields
+from quire.engine.frontend.chat_template import IMAGE_PART
 from quire.engine.frontend.media.source import SentImage
 
 # Of an image that is sent with detail "low": as many pixels as OpenAI's models see of one.
@@ -96,7 +97,7 @@ class SentImages:
 
     def _take(self, where: str, url: str, most_pixels: int | None) -> dict[str, Any]:
         self.images.append(SentImage(where, url, most_pixels))
-        return {"type": "image"}
+        return IMAGE_PART
 
     def _meet_unknown(self, sent: Part, where: str, known: tuple[str, ...]) -> None:
         for name, value in sent.items():

@@ -168,6 +168,7 @@ def test_roles_without_images_and_text_that_spells_a_placeholder(server: Server)
         assert post(server, "/v1/completions", prompt=prompt, max_tokens=2).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_hostile_corpus_leaves_neither_files_nor_memory(server: Server) -> None:
     pids = [*server.pids()["workers"], *server.pids()["engine"], *image_processes(server)]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quire.engine.arguments import shown
 from quire.engine.errors import InvalidRequestError
+from quire.engine.frontend.chat_template import IMAGE_PART
 from quire.engine.frontend.media.errors import BadImageError
 from quire.engine.frontend.media.source import RawImage, SentImage
 from quire.engine.image_options import checked_options
@@ -21,6 +22,8 @@ from quire.engine.model_facts.vision import VisionFacts
 
 if TYPE_CHECKING:
     from quire.engine.frontend.prompts import Prompt
+
+_IMAGE_PARTS = ("image_url", "image", "image_pil")  # each with the field of its name
 
 
 def images_of(prompt: Prompt) -> list[SentImage]:
@@ -77,31 +80,32 @@ def taken_apart(messages: list[dict[str, Any]], where: str) -> tuple[list[dict[s
         InvalidRequestError: a part has no known form.
     """
     images: list[SentImage] = []
+    marked = [_marked(message, f"{where}[{i}]", images) for i, message in enumerate(messages)]
+    return marked, images
 
-    def part_of(part: Any, where: str) -> Any:
-        if not isinstance(part, dict) or part.get("type") not in ("image_url", "image", "image_pil"):
-            return part  # the template's business
-        kind = part["type"]
-        sent = part.get(kind)
-        if kind == "image_url":
-            url = sent.get("url") if isinstance(sent, dict) else sent
-            if not isinstance(url, str):
-                raise InvalidRequestError(f"{where}.image_url must be a URL, or a dict with 'url'; got {shown(sent)}.",
-                                          "messages")
-            images.append(SentImage(where, url))
-        elif sent is not None:
-            images.append(SentImage(where, sent if isinstance(sent, str) else _raw(sent)))
-        else:
-            raise InvalidRequestError(f"{where} has no image: give it in the part's field {kind!r}.", "messages")
-        return {"type": "image"}
 
-    def message_of(message: dict[str, Any], where: str) -> dict[str, Any]:
-        content = message.get("content")
-        if not isinstance(content, list):
-            return message
-        return {**message, "content": [part_of(part, f"{where}['content'][{i}]") for i, part in enumerate(content)]}
+def _marked(message: dict[str, Any], where: str, images: list[SentImage]) -> dict[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    marked = []
+    for i, part in enumerate(content):
+        is_image = isinstance(part, dict) and part.get("type") in _IMAGE_PARTS
+        if is_image:
+            images.append(_image_of(part, f"{where}['content'][{i}]"))
+        marked.append(IMAGE_PART if is_image else part)  # what else there is, is the template's business
+    return {**message, "content": marked}
 
-    return [message_of(message, f"{where}[{i}]") for i, message in enumerate(messages)], images
+
+def _image_of(part: dict[str, Any], where: str) -> SentImage:
+    kind = part["type"]
+    sent = part.get(kind)
+    if kind == "image_url" and isinstance(sent, dict):
+        sent = sent.get("url")
+    if sent is None or (kind == "image_url" and not isinstance(sent, str)):
+        wanted = "a URL, or a dict with 'url'" if kind == "image_url" else "an image"
+        raise InvalidRequestError(f"{where}.{kind} must be {wanted}; got {shown(part.get(kind))}.", "messages")
+    return SentImage(where, sent if isinstance(sent, str) else _raw(sent))
 
 
 def _raw(image: Any) -> RawImage:
