@@ -110,7 +110,11 @@ class ProcessPool:
             self._start_one()
 
     def _start_one(self) -> None:
-        process = _Process(self._command)
+        try:
+            process = _Process(self._command)
+        except OSError as error:  # too many processes, or too little memory
+            self._tell_waiting(ImageServiceError(f"the process for images cannot be started: {error.strerror}"))
+            return
         self._all.add(process)
         task = asyncio.create_task(self._start(process))
         self._starting.add(task)
@@ -119,16 +123,19 @@ class ProcessPool:
     async def _start(self, process: _Process) -> None:
         try:
             await asyncio.wait_for(process.start(self._setup), START_TIMEOUT_S)
-        except (OSError, EOFError, asyncio.TimeoutError, ImageServiceError) as cause:
-            error: Exception = cause
+        except (OSError, EOFError, asyncio.TimeoutError):
             await self._end(process)
-            if not isinstance(error, ImageServiceError):
-                error = ImageServiceError("the process for images does not start")
-            log.error("images cannot be processed", reason=str(error))
-            for _ in range(self._num_waiting):
-                self._free.put_nowait(error)
+            self._tell_waiting(ImageServiceError("the process for images does not start"))
+        except ImageServiceError as error:
+            await self._end(process)
+            self._tell_waiting(error)
         else:
             self._free.put_nowait(process)
+
+    def _tell_waiting(self, error: ImageServiceError) -> None:
+        log.error("images cannot be processed", reason=str(error))
+        for _ in range(self._num_waiting):
+            self._free.put_nowait(error)
 
     async def _end(self, process: _Process) -> None:
         self._all.discard(process)
@@ -140,9 +147,13 @@ class _Process:
         ours, its = socket.socketpair()
         self._end_of_ours = ours
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        with its:
-            self._popen = subprocess.Popen(command, stdin=its.fileno(), stdout=subprocess.DEVNULL,
-                                           env=environment | _OWN, start_new_session=True)
+        try:
+            with its:
+                self._popen = subprocess.Popen(command, stdin=its.fileno(), stdout=subprocess.DEVNULL,
+                                               env=environment | _OWN, start_new_session=True)
+        except OSError:
+            ours.close()
+            raise
         self.is_free = False  # it has no job, and can take one
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None

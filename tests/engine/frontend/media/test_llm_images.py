@@ -118,7 +118,8 @@ def test_what_cannot_be_served_is_said(llm: LLM, prompt: Any, said: str) -> None
 
 def test_a_part_without_its_image_is_named(llm: LLM) -> None:
     for part, said in (({"type": "image_url"}, r"content'\]\[0\].image_url must be a URL"),
-                       ({"type": "image"}, "image must be an image"), ({"type": "video_url", "video_url": ""}, "'video_url'"),
+                       ({"type": "image"}, "image must be an image"),
+                       ({"type": "video_url", "video_url": ""}, "'video_url'"),
                        ({"type": "image_url", "image_url": "file:///etc/passwd"}, "reads no files"),
                        ({"type": "image_url", "image_url": url_of(b"x")}, "no image that can be read")):
         with pytest.raises(InvalidRequestError, match=said):

@@ -88,10 +88,11 @@ async def test_every_waiting_job_hears_that_no_process_starts() -> None:
     async with running(2, 30.0, "broken") as pool:
         found = await asyncio.gather(*(pool.run(job(b"fine"), anything) for _ in range(5)), return_exceptions=True)
         assert {(type(one), str(one)) for one in found} == {(ImageServiceError, "as it was told")}
-    pool = ProcessPool(Setup("model", 1, {}), 1, 30.0, [sys.executable, "-c", ""])
-    with pytest.raises(ImageServiceError, match="does not start"):
-        await pool.run(job(b"fine"), anything)
-    await pool.close()
+    for command, said in (([sys.executable, "-c", ""], "does not start"), (["/no/such/program"], "cannot be started")):
+        pool = ProcessPool(Setup("model", 1, {}), 1, 30.0, command)
+        with pytest.raises(ImageServiceError, match=said):
+            await pool.run(job(b"fine"), anything)
+        await pool.close()
 
 
 async def test_files_of_a_killed_process_go_with_the_next_that_makes_some() -> None:
