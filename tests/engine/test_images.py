@@ -134,82 +134,6 @@ def test_one_different_pixel_misses_the_cache(family: Family) -> None:
     assert (first - other).abs().max() > 1e-3
 
 
-def test_a_salt_keeps_equal_images_apart(family: Family) -> None:
-    engine = family.engine()
-    small = family.pictures()[0]
-    ids = prompt_of(20, small, 30)
-    samples = []
-    for salt in ("", "mine"):
-        samples += engine.submit(ids, [small], salt=salt)
-        engine.run()
-    assert samples[1].num_cached_tokens == 0
-
-
-def test_samples_and_beams_of_one_prompt_share_its_images(family: Family) -> None:
-    small, tall, *_ = family.pictures()
-    ids, pictures = prompt_of(7, tall, 3, small, 5), [tall, small]
-    engine = family.engine(max_num_batched_tokens=40)
-    samples = engine.submit(ids, pictures, n=3)
-    beams = engine.submit(ids, pictures, n=2, beams=Beams(3, 6), logprobs=0)
-    engine.run()
-    for sample in samples:
-        family.check(sample, ids, pictures)
-    assert engine.core.scheduler.num_encoded_images == 2
-    for beam in beams:
-        logits = tiny_vision.logits(family.reference, [*ids, *beam.token_ids], pictures).log_softmax(-1)
-        near([token.logprob for token in beam.logprobs],
-             logits[range(len(ids) - 1, len(ids) + 7), beam.token_ids])
-
-
-def test_prompts_with_images_are_embedded(family: Family) -> None:
-    tall = family.pictures()[1]
-    ids = prompt_of(7, tall, 30)
-    engine = family.engine(max_num_batched_tokens=40)
-    samples = [engine.submit(ids, [tall], pooling=kind, max_tokens=0)[0] for kind in ("last", "mean")]
-    engine.run()
-    tokens = torch.tensor([ids])
-    with torch.inference_mode():
-        hidden = family.reference.model(
-            tokens, pixel_values=tall.pixels, image_grid_thw=torch.tensor([tall.grid]),
-            mm_token_type_ids=(tokens == tiny_vision.IMAGE).int()).last_hidden_state[0]
-    for sample, expected in zip(samples, (hidden[-1], hidden.mean(0))):
-        torch.testing.assert_close(torch.tensor(struct.unpack(f"{len(expected)}f", sample.pooled)), expected, atol=1e-3,
-                                   rtol=1e-3)
-
-
-def test_a_prompt_may_end_with_an_image(family: Family) -> None:
-    """Then its next token depends on a token that is the image's, and with it on features of all depths."""
-    small = family.pictures()[0]
-    ids = prompt_of(30, small)[:-1]
-    for step in (512, len(ids) - 1):  # the last token with the others, and alone
-        engine = family.engine(max_num_batched_tokens=step)
-        samples = engine.submit(ids, [small], n=2)
-        engine.run()
-        for sample in samples:
-            family.check(sample, ids, [small])
-
-
-def test_what_one_engine_began_another_one_ends(family: Family) -> None:
-    small, tall, *_ = family.pictures()
-    ids, pictures = prompt_of(7, tall, 3, small, 5), [tall, small]
-    engine = family.engine()
-    [whole] = engine.submit(ids, pictures, max_tokens=12)
-    engine.run()
-    other = family.engine(max_num_batched_tokens=40)
-    [rest] = other.submit(ids, pictures, max_tokens=12, output=whole.token_ids[:5])
-    other.run()
-    assert rest.token_ids == whole.token_ids[5:]
-
-
-def test_placeholders_without_an_image_are_tokens_like_others(family: Family) -> None:
-    ids = prompt_of(4, picture(family.name, 4, 6), 9)
-    engine = family.engine()
-    [sample] = engine.submit(ids)
-    engine.run()
-    expected = tiny_vision.logits(family.reference, ids, [])
-    assert sample.token_ids[0] == expected[-1].argmax()
-
-
 @pytest.mark.parametrize("form", ["flat", "4.57"])
 def test_all_forms_of_config_json_and_both_sets_of_names_are_read(family: Family, form: str, tmp_path: Path) -> None:
     reference = tiny_vision.write(tmp_path, family.name, tied=True)
@@ -223,6 +147,85 @@ def test_all_forms_of_config_json_and_both_sets_of_names_are_read(family: Family
     other.check(*cases[0])
     assert engine.core.config.model.eos_token_ids == (2,)
     assert engine.core.config.model.vision == family.engine().core.config.model.vision
+
+
+# -- what requests may ask beside tokens, and where they may begin and end
+
+
+def test_a_salt_keeps_equal_images_apart(qwen3: Family) -> None:
+    engine = qwen3.engine()
+    small = qwen3.pictures()[0]
+    ids = prompt_of(20, small, 30)
+    samples = []
+    for salt in ("", "mine"):
+        samples += engine.submit(ids, [small], salt=salt)
+        engine.run()
+    assert samples[1].num_cached_tokens == 0
+
+
+def test_samples_and_beams_of_one_prompt_share_its_images(qwen3: Family) -> None:
+    small, tall, *_ = qwen3.pictures()
+    ids, pictures = prompt_of(7, tall, 3, small, 5), [tall, small]
+    engine = qwen3.engine(max_num_batched_tokens=40)
+    samples = engine.submit(ids, pictures, n=3)
+    beams = engine.submit(ids, pictures, n=2, beams=Beams(3, 6), logprobs=0)
+    engine.run()
+    for sample in samples:
+        qwen3.check(sample, ids, pictures)
+    assert engine.core.scheduler.num_encoded_images == 2
+    for beam in beams:
+        logits = tiny_vision.logits(qwen3.reference, [*ids, *beam.token_ids], pictures).log_softmax(-1)
+        near([token.logprob for token in beam.logprobs],
+             logits[range(len(ids) - 1, len(ids) + 7), beam.token_ids])
+
+
+def test_prompts_with_images_are_embedded(qwen3: Family) -> None:
+    tall = qwen3.pictures()[1]
+    ids = prompt_of(7, tall, 30)
+    engine = qwen3.engine(max_num_batched_tokens=40)
+    samples = [engine.submit(ids, [tall], pooling=kind, max_tokens=0)[0] for kind in ("last", "mean")]
+    engine.run()
+    tokens = torch.tensor([ids])
+    with torch.inference_mode():
+        hidden = qwen3.reference.model(
+            tokens, pixel_values=tall.pixels, image_grid_thw=torch.tensor([tall.grid]),
+            mm_token_type_ids=(tokens == tiny_vision.IMAGE).int()).last_hidden_state[0]
+    for sample, expected in zip(samples, (hidden[-1], hidden.mean(0))):
+        torch.testing.assert_close(torch.tensor(struct.unpack(f"{len(expected)}f", sample.pooled)), expected, atol=1e-3,
+                                   rtol=1e-3)
+
+
+def test_a_prompt_may_end_with_an_image(qwen3: Family) -> None:
+    """Then its next token depends on a token that is the image's, and with it on features of all depths."""
+    small = qwen3.pictures()[0]
+    ids = prompt_of(30, small)[:-1]
+    for step in (512, len(ids) - 1):  # the last token with the others, and alone
+        engine = qwen3.engine(max_num_batched_tokens=step)
+        samples = engine.submit(ids, [small], n=2)
+        engine.run()
+        for sample in samples:
+            qwen3.check(sample, ids, [small])
+
+
+def test_what_one_engine_began_another_one_ends(qwen3: Family) -> None:
+    small, tall, *_ = qwen3.pictures()
+    ids, pictures = prompt_of(7, tall, 3, small, 5), [tall, small]
+    engine = qwen3.engine()
+    [whole] = engine.submit(ids, pictures, max_tokens=12)
+    engine.run()
+    other = qwen3.engine(max_num_batched_tokens=40)
+    [rest] = other.submit(ids, pictures, max_tokens=12, output=whole.token_ids[:5])
+    other.run()
+    assert rest.token_ids == whole.token_ids[5:]
+
+
+def test_placeholders_without_an_image_are_tokens_like_others(qwen3: Family) -> None:
+    ids = prompt_of(4, picture(qwen3.name, 4, 6), 9)
+    engine = qwen3.engine()
+    [sample] = engine.submit(ids)
+    engine.run()
+    expected = tiny_vision.logits(qwen3.reference, ids, [])
+    assert sample.token_ids[0] == expected[-1].argmax()
 
 
 # -- what is kept
