@@ -79,6 +79,8 @@ class OfflineImages:
         if fatal is not None or not kept:
             kept = []
         self._release([one for one in found[len(kept):] if isinstance(one, LoadedImages)])
+        if not kept and fatal is None and len(sent) > 1:  # those behind the first came first, and took the room
+            return self._load(sent[:1], options[:1])
         if not kept:
             raise fatal or errors[0]
         return kept
