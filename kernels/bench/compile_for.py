@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -63,17 +65,34 @@ def main() -> int:
         began, compiled = time.monotonic(), pretend(capability)
         for dtype in [torch.float16 if capability == 75 else torch.bfloat16, torch.float32]:
             for name, call in calls(dtype):
-                try:
-                    call()
-                except Exception as error:
+                if complaint := complaint_about(call):
                     failed += 1
-                    print(f"{capability} {str(dtype)[6:]} {name}: {type(error).__name__}: {error}", flush=True)
+                    print(f"{capability} {str(dtype)[6:]} {name}: {complaint}", flush=True)
         for kernel in compiled:
             if kernel.metadata.shared > SHARED_BYTES[capability]:
                 failed += 1
                 print(f"{capability} {kernel.metadata.name}: {kernel.metadata.shared} bytes of shared memory")
         print(f"{capability}: {len(compiled)} kernels in {time.monotonic() - began:.0f} s", flush=True)
     return 1 if failed else 0
+
+
+def complaint_about(call: Callable[[], object]) -> str:
+    """The error that it raises, or what the compiler, which is no Python, says of it on standard error; "" if nothing.
+
+    Triton goes on after most of these, with a loop that is not pipelined or the like.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said, os.fdopen(os.dup(2), "wb") as real:
+        os.dup2(said.fileno(), 2)
+        try:
+            call()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            sys.stderr.flush()
+            os.dup2(real.fileno(), 2)
+        said.seek(0)
+        return said.read().decode(errors="replace").strip()
 
 
 def pretend(capability: int) -> list[Any]:
