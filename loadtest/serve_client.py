@@ -21,11 +21,12 @@ import sys
 import time
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from quire.app.command_parser import CommandParser
+from quire.app.peer import Lost, Peer, Unreachable, message_of, with_scheme
+from quire.engine.errors import ConfigError
 from quire.loadtest import workloads
 from quire.loadtest.arguments import count, writable
 from quire.loadtest.report.measured import Run, Sent
@@ -162,10 +163,14 @@ def main(argv: list[str]) -> int:
             args.html.write_text(html(runs, _about(args)), encoding="utf-8")
     failed = [each.summary for each in runs if each.summary["failed"]]
     for result in failed:
-        advice = _ADVICE.get(result["first_error"][:4].strip(), "")
+        first = result["first_error"]
         print(f"quire bench serve: {result['failed']} of {result['requests']} requests failed; the first: "
-              f"{result['first_error']}{advice and f' -> {advice}'}", file=sys.stderr)
+              f"{first}{_advice(first[:4].strip())}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _advice(status: str) -> str:
+    return f" -> {_ADVICE[status]}" if status in _ADVICE else ""
 
 
 def _about(args: argparse.Namespace) -> dict[str, str]:
@@ -176,8 +181,9 @@ def _about(args: argparse.Namespace) -> dict[str, str]:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = CommandParser(prog="quire bench serve", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address [%(default)s]")
-    parser.add_argument("--model", required=True, help="the served model's name")
+    parser.add_argument("--url", default="http://127.0.0.1:8000",
+                        help="the server's address; http:// may be left out [%(default)s]")
+    parser.add_argument("--model", help="the served model's name; the server's first if unset")
     parser.add_argument("--workload", default="sharegpt", choices=list(workloads.load()), help="[%(default)s]")
     parser.add_argument("--vocab", type=int, default=32000, metavar="N",
                         help="vocabulary size of the model [%(default)s]")
@@ -192,11 +198,24 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     for rate in args.rate:
         if not 0 <= rate < float("inf"):
             parser.error(f"--rate: {rate:g} is not 0 or a number of requests a second")
+    args.url = with_scheme(args.url)
     if not args.url.startswith(("http://", "https://")):
         parser.error(f"--url: {args.url} does not begin with http:// or https://")
     try:
-        (urlsplit(args.url).hostname or "").encode("idna")
+        server = Peer(args.url, args.key)
     except ValueError as error:
-        parser.error(f"--url: {args.url} is no address: {error}")
-    args.url = args.url.rstrip("/").removesuffix("/v1")  # with which other clients are given it
+        parser.error(f"--url: {error}")
+    args.url = server.address
+    args.model = args.model or _first_model(server)
     return args
+
+
+def _first_model(server: Peer) -> str:
+    """Raises ConfigError where the server does not tell."""
+    try:
+        reply = server.get("/v1/models")
+    except (Unreachable, Lost) as error:
+        raise ConfigError(f"{server.address} does not answer: {error}") from None
+    if reply.status != 200:
+        raise ConfigError(f"{server.address}/v1/models: {message_of(reply)}{_advice(str(reply.status))}")
+    return str(json.loads(reply.body)["data"][0]["id"])
