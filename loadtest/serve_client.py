@@ -29,7 +29,8 @@ from quire.app.peer import Lost, Peer, Unreachable, message_of, with_scheme
 from quire.engine.errors import ConfigError
 from quire.loadtest import workloads
 from quire.loadtest.arguments import count, writable
-from quire.loadtest.report.measured import Run, Sent
+from quire.loadtest.report.axis import shown
+from quire.loadtest.report.measured import Load, Run, Sent
 from quire.loadtest.report.page import html
 
 START_AFTER_S = 3.0  # client processes need this long to be up, so that all begin together
@@ -107,17 +108,15 @@ def quantiles_ms(values: list[float]) -> dict[str, float | None]:
             for name, q in (("p50", 0.5), ("p99", 0.99))}
 
 
-def summary(results: list[Sent], seconds: float) -> dict[str, Any]:
-    good = [sent for sent in results if sent.error is None]
-    errors = [sent.error for sent in results if sent.error is not None]
-    num_tokens = sum(sent.num_tokens for sent in good)
+def summary(run: Run) -> dict[str, Any]:
     return {
-        "requests": len(results), "failed": len(errors), "first_error": errors[0] if errors else None,
-        "s": round(seconds, 2), "out_tokens": num_tokens, "out_tok_s": round(num_tokens / seconds, 1),
-        "req_s": round(len(good) / seconds, 2),
-        "ttft_ms": quantiles_ms([sent.ttft for sent in good]),
-        "itl_ms": quantiles_ms([gap for sent in good for gap in sent.gaps]),
-        "tpot_ms": quantiles_ms([sent.tpot for sent in good if sent.tpot is not None]),
+        "requests": len(run.sent), "failed": run.num_failed,
+        "first_error": next((sent.error for sent in run.sent if sent.error is not None), None),
+        "s": round(run.seconds, 2), "out_tokens": run.num_tokens, "out_tok_s": round(run.output_per_s, 1),
+        "req_s": round(run.answered_per_s, 2),
+        "ttft_ms": quantiles_ms([sent.ttft for sent in run.good]),
+        "itl_ms": quantiles_ms([gap for sent in run.good for gap in sent.gaps]),
+        "tpot_ms": quantiles_ms([sent.tpot for sent in run.good if sent.tpot is not None]),
     }
 
 
@@ -141,8 +140,8 @@ def run(args: argparse.Namespace, rate: float, turn: int = 0) -> Run:
     seconds = time.time() - start
     for client in clients:
         client.join()
-    return Run(rate, seconds, results, {"workload": args.workload, "rate": rate or "all at once",
-                                        **summary(results, seconds)})
+    load = Load(f"{shown(rate)} requests/s", rate) if rate else Load("all at once")
+    return Run(load, seconds, results)
 
 
 def _others(prompts: list[list[int]], turn: int, top: int) -> Iterator[list[int]]:
@@ -156,12 +155,14 @@ def _others(prompts: list[list[int]], turn: int, top: int) -> Iterator[list[int]
 def main(argv: list[str]) -> int:
     args = _parse(argv)
     runs: list[Run] = []
+    summaries: list[dict[str, Any]] = []
     for turn, rate in enumerate(args.rate):
         runs.append(run(args, rate, turn))
-        print(json.dumps(runs[-1].summary), flush=True)
+        summaries.append({"workload": args.workload, "rate": rate or "all at once", **summary(runs[-1])})
+        print(json.dumps(summaries[-1]), flush=True)
         if args.html is not None:  # after each, so that what was measured is there whatever comes
             args.html.write_text(html(runs, _about(args)), encoding="utf-8")
-    failed = [each.summary for each in runs if each.summary["failed"]]
+    failed = [each for each in summaries if each["failed"]]
     for result in failed:
         first = result["first_error"]
         print(f"quire bench serve: {result['failed']} of {result['requests']} requests failed; the first: "

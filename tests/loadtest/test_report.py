@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire.loadtest.report.axis import linear, logarithmic, round_down, round_up
-from quire.loadtest.report.measured import Run, Sent, percentile
+from quire.loadtest.report.measured import Load, Run, Sent, percentile
 from quire.loadtest.report.page import html
 from quire.loadtest.report.svg import HEIGHT, WIDTH, Series, histogram, line_plot
-from quire.loadtest.serve_client import summary
 
 numbers = st.floats(1e-6, 1e9)
 
@@ -42,7 +41,7 @@ def test_without_values_there_is_an_axis_too() -> None:
 
 
 def run_of(sent: list[Sent], rate: float = 2.0, seconds: float = 4.0) -> Run:
-    return Run(rate, seconds, sent, {"rate": rate, **summary(sent, seconds)})
+    return Run(Load(f"{rate:g} requests/s", rate) if rate else Load("all at once"), seconds, sent)
 
 
 RUN = run_of([Sent(at=0.0, ttft=0.5, gaps=[0.25, 0.75], num_tokens=3, tpot=0.5),
@@ -107,9 +106,9 @@ def test_the_page_is_whole_asks_nobody_for_anything_and_shows_errors_as_text() -
     assert not {"src", "href", "onload", "onclick"} & page.attributes
     assert "url(" not in text and "@import" not in text and "default-src 'none'" in text
     assert "Load test of <i>m</i>" in page.text and "1 × 503 <script>alert(1)</script>" in page.text
-    # 5 plots by load; of each run 6
+    # 5 plots by load; of each run 6, and one of failures
     plots = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(plots) == 5 + 3 * 6
+    assert len(plots) == 5 + 3 * 7
     for plot in plots:
         root = ElementTree.fromstring(plot)
         for dot in root.iter("circle"):
