@@ -32,6 +32,11 @@ class Sent:
         """To its last token."""
         return self.ttft + sum(self.gaps)
 
+    def tokens_between(self, start: float, end: float) -> float:
+        """Of its tokens, as many as the share of its chunks that came then."""
+        times = list(accumulate(self.gaps, initial=self.at + self.ttft))
+        return self.num_tokens * sum(start <= time < end for time in times) / len(times)
+
 
 REQUESTS_A_SECOND, USERS = "offered load, requests/s", "users"  # the axes on which loads have a place
 
@@ -44,12 +49,21 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Output:
+    """What came within a time."""
+
+    num_answers: int
+    num_tokens: float
+
+
+@dataclass(frozen=True)
 class Run:
     """All requests of one load."""
 
     load: Load
     seconds: float
     sent: list[Sent]
+    output: Output | None = None  # of `seconds`, where requests began before them or ended after; else that of `sent`
     users: list[Point] = field(default_factory=list)  # how many there were at a time, where users are what sends
 
     @cached_property
@@ -66,12 +80,12 @@ class Run:
 
     @property
     def answered_per_s(self) -> float:
-        return len(self.good) / self.seconds
+        return (self.output.num_answers if self.output else len(self.good)) / self.seconds
 
     @property
     def output_per_s(self) -> float:
         """In tokens."""
-        return self.num_tokens / self.seconds
+        return (self.output.num_tokens if self.output else self.num_tokens) / self.seconds
 
     @cached_property
     def latencies(self) -> dict[str, list[tuple[float, float]]]:

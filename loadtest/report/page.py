@@ -14,20 +14,20 @@ from quire.loadtest.report.svg import Series, histogram, line_plot
 
 _COLORS = dict(zip(PERCENTILES, ("c0", "c1", "c2")))
 _KINDS = ("time to first token", "inter-token latency", "end to end")
-_LOADS = {  # axis -> what the load is called, and what it means
-    REQUESTS_A_SECOND: (
-        "offered load", "Requests a second at which requests are sent, at random times (Poisson arrivals). Requests do "
-                        "not wait for each other, so a server that is too slow gets a queue. “All at once” sends them "
-                        "at the start. A load's time is that from its start to the end of its last request."),
-    USERS: (
-        "users", "Programs that ask, read the answer to its end, wait for a moment and ask again: a server that is slow "
-                 "is asked less often. A row is of the requests that were sent while so many users were there and "
-                 "none came or left, and its time is as long as that; the whole run has those in between too."),
+_LOADS = {REQUESTS_A_SECOND: "offered load", USERS: "users"}  # what the loads of an axis are called
+_MEANINGS = {
+    REQUESTS_A_SECOND: "Requests a second at which requests are sent, at random times (Poisson arrivals). Requests do "
+                       "not wait for each other, so a server that is too slow gets a queue. “All at once” sends them "
+                       "at the start. A load's time is that from its start to the end of its last request.",
+    USERS: "Programs that ask, read the answer to its end, wait for a moment and ask again: a server that is slow is "
+           "asked less often. A row is of the time in which so many users were there and none came or left: its "
+           "latencies are of the requests sent then, its answers and tokens what came then. The whole run has the time "
+           "in between too, and at the end that of the last answers.",
 }
 _DEFINITIONS = {
-    "answered a second": "Requests of that load that ended well, by its time.",
-    "output tokens/s": "Tokens of those requests as the server's usage counts them, by the same time. Over time, what "
-                       "is counted are chunks with a token, and a server may put several into one.",
+    "answered a second": "Requests that ended well, by the time.",
+    "output tokens/s": "Their tokens as the server's usage counts them, by the same time. Over time, what is counted "
+                       "are chunks with a token, and a server may put several into one.",
     "time to first token (TTFT)": "From sending a request to its first chunk with a token: way, queue and prompt.",
     "inter-token latency (ITL)": "Between two chunks of one request after the first: one value for each gap.",
     "time per output token (TPOT)": "(last chunk − first chunk) / (tokens − 1): one value for each request.",
@@ -50,18 +50,18 @@ def html(runs: list[Run], about: dict[str, str], tool: str = "quire bench serve"
         whole: the run that `runs` are parts of. With it, what went on over time is told of it, not of each of them.
     """
     style = resources.files("quire.loadtest").joinpath("report", "style.css").read_text(encoding="utf-8")
-    title = f"Load test of {about.get('model', 'a server')}"
+    title = f"Load test of {about.get('model') or about.get('server', 'a server')}"
     made = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     about = {**about, "made": f"{made} by {tool}, quire {__version__}"}
     axis = runs[0].load.axis
-    load, meaning = _LOADS[axis]
+    load = _LOADS[axis]
     body = [f"<h1>{escape(title)}</h1>", _about(about), "<h2>Summary</h2>",
             _summary([*runs, *([whole] if whole else [])], load)]
     if len(placed := [run for run in runs if run.load.value is not None]) > 1:
         body += [f"<h2>By {load}</h2>", _by_load(placed, axis)]
     for run in [whole] if whole else runs:
         body += [f"<h2>{escape(run.load.name.capitalize())}</h2>", _errors(run), _one(run)]
-    body += ["<h2>What the figures mean</h2>", _definitions({load: meaning, **_DEFINITIONS})]
+    body += ["<h2>What the figures mean</h2>", _definitions({load: _MEANINGS[axis], **_DEFINITIONS})]
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             '<meta name="color-scheme" content="light dark">'

@@ -130,7 +130,8 @@ def test_the_address_may_be_given_as_to_other_clients():
         assert serve_client._parse(["--model", "m", "--url", url]).url == "http://h:1"
 
 
-@pytest.mark.parametrize("flags", [["--url", "ftp://h:1"], ["--num-requests", "0"], ["--clients", "0"], ["--rate", "-1"]])
+@pytest.mark.parametrize("flags", [
+    ["--url", "ftp://h:1"], ["--num-requests", "0"], ["--clients", "0"], ["--rate", "-1"]])
 def test_flags_that_make_no_sense_are_refused_by_name(capsys, flags):
     with pytest.raises(SystemExit):
         serve_client.main(["--model", "m", *flags])
