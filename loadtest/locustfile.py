@@ -5,8 +5,9 @@
         --report build/load.html
 
 Environment: QUIRE_MODEL (the server's first model if unset), VLLM_API_KEY, QUIRE_MAX_TOKENS; QUIRE_STEPS, numbers of
-users that are there one after the other, each for QUIRE_STEP_S seconds (30). The run exits 1 when a limit given by
-QUIRE_SLO_TTFT_P95_MS, QUIRE_SLO_ITL_P95_MS or QUIRE_SLO_FAILURE_RATIO is missed, or nothing was served.
+users that are there one after the other, each for QUIRE_STEP_S seconds (30); QUIRE_REPORT, --report's file. The run
+exits 1 when a limit given by QUIRE_SLO_TTFT_P95_MS, QUIRE_SLO_ITL_P95_MS or QUIRE_SLO_FAILURE_RATIO is missed, or
+nothing was served.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def host():
     server.server_close()
 
 
-BRIEFLY = ("--users", "2", "--spawn-rate", "2", "--run-time", "3s")  # Locust counts the time of its own start
+BRIEFLY = ("--users", "2", "--spawn-rate", "2", "--run-time", "4s")  # Locust counts the time of its own start
 
 
 def locust(host: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -78,7 +78,8 @@ def test_a_missed_limit_fails_the_run_and_steps_have_a_report_by_the_number_of_u
 
 def test_a_stream_that_breaks_off_is_a_failure_and_in_the_report(host, tmp_path):
     report = tmp_path / "load.html"
-    done = locust(f"{host}/broken", *BRIEFLY, QUIRE_REPORT=str(report))
+    done = locust(f"{host}/broken", "--stop-timeout", "1", QUIRE_REPORT=str(report), QUIRE_STEPS="2",
+                  QUIRE_STEP_S="1.5")
     assert done.returncode == 1
     assert "100.0% of the chats failed" in done.stdout and "Traceback" not in done.stderr
     assert "the stream broke off: ChunkedEncodingError" in report.read_text()
@@ -87,6 +88,15 @@ def test_a_stream_that_breaks_off_is_a_failure_and_in_the_report(host, tmp_path)
 def test_a_report_that_cannot_be_written_is_refused_before_the_run(host):
     done = locust(host, "--report", "/nowhere/load.html")
     assert done.returncode == 2 and "/nowhere/load.html cannot be written: No such file" in done.stderr
+
+
+def test_the_report_needs_locust_and_the_standard_library_alone():
+    said = subprocess.run([sys.executable, "-c", "import sys, quire.loadtest.locust_report; print(*sys.modules)"],
+                          capture_output=True, text=True, timeout=60, check=True).stdout
+    ours = {name for name in said.split() if name.split(".")[0] == "quire"}
+    allowed = ("quire.loadtest.locust_report", "quire.loadtest.report")
+    assert {name for name in ours if not name.startswith(allowed)} == {"quire", "quire.loadtest"}
+    assert not {"msgspec", "aiohttp", "torch", "numpy"} & set(said.split())
 
 
 @pytest.mark.slow
@@ -99,6 +109,6 @@ def test_a_run_of_several_processes_has_one_report(host, tmp_path):
 
 
 def test_a_server_that_is_not_there_fails_the_run():
-    done = locust("http://127.0.0.1:9", QUIRE_MODEL="m")
+    done = locust("http://127.0.0.1:9", "--stop-timeout", "1", QUIRE_MODEL="m", QUIRE_STEPS="2", QUIRE_STEP_S="1")
     assert done.returncode == 1
     assert "no token was served" in done.stdout
