@@ -170,7 +170,8 @@ async function submit(question) {
   refresh();
   lookNow();
   toEnd();
-  $("question").focus({ preventScroll: true });
+  // The button that was pressed is hidden now; a reader who is elsewhere stays there.
+  if (document.activeElement === document.body) $("question").focus({ preventScroll: true });
 }
 
 /** Reads the answer into `turn` and `view`. Throws Refusal, AbortError, TypeError where the connection breaks. */
