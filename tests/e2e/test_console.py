@@ -152,6 +152,20 @@ def test_escape_ends_an_answer_and_what_came_of_it_stays(console: Console) -> No
     assert browser.run("return document.activeElement.id") == "question"
 
 
+def test_the_end_of_an_answer_takes_nobody_from_where_they_read(console: Console) -> None:
+    focused = "return document.activeElement.id || document.activeElement.hash"
+    browser = console.open()
+    browser.click("#suggestions button")
+    browser.wait(f"{LAST} .facts", "tokens/s")
+    browser.click("#stop")
+    browser.wait(f"{LAST} .facts", "stopped")
+    assert browser.run(focused) == "question", "not at a button that is hidden"
+    console.ask(QUESTION, **{"max-tokens": 4})
+    browser.run("document.querySelector('nav a[href=\"#state\"]').focus()")
+    browser.wait(f"{LAST} .copies", "Copy as curl")
+    assert browser.run(focused) == "#state"
+
+
 def test_an_answer_goes_on_when_the_engine_dies_in_its_midst(console: Console) -> None:
     undisturbed = console.answer(max_tokens=32)
     [engine] = console.server.pids()["engine"]
@@ -236,7 +250,7 @@ def test_an_answer_becomes_text_and_elements_and_never_markup(console: Console) 
         assert not set(one["names"]) & {"script", "img", "iframe", "svg", "b", "style"}
         assert not [name for name in one["attributes"] if name.startswith("on") or name in ("src", "style")]
         assert all(link.startswith(("https://", "http://")) for link in one["links"])
-        assert one["ms"] < 500
+        assert one["ms"] < 1500, "linear"
     assert made[0]["text"] == HOSTILE[0]
 
 
