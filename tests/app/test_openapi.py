@@ -241,7 +241,7 @@ async def test_it_is_the_same_with_a_prefix_and_leads_back_there(make_app: Calla
     async with app.router.lifespan_context(app), httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         documents = [(await client.get(f"{prefix}/openapi.json")).json() for prefix in ("", "/llm")]
-        assert documents[0] == documents[1] and documents[0]["servers"] == [{"url": "."}]
+        assert documents[0] == documents[1] and [one["url"] for one in documents[0]["servers"]] == ["."]
         for route in DOCS_ROUTES:
             assert (await client.get(f"/llm{route.path}")).status_code == 200
 
