@@ -288,50 +288,62 @@ class Simulation:
         turn = 0
         last = max((g.turn for g in self.groups), default=0)
         while turn <= last or self.scheduler.has_work:
-            self.arrivals_and_aborts(turn)
-            plan = self.scheduler.plan()
+            for number, group in enumerate(self.groups):
+                if group.turn == turn:
+                    self.arrive(number)
+                for sample, abort_turn in group.aborts.items():
+                    if abort_turn == turn:
+                        self.abort(number, sample)
             check_holdings(self.scheduler)
-            self.device.continue_beams(self.scheduler)
-            if plan is not None:
-                self.in_flight.append((plan, self.device.run(plan)))
-                self.num_copies += len(plan.copy_sources)
-            elif self.scheduler.num_waiting or self.scheduler.num_running:
-                assert self.in_flight, "nothing runs, nothing is in flight, and requests are unfinished"
-            allowed = self.depth if plan is not None else max(len(self.in_flight) - 1, 0)
-            while len(self.in_flight) > allowed:
-                self.commit()
+            self.step()
             turn += 1
             assert turn < 3000, "no progress"
 
-    def arrivals_and_aborts(self, turn: int) -> None:
-        config = self.scheduler.config
-        for number, group in enumerate(self.groups):
-            if group.turn == turn:
-                try:
-                    self.scheduler.check_admissible(len(group.prompt), group.sampling.max_tokens, len(group.outputs),
-                                                    group.num_samples if group.beams else 0)
-                except InvalidRequestError:
-                    continue
-                if group.beams:
-                    self.add_beams(number, group)
-                    continue
-                requests = [Request((number, sample), group.prompt, group.sampling, 100 * number + sample,
-                                    output_token_ids=group.outputs if sample % 2 == 0 else [],
-                                    priority=group.priority, key_name=group.key_name)
-                            for sample in range(group.num_samples)]
-                for request in requests:
-                    self.requests[request.key] = request
-                    self.expected[request.key] = undisturbed(request, config.max_model_len)
-                self.scheduler.add(requests)
-            for sample, abort_turn in group.aborts.items():
-                key = (number, sample)
-                if abort_turn == turn and number in self.searches and key not in self.ended:
-                    self.scheduler.abort(key)
-                    self.ended |= dict.fromkeys(self.searches[number].keys, "abort")
-                elif abort_turn == turn and key in self.requests and key not in self.ended:
-                    assert self.scheduler.abort(key) is self.requests[key]
-                    self.ended[key] = "abort"
+    def step(self) -> None:
+        """Plans a step, and commits as many as are to be over before the next."""
+        plan = self.scheduler.plan()
         check_holdings(self.scheduler)
+        self.device.continue_beams(self.scheduler)
+        if plan is not None:
+            self.in_flight.append((plan, self.device.run(plan)))
+            self.num_copies += len(plan.copy_sources)
+        elif self.scheduler.num_waiting or self.scheduler.num_running:
+            assert self.in_flight, "nothing runs, nothing is in flight, and requests are unfinished"
+        allowed = self.depth if plan is not None else max(len(self.in_flight) - 1, 0)
+        while len(self.in_flight) > allowed:
+            self.commit()
+
+    def arrive(self, number: int) -> None:
+        """The samples of a group come, if they can ever be served."""
+        config, group = self.scheduler.config, self.groups[number]
+        try:
+            self.scheduler.check_admissible(len(group.prompt), group.sampling.max_tokens, len(group.outputs),
+                                            group.num_samples if group.beams else 0)
+        except InvalidRequestError:
+            return
+        if group.beams:
+            self.add_beams(number, group)
+            return
+        requests = [Request((number, sample), group.prompt, group.sampling, 100 * number + sample,
+                            output_token_ids=group.outputs if sample % 2 == 0 else [],
+                            priority=group.priority, key_name=group.key_name)
+                    for sample in range(group.num_samples)]
+        for request in requests:
+            self.requests[request.key] = request
+            self.expected[request.key] = undisturbed(request, config.max_model_len)
+        self.scheduler.add(requests)
+
+    def abort(self, number: int, sample: int) -> None:
+        """Of a beam search all; nothing of what has ended or never came."""
+        key = (number, sample)
+        if key in self.ended:
+            return
+        if number in self.searches:
+            self.scheduler.abort(key)
+            self.ended |= dict.fromkeys(self.searches[number].keys, "abort")
+        elif key in self.requests:
+            assert self.scheduler.abort(key) is self.requests[key]
+            self.ended[key] = "abort"
 
     def add_beams(self, number: int, group: Group) -> None:
         members = [Request((number, sample), group.prompt, group.sampling, 0, priority=group.priority,
