@@ -94,7 +94,8 @@ class Replay:
         except InvalidRequestError:
             self._result.num_invalid += 1
             return
-        if (scheduler.num_waiting >= self._max_queued_requests
+        if scheduler.num_waiting and (  # as the engine's door: whoever finds the queue empty may enter
+                scheduler.num_waiting >= self._max_queued_requests
                 or scheduler.num_waiting_tokens + arrival.prompt_tokens > self._max_queued_tokens):
             self._result.num_overload += 1
             return
