@@ -124,6 +124,7 @@ def test_prometheus_counts_what_was_asked_through_kills(scraped: tuple[Server, P
             os.kill(pid, signal.SIGKILL)
     until(lambda: len(set(server.pids()["workers"]) - set(workers)) == 2 and not any(map(alive, workers)))
     until(lambda: _ready(server), 60)
+    prometheus.wait_scrapes(1)
     generated = prometheus.value("sum(vllm:generation_tokens_total)")
     assert generated >= NUM_REQUESTS * NUM_TOKENS
     prometheus.wait_for("quire:http_requests_in_flight", 0)
