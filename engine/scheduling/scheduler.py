@@ -10,11 +10,8 @@ plans in order, so whatever a later plan puts there is written after, and read o
 
 from __future__ import annotations
 
-import sys
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Hashable, Iterable
-from operator import attrgetter
 from typing import NamedTuple
 
 from quire.engine.config import SchedulerConfig
@@ -22,15 +19,15 @@ from quire.engine.plan import NOTHING_LEFT, Logprobs, StepPlan, StepResult
 from quire.engine.scheduling.admissible import check_admissible
 from quire.engine.scheduling.allocator import BlockAllocator
 from quire.engine.scheduling.beam_group import BeamGroup
+from quire.engine.scheduling.beam_groups import BeamGroups, members_of
 from quire.engine.scheduling.block_run import BlockRun
 from quire.engine.scheduling.draft import Draft
-from quire.engine.scheduling.prefix_index import extend_hashes
+from quire.engine.scheduling.prefix_cache import PrefixCache, Reuse
 from quire.engine.scheduling.queue import WaitingQueue
 from quire.engine.scheduling.request import Request, RequestStatus
-from quire.engine.scheduling.sharing import NOTHING_SHARED, largest_shared_beginning
+from quire.engine.scheduling.running import Running
+from quire.engine.scheduling.sharing import NOTHING_SHARED
 
-_ORDER = attrgetter("order")
-_NEVER = sys.maxsize
 # Free blocks that an admission leaves for the running requests' growth: num_blocks // this.
 _RESERVE_DIVISOR = 100
 
@@ -43,16 +40,6 @@ class TokenEvent(NamedTuple):
     finish_reason: str  # "" while the sample goes on
     stop_token_id: int  # -1 where no stop token ended it
     logprobs: Logprobs | None
-
-
-class _Reuse(NamedTuple):
-    """What a waiting request need not compute: its first `num_tokens` tokens, whose K and V lie in blocks already."""
-
-    num_tokens: int
-    shared: list[BlockRun]  # the full blocks among these, as far as windows let see them
-    # The partly full ones after them, a group each, of which it gets copies to write on in; (): there is none.
-    copied: tuple[int, ...] = ()
-    leader: Request | None = None  # whose blocks they are; None: the prefix cache's
 
 
 class Scheduler:
@@ -71,20 +58,17 @@ class Scheduler:
         self.num_generation_tokens = 0
         self._allocator = BlockAllocator(config.num_blocks, config.block_need,
                                          enable_prefix_caching=config.enable_prefix_caching)
+        self._prefix_cache = PrefixCache(self._allocator)
         self._requests: dict[Hashable, Request] = {}
         self._waiting = WaitingQueue()
-        self._running: list[Request] = []
-        self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
+        self._running = Running(config.max_num_seqs)
+        self._beams = BeamGroups()
         # step, requests that it samples for, requests whose prompts it tells of, those that it pools
         self._in_flight: deque[tuple[int, list[Request], list[Request], list[tuple[Request, bool]]]] = deque()
         self._told: list[tuple[Request, int, list[Logprobs]]] = []  # and not reported yet
-        self._beams: set[BeamGroup] = set()  # unfinished
-        self._ended_beams: list[BeamGroup] = []  # by themselves, and not reported yet
         self._pooled: list[tuple[Request, bytes, bool]] = []  # as take_pooled reports them
         self._started: list[Request] = []  # taken up for the first time, and not reported yet
         self._parts: list[tuple[Request, int, int]] = []  # of prompts, planned and not reported yet: from, to before
-        self._running_changed = False  # since the shared beginning was looked for
-        self._shared = NOTHING_SHARED
 
     # -- what the core asks
 
@@ -118,14 +102,12 @@ class Scheduler:
     @property
     def prefix_queries(self) -> int:
         """Prompt tokens looked up in the prefix cache."""
-        index = self._allocator.index
-        return index.num_query_tokens if index is not None else 0
+        return self._prefix_cache.num_query_tokens
 
     @property
     def prefix_hits(self) -> int:
         """Prompt tokens found there."""
-        index = self._allocator.index
-        return index.num_hit_tokens if index is not None else 0
+        return self._prefix_cache.num_hit_tokens
 
     def check_admissible(self, num_prompt_tokens: int, max_tokens: int, num_output_tokens: int = 0,
                          num_beams: int = 0) -> None:
@@ -134,13 +116,11 @@ class Scheduler:
 
     def add_beams(self, group: BeamGroup) -> None:
         """Queues a beam search; its leader's key stands for all of it. It must be admissible."""
-        leader = group.leader
         for request in group.members:
             assert request.key not in self._requests, f"{request.key!r} is added twice"
             self._requests[request.key] = request
-        group.start(min(leader.num_prompt_tokens + leader.sampling.max_tokens, self.config.max_model_len))
-        self._beams.add(group)
-        self._hash_prompt(leader)
+        self._beams.enter(group, self.config.max_model_len)
+        self._prefix_cache.hash_prompt(group.leader)
         self._waiting.enter(group.members)
 
     def add(self, requests: list[Request]) -> None:
@@ -157,7 +137,7 @@ class Scheduler:
                 request.leader = leader
         leader.followers = requests[1:]
         # Now rather than in a plan, which may let many in: the server counts the time that a submission takes.
-        self._hash_prompt(leader)
+        self._prefix_cache.hash_prompt(leader)
         self._waiting.enter(requests)
 
     def abort(self, key: Hashable) -> Request | None:
@@ -174,15 +154,14 @@ class Scheduler:
         self._schedule_running(draft)
         if not draft.under_pressure:
             self._admit_waiting(draft)
-        if self._running_changed and self.config.windows[0] is None:
-            self._running_changed = False
-            self._shared = largest_shared_beginning(self._running, self._allocator.pool.reference_counts,
-                                                    self.config.block_size)
-        plan = draft.finish(self._shared)
+        shared = NOTHING_SHARED
+        if self.config.windows[0] is None:
+            shared = self._running.shared_beginning(self._allocator.pool.reference_counts, self.config.block_size)
+        plan = draft.finish(shared)
         if not plan.rows:
             return None
         if self._beams:
-            self._tell_of_beams(draft)
+            self._beams.tell(draft)
         for leader in draft.leaders:  # only now: copies precede the forward pass that fills their source
             for follower in leader.followers:
                 self._waiting.push(follower)
@@ -208,8 +187,7 @@ class Scheduler:
 
     def take_ended_beams(self) -> list[BeamGroup]:
         """The beam searches that committed steps ended since this was last asked."""
-        ended, self._ended_beams = self._ended_beams, []
-        return ended
+        return self._beams.take_ended()
 
     def take_pooled(self) -> list[tuple[Request, bytes, bool]]:
         """The sums of hidden states of committed steps since this was last asked, and whether they finish the request.
@@ -236,7 +214,7 @@ class Scheduler:
         finished = RequestStatus.FINISHED
         tokens: Iterable[tuple[int, tuple[Request, int]]] = enumerate(zip(sampled, result.token_ids))
         if self._beams:
-            self._commit_beams(step, sampled, logprobs)
+            self._advance_beams(step, sampled, logprobs)
             tokens = [item for item in tokens if item[1][0].beams is None]
         for place, (request, token_id) in tokens:
             if request.status is finished:
@@ -249,7 +227,7 @@ class Scheduler:
             token_ids.append(token_id)
             num_known = len(token_ids)
             if num_known >= request.register_at:
-                self._register(request)
+                self._prefix_cache.register(request)
             reason, stop_token_id = "", -1
             if token_id in request.stop_token_ids:
                 reason, stop_token_id = "stop", token_id
@@ -270,30 +248,17 @@ class Scheduler:
                 self._finish(request, "stop")
             self._pooled.append((request, summed, is_end))
 
-    # -- beams
-
-    def _tell_of_beams(self, draft: Draft) -> None:
-        rows = {member.row: (group, member) for group in self._beams for member in group.members}
-        for place, row in enumerate(draft.plan.rows):
-            if row in rows:
-                group, member = rows[row]
-                group.tell(draft, place, member)
-
-    def _commit_beams(self, step: int, sampled: list[Request], logprobs: dict[int, Logprobs]) -> None:
-        for place, request in enumerate(sampled):
-            group = request.beams
-            if group is None or request.status is RequestStatus.FINISHED:
-                continue
-            if group.take(step, request, logprobs[place]):
-                self._running_changed = True  # blocks are shared otherwise
-                going_on = group.advance(self._allocator)
-                for member in going_on:
-                    if len(member.token_ids) >= member.register_at:
-                        self._register(member)
-                if not going_on:
-                    self._finish(group.leader, "stop")
-                    self._ended_beams.append(group)
-                    self.num_generation_tokens += sum(len(found.beam.token_ids) for found in group.best())
+    def _advance_beams(self, step: int, sampled: list[Request], logprobs: dict[int, Logprobs]) -> None:
+        for group in self._beams.complete(step, sampled, logprobs):
+            self._running.is_changed = True  # blocks are shared otherwise
+            going_on = group.advance(self._allocator)
+            for member in going_on:
+                if len(member.token_ids) >= member.register_at:
+                    self._prefix_cache.register(member)
+            if not going_on:
+                self._finish(group.leader, "stop")
+                self._beams.ended(group)
+                self.num_generation_tokens += sum(len(found.beam.token_ids) for found in group.best())
 
     # -- planning
 
@@ -302,7 +267,7 @@ class Scheduler:
 
         Of a pipeline's microbatches each gets its share of the first kind.
         """
-        running, num_microbatches = self._running, self.config.num_microbatches
+        running, num_microbatches = self._running.requests, self.config.num_microbatches
         share = -(-len(running) // num_microbatches)
         prefilling = []
         for request in running:  # the list may lose its end on the way
@@ -338,7 +303,7 @@ class Scheduler:
         gaps = allocator.gaps(request.blocks, request.num_total)
         while allocator.pool.num_free < len(gaps.groups):
             draft.under_pressure = True
-            last = self._running[-1]
+            last = self._running.requests[-1]
             if last is request or (last.beams is not None and last.beams is request.beams):
                 return False
             self._preempt_last()
@@ -348,22 +313,21 @@ class Scheduler:
 
     def _preempt_last(self) -> None:
         """Puts the last running request back in the queue, with all its beams; it will compute its tokens again."""
-        request = self._running[-1]
-        members = [request] if request.beams is None else request.beams.members
-        for member in members:  # beams are neighbours in any order
-            self._running.pop()
+        members = members_of(self._running.requests[-1])
+        for member in members:
             self._give_back(member)
             member.status = RequestStatus.WAITING
             member.num_preemptions += 1
         self.num_preemptions += 1
-        if request.beams is not None:
-            request.beams.interrupt(self.config.block_size)
-        self._waiting.push(members[0])
+        first = members[0]
+        if first.beams is not None:
+            first.beams.interrupt(self.config.block_size)
+        self._waiting.push(first)
 
     def _admit_waiting(self, draft: Draft) -> None:
         """In order, up to the first that does not fit: passing it over could starve it."""
         waiting = self._waiting
-        while draft.budget and self._free_rows and waiting:
+        while draft.budget and self._running.free_rows and waiting:
             request = waiting.peek()
             if request.num_in_flight or not self._admit(request, draft):
                 return
@@ -375,11 +339,11 @@ class Scheduler:
         All of them, though this step may compute only some: with fewer, long prompts would get halfway in and then
         preempt each other. Behind a window, as many as it will hold at once.
         """
-        others = [] if request.beams is None else request.beams.members[1:]
-        if len(others) >= len(self._free_rows):
+        others = members_of(request)[1:]
+        if len(others) >= len(self._running.free_rows):
             return False
         assert request.num_in_flight == 0, "a row cannot be filled with tokens that the host does not know"
-        reuse = self._reusable(request, draft.plan.step)
+        reuse = self._prefix_cache.find(request, draft.plan.step)
         reserve = self.config.num_blocks // _RESERVE_DIVISOR if self._running else 0
         reserve += len(others) * len(self.config.windows)  # each beam's first block of its own
         blocks = self._allocator.allocate(request.num_total, reuse.shared, keep_free=reserve)
@@ -390,7 +354,7 @@ class Scheduler:
             self._count_prompt(request, reuse)
         self._start(request, blocks, reuse)
         for other in others:
-            self._start(other, self._allocator.nothing(), _Reuse(0, self._allocator.nothing()))
+            self._start(other, self._allocator.nothing(), self._prefix_cache.nothing())
         draft.enter(request)
         for run, shared, source in zip(blocks, reuse.shared, reuse.copied):
             draft.copy(source, run.at(shared.end))
@@ -400,39 +364,10 @@ class Scheduler:
     def _compute_part(self, request: Request, draft: Draft) -> None:
         first = request.num_computed
         draft.compute(request)
-        self._parts.append((request if request.beams is None else request.beams.leader, first, request.num_computed))
-        self._register(request)
+        self._parts.append((members_of(request)[0], first, request.num_computed))
+        self._prefix_cache.register(request)
 
-    def _reusable(self, request: Request, step: int) -> _Reuse:
-        """Of the leader, once its prompt is computed, else of the prefix cache; never all of a request's tokens, as the
-        last must be computed to sample."""
-        block_size, leader = self.config.block_size, request.leader
-        if leader is None or not 0 <= leader.prompt_step < step:
-            return self._cached(request)
-        # Everything it shares is computed by an earlier step, so that the last, partial block can be copied too.
-        num_tokens = min(request.num_prompt_tokens, request.num_total - 1)
-        num_full, partial = divmod(num_tokens, block_size)
-        firsts = [self._allocator.need.first_column(group, num_tokens) for group in range(len(leader.blocks))]
-        if not all(run.has(first, num_full + bool(partial)) for run, first in zip(leader.blocks, firsts)):
-            return self._cached(request)  # the leader has left its prompt behind
-        return _Reuse(num_tokens, [run.cut(first, num_full) for run, first in zip(leader.blocks, firsts)],
-                      tuple(run.at(num_full) for run in leader.blocks) if partial else (), leader)
-
-    def _cached(self, request: Request) -> _Reuse:
-        """What the prefix cache has of the request's beginning: nothing, where more of it is wanted than K and V."""
-        if request.needs_every_token:
-            return _Reuse(0, self._allocator.nothing())
-        shared = self._allocator.match(request.block_hashes[:self._hash_prompt(request)])
-        return _Reuse(shared[0].end * self.config.block_size, shared)
-
-    def _hash_prompt(self, request: Request) -> int:
-        """Makes the hashes of all blocks that the request may reuse; how many they are."""
-        num_full = (request.num_total - 1) // self.config.block_size
-        if self._allocator.index is not None:
-            extend_hashes(request.block_hashes, request.token_ids, num_full, self.config.block_size, request.cache_salt)
-        return num_full
-
-    def _count_prompt(self, request: Request, reuse: _Reuse) -> None:
+    def _count_prompt(self, request: Request, reuse: Reuse) -> None:
         """Counts a prompt the first time a sample of it runs; a sample that shares its leader's blocks adds nothing."""
         if reuse.leader is not None:
             request.num_cached_tokens = reuse.leader.num_cached_tokens
@@ -440,13 +375,11 @@ class Scheduler:
         num_prompt = request.num_prompt_tokens
         request.num_cached_tokens = min(reuse.num_tokens, num_prompt)
         self.num_prompt_tokens += num_prompt
-        if self._allocator.index is not None:
-            self._allocator.index.count(num_prompt, request.num_cached_tokens)
+        self._prefix_cache.count(num_prompt, request.num_cached_tokens)
 
-    def _start(self, request: Request, blocks: list[BlockRun], reuse: _Reuse) -> None:
+    def _start(self, request: Request, blocks: list[BlockRun], reuse: Reuse) -> None:
         """Gives a request what it holds while it runs; `_give_back` takes it away again."""
         request.status = RequestStatus.RUNNING
-        request.row = self._free_rows.pop()
         request.blocks = blocks
         request.num_slots = min(run.end for run in blocks) * self.config.block_size
         request.num_computed = reuse.num_tokens
@@ -456,73 +389,46 @@ class Scheduler:
             if reuse.leader.block_hashes:
                 request.block_hashes = reuse.leader.block_hashes[:reuse.shared[0].end]
         request.leader = None
-        insort(self._running, request, key=_ORDER)
-        self._running_changed = True
-
-    def _register(self, request: Request) -> None:
-        """Makes known the blocks that are full of known tokens, once planned: every later reader comes after.
-
-        Later in this very step included, as each layer writes K and V before it reads.
-        """
-        index = self._allocator.index
-        if index is None or request.status is not RequestStatus.RUNNING:
-            request.register_at = _NEVER
-            return
-        block_size = self.config.block_size
-        num_full = min(request.num_computed, len(request.token_ids)) // block_size
-        if num_full > request.num_registered:
-            hashes = request.block_hashes
-            extend_hashes(hashes, request.token_ids, num_full, block_size, request.cache_salt)
-            for column in range(request.num_registered, num_full):
-                index.register(hashes[column], [run.at(column) if column >= run.first else None
-                                                for run in request.blocks])
-            request.num_registered = num_full
-        request.register_at = (request.num_registered + 1) * block_size
+        self._running.enter(request)
 
     # -- endings
 
     def _give_back(self, request: Request) -> None:
         """Frees what a running request holds."""
-        self._running_changed = True
         self._allocator.free(request.blocks)
-        self._free_rows.append(request.row)
-        request.row = -1
+        self._running.leave(request)
         request.num_slots = request.num_computed = 0
         request.prompt_step = -1
 
     def _finish(self, request: Request, reason: str) -> None:
-        if request.beams is not None:
-            self._finish_beams(request.beams, reason)
-            return
-        del self._requests[request.key]
-        self._waiting.charge(request, request.num_output_tokens)
-        if request.status is RequestStatus.RUNNING:
-            del self._running[bisect_left(self._running, request.order, key=_ORDER)]
-            self._give_back(request)
-        elif request.leader is not None and request in request.leader.followers:
-            request.leader.followers.remove(request)
-        else:
-            self._waiting.remove(request)
-        request.status = RequestStatus.FINISHED
-        request.finish_reason = reason
-        if request.followers:  # its prompt is not computed: the next sample does that for the others
-            first, *rest = request.followers
-            first.leader = None
-            first.followers = rest
-            for follower in rest:
-                follower.leader = first
-            request.followers = []
-            self._waiting.push(first)
-
-    def _finish_beams(self, group: BeamGroup, reason: str) -> None:
-        if group.leader.status is RequestStatus.WAITING:
-            self._waiting.remove(group.leader)
-        for member in group.members:
+        """Ends a request; one of a beam search takes the others with it."""
+        members = members_of(request)
+        if request.status is RequestStatus.WAITING:
+            self._leave_queue(members[0])
+        for member in members:
             del self._requests[member.key]
             self._waiting.charge(member, member.num_output_tokens)
             if member.status is RequestStatus.RUNNING:
-                del self._running[bisect_left(self._running, member.order, key=_ORDER)]
                 self._give_back(member)
             member.status = RequestStatus.FINISHED
             member.finish_reason = reason
-        self._beams.remove(group)
+        if request.beams is not None:
+            self._beams.leave(request.beams)
+        if request.followers:
+            self._hand_over(request)
+
+    def _leave_queue(self, request: Request) -> None:
+        if request.leader is not None and request in request.leader.followers:
+            request.leader.followers.remove(request)
+        else:
+            self._waiting.remove(request)
+
+    def _hand_over(self, leader: Request) -> None:
+        """Its prompt is not computed: the next sample does that for the others."""
+        first, *rest = leader.followers
+        first.leader = None
+        first.followers = rest
+        for follower in rest:
+            follower.leader = first
+        leader.followers = []
+        self._waiting.push(first)

@@ -117,7 +117,7 @@ def test_they_share_steps_with_generation_and_change_none_of_it(kind: str, model
     preempted, plans = [], []
 
     def preempt_last() -> None:
-        last = scheduler._running[-1]
+        last = scheduler._running.requests[-1]
         preempted.append((last.pools, last.num_computed))
         preempt()
 

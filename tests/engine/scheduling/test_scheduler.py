@@ -317,7 +317,7 @@ def test_a_plan_that_lets_many_in_does_not_hash_their_prompts(monkeypatch: pytes
         hashed.append(num_full - len(hashes))
         extend_hashes(hashes, token_ids, num_full, *args)
 
-    monkeypatch.setattr("quire.engine.scheduling.scheduler.extend_hashes", noting)
+    monkeypatch.setattr("quire.engine.scheduling.prefix_cache.extend_hashes", noting)
     plan(s)
     assert s.num_running == 8
     assert not sum(hashed)

@@ -39,7 +39,7 @@ def test_requests_with_one_beginning_share_it_and_others_do_not() -> None:
     for key in range(1, 30):
         s.add([request(key, [*(beginning if key % 3 else []), key, *range(key, key + 5)])])
     plan = run(s, 3)[-1]
-    rows_of = {r.row: r for r in s._running}
+    rows_of = {r.row: r for r in s._running.requests}
     members = [rows_of[plan.rows[place]] for place in plan.shared_places]
     assert len(members) == 21
     assert plan.num_shared_tokens == 1024
