@@ -5,16 +5,22 @@ tools and its form a grammar, and each sample of the reply gets the parser that 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
+
+from starlette.requests import Request
 
 from quire.app.background import in_background
 from quire.app.exchange import Exchange
 from quire.app.replies.choice import Choice
+from quire.app.schemas.body import unknown_of
+from quire.app.schemas.media import SentImages
 from quire.app.schemas.tools import ToolChoice
-from quire.app.service import Service
+from quire.app.service import Service, service_of
 from quire.engine.errors import InvalidRequestError
+from quire.engine.frontend.media.loader import NO_IMAGES, LoadedImages
+from quire.engine.image_options import checked_options
 from quire.engine.sampling_params import SamplingParams
 
 P = ParamSpec("P")
@@ -50,19 +56,35 @@ def prompt_of(service: Service, messages: list[dict[str, Any]], choice: ToolChoi
                                                add_generation_prompt=add_generation_prompt, **continued, **variables)
 
 
+def images_to_be_sent(request: Request, options: Mapping[str, Any] | None = None) -> SentImages:
+    """To be filled by the messages of `request`; `options` are its mm_processor_kwargs."""
+    return SentImages(service_of(request).engine.takes_images, unknown_of(request), checked_options(options))
+
+
+async def loaded_images(service: Service, sent: SentImages) -> LoadedImages:
+    """Ready for the engine; to be released. What was sent of them is let go of. Raises InvalidRequestError,
+    OverloadedError."""
+    if not sent.images:
+        return NO_IMAGES
+    images, sent.images = sent.images, []
+    return await service.engine.image_loader().load(images, sent.options)
+
+
 async def submit_conversation(service: Service, exchange: Exchange, messages: list[dict[str, Any]], choice: ToolChoice,
                               params: SamplingParams, *, variables: dict[str, Any], add_generation_prompt: bool,
                               priority: int, cache_salt: str, add_special_tokens: bool, weight: int,
                               continue_final_message: bool = False, thinking_budget: int | None = None,
-                              clamp: bool = False) -> list[Choice]:
-    """The choices of the reply to `messages`, which are as chat templates take them: one for each sample.
+                              clamp: bool = False, images: SentImages) -> list[Choice]:
+    """The choices of the reply to `messages`, which are as chat templates take them, with `images` in the places of
+    their marks: one for each sample. Lets go of what was sent of the images once they are loaded.
 
     `params` get the form of the whole reply in place of that of its content, and the tokens that parsers must see.
     `variables` are the template's, `weight` is as in `by_weight`, `clamp` as in `Exchange.submit`; `thinking_budget` is
     the most tokens that are thought.
 
     Raises:
-        InvalidRequestError: the template refuses the messages, or the engine the request.
+        InvalidRequestError: the template refuses the messages, an image cannot be taken, or the engine refuses the
+            request.
         ApiError: as Exchange.submit.
     """
     style = service.reply_style
@@ -71,7 +93,8 @@ async def submit_conversation(service: Service, exchange: Exchange, messages: li
                              continue_final_message=continue_final_message)
     params.structured_outputs = style.wanted_form(choice, params.structured_outputs, prompt, thinking_budget)
     params.shown_token_ids = style.shown_ids(choice, service.tokenizer)
+    loaded = await loaded_images(service, images)
     with service.naming_limits():
         await exchange.submit(prompt, params, priority=priority, cache_salt=cache_salt,
-                              add_special_tokens=add_special_tokens, clamp=clamp)
+                              add_special_tokens=add_special_tokens, clamp=clamp, images=loaded)
     return [Choice(style.parser(choice, prompt), choice) for _ in range(params.n)]

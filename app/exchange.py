@@ -26,6 +26,7 @@ from quire.app.sse import EventStream
 from quire.engine.errors import OverloadedError
 from quire.engine.frontend.async_llm import Stream
 from quire.engine.frontend.generation import SampleUpdate
+from quire.engine.frontend.media.loader import NO_IMAGES, LoadedImages
 from quire.engine.messages import TokenLogprobs
 from quire.engine.pooling_params import PoolingParams
 from quire.engine.sampling_params import SamplingParams
@@ -94,12 +95,13 @@ class Exchange:
                     ping_interval_s=self._service.settings.serve.sse_ping_interval)
 
     async def submit(self, prompt: str | list[int], params: SamplingParams, *, priority: int, cache_salt: str,
-                     add_special_tokens: bool, clamp: bool = False) -> None:
+                     add_special_tokens: bool, clamp: bool = False, images: LoadedImages = NO_IMAGES) -> None:
         """Send one prompt; returns when the engine accepted it. `clamp`: max_tokens beyond what the context leaves are
-        no error. Raises what AsyncLLMEngine.submit raises."""
+        no error. `images` are released with the stream. Raises what AsyncLLMEngine.submit raises."""
         async with self._all_or_none():
-            stream = await self._accepted(partial(self._service.engine.submit, prompt, params, clamp=clamp), priority,
-                                          cache_salt, add_special_tokens=add_special_tokens)
+            stream = await self._accepted(
+                partial(self._service.engine.submit, prompt, params, clamp=clamp, images=images), priority, cache_salt,
+                add_special_tokens=add_special_tokens)
             if params.prompt_logprobs is not None:
                 self._bound_told(len(stream.prompt_token_ids) * params.n * (params.prompt_logprobs + 1))
         self._note(stream, prompt, params.n)

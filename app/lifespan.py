@@ -82,6 +82,11 @@ async def _connect(service: Service, connect: Connect) -> None:
     settings = service.settings
     service.connected_engine = await connect(settings.engine_addresses, settings.serve.engine,
                                              opened=Path(settings.opened_file).exists())
+    if service.connected_engine.takes_images:
+        try:
+            service.connected_engine.image_loader(shared_by=settings.serve.num_http_workers).warm_up()
+        except OSError as error:  # there is no room for a directory; the first image tries again
+            log.error("images cannot be processed yet", reason=str(error))
 
 
 async def _follow_engines(service: Service, connect: Connect) -> None:

@@ -28,7 +28,7 @@ _MULTIPLIERS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G":
 @dataclass(frozen=True)
 class Option:
     name: str
-    type: Any  # str, int, float, bool or list[str]
+    type: Any  # str, int, float, bool, list[str] or dict[str, Any]
     default: Any
     help: str
     of_engine: bool
@@ -74,6 +74,8 @@ def parse(raw: Any, wanted: Any) -> Any:
             found = as_json_list(parts[0])
             parts = parts if found is None else found
         return [part.strip() if isinstance(part, str) else str(part) for part in parts]
+    if wanted == dict[str, Any]:
+        return raw if isinstance(raw, dict) else _parse_object(raw)
     if isinstance(raw, (list, dict)):
         raise ValueError(f"{raw!r} is not a single value")
     if wanted is bool:
@@ -91,6 +93,20 @@ def as_json_list(raw: str) -> list[str] | None:
         return msgspec.json.decode(raw, type=list[str]) if raw.lstrip().startswith("[") else None
     except msgspec.MsgspecError:
         return None
+
+
+def _parse_object(raw: Any) -> dict[str, Any]:
+    """JSON, or as older versions of vLLM have it: image=4,video=0. Numbers may be texts, as of a flag with dots."""
+    text = str(raw).strip()
+    if not text.startswith("{"):
+        text = "{" + ",".join(f'"{name.strip()}":{value}' for name, _, value in
+                              (part.partition("=") for part in text.split(",") if part)) + "}"
+    try:
+        found = msgspec.json.decode(text, type=dict[str, Any])
+        return {name: int(value) if isinstance(value, str) and value.isdecimal() else value
+                for name, value in found.items()}
+    except msgspec.MsgspecError:
+        raise ValueError(f"{raw!r} is no JSON object") from None
 
 
 def _parse_bool(raw: Any) -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from quire.engine.errors import ConfigError
+from quire.engine.errors import ConfigError, InvalidRequestError
+from quire.engine.image_options import checked_limits, checked_options
 from quire.engine.kv_groups import BlockNeed, Window
 from quire.engine.model_config import ModelConfig
 
@@ -87,6 +88,23 @@ class EngineArgs:
     allow_control_tokens_in_messages: bool = _argument(
         False, "Let a message that spells a control token, such as <|im_end|>, make it; else only the template does.")
     cpu_threads: int | None = _argument(None, "Threads of the CPU engine; all cores if unset.")
+    limit_mm_per_prompt: dict[str, Any] | None = field(default=None, metadata={"help": (
+        'Most images of a prompt, as {"image": 4}; 0: none are taken. Unset: 999.')})
+    mm_processor_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": (
+        'Options of the image processor, as {"max_pixels": 1003520}: the most pixels that the model sees of an image, '
+        "which requests may lower. Unset: the model's.")})
+    allowed_media_domains: list[str] | None = field(default=None, metadata={"help": (
+        "Hosts that images may be fetched from, none else; they may be in a private network. Unset: any host of the "
+        "public internet.")})
+    allowed_local_media_path: str | None = _argument(
+        None, "Directory below which file: URLs of images may point. Unset: no files are read.")
+    image_fetch_timeout: float = _argument(5.0, "Seconds that fetching an image may take in all.")
+    max_image_bytes: int = _argument(20 * 2**20, "Longest image file.")
+    max_image_pixels: int = _argument(64 * 10**6, "Most pixels of an image as it is sent.")
+    image_processes: int | None = _argument(
+        None, "Processes of each HTTP worker that decode images. Unset: one for each 4 cores of its share, 1 to 4.")
+    image_memory_bytes: int | None = _argument(
+        None, "Shared memory for images of requests in flight. Unset: three quarters of what is free, 4 GiB at most.")
 
     @property
     def num_ranks(self) -> int:
@@ -133,10 +151,24 @@ class EngineArgs:
             found.append(f"--max-logprobs: {self.max_logprobs} is less than -1 (no limit)")
         for name in ("max_model_len", "kv_cache_memory_bytes", "num_gpu_blocks_override", "max_num_seqs",
                      "max_num_batched_tokens", "max_queued_requests", "max_queued_tokens", "cpu_threads",
-                     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+                     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_image_bytes",
+                     "max_image_pixels", "image_processes", "image_memory_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"--{name.replace('_', '-')}: {value} is less than 1")
+        return found + self._image_problems()
+
+    def _image_problems(self) -> list[str]:
+        found = []
+        for name, check in (("limit_mm_per_prompt", checked_limits), ("mm_processor_kwargs", checked_options)):
+            try:
+                check(getattr(self, name), name)
+            except InvalidRequestError as error:
+                found.append(f"--{name.replace('_', '-')}: {error.message}")
+        if not 0 < self.image_fetch_timeout <= 600:
+            found.append(f"--image-fetch-timeout: {self.image_fetch_timeout} is not in 0..600 seconds")
+        if self.allowed_local_media_path and not os.path.isdir(self.allowed_local_media_path):
+            found.append(f"--allowed-local-media-path: {self.allowed_local_media_path!r} is no directory")
         return found
 
     def checked(self) -> EngineArgs:
@@ -176,6 +208,7 @@ class SchedulerConfig:
     windows: tuple[Window, ...] = (None,)  # of each KV group
     # Steps that are to run side by side, in a pipeline: none computes what another one in flight samples.
     num_microbatches: int = 1
+    encoder_tokens: int = 0  # of images whose features are kept, and that a step encodes; 0: no model with images
 
     @property
     def block_need(self) -> BlockNeed:
@@ -194,6 +227,13 @@ class EngineConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     num_steps_ahead: int  # steps launched before the result of the one before them is taken
+
+    @property
+    def encoder_tokens(self) -> int:
+        """Of images, that a rank keeps the features of: those of a step, or of the largest image. 0: it takes none."""
+        if self.model.vision is None:
+            return 0
+        return max(self.max_num_batched_tokens, min(self.model.vision.max_image_tokens, self.max_model_len))
 
     @property
     def block_need(self) -> BlockNeed:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 from quire.engine import pooled_sums
 from quire.engine.admission import Account, Admission, most_queued_tokens
 from quire.engine.config import EngineConfig, SchedulerConfig
-from quire.engine.errors import NO_HEAD, InvalidRequestError
+from quire.engine.errors import NO_HEAD, InvalidRequestError, OverloadedError
 from quire.engine.messages import (
     Accepted,
     Delta,
@@ -32,6 +32,7 @@ from quire.engine.messages import (
     TokenLogprobs,
 )
 from quire.engine.plan import NOTHING_LEFT, Logprobs, StepPlan
+from quire.engine.prompt_images import Image, open_images
 from quire.engine.scheduling.beam_group import BeamGroup
 from quire.engine.scheduling.beam_search import Hypothesis
 from quire.engine.scheduling.request import Request
@@ -77,6 +78,7 @@ class EngineCore:
             enable_prefix_caching=args.enable_prefix_caching,
             windows=windows,
             num_microbatches=args.pipeline_parallel_size,
+            encoder_tokens=config.encoder_tokens,
         ))
         kv_tokens = executor.num_blocks * args.block_size // len(windows)
         self._admission = Admission(
@@ -121,15 +123,18 @@ class EngineCore:
             beams = message.sampling.beams
             self.scheduler.check_admissible(len(message.prompt_token_ids), message.sampling.max_tokens, longest,
                                             0 if beams is None else beams.width)
+            images = open_images(message, self.config) if message.media else []
         except InvalidRequestError as error:
             return Rejected(ids, "invalid", error.message, error.param or "")
+        except OverloadedError as error:
+            return Rejected(ids, "overloaded", error.message, retry_after_s=error.retry_after_s, reason=error.reason)
         account = self._admission.admit(message, self.scheduler.num_waiting, self.scheduler.num_waiting_tokens)
         if isinstance(account, Rejected):
             return account
         if not self.has_work:
             self._stats.rested()
-        unfinished = {sample.id: _request((owner, sample.id), message, sample) for sample in message.samples}
-        group = _beam_group(list(unfinished.values()), message) if beams is not None else None
+        unfinished = {sample.id: _request((owner, sample.id), message, sample, images) for sample in message.samples}
+        group = _beam_group(list(unfinished.values()), message, images) if beams is not None else None
         submission = _Submission(owner, unfinished, account, message.queue_timeout_s, time.monotonic(), group)
         self._unfinished[owner].update(dict.fromkeys(ids, submission))
         if message.suspect:
@@ -311,19 +316,19 @@ def _told(part: tuple[Request, int, int]) -> tuple[Owner, Part]:
     return owner, Part(id, first, end)
 
 
-def _request(key: Hashable, message: Submit, sample: SampleSpec) -> Request:
+def _request(key: Hashable, message: Submit, sample: SampleSpec, images: list[Image]) -> Request:
     return Request(key, message.prompt_token_ids, message.sampling, sample.seed,
                    output_token_ids=sample.output_token_ids, priority=message.priority, cache_salt=message.cache_salt,
-                   key_name=message.key.name, weight=message.key.weight)
+                   key_name=message.key.name, weight=message.key.weight, images=images)
 
 
-def _beam_group(samples: list[Request], message: Submit) -> BeamGroup:
+def _beam_group(samples: list[Request], message: Submit, images: list[Image]) -> BeamGroup:
     """With requests for the beams that are no sample's, under keys of their own. The first one's key is that of a
     sample; which beams the results come from is decided at the end."""
     beams = message.sampling.beams
     assert beams is not None
     assert 1 <= len(samples) <= beams.width, beams
-    others = [_request((samples[0].key, number), message, SampleSpec(-1, 0))
+    others = [_request((samples[0].key, number), message, SampleSpec(-1, 0), images)
               for number in range(len(samples), beams.width)]
     return BeamGroup([sample.key for sample in samples], samples + others)
 

@@ -31,14 +31,18 @@ class ContextLengthError(InvalidRequestError):
     """Prompt and output together are longer than a request may be."""
 
     def __init__(self, max_model_len: int, num_prompt: int, max_tokens: int, *, at_least: bool = False,
-                 field: str = "max_tokens", reason: str = "", remedy: str = "") -> None:
+                 field: str = "max_tokens", reason: str = "", remedy: str = "", num_image_tokens: int = 0) -> None:
         """`at_least`: the prompt was not tokenized, it has no fewer tokens than that. `field` asked for the output;
-        `reason` says why the limit is not the model's own, `remedy` what whoever runs the server can do."""
+        `reason` says why the limit is not the model's own, `remedy` what whoever runs the server can do.
+        `num_image_tokens` of the prompt's tokens stand for its images."""
         self.max_model_len = max_model_len
         self.num_prompt = num_prompt
         self._max_tokens = max_tokens
         self._at_least = at_least
         self._field = field
+        of_images = (f" Its images take {num_image_tokens} of the prompt's tokens; a smaller max_pixels in "
+                     "mm_processor_kwargs makes them fewer." if num_image_tokens else "")
+        self._num_image_tokens = num_image_tokens
         least = "at least " if at_least else ""
         if not max_tokens:  # of a prompt that yields a vector
             super().__init__(f"This model's maximum context length is {max_model_len} tokens{reason}. However, your "
@@ -48,13 +52,20 @@ class ContextLengthError(InvalidRequestError):
         super().__init__(
             f"This model's maximum context length is {max_model_len} tokens{reason}. However, you requested "
             f"{max_tokens} output tokens and your prompt contains {least}{num_prompt} input tokens, for a total of "
-            f"{least}{num_prompt + max_tokens} tokens. Please reduce the length of the prompt or {field}{remedy}.",
+            f"{least}{num_prompt + max_tokens} tokens. Please reduce the length of the prompt or {field}{remedy}."
+            f"{of_images}",
             "prompt" if num_prompt >= max_model_len else field)
 
     def explained(self, reason: str, remedy: str) -> ContextLengthError:
         """The same with what is known only to those who know the settings."""
         return ContextLengthError(self.max_model_len, self.num_prompt, self._max_tokens, at_least=self._at_least,
-                                  field=self._field, reason=reason, remedy=remedy)
+                                  field=self._field, reason=reason, remedy=remedy,
+                                  num_image_tokens=self._num_image_tokens)
+
+    def of_images(self, num_image_tokens: int) -> ContextLengthError:
+        """The same with how many of the prompt's tokens are images'."""
+        return ContextLengthError(self.max_model_len, self.num_prompt, self._max_tokens, at_least=self._at_least,
+                                  field=self._field, num_image_tokens=num_image_tokens)
 
 
 NOTHING_LEFT_TO_DRAW = ("No token is left that could be drawn: together, allowed_token_ids, bad_words, logit_bias, "

@@ -55,6 +55,17 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
         return self.logprobs if self.beams is None else max(self.logprobs, self.beams.candidates)
 
 
+class Media(msgspec.Struct, array_like=True, frozen=True):
+    """An image of a prompt, ready for the vision tower (or a frame of a video)."""
+
+    digest: bytes  # of what the tower sees, framed and typed; equal digests mean equal features
+    first: int  # place in the prompt of its first placeholder token
+    num_tokens: int  # placeholders that it fills: t * h * w // merge_size ** 2
+    grid: tuple[int, int, int]  # (t, h, w) in patches
+    # File in shared memory: float32 [t * h * w, patch values], row-major, nothing else. Opened when it is submitted.
+    path: str
+
+
 class SampleSpec(msgspec.Struct, array_like=True, frozen=True):
     id: int
     seed: int  # 0 <= seed < 2**63; the token at a position is a pure function of (logits, seed, position)
@@ -89,6 +100,7 @@ class Submit(msgspec.Struct, array_like=True, tag="submit", frozen=True):
     queue_timeout_s: float = 0.0  # refused when no step took it up by then; 0 = waits as long as it takes
     resumed: bool = False  # was accepted before, by this engine or one before it: passes the door, counted as running
     suspect: bool = False  # an engine may have died of it: runs when no other suspect is on trial (engine/trials.py)
+    media: list[Media] = []  # in the prompt's order
 
 
 class Abort(msgspec.Struct, array_like=True, tag="abort", frozen=True):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quire.engine.kv_groups import KVGroups, kv_groups
+from quire.engine.model_facts.vision import VisionFacts
 from quire.engine.model_registry import BASE_MODELS
 
 
@@ -44,6 +45,7 @@ class ModelConfig:
     hf: dict[str, Any] = field(default_factory=dict)  # the whole config.json (for GGUF: the same keys, translated)
     generation_defaults: dict[str, Any] = field(default_factory=dict)  # generation_config.json's sampling fields
     pooling: Pooling = Pooling()
+    vision: VisionFacts | None = None  # None: it takes no images
 
     @property
     def is_base_model(self) -> bool:

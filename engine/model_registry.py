@@ -12,11 +12,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Family:
     """`model` is "module:Class" under engine/models; `facts` "module:function" under engine/model_facts, where the
-    family's config.json has other names than most. `overflows_float16`: trained in bfloat16, its activations grow
-    beyond what float16 holds."""
+    family's config.json has other names than most, and so is `vision`, of those that take images. `overflows_float16`:
+    trained in bfloat16, its activations grow beyond what float16 holds."""
 
     model: str
     facts: str | None = None
+    vision: str | None = None
     overflows_float16: bool = False
 
 
@@ -47,13 +48,23 @@ FAMILIES = {
     "Olmo2ForCausalLM": Family("olmo2:Olmo2"),
     "Olmo3ForCausalLM": Family("olmo2:Olmo2", "llama_like:olmo3"),
     "Phi3ForCausalLM": Family("phi3:Phi3", "llama_like:windowed"),
+    "Qwen2VLForConditionalGeneration": Family("qwen2_vl:Qwen2VL", "qwen_vl:facts", "qwen_vl:qwen2_vl"),
+    "Qwen2_5_VLForConditionalGeneration": Family("qwen2_5_vl:Qwen25VL", "qwen_vl:facts", "qwen_vl:qwen2_5_vl"),
     "Qwen2ForCausalLM": Family("qwen2:Qwen2", "llama_like:qwen2"),
     "Qwen3MoeForCausalLM": Family("qwen3_moe:Qwen3Moe", "llama_like:qwen2"),
+    "Qwen3VLForConditionalGeneration": Family("qwen3_vl:Qwen3VL", "qwen_vl:facts", "qwen_vl:qwen3_vl"),
     "Qwen3ForCausalLM": Family("qwen3:Qwen3", "llama_like:qwen2"),
     "RWForCausalLM": Family("falcon:Falcon", "falcon:facts"),
     "SmolLM3ForCausalLM": Family("smollm3:SmolLM3", "llama_like:smollm3"),
 }
 
+# By model_type, for files that name no architecture at their root, as transformers 4.52 to 4.57 wrote those of models
+# in several parts.
+ARCHITECTURES_OF_TYPES = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+}
 
 # Without a head: what a base model's checkpoint names is run like the family's own, and makes embeddings alone.
 BASE_MODELS = {

@@ -20,6 +20,9 @@ from quire.engine.messages import Sampling
 NOTHING_LEFT = -1  # in place of a sampled token: none could be drawn
 
 
+Grid = tuple[int, int, int]  # frames, rows and columns of an image, in patches
+
+
 class NewRow(msgspec.Struct, array_like=True, frozen=True):
     """A sample enters row `row` (first time, or resumed after preemption or a crash)."""
 
@@ -28,12 +31,21 @@ class NewRow(msgspec.Struct, array_like=True, frozen=True):
     num_prompt_tokens: int
     sampling: Sampling
     seed: int
+    images: list[tuple[int, Grid]] = []  # of the prompt, in order: place of the first token, and the image's grid
+
+
+class Encode(msgspec.Struct, array_like=True, frozen=True):
+    """The vision tower makes an image's features, which are kept from row `first_row` of each rank's features on."""
+
+    path: str  # file of its pixels, of the right size: `Media.path`
+    grid: Grid
+    first_row: int
 
 
 class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     """One step. The scheduled rows are `rows`; lists named alike are parallel to it.
 
-    Carried out in this order: copies, new rows, block table entries, known tokens, forward, sampling.
+    Carried out in this order: copies, new rows, block table entries, known tokens, encodes, forward, sampling.
     """
 
     step: int
@@ -66,6 +78,13 @@ class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     # Rows (by place in `rows`) whose hidden states are wanted: of so many tokens, the last that are computed of each.
     pooled_places: list[int] = []
     pooled_counts: list[int] = []
+    # Images of which the step computes tokens: those of the row at that place of `rows`, so many from this position on,
+    # whose features are in rows from there on.
+    encodes: list[Encode] = []
+    media_places: list[int] = []
+    media_firsts: list[int] = []
+    media_counts: list[int] = []
+    media_rows: list[int] = []
 
     @property
     def needs_all_tokens(self) -> bool:

@@ -18,12 +18,12 @@ _LOCK = ".quire-owner"
 
 
 class PrivateDirectory:
-    """Made on construction. Raises OSError where none can be."""
+    """Made on construction, in `parent` or where temporary files are. Raises OSError where none can be."""
 
-    def __init__(self) -> None:
-        _sweep(Path(tempfile.gettempdir()))
+    def __init__(self, parent: str | None = None) -> None:
+        _sweep(Path(parent or tempfile.gettempdir()))
         while True:
-            self._directory = tempfile.TemporaryDirectory(prefix=_PREFIX)  # mode 0700
+            self._directory = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent)  # mode 0700
             self._lock = os.open(f"{self.path}/{_LOCK}", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if _locked(self._lock) and os.path.exists(f"{self.path}/{_LOCK}"):
                 return

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from quire.kernels import launch, pdl
 
-KINDS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
+KINDS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4}
 
 
 def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
@@ -38,8 +38,10 @@ def active(x, KIND: tl.constexpr):
         return x / (1.0 + tl.exp(-2.0 * argument))  # (1 + tanh(a)) / 2 is the sigmoid of 2a: nothing cancels
     elif KIND == 2:
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    else:
+    elif KIND == 3:
         return tl.maximum(x, 0.0)
+    else:
+        return x / (1.0 + tl.exp(-1.702 * x))
 
 
 @triton.jit

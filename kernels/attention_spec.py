@@ -40,6 +40,8 @@ class Rotary:
 
     table: torch.Tensor  # [positions, rotary_dim] float32: rotary_dim / 2 cosines, then as many sines
     style: Style = "half"
+    # A token's row of the table is `inputs.positions`', which may not be its place in the sequence (M-RoPE).
+    moved: bool = False
 
     @property
     def half(self) -> int:

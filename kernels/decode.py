@@ -21,7 +21,7 @@ _MERGED_VALUES = tl.constexpr(8192)  # held at a time
 
 # Numbers, and tensors cut out of larger ones, that differ from step to step: compiled once for any value and alignment.
 _VARYING = ["query_starts", "context_lens", "shared_lens", "members", "block_tables", "table_stride", "own_splits",
-            "num_splits", "stats_numel", "num_decodes", "k", "v"]
+            "num_splits", "stats_numel", "num_decodes", "k", "v", "turn_rows"]
 
 
 def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, num_decodes: int,
@@ -51,21 +51,23 @@ def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs
     k, v, rotary = fresh or (q, q, None)
     assert k.stride() == v.stride()
     table, half, interleaved = (q, 0, False) if rotary is None else (rotary.table, rotary.half, rotary.interleaved)
+    turn_rows = inputs.positions if rotary is not None and rotary.moved else None
     scale, softcap = scale_and_cap(spec)
     sizes = {"GROUP": group, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded_dim, "BLOCK_SIZE": block_size,
              "HALF": half, "INTERLEAVED": interleaved, "SOFTCAP": softcap}
     early = launch.early(q.device)
     _decode[(num_decodes, num_kv_heads, own_splits)](
         q, k, v, table, k_cache, v_cache, inputs.context_lens, shared_lens, inputs.block_tables, out, partial, stats,
-        done, spec.slopes, spec.sinks, scale, q.stride(0), q.stride(1), k.stride(0), k.stride(1), table.stride(0),
-        inputs.block_tables.stride(0), own_splits, num_splits, stats_numel,
+        done, spec.slopes, spec.sinks, turn_rows, scale, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
+        table.stride(0), inputs.block_tables.stride(0), own_splits, num_splits, stats_numel,
         KV_HEADS=num_kv_heads, GROUP_PADDED=tile.rows, COLUMNS=tile.columns,
         CUT=num_splits > 1, SHARED=shared_splits > 0, FRESH=fresh is not None, WINDOW=spec.window or 0,
         MIN_SPLIT=launch.SPLIT_MIN_TOKENS, **sizes, num_warps=tile.num_warps, num_stages=tile.num_stages, **early)
     if shared_splits:
         _shared[(num_tiles, num_kv_heads, shared_splits)](
             q, table, k_cache, v_cache, inputs.context_lens, shared_lens, members, inputs.block_tables, partial,
-            stats, spec.slopes, scale, q.stride(0), q.stride(1), table.stride(0), inputs.block_tables.stride(0),
+            stats, spec.slopes, turn_rows, scale, q.stride(0), q.stride(1), table.stride(0),
+            inputs.block_tables.stride(0),
             num_decodes, own_splits, num_splits, stats_numel,
             KV_HEADS=num_kv_heads, ROWS=wide.rows, COLUMNS=wide.columns, **sizes, num_warps=wide.num_warps,
             num_stages=wide.num_stages, **early)
@@ -84,15 +86,15 @@ def _split_length(context, num_splits, COLUMNS: tl.constexpr, MIN_SPLIT: tl.cons
 
 @triton.jit(do_not_specialize=_VARYING)
 def _decode(q, k, v, angles, k_cache, v_cache, context_lens, shared_lens, block_tables, out, partial, stats, done,
-            slopes, sinks, scale, q_stride, q_head_stride, k_stride, k_head_stride, angles_stride, table_stride,
-            own_splits, num_splits, stats_numel,
+            slopes, sinks, turn_rows, scale, q_stride, q_head_stride, k_stride, k_head_stride, angles_stride,
+            table_stride, own_splits, num_splits, stats_numel,
             KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, HEAD_DIM: tl.constexpr,
             HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr,
             INTERLEAVED: tl.constexpr, SOFTCAP: tl.constexpr, COLUMNS: tl.constexpr, CUT: tl.constexpr,
             SHARED: tl.constexpr, FRESH: tl.constexpr, WINDOW: tl.constexpr, MIN_SPLIT: tl.constexpr,
             EARLY: tl.constexpr):
     """With FRESH, q, k and v come as they left the product: HALF pairs of dimensions are still to be rotated, and the
-    newest k and v to be written."""
+    newest k and v to be written. Sequences turn by row turn_rows[seq] of the angles, or without it by their place."""
     pdl.begin(EARLY)
     seq, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     context = tl.load(context_lens + seq)
@@ -109,7 +111,8 @@ def _decode(q, k, v, angles, k_cache, v_cache, context_lens, shared_lens, block_
     places = out + (seq * (KV_HEADS * GROUP) + heads[:, None]) * HEAD_DIM + dims[None, :]
     if start < end:
         table = block_tables + seq * table_stride
-        turns = angles + (context - 1).to(tl.int64) * angles_stride
+        turn_row = context - 1 if turn_rows is None else tl.load(turn_rows + seq)
+        turns = angles + turn_row.to(tl.int64) * angles_stride
         queries = _rotated(q + seq * q_stride + heads[:, None] * q_head_stride, turns, dims[None, :], inside, HALF,
                            INTERLEAVED)
         if FRESH & (end == context):
@@ -188,8 +191,8 @@ def _attend(queries, best, total, acc, start, end, own, slopes, table, k_cache, 
 
 @triton.jit(do_not_specialize=_VARYING)
 def _shared(q, angles, k_cache, v_cache, context_lens, shared_lens, members, block_tables, partial, stats, slopes,
-            scale, q_stride, q_head_stride, angles_stride, table_stride, num_decodes, own_splits, num_splits,
-            stats_numel,
+            turn_rows, scale, q_stride, q_head_stride, angles_stride, table_stride, num_decodes, own_splits,
+            num_splits, stats_numel,
             KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr,
             BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, SOFTCAP: tl.constexpr,
             ROWS: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr):
@@ -210,8 +213,12 @@ def _shared(q, angles, k_cache, v_cache, context_lens, shared_lens, members, blo
             heads = kv_head * GROUP + rows % GROUP
             inside = (seqs >= 0)[:, None] & (dims < HEAD_DIM)[None, :]
             positions = tl.load(context_lens + seqs, mask=seqs >= 0, other=1).to(tl.int64) - 1
+            if turn_rows is None:
+                turns = positions
+            else:
+                turns = tl.load(turn_rows + seqs, mask=seqs >= 0, other=0).to(tl.int64)
             queries = _rotated(q + seqs[:, None] * q_stride + heads[:, None] * q_head_stride,
-                               angles + positions[:, None] * angles_stride, dims[None, :], inside, HALF, INTERLEAVED)
+                               angles + turns[:, None] * angles_stride, dims[None, :], inside, HALF, INTERLEAVED)
             row_slopes = None if slopes is None else tl.load(slopes + heads) * IN_EXP2
             best, total, acc = first_state(None, heads, seqs >= 0, ROWS, HEAD_DIM_PADDED)  # sinks count with own splits
             best, total, acc = _attend(queries, best, total, acc, start, end, positions, row_slopes,

@@ -27,6 +27,7 @@ _STEM = {
     "route": "routing",
     "gated_experts": "experts",
     "rotary_and_cache": "rotary",
+    "rotate": "rotary",
     "paged_attention": "attention",
     "copy_blocks": "blocks",
     "apply_penalties": "penalties",
@@ -101,6 +102,10 @@ def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: 
     _FUNCTIONS[q.device.type]["rotary_and_cache"](q, k, v, rotary, positions, slots, k_cache, v_cache)
 
 
+def rotate(x: torch.Tensor, rotary: Rotary, positions: torch.Tensor) -> None:
+    _FUNCTIONS[x.device.type]["rotate"](x, rotary, positions)
+
+
 def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, spec: AttentionSpec,
                     fresh: Fresh | None = None) -> torch.Tensor:
     """`inputs` is an quire.engine.attention.inputs.AttentionInputs."""
@@ -147,9 +152,9 @@ def wide_gated_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 
 def gather_step(rows: torch.Tensor, context_lens: torch.Tensor, token_rows: torch.Tensor, positions: torch.Tensor,
                 tokens: torch.Tensor, block_tables: torch.Tensor, floats: torch.Tensor, top_k: torch.Tensor,
-                seeds: torch.Tensor, block_size: int) -> Gathered:
+                seeds: torch.Tensor, block_size: int, deltas: torch.Tensor | None = None) -> Gathered:
     return _FUNCTIONS[rows.device.type]["gather_step"](rows, context_lens, token_rows, positions, tokens, block_tables,
-                                                       floats, top_k, seeds, block_size)
+                                                       floats, top_k, seeds, block_size, deltas)
 
 
 def put_tokens(tokens: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> None:

@@ -27,6 +27,12 @@ def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: 
         HALF_PADDED=triton.next_power_of_2(max(half, 1)), **launch.early(q.device))
 
 
+def rotate(x: torch.Tensor, rotary: Rotary, positions: torch.Tensor) -> None:
+    nowhere = torch.full((x.shape[0],), -1, dtype=torch.int32, device=x.device)  # so that k and v are not looked at
+    cache = x.new_empty((1, 1, 1, x.shape[2]))
+    rotary_and_cache(x, x[:, :1], x[:, :1], rotary, positions, nowhere, cache, cache)
+
+
 # The step's tensors are cut out of larger ones: compiled once for any alignment.
 @triton.jit(do_not_specialize=["positions", "slots"])
 def _rotary_and_cache(q, k, v, table, positions, slots, k_cache, v_cache,

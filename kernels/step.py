@@ -19,7 +19,7 @@ _VARYING = ["rows", "context_lens", "token_rows", "positions", "num_seqs", "num_
 
 def gather_step(rows: torch.Tensor, context_lens: torch.Tensor, token_rows: torch.Tensor, positions: torch.Tensor,
                 tokens: torch.Tensor, block_tables: torch.Tensor, floats: torch.Tensor, top_k: torch.Tensor,
-                seeds: torch.Tensor, block_size: int) -> Gathered:
+                seeds: torch.Tensor, block_size: int, deltas: torch.Tensor | None = None) -> Gathered:
     num_seqs, num_tokens = rows.shape[0], positions.shape[0]
     num_groups, _, num_blocks = block_tables.shape
     device = rows.device
@@ -32,7 +32,7 @@ def gather_step(rows: torch.Tensor, context_lens: torch.Tensor, token_rows: torc
                    empty(floats.shape[0], num_seqs, dtype=torch.float32), empty(num_seqs),
                    empty(num_seqs, dtype=torch.int64))
     _gather[(max(num_seqs, triton.cdiv(num_tokens, _TOKENS)), num_groups)](
-        rows, context_lens, token_rows, positions, tokens, block_tables, floats, top_k, seeds, *out, num_seqs,
+        rows, context_lens, token_rows, positions, tokens, block_tables, floats, top_k, seeds, deltas, *out, num_seqs,
         num_tokens, num_blocks, floats.shape[0], tokens.stride(0), *block_tables.stride()[:2], floats.stride(0),
         block_size, TOKENS=_TOKENS, BLOCKS=_BLOCKS, MAX_NUMBERS=_MAX_NUMBERS, num_warps=4, **launch.early(device))
     return out
@@ -44,7 +44,7 @@ def put_tokens(tokens: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _gather(rows, context_lens, token_rows, positions, tokens, block_tables, floats, top_k, seeds, out_places,
+def _gather(rows, context_lens, token_rows, positions, tokens, block_tables, floats, top_k, seeds, deltas, out_places,
             out_slots, out_tokens, out_tables, out_floats, out_top_k, out_seeds, num_seqs, num_tokens, num_blocks,
             num_numbers, tokens_stride, group_stride, tables_stride, floats_stride, block_size, TOKENS: tl.constexpr,
             BLOCKS: tl.constexpr, MAX_NUMBERS: tl.constexpr, EARLY: tl.constexpr):
@@ -60,7 +60,10 @@ def _gather(rows, context_lens, token_rows, positions, tokens, block_tables, flo
     slot = tl.where(position >= 0, block * block_size + place % block_size, -1)
     tl.store(out_slots + group * num_tokens + token, slot, mask=inside)
     if group == 0:
-        tl.store(out_places + token, place, mask=inside)
+        turn = place
+        if deltas is not None:
+            turn = tl.where(position >= 0, place + tl.load(deltas + row, mask=inside, other=0), 0)
+        tl.store(out_places + token, turn, mask=inside)
         tl.store(out_tokens + token, tl.load(tokens + row * tokens_stride + place, mask=inside, other=0), mask=inside)
     if program < num_seqs:
         own = tl.load(rows + program).to(tl.int64)

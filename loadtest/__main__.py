@@ -15,6 +15,7 @@ MEASUREMENTS = {
     "steps": ("step_times", "offline: where the time of a step goes, on the host and on the device"),
     "start": ("start_times", "offline: how long a start takes, phase by phase, on a new machine and again"),
     "features": ("features", "offline: what penalties, logprobs, grammars and the like cost a step"),
+    "images": ("images", "offline: images a second, time to first token, what they cost the text beside them"),
     "overhead": ("overhead", "HTTP: what keys, limits, deadlines, logs, metrics and traces cost together"),
     "side-by-side": ("side_by_side", "this tree beside another checkout, in turns: did anything become slower?"),
     "transformers": ("compare_transformers", "SmolLM2 on this machine, side by side with transformers"),

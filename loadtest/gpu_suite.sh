@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a GPU can show, in one go: kernels against references, the engine's equalities, figures.
-# usage: loadtest/gpu_suite.sh [kernels] [engine] [bench] [parallel]     (the first three without arguments)
+# usage: loadtest/gpu_suite.sh [kernels] [engine] [bench] [images] [parallel]     (the first three without arguments)
 # parallel: as many GPUs as there are, in powers of two.
 # Logs and figures land in ${OUT:-gpu-results}. Exits non-zero if anything failed; runs everything all the same.
 set -uo pipefail
@@ -34,6 +34,12 @@ if [[ $wanted == *" bench "* ]]; then
         step "bench-$model" "$python" -m quire bench throughput --model "loadtest/models/$model" --load-format dummy \
             --dtype bfloat16 --max-model-len 4096 --gpu-memory-utilization 0.85 \
             --workload "${WORKLOADS:-all}" --compare loadtest/peers/h200.json --json "$out/bench-$model.json"
+    done
+fi
+if [[ $wanted == *" images "* ]]; then
+    for model in qwen2-vl-2b qwen3-vl-4b; do
+        step "images-$model" env OUT="$out" "$python" -m quire bench images --model "loadtest/models/$model" \
+            --dtype bfloat16 --max-model-len 16384 --gpu-memory-utilization 0.85
     done
 fi
 if [[ $wanted == *" parallel "* ]]; then

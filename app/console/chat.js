@@ -3,6 +3,7 @@
 import { Refusal, address, ask, json, key } from "./api.js";
 import { $, h, say } from "./dom.js";
 import { Markdown } from "./markdown.js";
+import * as pictures from "./pictures.js";
 import { UNREACHABLE, answers, lookNow, onLook, seen } from "./poll.js";
 import { asCurl, asPython } from "./snippets.js";
 import { events } from "./sse.js";
@@ -13,7 +14,7 @@ const SUGGESTIONS = [
   "How do plants make food?", "What is gravity?", "Explain what a computer is in two sentences."];
 const ENDS = { length: "cut at the most tokens", abort: "ended by the server" };
 
-const turns = []; // {question, answer, failed}, oldest first
+const turns = []; // {question, pictures, answer, failed}, oldest first
 let running = null; // the AbortController of the answer that is coming
 let asksForKey = () => {}; // told why
 let keyServes = () => {};
@@ -34,6 +35,7 @@ export function start(onKeyWanted, onKeyServes) {
     }
   });
   $("question").addEventListener("input", fit);
+  pictures.start();
   $("stop").addEventListener("click", stop);
   $("new-chat").addEventListener("click", clear);
   $("settings").addEventListener("input", noteSettings);
@@ -86,7 +88,9 @@ const wantKey = () =>
 async function loadModels() {
   models = [];
   try {
-    models = (await json("v1/models")).data.map((card) => card.id);
+    const { data } = await json("v1/models");
+    models = data.map((card) => card.id);
+    pictures.allow(data.some((card) => card.input_modalities?.includes("image")));
     const chosen = $("model").value;
     $("model").replaceChildren(...models.map((name) => h("option", { selected: name === chosen }, name)));
     say($("trouble"), "");
@@ -118,13 +122,14 @@ function fit() {
 
 // Asking
 
-function requestOf(question) {
+function requestOf(question, shown) {
   const said = turns.filter((turn) => !turn.failed).flatMap((turn) => [
-    { role: "user", content: turn.question }, { role: "assistant", content: turn.answer }]);
+    { role: "user", content: pictures.contentOf(turn.question, turn.pictures) },
+    { role: "assistant", content: turn.answer }]);
   const system = $("system").value.trim();
   const first = system ? [{ role: "system", content: system }] : [];
   const request = $("model").value ? { model: $("model").value } : {};
-  request.messages = [...first, ...said, { role: "user", content: question }];
+  request.messages = [...first, ...said, { role: "user", content: pictures.contentOf(question, shown) }];
   if ($("temperature").value) request.temperature = Number($("temperature").value);
   if ($("max-tokens").value) request.max_tokens = Number($("max-tokens").value);
   return { ...request, stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
@@ -139,9 +144,10 @@ async function submit(question) {
     wrong.reportValidity();
     return;
   }
-  const request = requestOf(question);
-  const turn = { question, answer: "", failed: false };
-  const view = new TurnView(question, request);
+  const shown = pictures.take();
+  const request = requestOf(question, shown);
+  const turn = { question, pictures: shown, answer: "", failed: false };
+  const view = new TurnView(question, shown, request);
   $("turns").append(...view.nodes);
   if ($("question").value.trim() === question) $("question").value = "";
   fit();
@@ -159,6 +165,7 @@ async function submit(question) {
       turn.failed = !turn.answer;
       if (turn.failed && !$("question").value) {
         $("question").value = question;
+        pictures.giveBack(shown);
         fit();
       }
     }
@@ -218,7 +225,7 @@ function waiting() {
 }
 
 class TurnView {
-  constructor(question, request) {
+  constructor(question, shown, request) {
     Object.assign(this, { request, usage: null, begun: 0, firstAt: null, lastAt: null, end: "" });
     this.text = h("div", { class: "text" });
     this.markdown = new Markdown(this.text);
@@ -229,7 +236,8 @@ class TurnView {
     this.facts = h("p", { class: "facts" });
     this.answer = h("article", { class: "answer", "aria-label": "Answer", "aria-busy": "true" },
       this.thinking, this.text, this.paused, this.failure, h("footer", {}, this.facts));
-    this.nodes = [h("article", { class: "question", dir: "auto", "aria-label": "Question" }, question), this.answer];
+    this.nodes = [h("article", { class: "question", dir: "auto", "aria-label": "Question" },
+      ...shown.map((picture, i) => pictures.shown(picture, `Picture ${i + 1}`)), question), this.answer];
     this.due = 0;
   }
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.app.background import in_background
-from quire.app.conversation import by_weight, named_as_sent, submit_conversation
+from quire.app.conversation import by_weight, images_to_be_sent, named_as_sent, submit_conversation
 from quire.app.endpoints.models import check_model
 from quire.app.exchange import Exchange
 from quire.app.json_pieces import all_as_raw
@@ -18,7 +18,7 @@ from quire.app.middleware.body_limit import body_was_read
 from quire.app.openapi.operation import EVENTS, GENERATES, operation
 from quire.app.replies.choice import Choice, Whole
 from quire.app.replies.pieces import Arguments, Call, Content, Piece, Reasoning
-from quire.app.schemas.body import read_body, unknown_of
+from quire.app.schemas.body import read_body
 from quire.app.schemas.chat import ChatChoice, ChatLogprobs, ChatReply, ChatRequest, Message
 from quire.app.schemas.chunk import ChatChunk
 from quire.app.schemas.tool_calls import Function, ToolCall
@@ -45,16 +45,19 @@ async def chat_completions(request: Request) -> Response:
         params = body.sampling_params(service.model_defaults, body.most_tokens, logprobs)
     record.asked = Asked("chat", model, body.stream, params, f"chatcmpl-{record.request_id}")
     choice = checked_choice(body.tools, body.tool_choice, several=body.parallel_tool_calls)
-    messages = await by_weight(body.weight, body.conversation, unknown_of(request), exchange.max_model_len)
+    images = images_to_be_sent(request, body.mm_processor_kwargs)
+    messages = await by_weight(body.weight, body.conversation, images, exchange.max_model_len)
     # The reply lives long, and would hold all of what was sent.
     body, weight = msgspec.structs.replace(body, messages=[], tools=None), body.weight
-    body_was_read(request)
+    if not images.images:
+        body_was_read(request)
     with named_as_sent(body.most_tokens_field):
         choices = await submit_conversation(
             service, exchange, messages, choice, params, variables=body.template_variables,
             add_generation_prompt=body.add_generation_prompt, priority=body.priority, cache_salt=body.cache_salt,
             add_special_tokens=bool(body.add_special_tokens), weight=weight,  # templates bring their own
-            continue_final_message=body.continue_final_message, thinking_budget=body.thinking_budget)
+            continue_final_message=body.continue_final_message, thinking_budget=body.thinking_budget, images=images)
+    body_was_read(request)
     del messages  # as above
     reply = _Replies(service, exchange, body, choices, model, f"chatcmpl-{record.request_id}")
     if body.stream:

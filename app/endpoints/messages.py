@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.app.anthropic_errors import AnthropicError, error_body
-from quire.app.conversation import by_weight, prompt_of, submit_conversation
+from quire.app.conversation import by_weight, images_to_be_sent, prompt_of, submit_conversation
 from quire.app.endpoints.models import check_model
-from quire.app.endpoints.tokenize import BYTES_OF_A_TEXTS_TOKEN, most_tokens, token_ids
+from quire.app.endpoints.tokenize import counted, most_body, most_tokens
 from quire.app.errors import ApiError
 from quire.app.exchange import Exchange
 from quire.app.json_pieces import all_as_raw
@@ -23,7 +23,8 @@ from quire.app.openapi.operation import EVENTS, GENERATES, NAMES_MODEL, READS_BO
 from quire.app.replies.blocks import BlockEvents, blocks_of, event
 from quire.app.replies.choice import Choice
 from quire.app.replies.pieces import Call, Piece
-from quire.app.schemas.body import AtMost, read_body, unknown_of
+from quire.app.schemas.body import read_body, unknown_of
+from quire.app.schemas.media import SentImages
 from quire.app.schemas.messages import (
     CountRequest,
     MessageReply,
@@ -33,7 +34,6 @@ from quire.app.schemas.messages import (
     ShownThoughts,
     TokenCount,
 )
-from quire.app.schemas.unknown import UnknownFields
 from quire.app.service import Service, record_of, service_of
 from quire.app.sse import EventStream
 from quire.app.telemetry.record import Asked
@@ -64,20 +64,23 @@ async def create_message(request: Request) -> Response:
         params.structured_outputs = body.form
         choice = body.choice(unknown)
     record.asked = Asked("chat", model, body.stream, params, f"msg_{record.request_id}")
-    messages = await by_weight(body.weight, body.conversation, unknown, exchange.max_model_len)
+    images = images_to_be_sent(request)
+    messages = await by_weight(body.weight, body.conversation, images, exchange.max_model_len)
     # The reply lives long, and would hold all of what was sent.
     is_streamed, max_tokens, shown, weight = body.stream, body.max_tokens, body.shown_thoughts, body.weight
     # A wish, which agents send whatever the model is. It makes a grammar of the whole reply, with the calls that may be
     # in it, and not all of their tools' schemas could be followed.
     budget = body.thinking_budget if service.reply_style.bounds_thinking and not body.tools else None
     del body
-    body_was_read(request)
+    if not images.images:
+        body_was_read(request)
     with _named_as_sent():
         [of_reply] = await submit_conversation(
             service, exchange, messages, choice, params, variables=chat.template_variables,
             **_beginning(messages), thinking_budget=budget,
             priority=chat.priority, cache_salt=chat.cache_salt, add_special_tokens=False, weight=weight,
-            clamp=True)  # agents ask for as much as a large model could give
+            clamp=True, images=images)  # agents ask for as much as a large model could give
+    body_was_read(request)
     del messages  # as above
     begun = MessageReply(id=f"msg_{record.request_id}", model=model, content=[], usage=MessageUsage(0, 0, 0))
     reply = _Reply(exchange, of_reply, begun, shown, max_tokens)
@@ -91,12 +94,14 @@ async def create_message(request: Request) -> Response:
            example={"messages": [{"role": "user", "content": "Say hello."}]})
 async def count_tokens(request: Request) -> Response:
     service = service_of(request)
-    body = await read_body(request, CountRequest, AtMost("messages", most_tokens(service), BYTES_OF_A_TEXTS_TOKEN))
+    body = await read_body(request, CountRequest, most_body(service, "messages"))
     check_model(request, body.model)
     body.check()
-    unknown = unknown_of(request)
+    images = images_to_be_sent(request)
     with _named_as_sent():
-        return Response(await off_the_loop(_counted, service, body, unknown), media_type="application/json")
+        prompt = await off_the_loop(_prompt, service, body, images)
+        tokens = await counted(service, prompt, "messages", images, with_special=False)
+    return Response(_encode(TokenCount(len(tokens))), media_type="application/json")
 
 
 def _beginning(messages: list[dict[str, Any]]) -> dict[str, bool]:
@@ -105,11 +110,10 @@ def _beginning(messages: list[dict[str, Any]]) -> dict[str, bool]:
     return {"add_generation_prompt": not is_begun, "continue_final_message": is_begun}
 
 
-def _counted(service: Service, body: CountRequest, unknown: UnknownFields) -> bytes:
-    messages = body.conversation(unknown, most_tokens(service))
-    prompt = prompt_of(service, messages, body.choice(unknown), variables=body.template_variables,
-                       **_beginning(messages))
-    return _encode(TokenCount(len(token_ids(service, prompt, "messages", with_special=False))))
+def _prompt(service: Service, body: CountRequest, images: SentImages) -> str:
+    messages = body.conversation(images, most_tokens(service))
+    return prompt_of(service, messages, body.choice(images.unknown), variables=body.template_variables,
+                     **_beginning(messages))
 
 
 @contextmanager

@@ -47,7 +47,8 @@ async def show_model(request: Request) -> Response:
 def _card(service: Service, name: str) -> ModelCard:
     info = service.engine.require_info()
     settings = service.settings
-    return model_card(name, settings.serve.engine.model, settings.started_at, info.max_model_len)
+    return model_card(name, settings.serve.engine.model, settings.started_at, info.max_model_len,
+                      takes_images=service.engine.takes_images)
 
 
 def _json(body: msgspec.Struct) -> Response:

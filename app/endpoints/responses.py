@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire.app.conversation import by_weight, named_as_sent, submit_conversation
+from quire.app.conversation import by_weight, images_to_be_sent, named_as_sent, submit_conversation
 from quire.app.endpoints.models import check_model
 from quire.app.errors import ApiError
 from quire.app.exchange import Exchange
@@ -56,15 +56,18 @@ async def responses(request: Request) -> Response:
     choice = body.checked_choice()
     begun = body.reply(id, service.now(), model, params)
     with named_as_sent("max_output_tokens", "input"):
-        messages = await by_weight(body.weight, conversation_of, body.input, body.instructions, unknown,
+        images = images_to_be_sent(request, body.mm_processor_kwargs)
+        messages = await by_weight(body.weight, conversation_of, body.input, body.instructions, images,
                                    exchange.max_model_len)
         # The reply lives long, and would hold all of what was sent.
         body, weight = msgspec.structs.replace(body, input=msgspec.Raw(), tools=[]), body.weight
-        body_was_read(request)
+        if not images.images:
+            body_was_read(request)
         choices = await submit_conversation(
             service, exchange, messages, choice, params, variables=body.template_variables, add_generation_prompt=True,
             priority=body.priority, cache_salt=body.cache_salt, add_special_tokens=bool(body.add_special_tokens),
-            weight=weight)  # templates bring their own
+            weight=weight, images=images)  # templates bring their own
+    body_was_read(request)
     del messages, choice  # as above
     reply = _Reply(service, exchange, body, choices[0], begun)
     if body.stream:

@@ -8,22 +8,23 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire.app.conversation import prompt_of
+from quire.app.conversation import images_to_be_sent, loaded_images, prompt_of
 from quire.app.endpoints.models import check_model
 from quire.app.errors import ApiError
 from quire.app.openapi.operation import NAMES_MODEL, READS_BODY, operation
-from quire.app.schemas.body import AtMost, read_body, unknown_of
+from quire.app.schemas.body import AtMost, read_body
 from quire.app.schemas.chat import ChatRequest, RawMessages
+from quire.app.schemas.media import SentImages
 from quire.app.schemas.sampling import check_at_most
 from quire.app.schemas.tools import checked_choice
-from quire.app.schemas.unknown import UnknownFields
 from quire.app.service import Service, service_of
+from quire.engine.frontend.media.placeholders import expanded
 from quire.engine.frontend.prompts import check_characters, off_the_loop
 
 # What may be counted where the context is shorter, so that a client sees by how much its text is too long.
 TOKENS_ALWAYS_TAKEN = 64 * 2**10
 _BYTES_OF_AN_ID = 16  # in JSON, spaces included
-BYTES_OF_A_TEXTS_TOKEN = 64  # the same; a text that hardly has tokens may have 8 characters for each
+_BYTES_OF_A_TEXTS_TOKEN = 64  # the same; a text that hardly has tokens may have 8 characters for each
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +37,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     add_generation_prompt: bool = True
     tools: list[dict[str, Any]] | None = None  # these two are given to the chat template, which may heed them
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    mm_processor_kwargs: dict[str, Any] | None = None
     return_token_strs: bool = False
 
 
@@ -59,30 +61,47 @@ class DetokenizeReply(msgspec.Struct):
            refuses=READS_BODY | NAMES_MODEL, example={"prompt": "The sky is blue."})
 async def tokenize(request: Request) -> Response:
     service = service_of(request)
-    body = await read_body(request, TokenizeRequest, AtMost(
-        "prompt", most_tokens(service), BYTES_OF_A_TEXTS_TOKEN))
+    body = await read_body(request, TokenizeRequest, most_body(service, "prompt"))
     check_model(request, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "Give either prompt or messages.", "prompt")
-    for name in ("tools", "chat_template_kwargs"):
+    for name in ("tools", "chat_template_kwargs", "mm_processor_kwargs"):
         if getattr(body, name) and body.messages is None:
             raise ApiError(400, f"{name} belongs to messages, and a prompt has none.", name)
-    return _json(await off_the_loop(_tokenized, service, body, unknown_of(request)))
+    images = images_to_be_sent(request, body.mm_processor_kwargs)
+    if body.messages is None:
+        text, field, special = body.prompt or "", "prompt", body.add_special_tokens is not False
+    else:
+        text = await off_the_loop(_prompt, service, body, images)
+        field, special = "messages", bool(body.add_special_tokens)
+    tokens = await counted(service, text, field, images, with_special=special)
+    return _json(await off_the_loop(_reply, service, tokens, with_texts=body.return_token_strs))
 
 
-def _tokenized(service: Service, body: TokenizeRequest, unknown: UnknownFields) -> bytes:
-    text, special = body.prompt or "", body.add_special_tokens is not False
-    if body.messages is not None:
-        chat = ChatRequest(messages=body.messages, chat_template_kwargs=body.chat_template_kwargs, tools=body.tools)
-        chat.check(service.settings.serve)
-        choice = checked_choice(chat.tools, chat.tool_choice, several=chat.parallel_tool_calls)
-        text = prompt_of(service, chat.conversation(unknown, most_tokens(service)), choice,
-                         variables=chat.template_variables, add_generation_prompt=body.add_generation_prompt)
-        special = bool(body.add_special_tokens)
-    tokens = token_ids(service, text, "prompt" if body.messages is None else "messages", with_special=special)
-    texts = [service.tokenizer.token_text(id) for id in tokens] if body.return_token_strs else None
+def _prompt(service: Service, body: TokenizeRequest, images: SentImages) -> str:
+    assert body.messages is not None
+    chat = ChatRequest(messages=body.messages, chat_template_kwargs=body.chat_template_kwargs, tools=body.tools)
+    chat.check(service.settings.serve)
+    choice = checked_choice(chat.tools, chat.tool_choice, several=chat.parallel_tool_calls)
+    return prompt_of(service, chat.conversation(images, most_tokens(service)), choice,
+                     variables=chat.template_variables, add_generation_prompt=body.add_generation_prompt)
+
+
+def _reply(service: Service, tokens: list[int], *, with_texts: bool) -> bytes:
+    texts = [service.tokenizer.token_text(id) for id in tokens] if with_texts else None
     info = service.engine.info
     return msgspec.json.encode(TokenizeReply(len(tokens), info.max_model_len if info else None, tokens, texts))
+
+
+async def counted(service: Service, text: str, field: str, images: SentImages, *, with_special: bool
+                  ) -> list[int]:
+    """The tokens of a prompt, images among them. Raises what `token_ids` and `loaded_images` raise."""
+    tokens = await off_the_loop(token_ids, service, text, field, with_special=with_special)
+    loaded = await loaded_images(service, images)
+    try:
+        return expanded(tokens, loaded.images, service.engine.model_config.vision)[0]
+    finally:
+        loaded.release()
 
 
 def token_ids(service: Service, text: str, field: str, *, with_special: bool) -> list[int]:
@@ -122,6 +141,13 @@ def most_tokens(service: Service) -> int:
     """That are counted at a time."""
     info = service.engine.info
     return max(TOKENS_ALWAYS_TAKEN, info.max_model_len if info else 0)
+
+
+def most_body(service: Service, field: str) -> AtMost | None:
+    """How long a body may be whose `field` is counted; images in it have the server's own limit."""
+    if service.engine.takes_images:
+        return None
+    return AtMost(field, most_tokens(service), _BYTES_OF_A_TEXTS_TOKEN)
 
 
 def _json(body: bytes) -> Response:

@@ -39,7 +39,7 @@ def _plain_turns(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for message in messages:
         is_result, plain = message["role"] == "tool", _plain(message)
         if turns and turns[-1]["role"] == plain["role"] == "user" and (is_result or may_join):
-            turns[-1] = {"role": "user", "content": f"{_text(turns[-1])}\n{_text(plain)}"}
+            turns[-1] = {"role": "user", "content": _joined(turns[-1]["content"], plain["content"])}
             may_join = True
         else:
             turns.append(plain)
@@ -64,6 +64,16 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
         return message
     written = [f"{BEGIN}\n{json.dumps(call['function'], ensure_ascii=False)}\n{END}" for call in calls]
     return {"role": message["role"], "content": "\n".join(filter(None, [_text(message), *written]))}
+
+
+def _joined(first: Any, second: Any) -> Any:
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n{second}"
+    return [*_parts(first), {"type": "text", "text": "\n"}, *_parts(second)]
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _text(message: dict[str, Any]) -> str:

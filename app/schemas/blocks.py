@@ -6,6 +6,7 @@ Each block is decoded by itself, and what nobody reads is passed over without be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from quire.app.errors import ApiError
 from quire.app.schemas.body import decode_field
 from quire.app.schemas.chat import MAX_MESSAGES, MAX_PARTS, RawMessages
+from quire.app.schemas.media import SentImages
 from quire.app.schemas.raw import NULL, begins, shown_json, text_of
 from quire.app.schemas.sampling import check_at_most
 from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES, UnknownFields
@@ -26,6 +28,10 @@ _BILLING = "x-anthropic-billing-header"
 
 class TextBlock(msgspec.Struct, frozen=True):
     text: str
+
+
+class ImageBlock(msgspec.Struct, frozen=True):
+    source: msgspec.Raw
 
 
 class ToolUse(msgspec.Struct, frozen=True):
@@ -48,13 +54,15 @@ class RedactedThinking(msgspec.Struct, frozen=True):
     """Thoughts that only who wrote them can read."""
 
 
-Block = TextBlock | ToolUse | ToolResult | Thinking | RedactedThinking
-_TYPES: dict[str, type[Block]] = {"text": TextBlock, "tool_use": ToolUse, "tool_result": ToolResult,
-                                  "thinking": Thinking, "redacted_thinking": RedactedThinking}
+Block = TextBlock | ImageBlock | ToolUse | ToolResult | Thinking | RedactedThinking
+_TYPES: dict[str, type[Block]] = {"text": TextBlock, "image": ImageBlock, "tool_use": ToolUse,
+                                  "tool_result": ToolResult, "thinking": Thinking,
+                                  "redacted_thinking": RedactedThinking}
 _DECODERS: dict[str, msgspec.json.Decoder[Block]] = {
     name: msgspec.json.Decoder(kind, float_hook=float) for name, kind in _TYPES.items()}
+_IMAGE = msgspec.Raw(b'"image"')
 _TEXT_ONLY = ("text",)
-_OF_ROLE = {"user": ("text", "tool_result"), "system": _TEXT_ONLY,
+_OF_ROLE = {"user": ("text", "image", "tool_result"), "system": _TEXT_ONLY,
             "assistant": ("text", "tool_use", "thinking", "redacted_thinking")}
 _HARMLESS = frozenset({"type", "cache_control", "citations", "signature", "data", "caller", "toolset_name"})
 _HARMLESS_IN_MESSAGES = frozenset({"role", "content", "cache_control"})
@@ -63,10 +71,10 @@ _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def conversation_of(system: msgspec.Raw, messages: RawMessages, unknown: UnknownFields, max_model_len: int
+def conversation_of(system: msgspec.Raw, messages: RawMessages, images: SentImages, max_model_len: int
                     ) -> list[dict[str, Any]]:
     """What a chat template gets. Neighbours of one role are one message, as Anthropic's API has it, and each result of
-    a tool is a message of its own.
+    a tool is a message of its own. `images` gets what they hold.
 
     Raises:
         ApiError: names the block at fault.
@@ -75,26 +83,26 @@ def conversation_of(system: msgspec.Raw, messages: RawMessages, unknown: Unknown
     if not messages:
         raise ApiError(400, "messages must hold at least one message.", "messages")
     check_at_most("messages", len(messages), MAX_MESSAGES, what="messages")
-    for content in (system, *(message.get("content", NULL) for message in messages)):
-        check_json(bytes(content), max_model_len)
-    turns = _Turns()
-    for block in _blocks(system, "system", _TEXT_ONLY, unknown) if system != NULL else []:
+    reader = _Reader(images, max_model_len)
+    turns = _Turns(reader)
+    for block in reader.blocks(system, "system", _TEXT_ONLY) if system != NULL else []:
         if said := _without_billing(block.text):
             turns.of("system")["content"].append(said)
     num_blocks = 0
     for i, message in enumerate(messages):
-        role = _checked_role(message, f"messages[{i}]", unknown)
-        blocks = _blocks(message.get("content", NULL), f"messages[{i}].content", _OF_ROLE[role], unknown)
+        role = _checked_role(message, f"messages[{i}]", images.unknown)
+        blocks = reader.blocks(message.get("content", NULL), f"messages[{i}].content", _OF_ROLE[role])
         num_blocks += len(blocks)
         check_at_most("messages", num_blocks, MAX_PARTS, what="content blocks in all")
-        turns.take(role, blocks, f"messages[{i}].content", unknown)
+        turns.take(role, blocks, f"messages[{i}].content")
     return turns.finished()
 
 
 class _Turns:
-    """Messages so far; the content of each is the list of its texts until all are there."""
+    """Messages so far; the content of each is the list of its texts, and of marks for images, until all are there."""
 
-    def __init__(self) -> None:
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
         self._messages: list[dict[str, Any]] = []
         self._tools: dict[str, str] = {}  # id of a call -> name
 
@@ -104,27 +112,29 @@ class _Turns:
             self._messages.append({"role": role, "content": []})
         return self._messages[-1]
 
-    def take(self, role: str, blocks: Sequence[Block], where: str, unknown: UnknownFields) -> None:
+    def take(self, role: str, blocks: Sequence[Block], where: str) -> None:
         if not blocks:
             self.of(role)
         for i, block in enumerate(blocks):
             match block:
                 case TextBlock(text):
                     self.of(role)["content"].append(text)
+                case ImageBlock(source):
+                    self.of(role)["content"].append(self._reader.images.take_source(source, f"{where}[{i}]"))
                 case ToolUse(id, name, input):
                     self._tools[id] = name
                     self.of(role).setdefault("tool_calls", []).append({
                         "id": id.removeprefix(TOOL_ID), "type": "function",
                         "function": {"name": name, "arguments": input}})
                 case ToolResult():
-                    self._messages.append(self._result(block, f"{where}[{i}].content", unknown))
+                    self._messages.append(self._result(block, f"{where}[{i}].content"))
                 case Thinking(thought):
                     self.of(role).setdefault("reasoning", []).append(thought)
                 case RedactedThinking():
                     self.of(role)
 
-    def _result(self, result: ToolResult, where: str, unknown: UnknownFields) -> dict[str, Any]:
-        blocks = _blocks(result.content, where, _TEXT_ONLY, unknown) if result.content != NULL else []
+    def _result(self, result: ToolResult, where: str) -> dict[str, Any]:
+        blocks = self._reader.blocks(result.content, where, _TEXT_ONLY) if result.content != NULL else []
         text = "\n".join(block.text for block in blocks)
         if result.is_error and not text.lower().startswith("error"):
             text = f"Error: {text}"  # no template has a place for it
@@ -135,10 +145,12 @@ class _Turns:
 
     def finished(self) -> list[dict[str, Any]]:
         for message in self._messages:
-            if len(texts := message["content"]) > 1:
-                message["content"] = [{"type": "text", "text": text} for text in texts]
+            said = message["content"]
+            if len(said) > 1 or not all(isinstance(part, str) for part in said):
+                message["content"] = [{"type": "text", "text": part} if isinstance(part, str) else part
+                                      for part in said]
             else:
-                message["content"] = "".join(texts)
+                message["content"] = "".join(said)
             if "reasoning" in message:
                 message["reasoning"] = message["reasoning_content"] = "\n".join(message["reasoning"])
         return self._messages
@@ -154,31 +166,44 @@ def _checked_role(message: dict[str, msgspec.Raw], where: str, unknown: UnknownF
     return role
 
 
-def _blocks(content: msgspec.Raw, where: str, kinds: tuple[str, ...], unknown: UnknownFields) -> list[Any]:
-    """Of these kinds; a text is one."""
-    if (text := text_of(content, where)) is not None:
-        return [TextBlock(text)]
-    if not begins(content, b"["):
-        raise ApiError(400, f"{where} must be text or a list of blocks, got {shown_json(content)}.", where)
-    parts = decode_field(where, _LIST, content)
-    check_at_most(where, len(parts), MAX_PARTS, what="blocks")
-    return [_block(raw, f"{where}[{i}]", kinds, unknown) for i, raw in enumerate(parts)]
+@dataclass(frozen=True)
+class _Reader:
+    """Of the blocks of one request."""
 
+    images: SentImages
+    max_model_len: int
 
-def _block(raw: msgspec.Raw, where: str, kinds: tuple[str, ...], unknown: UnknownFields) -> Block:
-    fields = decode_field(where, _OBJECT, raw)
-    kind = decode_field(f"{where}.type", _TEXT, fields.get("type", NULL))
-    if kind not in _DECODERS:
-        raise ApiError(400, f"{where}: this server takes text only; blocks of type {shown(kind)} are not supported.",
-                       where)
-    if kind not in kinds:
-        raise ApiError(400, f"{where}.type is {shown(kind)}; here it must be {' or '.join(map(repr, kinds))}.",
-                       f"{where}.type")
-    block = decode_field(where, _DECODERS[kind], raw)
-    for name, value in fields.items():
-        if name not in block.__struct_fields__ and name not in _HARMLESS and value != NULL:
-            unknown.meet(name, f"{where}.{name}", block.__struct_fields__)
-    return block
+    def blocks(self, content: msgspec.Raw, where: str, kinds: tuple[str, ...]) -> list[Any]:
+        """Of these kinds; a text is one."""
+        if begins(content, b'"'):
+            check_json(bytes(content), self.max_model_len)
+        if (text := text_of(content, where)) is not None:
+            return [TextBlock(text)]
+        if not begins(content, b"["):
+            raise ApiError(400, f"{where} must be text or a list of blocks, got {shown_json(content)}.", where)
+        parts = decode_field(where, _LIST, content)
+        check_at_most(where, len(parts), MAX_PARTS, what="blocks")
+        opened = [decode_field(f"{where}[{i}]", _OBJECT, raw) for i, raw in enumerate(parts)]
+        check_json(b"".join(value for fields in opened if fields.get("type") != _IMAGE for value in fields.values()),
+                   self.max_model_len)
+        return [self._block(raw, fields, f"{where}[{i}]", kinds)
+                for i, (raw, fields) in enumerate(zip(parts, opened))]
+
+    def _block(self, raw: msgspec.Raw, fields: dict[str, msgspec.Raw], where: str, kinds: tuple[str, ...]) -> Block:
+        kind = decode_field(f"{where}.type", _TEXT, fields.get("type", NULL))
+        if kind == "image":
+            self.images.check_taken(where, kind, "blocks")
+        if kind not in _DECODERS:
+            raise ApiError(400, f"{where}: this model takes {self.images.kinds}; blocks of type {shown(kind)} are not "
+                           "supported.", where)
+        if kind not in kinds:
+            raise ApiError(400, f"{where}.type is {shown(kind)}; here it must be {' or '.join(map(repr, kinds))}.",
+                           f"{where}.type")
+        block = decode_field(where, _DECODERS[kind], raw)
+        for name, value in fields.items():
+            if name not in block.__struct_fields__ and name not in _HARMLESS and value != NULL:
+                self.images.unknown.meet(name, f"{where}.{name}", block.__struct_fields__)
+        return block
 
 
 def _without_billing(text: str) -> str:

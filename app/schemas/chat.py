@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -9,17 +10,19 @@ import msgspec
 from quire.app.errors import ApiError
 from quire.app.schemas.body import decode_field
 from quire.app.schemas.described import json_of
+from quire.app.schemas.media import SentImages, is_image
 from quire.app.schemas.message_form import ConversationMessage
 from quire.app.schemas.prompt_logprobs import ToldOfPrompt
 from quire.app.schemas.raw import NULL, begins, says_something, shown_json, text_of
 from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens
 from quire.app.schemas.template import check_effort, check_template_kwargs, template_variables
 from quire.app.schemas.tool_calls import SentCall, ToolCall
-from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES, UnknownFields
+from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES
 from quire.app.schemas.usage import Usage
 from quire.app.settings import ServeSettings
 from quire.engine.arguments import shown
 from quire.engine.frontend.prompts import check_json
+from quire.engine.image_options import checked_options
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of the content of all messages together
@@ -35,6 +38,7 @@ _READ_OF = {"assistant": _READ | {"tool_calls", "reasoning", "reasoning_content"
 _TEXT = msgspec.json.Decoder(str)
 _PARTS = msgspec.json.Decoder(list[msgspec.Raw])
 _PART = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_IMAGE = msgspec.Raw(b'"image_url"')
 _NO_TEXT = msgspec.Raw(b'""')
 
 _CALLS = msgspec.json.Decoder(list[SentCall])
@@ -57,6 +61,7 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     include_reasoning: bool = True
     reasoning_effort: str | None = None
     thinking_token_budget: int | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
 
     @property
     def thinking_budget(self) -> int | None:
@@ -92,12 +97,13 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
             raise ApiError(400, "echo is not supported for chat.", "echo")
         check_effort("reasoning_effort", self.reasoning_effort)
         check_template_kwargs(self.chat_template_kwargs)
+        checked_options(self.mm_processor_kwargs)
         if (budget := self.thinking_token_budget) is not None and not -1 <= budget <= MAX_THINKING_TOKENS:
             raise ApiError(400, "thinking_token_budget must be the most tokens of the thinking, from 0 to "
                            f"{MAX_THINKING_TOKENS}, or -1 for no limit; got {shown(budget)}.", "thinking_token_budget")
 
-    def conversation(self, unknown: UnknownFields, max_model_len: int) -> list[dict[str, Any]]:
-        """The messages as a chat template takes them.
+    def conversation(self, images: SentImages, max_model_len: int) -> list[dict[str, Any]]:
+        """The messages as a chat template takes them; `images` gets what they hold.
 
         Raises:
             ApiError: names the message at fault.
@@ -106,45 +112,93 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
         if not self.messages:
             raise ApiError(400, "messages must hold at least one message.", "messages")
         check_at_most("messages", len(self.messages), MAX_MESSAGES, what="messages")
-        for message in self.messages:
-            check_json(bytes(message.get("content", NULL)), max_model_len)
-        conversation = [_checked_message(message, f"messages[{i}]", unknown) for i, message in enumerate(self.messages)]
+        reader = _Reader(images, max_model_len)
+        conversation = [reader.message(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
         num_parts = sum(len(message["content"]) for message in conversation if isinstance(message["content"], list))
         check_at_most("messages", num_parts, MAX_PARTS, what="content parts in all")
         return conversation
 
 
-def _checked_message(message: dict[str, msgspec.Raw], where: str, unknown: UnknownFields) -> dict[str, Any]:
-    role = text_of(message.get("role"), f"{where}.role")
-    if role == "function":
-        raise ApiError(400, f"{where}.role is 'function', which OpenAI has replaced; send the role 'tool'.",
-                       f"{where}.role")
-    if role not in ROLES:
-        raise ApiError(400, f"{where}.role must be one of {', '.join(ROLES)}; got {shown_json(message.get('role'))}.",
-                       f"{where}.role")
-    for name in _UNSUPPORTED_IN_MESSAGES & message.keys():  # first: a message of tool calls may have no content
-        if says_something(message[name]):
-            raise ApiError(400, f"{where}.{name} is not supported by this version; leave it out, and say in "
-                           f"{where}.content what the model is to know of it.", f"{where}.{name}")
-    content = message.get("content")
-    if role == "assistant" and not says_something(content):
-        content = _refusal(message.get("refusal"), f"{where}.refusal")
-    # Newer OpenAI clients say "developer" for what every open model's template calls "system".
-    checked: dict[str, Any] = {"role": "system" if role == "developer" else role,
-                               "content": _checked_content(content, role, f"{where}.content", unknown)}
-    if role == "tool" and isinstance(parts := checked["content"], list):
-        checked["content"] = "\n".join(part["text"] for part in parts)
-    checked |= _of_tools(message, role, where) if role in ("assistant", "tool") else {}
-    for name, value in message.items():
-        if name in _READ_OF.get(role, _READ) or name in _HARMLESS_IN_MESSAGES or not says_something(value):
-            continue
-        if name != "name":
-            unknown.meet(name, f"{where}.{name}", _FIELDS_OF_MESSAGES, OF_CLIENTS_IN_MESSAGES)
-        elif (text := text_of(value, f"{where}.name")) is not None:
-            checked["name"] = text
-        else:
-            raise ApiError(400, f"{where}.name must be text.", f"{where}.name")
-    return checked
+@dataclass(frozen=True)
+class _Reader:
+    """Of the messages of one request."""
+
+    images: SentImages
+    max_model_len: int
+
+    def message(self, message: dict[str, msgspec.Raw], where: str) -> dict[str, Any]:
+        role = text_of(message.get("role"), f"{where}.role")
+        if role == "function":
+            raise ApiError(400, f"{where}.role is 'function', which OpenAI has replaced; send the role 'tool'.",
+                           f"{where}.role")
+        if role not in ROLES:
+            raise ApiError(400, f"{where}.role must be one of {', '.join(ROLES)}; got "
+                           f"{shown_json(message.get('role'))}.", f"{where}.role")
+        for name in _UNSUPPORTED_IN_MESSAGES & message.keys():  # first: a message of tool calls may have no content
+            if says_something(message[name]):
+                raise ApiError(400, f"{where}.{name} is not supported by this version; leave it out, and say in "
+                               f"{where}.content what the model is to know of it.", f"{where}.{name}")
+        content = message.get("content")
+        if role == "assistant" and not says_something(content):
+            content = _refusal(message.get("refusal"), f"{where}.refusal")
+        # Newer OpenAI clients say "developer" for what every open model's template calls "system".
+        checked: dict[str, Any] = {"role": "system" if role == "developer" else role,
+                                   "content": self._content(content, role, f"{where}.content")}
+        if role == "tool" and isinstance(parts := checked["content"], list):
+            checked["content"] = "\n".join(part["text"] for part in parts)
+        checked |= _of_tools(message, role, where) if role in ("assistant", "tool") else {}
+        for name, value in message.items():
+            if name in _READ_OF.get(role, _READ) or name in _HARMLESS_IN_MESSAGES or not says_something(value):
+                continue
+            if name != "name":
+                self.images.unknown.meet(name, f"{where}.{name}", _FIELDS_OF_MESSAGES, OF_CLIENTS_IN_MESSAGES)
+            elif (text := text_of(value, f"{where}.name")) is not None:
+                checked["name"] = text
+            else:
+                raise ApiError(400, f"{where}.name must be text.", f"{where}.name")
+        return checked
+
+    def _content(self, content: msgspec.Raw | None, role: str, where: str) -> str | list[dict[str, str]]:
+        text = self._text(content, where)
+        if text is not None:
+            return text
+        if content is None or not begins(content, b"["):
+            raise ApiError(400, f"{where} must be text or a list of {self._kinds(role)} parts.", where)
+        raw_parts = decode_field(where, _PARTS, content)
+        check_at_most(where, len(raw_parts), MAX_PARTS, what="parts")
+        parts = [decode_field(f"{where}[{i}]", _PART, raw) if begins(raw, b"{") else {}
+                 for i, raw in enumerate(raw_parts)]
+        check_json(b"".join(raw for part in parts if not is_image(part, _IMAGE) for raw in part.values()),
+                   self.max_model_len)
+        return [self._part(part, role, f"{where}[{i}]") for i, part in enumerate(parts)]
+
+    def _text(self, content: msgspec.Raw | None, where: str) -> str | None:
+        if content is not None and begins(content, b'"'):
+            check_json(bytes(content), self.max_model_len)
+        return text_of(content, where)
+
+    def _kinds(self, role: str) -> str:
+        return "text and image" if self.images.taken and role == "user" else "text"
+
+    def _part(self, part: dict[str, msgspec.Raw], role: str, where: str) -> dict[str, str]:
+        """What the assistant refused with is text to a template."""
+        kind = text_of(part.get("type"), f"{where}.type")
+        if kind == "image_url" or (kind is None and "image_url" in part):  # clients may leave the type out
+            self.images.check_taken(where, "image_url")
+            if role != "user":
+                raise ApiError(400, f"{where}: images stand in messages of the user's; this is one of the {role}'s.",
+                               where)
+            return self.images.take_image_url(part, where)
+        if kind != "text" and not (kind == "refusal" and role == "assistant"):
+            raise ApiError(400, f"{where}: this model takes {self.images.kinds}; parts of type "
+                           f"{shown_json(part.get('type'))} are not supported.", where)
+        text = text_of(part.get(kind), f"{where}.{kind}")
+        if text is None:
+            raise ApiError(400, f"{where}.{kind} must be text.", f"{where}.{kind}")
+        for name, value in part.items():
+            if name not in ("type", kind) and name not in _HARMLESS_IN_PARTS and says_something(value):
+                self.images.unknown.meet(name, f"{where}.{name}", ("type", kind))
+        return {"type": "text", "text": text}
 
 
 def _of_tools(message: dict[str, msgspec.Raw], role: str, where: str) -> dict[str, Any]:
@@ -172,34 +226,6 @@ def _refusal(refusal: msgspec.Raw | None, where: str) -> msgspec.Raw:
     if not begins(refusal, b'"'):
         raise ApiError(400, f"{where} must be text.", where)
     return refusal
-
-
-def _checked_content(content: msgspec.Raw | None, role: str, where: str, unknown: UnknownFields) \
-        -> str | list[dict[str, str]]:
-    text = text_of(content, where)
-    if text is not None:
-        return text
-    if content is None or not begins(content, b"["):
-        raise ApiError(400, f"{where} must be text or a list of text parts.", where)
-    parts = decode_field(where, _PARTS, content)
-    check_at_most(where, len(parts), MAX_PARTS, what="parts")
-    return [_checked_part(part, role, f"{where}[{i}]", unknown) for i, part in enumerate(parts)]
-
-
-def _checked_part(raw: msgspec.Raw, role: str, where: str, unknown: UnknownFields) -> dict[str, str]:
-    """What the assistant refused with is text to a template."""
-    part = decode_field(where, _PART, raw) if begins(raw, b"{") else {}
-    kind = text_of(part.get("type"), f"{where}.type")
-    if kind != "text" and not (kind == "refusal" and role == "assistant"):
-        raise ApiError(400, f"{where}: this server takes text only; parts of type {shown_json(part.get('type'))} are "
-                       "not supported.", where)
-    text = text_of(part.get(kind), f"{where}.{kind}")
-    if text is None:
-        raise ApiError(400, f"{where}.{kind} must be text.", f"{where}.{kind}")
-    for name, value in part.items():
-        if name not in ("type", kind) and name not in _HARMLESS_IN_PARTS and says_something(value):
-            unknown.meet(name, f"{where}.{name}", ("type", kind))
-    return {"type": "text", "text": text}
 
 
 class TopLogprob(msgspec.Struct):

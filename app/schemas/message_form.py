@@ -3,11 +3,26 @@ since what nobody reads is not decoded."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
 class TextPart(msgspec.Struct, tag_field="type", tag="text"):
     text: str
+
+
+class ImageURL(msgspec.Struct):
+    """An https:, http: or data: URL; with detail "low", the model sees at most 512 * 512 pixels of it."""
+
+    url: str
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
+class ImagePart(msgspec.Struct, tag_field="type", tag="image_url"):
+    """Where the model takes images."""
+
+    image_url: ImageURL | str
 
 
 class RefusalPart(msgspec.Struct, tag_field="type", tag="refusal"):
@@ -27,7 +42,7 @@ class DeveloperMessage(msgspec.Struct, tag_field="role", tag="developer"):
 
 
 class UserMessage(msgspec.Struct, tag_field="role", tag="user"):
-    content: str | list[TextPart]
+    content: str | list[TextPart | ImagePart]
     name: str | None = None
 
 

@@ -11,6 +11,7 @@ from quire.app.errors import ApiError
 from quire.app.schemas.blocks import conversation_of
 from quire.app.schemas.chat import ChatRequest, RawMessages
 from quire.app.schemas.described import json_of
+from quire.app.schemas.media import SentImages
 from quire.app.schemas.raw import NULL
 from quire.app.schemas.template import check_effort
 from quire.app.schemas.tools import ToolChoice, checked_choice
@@ -143,9 +144,9 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
                            "tool_choice.type")
         return checked_choice(tools, choice, several=not sent.disable_parallel_tool_use)
 
-    def conversation(self, unknown: UnknownFields, max_model_len: int) -> list[dict[str, Any]]:
+    def conversation(self, images: SentImages, max_model_len: int) -> list[dict[str, Any]]:
         """As `conversation_of`."""
-        return conversation_of(self.system, self.messages, unknown, max_model_len)
+        return conversation_of(self.system, self.messages, images, max_model_len)
 
 
 class MessagesRequest(CountRequest, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     parent: None = None
     max_model_len: int
     permission: list[ModelPermission]
+    input_modalities: list[str] | msgspec.UnsetType = msgspec.UNSET  # of a model that takes more than text
 
 
 class ModelList(msgspec.Struct):
@@ -38,8 +39,9 @@ class ModelList(msgspec.Struct):
     object: str = "list"
 
 
-def model_card(name: str, root: str, created: int, max_model_len: int) -> ModelCard:
+def model_card(name: str, root: str, created: int, max_model_len: int, *, takes_images: bool = False) -> ModelCard:
     # Every worker must give the same card, so the permission's id is derived, not drawn.
     digest = hashlib.sha256(f"{name}\0{created}".encode()).hexdigest()[:32]
     return ModelCard(id=name, created=created, root=root, max_model_len=max_model_len,
-                     permission=[ModelPermission(id=f"modelperm-{digest}", created=created)])
+                     permission=[ModelPermission(id=f"modelperm-{digest}", created=created)],
+                     input_modalities=["text", "image"] if takes_images else msgspec.UNSET)

@@ -15,10 +15,11 @@ import msgspec
 from quire.app.errors import ApiError
 from quire.app.schemas.body import decode_field
 from quire.app.schemas.chat import MAX_MESSAGES, MAX_PARTS
+from quire.app.schemas.media import SentImages, is_image
 from quire.app.schemas.raw import NULL, begins, says_something, shown_json, text_of
 from quire.app.schemas.sampling import check_at_most
 from quire.app.schemas.tool_calls import SentCall, SentFunction
-from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES, UnknownFields
+from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES
 from quire.engine.frontend.prompts import check_json
 
 ROLES = ("user", "assistant", "system", "developer")
@@ -29,6 +30,7 @@ _THOUGHT = {"reasoning_text": "text", "summary_text": "text"}
 _HARMLESS_IN_PARTS = frozenset({"annotations", "logprobs", "parsed", "cache_control"})
 _OF_CLIENTS = OF_CLIENTS_IN_MESSAGES | {"encrypted_content"}  # another server's, which nobody can read here
 
+_IMAGE = msgspec.Raw(b'"input_image"')
 _ITEMS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _PARTS = msgspec.json.Decoder(list[msgspec.Raw])
 _PART = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -37,16 +39,16 @@ _ARGUMENTS = msgspec.json.Decoder(str | dict[str, Any] | None)
 Item = dict[str, msgspec.Raw]
 
 
-def conversation_of(sent: msgspec.Raw, instructions: str | None, unknown: UnknownFields, max_model_len: int
+def conversation_of(sent: msgspec.Raw, instructions: str | None, images: SentImages, max_model_len: int
                     ) -> list[dict[str, Any]]:
     """The messages of the field `input`, behind the `instructions`: with system messages that come first they are one,
-    as most templates take no second.
+    as most templates take no second. `images` gets what they hold.
 
     Raises:
         ApiError: names the item at fault.
         InvalidRequestError: a text is longer than any prompt.
     """
-    reader = _Reader(unknown, max_model_len)
+    reader = _Reader(images, max_model_len)
     if begins(sent, b'"'):
         messages = [{"role": "user", "content": reader.content(sent, "input", _SAID)}]
     elif begins(sent, b"["):
@@ -80,8 +82,9 @@ class _Turn:
 class _Reader:
     """Of one request's items, in order."""
 
-    def __init__(self, unknown: UnknownFields, max_model_len: int) -> None:
-        self._unknown = unknown
+    def __init__(self, images: SentImages, max_model_len: int) -> None:
+        self._images = images
+        self._unknown = images.unknown
         self._max_model_len = max_model_len
         self._messages: list[dict[str, Any]] = []
         self._turn: _Turn | None = None
@@ -99,9 +102,12 @@ class _Reader:
         self._end_turn()
         return self._messages
 
-    def content(self, raw: msgspec.Raw | None, where: str, fields: dict[str, str]) -> str | list[dict[str, str]]:
-        """A text, or the texts of parts of the types in `fields`, as templates take them."""
-        check_json(bytes(NULL if raw is None else raw), self._max_model_len)
+    def content(self, raw: msgspec.Raw | None, where: str, fields: dict[str, str], *, with_images: bool = False
+                ) -> str | list[dict[str, str]]:
+        """A text, or the texts of parts of the types in `fields`, as templates take them, and images where these may
+        be."""
+        if raw is not None and begins(raw, b'"'):
+            check_json(bytes(raw), self._max_model_len)
         text = text_of(raw, where)
         if text is not None:
             return text
@@ -110,7 +116,12 @@ class _Reader:
         parts = decode_field(where, _PARTS, raw)
         self._num_parts += len(parts)
         check_at_most("input", self._num_parts, MAX_PARTS, what="content parts in all")
-        return [{"type": "text", "text": self._part(part, f"{where}[{i}]", fields)} for i, part in enumerate(parts)]
+        opened = [decode_field(f"{where}[{i}]", _PART, part) if begins(part, b"{") else {}
+                  for i, part in enumerate(parts)]
+        check_json(b"".join(value for part in opened if not is_image(part, _IMAGE) for value in part.values()),
+                   self._max_model_len)
+        return [self._image(part, f"{where}[{i}]", with_images) if part.get("type") == _IMAGE else
+                {"type": "text", "text": self._part(part, f"{where}[{i}]", fields)} for i, part in enumerate(opened)]
 
     def read_message(self, item: Item, where: str) -> None:
         role = text_of(item.get("role"), f"{where}.role")
@@ -119,7 +130,7 @@ class _Reader:
                            f"{where}.role")
         if role != "assistant":
             self._end_turn()
-            content = self.content(item.get("content"), f"{where}.content", _SAID)
+            content = self.content(item.get("content"), f"{where}.content", _SAID, with_images=role == "user")
             self._messages.append({"role": "system" if role == "developer" else role, "content": content})
             return
         turn = self._turn_to_go_on(lambda turn: not turn.said)
@@ -162,12 +173,17 @@ class _Reader:
             self._messages.append(self._turn.message())
             self._turn = None
 
-    def _part(self, raw: msgspec.Raw, where: str, fields: dict[str, str]) -> str:
-        part = decode_field(where, _PART, raw) if begins(raw, b"{") else {}
+    def _image(self, part: Item, where: str, may_be: bool) -> dict[str, str]:
+        self._images.check_taken(where, "input_image")
+        if not may_be:
+            raise ApiError(400, f"{where}: images stand in messages of the user's.", where)
+        return self._images.take_input_image(part, where)
+
+    def _part(self, part: Item, where: str, fields: dict[str, str]) -> str:
         kind = text_of(part.get("type"), f"{where}.type")
         if kind is None or kind not in fields:
-            raise ApiError(400, f"{where}: this server takes text only; parts of type {shown_json(part.get('type'))} "
-                           f"are not supported here, only {', '.join(fields)}.", where)
+            raise ApiError(400, f"{where}: this model takes {self._images.kinds}; parts of type "
+                           f"{shown_json(part.get('type'))} are not supported here, only {', '.join(fields)}.", where)
         text = text_of(part.get(fields[kind]), f"{where}.{fields[kind]}")
         if text is None:
             raise ApiError(400, f"{where}.{fields[kind]} must be text.", f"{where}.{fields[kind]}")

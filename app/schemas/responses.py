@@ -16,6 +16,7 @@ from quire.app.schemas.tools import MAX_TOOLS, ToolChoice, check_function, check
 from quire.app.schemas.unknown import UnknownFields
 from quire.app.settings import ServeSettings
 from quire.engine.arguments import shown
+from quire.engine.image_options import checked_options
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.structured_outputs import StructuredOutputsParams
 
@@ -70,6 +71,7 @@ class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    mm_processor_kwargs: dict[str, Any] | None = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -95,6 +97,7 @@ class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
         check_logprobs("top_logprobs", self.top_logprobs, settings)
         check_effort("reasoning.effort", self.reasoning.effort)
         check_template_kwargs(self.chat_template_kwargs)
+        checked_options(self.mm_processor_kwargs)
         check_at_most("metadata", len(self.metadata), MAX_METADATA, what="entries")
         longest = max((len(text) for pair in self.metadata.items() for text in pair), default=0)
         check_at_most("metadata", longest, MAX_METADATA_CHARACTERS, what="characters in a name or value")

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from quire.engine.attention.media import StepFeatures
+
 
 @dataclass(slots=True)
 class AttentionInputs:
@@ -20,7 +22,9 @@ class AttentionInputs:
     sequences have context_lens 0 and padded tokens slot -1, and kernels must leave both alone.
     """
 
-    positions: torch.Tensor  # [tokens] int32, position of each token in its sequence
+    # [tokens] int32: by which row of the rotary table each token turns, its position in its sequence (with M-RoPE, plus
+    # its row's delta); or, with `angles`, its place in the step.
+    positions: torch.Tensor
     slots: torch.Tensor  # [tokens] int32, block * block_size + offset where its K and V go; -1 = nowhere
     query_starts: torch.Tensor  # [seqs + 1] int32, first token of each sequence in the flat batch
     context_lens: torch.Tensor  # [seqs] int32, K/V tokens after this step's writes; the last query sees all of them
@@ -39,6 +43,9 @@ class AttentionInputs:
     # The host's own copies for the CPU path (lists parallel to seqs); None under CUDA, which never reads them.
     host_query_lens: list[int] | None = None
     host_context_lens: list[int] | None = None
+    # [tokens, rotary_dim] float32, in place of the layers' own rotary table: a row a token. Of steps with images.
+    angles: torch.Tensor | None = None
+    media: StepFeatures | None = None
     # Called at each layer on a CPU, where a step may be long: it gets on. None under CUDA.
     advances: Callable[[], None] | None = None
     # What a backend works out at the first layer and needs again at the others; its own business.

@@ -34,8 +34,11 @@ class PagedAttention:
         spec = self.spec
         heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
         q, k, v = heads.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=1)
+        rotary = self._rotary
+        if inputs.angles is not None and rotary is not None:
+            rotary = Rotary(inputs.angles, rotary.style, moved=True)
         if not only_last:
-            return ops.paged_attention(q, k_cache, v_cache, inputs, spec, (k, v, self._rotary)).flatten(1)
-        ops.rotary_and_cache(q, k, v, self._rotary, inputs.positions, inputs.slots, k_cache, v_cache)
+            return ops.paged_attention(q, k_cache, v_cache, inputs, spec, (k, v, rotary)).flatten(1)
+        ops.rotary_and_cache(q, k, v, rotary, inputs.positions, inputs.slots, k_cache, v_cache)
         q = q.index_select(0, inputs.last_tokens)
         return ops.paged_attention(q, k_cache, v_cache, inputs.of_last_tokens(), spec).flatten(1)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from quire.engine.attention.inputs import AttentionInputs
+from quire.engine.attention.media import StepFeatures
 from quire.engine.execution import pooled_rows
 from quire.engine.execution.request_table import RequestTable
 from quire.engine.execution.upload import Upload
@@ -70,16 +71,20 @@ def token_positions(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -
 
 
 def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int, *, host_lists: bool,
-           advances: Callable[[], None] | None = None) -> tuple[torch.Tensor, AttentionInputs]:
-    """Token ids [tokens] int32, and what attention needs to know."""
+           advances: Callable[[], None] | None = None, angles: torch.Tensor | None = None,
+           media: StepFeatures | None = None) -> tuple[torch.Tensor, AttentionInputs]:
+    """Token ids [tokens] int32, and what attention needs to know; `angles` and `media` are of a step with images."""
     ends = plan.ends
     max_context_len = max(ends)
     max_blocks = -(-max_context_len // block_size)
     step = ops.gather_step(upload["rows"], upload["context_lens"], upload["token_rows"], upload["positions"],
                            table.tokens, table.block_tables[:, :, :max_blocks], table.floats, table.top_k, table.seeds,
-                           block_size)
+                           block_size, table.deltas)
+    positions = step.places
+    if angles is not None:
+        positions = torch.arange(len(angles), dtype=torch.int32, device=angles.device)
     inputs = AttentionInputs(
-        positions=step.places,
+        positions=positions,
         slots=step.slots[0],
         query_starts=upload["query_starts"],
         context_lens=upload["context_lens"],
@@ -92,6 +97,8 @@ def gather(plan: StepPlan, upload: Upload, table: RequestTable, block_size: int,
         shared=(upload["shared"][0], upload["shared"][1]) if plan.shared_places else None,
         host_query_lens=plan.num_tokens if host_lists else None,
         host_context_lens=ends if host_lists else None,
+        angles=angles,
+        media=media,
         advances=advances,
     )
     return step.token_ids, inputs.of_groups(step.slots, step.block_tables)

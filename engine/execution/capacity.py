@@ -91,12 +91,14 @@ def _free_device_bytes(args: EngineArgs) -> int:
 
 
 def _measure_worst_step(runner: ModelRunner, config: EngineConfig) -> int:
-    """Bytes that a step over the whole token budget, sampling in every row, allocates at its peak."""
+    """Bytes that a step over the whole token budget, sampling in every row, allocates at its peak, or one that encodes
+    as many images as one may."""
     runner.allocate(1)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     runner.launch(warm_up.worst_plan(config, samples=runner.model.generates)).result()
+    runner.rehearse_tower()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
     runner.free_cache()

@@ -242,7 +242,7 @@ class StepGraphs:
         table, parts = self._table, size.cut(vector)
         step = ops.gather_step(parts["rows"], parts["context_lens"], parts["token_rows"], parts["positions"],
                                table.tokens, table.block_tables, table.floats, table.top_k, table.seeds,
-                               self._block_size)
+                               self._block_size, table.deltas)
         inputs = AttentionInputs(
             positions=step.places,
             slots=step.slots[0],

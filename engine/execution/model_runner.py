@@ -15,8 +15,10 @@ from llguidance import LLTokenizer
 
 from quire.engine.config import EngineConfig
 from quire.engine.execution import batch, kv_cache, pooled_rows, warm_up
+from quire.engine.execution.feature_rows import FeatureRows
 from quire.engine.execution.grammar_rows import GrammarRows
 from quire.engine.execution.graphs import Size, StepGraphs, all_sizes, predicted_bytes
+from quire.engine.execution.mrope_rows import MRopeRows
 from quire.engine.execution.open_step import OpenStep
 from quire.engine.execution.pending import Pending
 from quire.engine.execution.request_table import MIN_P, TEMPERATURE, TOP_P, RequestTable
@@ -31,6 +33,8 @@ from quire.engine.weights.load import load_model
 from quire.kernels import launch, ops
 
 Progress = Callable[[str, float], None]
+
+_FEW_TOKENS = 4  # of an image, that use the kernels of all
 
 
 class ModelRunner:
@@ -47,7 +51,11 @@ class ModelRunner:
         self.block_size = config.args.block_size
         self.model = load_model(config, parallel, self.device, self.dtype, progress)
         self.table = RequestTable.empty(config.max_num_seqs, config.max_model_len, self.block_size, self.device,
-                                        len(self.model.kv_groups.windows))
+                                        len(self.model.kv_groups.windows), with_deltas=self.model.mrope is not None)
+        vision, tower = config.model.vision, self.model.tower
+        self.positions = None if self.model.mrope is None or vision is None else MRopeRows(vision.merge_size)
+        self.features = None if tower is None else FeatureRows(tower, config.encoder_tokens,
+                                                               one_by_one=config.args.batch_invariant)
         self.grammars = GrammarRows(partial(_grammar_vocabulary, config, self.model.vocab_size), self.model.vocab_size,
                                     pins=self.device.type == "cuda")
         self._storage: list[kv_cache.KVCache] = []
@@ -94,6 +102,7 @@ class ModelRunner:
         for plan in warm_up.plans(self.config, samples=self.model.generates):
             self.launch(plan).result()
         warm_up.mask_tokens(self.model.vocab_size, self.device)
+        self.rehearse_tower(_FEW_TOKENS)
         if self._captures:
             self._step_graphs().rehearse(self._graph_sizes())
         self.free_cache()
@@ -105,8 +114,15 @@ class ModelRunner:
             for plan in warm_up.plans(self.config, samples=self.model.generates):
                 self.launch(plan).result()
             warm_up.mask_tokens(self.model.vocab_size, self.device)
+            self.rehearse_tower()
             if self._captures:
                 self._capture(progress)
+
+    @torch.inference_mode()
+    def rehearse_tower(self, num_tokens: int | None = None) -> None:
+        """A batch of images of so many tokens in all, or the largest that a step may encode."""
+        if self.features is not None:
+            self.features.rehearse(num_tokens)
 
     @torch.inference_mode()
     def _capture(self, progress: Progress) -> None:
@@ -144,11 +160,20 @@ class ModelRunner:
 
     def _launch(self, plan: StepPlan) -> Pending:
         told = pooled = None
-        # Graphs keep nothing of what the last layer makes.
-        eager = self.graphs is None or bool(plan.told_places) or bool(plan.pooled_places)
+        # Graphs keep nothing of what the last layer makes, and know no images.
+        eager = self.graphs is None or bool(plan.told_places) or bool(plan.pooled_places) or bool(plan.media_places)
+        has_angles = False
+        if self.positions is not None:
+            self.positions.enter(plan.new_rows)
+            has_angles = self.positions.differ(plan)
+            eager = eager or has_angles
         size = None if self.graphs is None or eager else self.graphs.size_for(plan)
         upload = Upload()
         self.table.pack(plan, upload)  # first: what follows asks the host's share of the table about new rows too
+        if self.positions is not None:
+            self.positions.pack(plan, upload, differ=has_angles)
+        if self.features is not None:
+            self.features.pack(plan, upload)
         self.grammars.enter(plan.new_rows)
         is_special = not self.table.special_rows.isdisjoint(plan.rows)
         special = SpecialRows(plan, self.table) if is_special else None
@@ -163,7 +188,7 @@ class ModelRunner:
             token_ids = _sampled_only(step.token_ids, plan, upload)
             logits = _sampled_only(step.logits, plan, upload) if is_special else None
         else:
-            hidden = self._hidden(plan, upload)
+            hidden = self._hidden(plan, upload, has_angles=has_angles)
             if hidden is None:
                 return Pending.empty(self.device)
             if plan.told_places:
@@ -209,10 +234,18 @@ class ModelRunner:
                 ops.copy_blocks(k_cache, v_cache, sources, targets)
         self.table.apply(plan, upload)
 
-    def _hidden(self, plan: StepPlan, upload: Upload) -> torch.Tensor | None:
+    def _hidden(self, plan: StepPlan, upload: Upload, *, has_angles: bool) -> torch.Tensor | None:
         """As CausalLM.forward's, kernel by kernel; of all tokens where the plan needs them."""
+        angles = media = None
+        if has_angles and self.model.mrope is not None:
+            angles = self.model.mrope.angles(upload["mrope_positions"])
+        if self.features is not None:
+            if plan.encodes:
+                self.features.encode(plan.encodes)
+            media = self.features.of_step(plan, upload)
         token_ids, attention = batch.gather(plan, upload, self.table, self.block_size,
-                                            host_lists=self.device.type == "cpu", advances=self._advances)
+                                            host_lists=self.device.type == "cpu", advances=self._advances,
+                                            angles=angles, media=media)
         return self.model.forward(token_ids, attention, self.kv_caches)
 
     def _logits(self, hidden: torch.Tensor, plan: StepPlan, upload: Upload) -> torch.Tensor | None:

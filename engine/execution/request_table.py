@@ -45,12 +45,14 @@ class RequestTable:
     top_k: torch.Tensor  # [rows] int32
     floats: torch.Tensor  # [3, rows] float32
     seeds: torch.Tensor  # [rows] int64
+    # [rows] int32, of models with M-RoPE: what is added to the position of a token behind its prompt's last image.
+    deltas: torch.Tensor | None = None
     host: list[HostRow] = field(default_factory=list)
     special_rows: set[int] = field(default_factory=set)
 
     @classmethod
     def empty(cls, num_rows: int, max_model_len: int, block_size: int, device: torch.device,
-              num_groups: int = 1) -> RequestTable:
+              num_groups: int = 1, *, with_deltas: bool = False) -> RequestTable:
         # One spare row at the end: padded entries of a captured step point there and do no harm.
         rows, blocks = num_rows + 1, -(-max_model_len // block_size)
 
@@ -64,6 +66,7 @@ class RequestTable:
             top_k=int32(rows),
             floats=torch.zeros((3, rows), dtype=torch.float32, device=device),
             seeds=torch.zeros(rows, dtype=torch.int64, device=device),
+            deltas=int32(rows) if with_deltas else None,
             host=[HostRow() for _ in range(rows)],
         )
 
@@ -99,6 +102,8 @@ class RequestTable:
             self.top_k[rows] = upload["new_top_k"]
             self.floats[:, rows] = upload["new_floats"]
             self.seeds[rows] = upload["new_seeds"]
+            if self.deltas is not None:
+                self.deltas[rows] = upload["new_deltas"]
             tokens, offset = upload["new_tokens"], 0
             for new in plan.new_rows:
                 self.tokens[new.row, : len(new.token_ids)] = tokens[offset: offset + len(new.token_ids)]

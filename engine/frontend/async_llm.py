@@ -25,6 +25,9 @@ from quire.engine.frontend.context_limit import naming_limits
 from quire.engine.frontend.engine_group import EngineGroup
 from quire.engine.frontend.engine_process import EngineProcess
 from quire.engine.frontend.generation import Generation, SampleUpdate
+from quire.engine.frontend.media.given import images_of, options_of, without_images
+from quire.engine.frontend.media.loader import NO_IMAGES, ImageLoader, LoadedImages
+from quire.engine.frontend.media.placeholders import expanded, naming_image_tokens
 from quire.engine.frontend.outputs import (
     OutputBuilder,
     PoolingOutput,
@@ -38,6 +41,7 @@ from quire.engine.frontend.request import Request
 from quire.engine.frontend.submission import check_length, check_prompt, numbers, samples
 from quire.engine.frontend.unsupported import asked_for
 from quire.engine.grammar.check import GrammarCheck, grammar_check
+from quire.engine.image_options import checked_limits
 from quire.engine.messages import NO_KEY, EngineInfo, KeyLimits, RateState, SampleSpec, TokenLogprobs
 from quire.engine.model_config import ModelConfig
 from quire.engine.pooling_params import PoolingParams
@@ -47,11 +51,13 @@ from quire.engine.weights.locate import resolve_model
 
 
 class Stream:
-    """The updates of one accepted request. Leaving it early, in whatever way, aborts what is unfinished."""
+    """The updates of one accepted request. Leaving it early, in whatever way, aborts what is unfinished. The request's
+    images are released with it."""
 
-    def __init__(self, group: EngineGroup, request: Request, prompt: str | None) -> None:
+    def __init__(self, group: EngineGroup, request: Request, prompt: str | None, images: LoadedImages) -> None:
         self._group = group
         self._request = request
+        self._images = images
         self.prompt = prompt
         self.prompt_token_ids = request.prompt_token_ids
 
@@ -100,10 +106,14 @@ class Stream:
         self._group.abort(self._request)
 
     async def aclose(self) -> None:
-        self._group.abort(self._request)
+        self._leave()
 
     def __del__(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
         self._group.abort(self._request)
+        self._images.release()
 
 
 class AsyncEngineArgs(EngineArgs):
@@ -136,6 +146,7 @@ class AsyncLLMEngine:
             _ = self.tokenizer.control_tokens  # now, and not at the first chat, on the event loop
         self._template: ChatTemplate | None = None
         self._grammar_check: GrammarCheck | None = None  # made for the first request that has a grammar
+        self._images: ImageLoader | None = None  # made when the first image comes
         self._process: EngineProcess | None = None
         self._group: EngineGroup | None = None
         self._started = asyncio.Lock()
@@ -200,6 +211,17 @@ class AsyncLLMEngine:
                                                 allow_control_tokens=self.args.allow_control_tokens_in_messages)
         return self._template
 
+    @property
+    def takes_images(self) -> bool:
+        return self.model_config.vision is not None and checked_limits(self.args.limit_mm_per_prompt) > 0
+
+    def image_loader(self, shared_by: int = 1) -> ImageLoader:
+        """What makes images ready for `submit`. `shared_by`: processes like this one that share the machine; the first
+        call says it."""
+        if self._images is None:
+            self._images = ImageLoader(self.model_config, self.args, shared_by=shared_by)
+        return self._images
+
     async def lose(self, place: int, error: EngineDeadError, *, after_kill: bool) -> None:
         """The engine there is gone for good, after all were ready. Its requests go on at another, or end with `error`
         where none is left."""
@@ -221,14 +243,24 @@ class AsyncLLMEngine:
 
     async def submit(self, prompt: Prompt, params: SamplingParams, request_id: str, *, priority: int = 0,
                      key: KeyLimits = NO_KEY, cache_salt: str = "", queue_timeout_s: float = 0.0,
-                     add_special_tokens: bool = True, clamp: bool = False) -> Stream:
-        """Send a request; returns when the engine accepted it.
+                     add_special_tokens: bool = True, clamp: bool = False, images: LoadedImages = NO_IMAGES) -> Stream:
+        """Send a request; returns when the engine accepted it. `images` are as `images.load` gives them, one for each
+        placeholder of the prompt; the stream releases them.
 
         Raises:
             InvalidRequestError: the request cannot be served (param names the field).
             OverloadedError: not now; retry_after_s says when.
             EngineDeadError: the engine is gone for good.
         """
+        try:
+            return await self._submit(prompt, params, request_id, images, add_special_tokens, clamp, priority=priority,
+                                      key=key, cache_salt=cache_salt, queue_timeout_s=queue_timeout_s)
+        except BaseException:
+            images.release()
+            raise
+
+    async def _submit(self, prompt: Prompt, params: SamplingParams, request_id: str, images: LoadedImages,
+                      add_special_tokens: bool, clamp: bool, **of_request: Any) -> Stream:
         group = self._group
         assert group is not None, "connect() or generate() first"
         info = group.require_info()
@@ -239,18 +271,20 @@ class AsyncLLMEngine:
         else:
             text, prompt_token_ids = to_token_ids(prompt, self.tokenizer, add_special_tokens)
         check_prompt(prompt_token_ids, info.vocab_size)
+        prompt_token_ids, media = expanded(prompt_token_ids, images.images, self.model_config.vision)
         grammar = "" if params.structured_outputs is None else await off_the_loop(
             self._grammars(info).grammar, params.structured_outputs)
-        sampling = numbers(params, len(prompt_token_ids), max_model_len=info.max_model_len,
-                           max_logprobs=info.max_logprobs, vocab_size=info.vocab_size,
-                           clamp=clamp,
-                           eos_token_ids=end_token_ids(self.model_config, self.tokenizer), tokenizer=self.tokenizer,
-                           grammar=grammar)
+        with naming_image_tokens(media):
+            sampling = numbers(params, len(prompt_token_ids), max_model_len=info.max_model_len,
+                               max_logprobs=info.max_logprobs, vocab_size=info.vocab_size,
+                               clamp=clamp,
+                               eos_token_ids=end_token_ids(self.model_config, self.tokenizer), tokenizer=self.tokenizer,
+                               grammar=grammar)
         generation = Generation(params, prompt_token_ids, self.tokenizer, params.n)
         request = Request(request_id, prompt_token_ids, sampling, samples(params, group.new_ids(params.n)), generation,
-                          priority, key, cache_salt, queue_timeout_s)
+                          media=media, **of_request)
         await group.submit(request)
-        return Stream(group, request, text)
+        return Stream(group, request, text, images)
 
     async def submit_embedding(self, prompt: Prompt, params: PoolingParams, request_id: str, *, priority: int = 0,
                                key: KeyLimits = NO_KEY, cache_salt: str = "", queue_timeout_s: float = 0.0,
@@ -270,7 +304,7 @@ class AsyncLLMEngine:
         request = Request(request_id, ids, sampling, [SampleSpec(id, 0) for id in group.new_ids(1)],
                           Embedding(params, pooling), priority, key, cache_salt, queue_timeout_s)
         await group.submit(request)
-        return Stream(group, request, text)
+        return Stream(group, request, text, NO_IMAGES)
 
     async def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str = "", *,
                        prompt_text: str | None = None, lora_request: Any = None,
@@ -294,8 +328,10 @@ class AsyncLLMEngine:
                                       "sampling_params")
         async with self._named(request_id, priority) as (request_id, priority):
             metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
+            images = await self._loaded(prompt)
             with naming_limits(self.args, self.model_config, self.info):
-                stream = await self.submit(prompt, params, request_id, priority=priority, clamp=True)
+                stream = await self.submit(without_images(prompt), params, request_id, priority=priority, clamp=True,
+                                           images=images)
             self._accepted(request_id, stream)
             builder = OutputBuilder(request_id, stream.prompt, stream.prompt_token_ids, params, self.tokenizer, metrics,
                                     stream.prompt_logprobs)
@@ -351,6 +387,13 @@ class AsyncLLMEngine:
             del self._streams[request_id]
             self._aborted.discard(request_id)
 
+    async def _loaded(self, prompt: Prompt) -> LoadedImages:
+        """The images beside a prompt."""
+        sent = images_of(prompt)
+        if not sent:
+            return NO_IMAGES
+        return await self.image_loader().load(sent, options_of(prompt))
+
     def _accepted(self, request_id: str, stream: Stream) -> None:
         self._streams[request_id] = stream
         if request_id in self._aborted:
@@ -371,8 +414,11 @@ class AsyncLLMEngine:
         """End the connections, and the engine processes where this object started them."""
         if self._home is not None and self._home[0] != os.getpid():
             return  # they are the parent's
-        if self._group is not None and (self._home is None or self._home[1] is asyncio.get_running_loop()):
-            await self._group.close()  # those of a closed loop ended with it
+        if self._home is None or self._home[1] is asyncio.get_running_loop():  # those of a closed loop ended with it
+            if self._group is not None:
+                await self._group.close()
+            if self._images is not None:
+                await self._images.close()
         process, self._process = self._process, None  # a second call is nothing
         if process is not None:
             await asyncio.to_thread(process.stop)

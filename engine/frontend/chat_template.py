@@ -25,6 +25,7 @@ from quire.engine.model_config import ModelConfig
 from quire.engine.tokenizers.control_tokens import ControlTokens, Rendered
 from quire.engine.tokenizers.tokenizer import Tokenizer
 
+IMAGE_PART = {"type": "image"}  # of a message, in place of an image
 _NAME = re.compile(r"[\w-]{1,100}")
 # Not for callers to set.
 RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message", "self"})
@@ -190,6 +191,8 @@ class _Compiled:
             return {**message, "content": [{"type": "text", "text": content}]}
         if not isinstance(content, list):
             return message
+        if self._takes_parts and IMAGE_PART in content:
+            content = [part for part in content if part != IMAGE_PART]
         texts = [_part_text(part) for part in content]
         return message if self._takes_parts else {**message, "content": "\n".join(texts)}
 
@@ -198,6 +201,8 @@ def _part_text(part: Any) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if part == IMAGE_PART:
+        raise InvalidRequestError("The model's chat template has no place for images.", "messages")
     raise InvalidRequestError(f"messages holds a content part of type {kind!r}; this model takes parts of type 'text', "
                               "each with a string 'text'.", "messages")
 

@@ -24,6 +24,11 @@ from quire.engine.frontend.beam_search import BeamSearchOutput, BeamSearchParams
 from quire.engine.frontend.chat_template import RESERVED_VARIABLES, ChatTemplate, load_chat_template
 from quire.engine.frontend.context_limit import naming_limits
 from quire.engine.frontend.generation import Generation
+from quire.engine.frontend.media.given import images_of, options_of, taken_apart, warn_unfilled, without_images
+from quire.engine.frontend.media.loader import LoadedImages
+from quire.engine.frontend.media.offline import OfflineImages
+from quire.engine.frontend.media.placeholders import expanded, naming_image_tokens
+from quire.engine.frontend.media.source import SentImage
 from quire.engine.frontend.outputs import (
     EmbeddingBuilder,
     EmbeddingRequestOutput,
@@ -38,7 +43,7 @@ from quire.engine.frontend.prompts import Prompt, to_conversations, to_token_ids
 from quire.engine.frontend.submission import check_prompt, numbers, samples
 from quire.engine.frontend.unsupported import asked_for
 from quire.engine.grammar.check import GrammarCheck, grammar_check
-from quire.engine.messages import Delta, Rejected, SampleSpec, Submit
+from quire.engine.messages import Delta, Media, Rejected, SampleSpec, Submit
 from quire.engine.pooling_params import PoolingParams
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 from quire.engine.tokenizers.tokenizer import Tokenizer, end_token_ids, load_tokenizer
@@ -77,6 +82,7 @@ class LLM:
         self.model_config = self._core.config.model
         self.info = self._core.info
         self._tokenizer = None if self.args.skip_tokenizer_init else load_tokenizer(self.model_config, tokenizer)
+        self._images = OfflineImages(self.model_config, self.args)
         self._template: ChatTemplate | None = None
         self._grammar_check: GrammarCheck | None = None  # made for the first request that has a grammar
         self._seeds = random.Random(self.args.seed)
@@ -96,6 +102,7 @@ class LLM:
         if os.getpid() == self._pid and not getattr(self._calls, "inside", False):  # a forked child holds no devices
             with self._turn:
                 self._core.close()
+                self._images.close()
 
     def get_tokenizer(self) -> Tokenizer:
         """Raises InvalidRequestError where the engine was built without one."""
@@ -115,26 +122,41 @@ class LLM:
                  mm_processor_kwargs: dict[str, Any] | None = None) -> list[RequestOutput]:
         """Continue every prompt; outputs are in the order of the prompts.
 
-        A prompt is text, a list of token ids, or a dict with "prompt" or "prompt_token_ids".
+        A prompt is text, a list of token ids, or a dict with "prompt" or "prompt_token_ids", beside which
+        "multi_modal_data" may hold images (docs/images.md).
 
         Raises:
-            InvalidRequestError: a prompt or its parameters cannot be served; nothing was run.
+            InvalidRequestError: a prompt or its parameters cannot be served. Nothing was run, unless there are more
+                images than have room at once.
             EngineDeadError: the engine was closed, before or meanwhile, or broke in an earlier call.
             MisuseError: this process was forked after the engine was built.
         """
         self._refuse_fork()
         unsupported("lora_request", lora_request)
         unsupported("tokenization_kwargs", tokenization_kwargs, {})
-        unsupported("mm_processor_kwargs", mm_processor_kwargs, {})
         wanted = _as_list(prompts)
+        return self._generate(wanted, [images_of(prompt) for prompt in wanted], sampling_params, use_tqdm, priority,
+                              mm_processor_kwargs)
+
+    def _generate(self, wanted: list[Prompt], images: list[list[SentImage]],
+                  sampling_params: SamplingParams | Sequence[SamplingParams] | None, use_tqdm: bool,
+                  priority: Sequence[int] | None, mm_processor_kwargs: dict[str, Any] | None) -> list[RequestOutput]:
+        """`images` are those of each prompt."""
         params = self._params_for(wanted, sampling_params)
         priorities = _priorities(priority, len(wanted))
-        def prepare(run: _Run) -> None:
-            for prompt, own, rank in zip(wanted, params, priorities):
-                text, ids = to_token_ids(prompt, self._tokenizer)
-                run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63), self._grammar(own))
+        options = [options_of(prompt, mm_processor_kwargs) for prompt in wanted]
+        outputs: list[RequestOutput] = []
+        for part, loaded in self._images.batches(images, options):
+            def prepare(run: _Run, part: slice = part, loaded: list[LoadedImages] = loaded) -> None:
+                for prompt, of_prompt, own, rank in zip(wanted[part], loaded, params[part], priorities[part]):
+                    text, ids = to_token_ids(without_images(prompt), self._tokenizer)
+                    ids, media = expanded(ids, of_prompt.images, self.model_config.vision)
+                    warn_unfilled(ids, media, self.model_config.vision)
+                    run.prepare(str(self._new_id()), text, ids, own, rank, self._seeds.getrandbits(63),
+                                self._grammar(own), media)
 
-        return cast(list[RequestOutput], self._run(prepare, use_tqdm))
+            outputs += self._run(prepare, use_tqdm)
+        return outputs
 
     def embed(self, prompts: Prompt | Sequence[Prompt], *, pooling_params: PoolingParams | Sequence[PoolingParams] |
               None = None, use_tqdm: bool = True, lora_request: Any = None, priority: Sequence[int] | None = None,
@@ -245,18 +267,24 @@ class LLM:
             ConfigError: `chat_template` is neither a name, a file nor a template.
             InvalidRequestError: the messages or an argument cannot be served; nothing was run.
         """
+        self._refuse_fork()
         unsupported("chat_template_content_format", chat_template_content_format, "auto")
+        unsupported("lora_request", lora_request)
+        unsupported("tokenization_kwargs", tokenization_kwargs, {})
         conversations = to_conversations(messages)
         variables = _template_variables(chat_template_kwargs)
         template = self._chat_template(chat_template)
         tokenizer = self.get_tokenizer()
         prompts: list[Prompt] = []
-        for conversation in conversations:
+        images = []
+        for i, sent in enumerate(conversations):
+            where = "messages" if conversations[0] is messages else f"messages[{i}]"
+            conversation, own_images = taken_apart(sent, where)
+            images.append(own_images)
             text = template.render(conversation, tools, add_generation_prompt=add_generation_prompt,
                                    continue_final_message=continue_final_message, **variables)
             prompts.append({"prompt": str(text), "prompt_token_ids": tokenizer.encode(text, False)})
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request,
-                             tokenization_kwargs=tokenization_kwargs, mm_processor_kwargs=mm_processor_kwargs)
+        return self._generate(prompts, images, sampling_params, use_tqdm, None, mm_processor_kwargs)
 
     def _chat_template(self, override: str | None) -> ChatTemplate:
         if override is not None:
@@ -345,20 +373,21 @@ class _Run:
         self._place: dict[int, tuple[int, int]] = {}  # sample id -> (request, sample index)
 
     def prepare(self, request_id: str, text: str | None, ids: list[int], params: SamplingParams, priority: int,
-                seed: int, grammar: str) -> None:
+                seed: int, grammar: str, media: list[Media]) -> None:
         """Check one request and remember it; nothing runs before all of them passed."""
         info = self._core.info
         params = dataclasses.replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
         check_prompt(ids, info.vocab_size)
-        sampling = numbers(params, len(ids), max_model_len=info.max_model_len, max_logprobs=info.max_logprobs,
-                           vocab_size=info.vocab_size, clamp=True,
-                           eos_token_ids=end_token_ids(self._core.config.model, self._tokenizer),
-                           tokenizer=self._tokenizer, grammar=grammar)
+        with naming_image_tokens(media):
+            sampling = numbers(params, len(ids), max_model_len=info.max_model_len, max_logprobs=info.max_logprobs,
+                               vocab_size=info.vocab_size, clamp=True,
+                               eos_token_ids=end_token_ids(self._core.config.model, self._tokenizer),
+                               tokenizer=self._tokenizer, grammar=grammar)
         place, first = len(self._submits), len(self._place)
         sample_ids = range(first, first + params.n)
         self._place.update({id: (place, index) for index, id in enumerate(sample_ids)})
         self._submits.append(Submit(info.instance, request_id, ids, sampling, samples(params, sample_ids, seed),
-                                    priority))
+                                    priority, media=media))
         tokenizer = self._tokenizer if params.detokenize else None
         metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
         generation = Generation(params, ids, tokenizer, params.n)

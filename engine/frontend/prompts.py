@@ -18,6 +18,8 @@ from quire.engine.tokenizers.tokenizer import Tokenizer
 class PromptDict(TypedDict, total=False):
     prompt: str | None
     prompt_token_ids: list[int]
+    multi_modal_data: dict[str, Any] | None
+    mm_processor_kwargs: dict[str, Any] | None
 
 
 Prompt = str | list[int] | PromptDict

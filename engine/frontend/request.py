@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from quire.engine.frontend.generation import Generation, SampleUpdate
 from quire.engine.frontend.pooling import Embedding
-from quire.engine.messages import NO_KEY, Delta, KeyLimits, RateState, SampleSpec, Sampling, Submit
+from quire.engine.messages import NO_KEY, Delta, KeyLimits, Media, RateState, SampleSpec, Sampling, Submit
 
 ANYWHERE = (0, sys.maxsize)
 FAR_BEHIND = 64  # updates
@@ -31,6 +31,7 @@ class Request:
     key: KeyLimits = NO_KEY
     cache_salt: str = ""
     queue_timeout_s: float = 0.0
+    media: list[Media] = field(default_factory=list)
     made_at: float = field(default_factory=time.perf_counter)
     rate: RateState | None = None  # where its key stands, as the door said
     started_at: float | None = None  # perf_counter when a step first took up one of its samples
@@ -61,7 +62,8 @@ class Request:
         elif queue_timeout_s:
             queue_timeout_s = max(0.001, self.made_at + queue_timeout_s - time.perf_counter())
         return Submit(instance, self.request_id, self.prompt_token_ids, self.sampling, samples, self.priority, self.key,
-                      self.cache_salt, queue_timeout_s, self.accepted.is_set(), self.suspicion > 0)
+                      self.cache_salt, queue_timeout_s, self.accepted.is_set(), self.suspicion > 0,
+                      self.media)
 
     def begins(self, first: int, end: int) -> None:
         """The engine is about to compute its tokens from `first` to `end`; a step before this one may still run."""

@@ -73,7 +73,7 @@ _NO_LORA = "LoRA adapters are not there yet; merge the adapter into the model"
 _NO_DRAFTS = "there is no speculative decoding yet; leave it out, replies are the same without it"
 _ONE_RUNNER = "every model embeds, and generates where it has a head; none classifies or scores"
 _POOLER = "how a model's embeddings are made is said by modules.json and 1_Pooling/config.json beside its weights"
-_NO_MEDIA = "models take text only; a request with an image is refused"
+_IMAGE_FILES = "an image is kept ready for as long as a request needs it, in --image-memory-bytes"
 _EXPERTS = "each rank of --tensor-parallel-size has a part of every expert"
 _TOOLS = "every request may have tools; the model's chat template says how it calls them"
 _NO_TOOL_SERVER = "there are no tools of the server's own"
@@ -226,18 +226,15 @@ _ENGINE: dict[str, Foreign] = {
     "structured_outputs_config": _idle(_ONE_GRAMMAR, {}),
     "guided_decoding_backend": _idle(_ONE_GRAMMAR, "auto", "guidance", "xgrammar"),
     "reasoning_parser_plugin": _no(_NO_PLUGINS, ""),
-    "allowed_local_media_path": _idle(_NO_MEDIA, ""),
-    "allowed_media_domains": Foreign(_NO_MEDIA, refused=False, takes="values"),
-    "limit_mm_per_prompt": _idle(_NO_MEDIA, {}),
-    "media_io_kwargs": _idle(_NO_MEDIA, {}),
-    "mm_processor_kwargs": _idle(_NO_MEDIA, {}),
-    "mm_processor_cache_gb": _idle(_NO_MEDIA, 0, 4, 0.0, 4.0),
-    "mm_processor_cache_type": _idle(_NO_MEDIA, "lru"),
-    "mm_encoder_tp_mode": _idle(_NO_MEDIA, "weights"),
-    "disable_mm_preprocessor_cache": _idle_switch(_NO_MEDIA, False),
-    "interleave_mm_strings": _idle_switch(_NO_MEDIA, False),
-    "skip_mm_profiling": _idle_switch(_NO_MEDIA, False),
-    "language_model_only": _idle_switch(_NO_MEDIA, True, False),
+    "media_io_kwargs": _idle("they are of videos, which this version does not take", {}),
+    "enable_mm_embeds": _no_switch("send the image itself"),
+    "mm_processor_cache_gb": _idle(_IMAGE_FILES, 0, 4, 0.0, 4.0),
+    "mm_processor_cache_type": _idle(_IMAGE_FILES, "lru"),
+    "mm_encoder_tp_mode": _idle("each device encodes all images", "weights", "data"),
+    "disable_mm_preprocessor_cache": _idle_switch(_IMAGE_FILES, True, False),
+    "interleave_mm_strings": _idle_switch("images stand where their parts stand among the texts", False),
+    "skip_mm_profiling": _idle_switch("start-up measures the memory of images in its own way", True, False),
+    "language_model_only": _no_switch('--limit-mm-per-prompt {"image": 0} has the same effect'),
     # Logs, metrics, profiles.
     "disable_log_stats": _idle_switch(_METRICS, True, False),
     "disable_log_requests": _idle_switch(_ONE_LINE, True, False),

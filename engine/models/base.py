@@ -11,6 +11,8 @@ import torch
 
 from quire.engine.attention.inputs import AttentionInputs
 from quire.engine.kv_groups import KVGroups
+from quire.engine.layers.mrope import MRope
+from quire.engine.layers.vision.tower import Tower
 from quire.engine.layers.vocab import VocabEmbedding, VocabHead
 from quire.engine.parallel import Stage
 
@@ -35,6 +37,8 @@ class CausalLM:
     dtype: torch.dtype
     device: torch.device
     stage: Stage
+    mrope: MRope | None = None
+    tower: Tower | None = None  # of a model that takes images, where this stage needs their features
     # Of the families of ours: of use on the first stage, and on the last.
     embedding: VocabEmbedding
     head: VocabHead
@@ -48,6 +52,8 @@ class CausalLM:
         stage = self.stage
         if stage.is_first:
             hidden = self.embed(token_ids, inputs.positions)
+            if inputs.media is not None:
+                inputs.media.put(hidden)
         else:
             hidden = stage.receive(token_ids.shape[0], self.hidden_size, self.dtype, token_ids.device)
         hidden = self.decode(hidden, inputs, kv_caches)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from quire.engine.plan import StepPlan
+from quire.engine.plan import Encode, StepPlan
+from quire.engine.prompt_images import Image, PixelFile
 from quire.engine.scheduling import pooling
 from quire.engine.scheduling.request import Request
 from quire.engine.scheduling.sharing import SharedBeginning
@@ -13,8 +14,8 @@ from quire.engine.scheduling.sharing import SharedBeginning
 class Draft:
     """Rows with one token are written at once; longer ones are kept apart, and follow them when it is finished."""
 
-    __slots__ = ("budget", "leaders", "long", "names_decode_ids", "plan", "pooled", "sampled", "told",
-                 "under_pressure")
+    __slots__ = ("budget", "encodes_no_more", "files", "leaders", "long", "names_decode_ids", "plan", "pooled",
+                 "sampled", "seeing", "told", "under_pressure")
 
     def __init__(self, step: int, budget: int, *, names_decode_ids: bool) -> None:
         self.plan = StepPlan(step)
@@ -27,11 +28,14 @@ class Draft:
         self.pooled: list[tuple[Request, bool]] = []
         self.leaders: list[Request] = []  # whose prompt this step completes
         self.under_pressure = False  # a running request got no block, or took another's
+        self.files: list[PixelFile] = []  # that the step reads
+        self.seeing: list[Request] = []  # which compute tokens of images
+        self.encodes_no_more = False  # a request waits for room for an image, so those behind it encode none
 
     def decode(self, request: Request) -> None:
         """Gives the request the one token that it misses; most of what a step is made of."""
         if request.pools or request.tells:
-            self.compute(request)
+            self.compute(request, 1)
             return
         plan, start = self.plan, request.num_computed
         assert start < request.num_slots, request
@@ -48,10 +52,10 @@ class Draft:
         if request.prompt_step < 0:
             self._computed(request)
 
-    def compute(self, request: Request) -> None:
-        """Gives the request as many of its missing tokens as the budget allows."""
+    def compute(self, request: Request, most: int) -> None:
+        """Gives the request as many of its missing tokens as the budget allows, and `most`."""
         start = request.num_computed
-        num_tokens = min(request.num_total - start, self.budget)
+        num_tokens = min(request.num_total - start, self.budget, most)
         assert 0 < num_tokens <= request.num_slots - start, request
         request.num_computed = start + num_tokens
         samples = request.num_computed == request.num_total
@@ -121,6 +125,8 @@ class Draft:
         plan = self.plan
         if request.tells:
             self._tell(request, start + num_tokens)
+        if request.held:
+            self._see(request, start, start + num_tokens)
         if request.pools:
             self._pool(request, start + num_tokens, is_end=samples)
             samples = False
@@ -130,6 +136,23 @@ class Draft:
         plan.samples.append(samples)
         if samples:
             self.sampled.append(request)
+
+    def encode(self, image: Image, first_row: int) -> None:
+        """The features of an image that the step computes tokens of go into rows from that one on."""
+        self.plan.encodes.append(Encode(image.file.path, image.grid, first_row))
+        self.files.append(image.file)
+
+    def _see(self, request: Request, start: int, end: int) -> None:
+        """Where the features are of those of the tokens that are an image's."""
+        plan = self.plan
+        for first, held in request.held.items():
+            low, high = max(first, start), min(first + held.num_rows, end)
+            if low < high:
+                plan.media_places.append(len(plan.rows))
+                plan.media_firsts.append(low)
+                plan.media_counts.append(high - low)
+                plan.media_rows.append(held.first_row + low - first)
+        self.seeing.append(request)
 
     def _tell(self, request: Request, end: int) -> None:
         """What is computed of a token tells of the one behind it."""

@@ -74,7 +74,8 @@ class PrefixCache:
         """Makes the hashes of all blocks that the request may reuse; how many they are."""
         num_full = (request.num_total - 1) // self._block_size
         if self._index is not None:
-            extend_hashes(request.block_hashes, request.token_ids, num_full, self._block_size, request.cache_salt)
+            extend_hashes(request.block_hashes, request.token_ids, num_full, self._block_size, request.root,
+                          request.images)
         return num_full
 
     def count(self, num_query_tokens: int, num_hit_tokens: int) -> None:
@@ -94,7 +95,7 @@ class PrefixCache:
         num_full = min(request.num_computed, len(request.token_ids)) // block_size
         if num_full > request.num_registered:
             hashes = request.block_hashes
-            extend_hashes(hashes, request.token_ids, num_full, block_size, request.cache_salt)
+            extend_hashes(hashes, request.token_ids, num_full, block_size, request.root, request.images)
             for column in range(request.num_registered, num_full):
                 index.register(hashes[column], [run.at(column) if column >= run.first else None
                                                 for run in request.blocks])

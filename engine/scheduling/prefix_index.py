@@ -1,32 +1,77 @@
 """Which block holds the K and V of which prefix: a chain of hashes over full blocks, and an index from hash to block
 for each KV group.
 
+What the K and V depend on beside the tokens goes into the hashes too: at the chain's root what all blocks depend on
+(whose prefix it is), and in a block what lies on its tokens (the images there).
+
 Refuses to know who holds a block or whether it is free (`block_pool`). Called by `allocator` and `scheduler`.
 """
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from typing import Protocol
 
 DIGEST_BYTES = 16  # two prompts under one index: a chance collision needs about 2**64 blocks
 
 
-def extend_hashes(hashes: list[bytes], token_ids: Sequence[int], num_full: int, block_size: int, salt: str) -> None:
+class Span(Protocol):
+    """Tokens first to before end whose K and V depend on more than their ids: an image's placeholders."""
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+    @property
+    def digest(self) -> bytes:
+        """Of what they depend on."""
+
+
+def root_of(salt: str) -> bytes:
+    """Where the chains of all prefixes under that salt begin."""
+    return blake2b(salt.encode(), digest_size=DIGEST_BYTES, person=b"salt").digest()
+
+
+def extend_hashes(hashes: list[bytes], token_ids: Sequence[int], num_full: int, block_size: int, root: bytes,
+                  spans: Sequence[Span] = ()) -> None:
     """Lengthens `hashes` to the first `num_full` blocks of `token_ids`; those already there are not computed again.
 
-    hash(block i) = H(hash(block i-1), tokens of block i as int32), and the chain starts from H(salt): equal hashes mean
-    equal prefixes under an equal salt.
+    hash(block i) = H(hash(block i-1), tokens of block i as int32), and the chain starts from `root`: equal hashes mean
+    equal prefixes under an equal root. A block on which spans lie has a hash of another kind, over these too: equal
+    hashes mean that the same spans lie there at the same places. `spans` are in order and do not overlap.
     """
-    if len(hashes) >= num_full:
+    first = len(hashes)
+    if first >= num_full:
         return
-    parent = hashes[-1] if hashes else blake2b(salt.encode(), digest_size=DIGEST_BYTES, person=b"salt").digest()
-    tokens = array("i", token_ids[len(hashes) * block_size:num_full * block_size])
+    parent = hashes[-1] if hashes else root
+    tokens = array("i", token_ids[first * block_size:num_full * block_size])
     packed, block_bytes = tokens.tobytes(), tokens.itemsize * block_size
-    for start in range(0, len(packed), block_bytes):
-        parent = blake2b(parent + packed[start:start + block_bytes], digest_size=DIGEST_BYTES).digest()
+    marks = _marks(spans, first, num_full, block_size) if spans else {}
+    for column, start in enumerate(range(0, len(packed), block_bytes), first):
+        block = parent + packed[start:start + block_bytes]
+        if column in marks:
+            parent = blake2b(block + marks[column], digest_size=DIGEST_BYTES, person=b"spans").digest()
+        else:
+            parent = blake2b(block, digest_size=DIGEST_BYTES).digest()
         hashes.append(parent)
+
+
+def _marks(spans: Sequence[Span], first: int, end: int, block_size: int) -> dict[int, bytes]:
+    """Of the columns from first to before end on which spans lie, what these add to their hashes: of each span where it
+    begins, counted from the block's first token, where it ends, and its digest behind its length, so that no two lists
+    of spans read alike."""
+    marks: dict[int, bytes] = {}
+    for span in spans:
+        for column in range(max(span.first // block_size, first), min((span.end - 1) // block_size + 1, end)):
+            place = column * block_size
+            framed = struct.pack("<qqI", span.first - place, span.end - place, len(span.digest)) + span.digest
+            marks[column] = marks.get(column, b"") + framed
+    return marks
 
 
 class PrefixIndex:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from quire.engine.messages import Sampling
 from quire.engine.plan import NewRow
 from quire.engine.scheduling.block_run import BlockRun
+from quire.engine.scheduling.prefix_index import root_of
 
 if TYPE_CHECKING:
+    from quire.engine.prompt_images import Image
     from quire.engine.scheduling.beam_group import BeamGroup
+    from quire.engine.scheduling.feature_cache import Held
 
 Order = tuple[int, float, int]  # (priority, virtual start, arrival): see `queue`
 
@@ -35,15 +38,16 @@ class Request:
     """
 
     __slots__ = (
-        "beams", "block_hashes", "blocks", "cache_salt", "finish_reason", "followers", "key", "key_name", "leader",
-        "max_total", "num_cached_tokens", "num_computed", "num_pooled", "num_preemptions", "num_prompt_tokens",
-        "num_registered", "num_slots", "num_told", "num_total", "order", "pooled", "pools", "priority", "prompt_step",
-        "register_at", "row", "sampling", "seed", "status", "stop_token_id", "stop_token_ids", "token_ids", "weight",
+        "beams", "block_hashes", "blocks", "finish_reason", "followers", "held", "images", "images_end", "key",
+        "key_name", "leader", "max_total", "num_cached_tokens", "num_computed", "num_pooled", "num_preemptions",
+        "num_prompt_tokens", "num_registered", "num_slots", "num_told", "num_total", "order", "pooled", "pools",
+        "priority", "prompt_step", "register_at", "root", "row", "sampling", "seed", "status", "stop_token_id",
+        "stop_token_ids", "token_ids", "weight",
     )
 
     def __init__(self, key: Hashable, prompt_token_ids: Sequence[int], sampling: Sampling, seed: int, *,
                  output_token_ids: Sequence[int] = (), priority: int = 0, cache_salt: str = "",
-                 key_name: str = "", weight: float = 1.0) -> None:
+                 key_name: str = "", weight: float = 1.0, images: Sequence[Image] = ()) -> None:
         self.key = key
         self.key_name = key_name  # whose request it is, and that key's share of the queue
         self.weight = weight
@@ -51,7 +55,9 @@ class Request:
         self.stop_token_ids = frozenset(sampling.stop_token_ids)
         self.seed = seed
         self.priority = priority
-        self.cache_salt = cache_salt
+        self.root = root_of(cache_salt)  # of its blocks' hashes
+        self.images = images  # in the prompt's order
+        self.images_end = images[-1].end if images else 0  # from here on no token is an image's
         self.num_prompt_tokens = len(prompt_token_ids)
         self.token_ids: list[int] = [*prompt_token_ids, *output_token_ids]
         self.num_total = len(self.token_ids)
@@ -75,6 +81,7 @@ class Request:
         # What it holds while it runs.
         self.row = -1
         self.blocks: list[BlockRun] = []  # of each KV group
+        self.held: dict[int, Held] = {}  # images whose features are kept for it, by their first token
         self.num_slots = 0  # up to here all positions have, or had, a block in each group
         self.num_computed = 0
         self.prompt_step = -1  # the step with which its blocks hold the whole prompt; -1 before
@@ -108,7 +115,8 @@ class Request:
         return self.num_total - len(self.token_ids)
 
     def new_row(self) -> NewRow:
-        return NewRow(self.row, self.token_ids.copy(), self.num_prompt_tokens, self.sampling, self.seed)
+        return NewRow(self.row, self.token_ids.copy(), self.num_prompt_tokens, self.sampling, self.seed,
+                      [(image.first, image.grid) for image in self.images])
 
     def __repr__(self) -> str:
         return (f"Request({self.key!r}, {self.status.name}, row={self.row}, computed={self.num_computed}, "

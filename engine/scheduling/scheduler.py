@@ -22,6 +22,7 @@ from quire.engine.scheduling.beam_group import BeamGroup
 from quire.engine.scheduling.beam_groups import BeamGroups, members_of
 from quire.engine.scheduling.block_run import BlockRun
 from quire.engine.scheduling.draft import Draft
+from quire.engine.scheduling.feature_cache import FeatureCache
 from quire.engine.scheduling.prefix_cache import PrefixCache, Reuse
 from quire.engine.scheduling.queue import WaitingQueue
 from quire.engine.scheduling.request import Request, RequestStatus
@@ -62,9 +63,9 @@ class Scheduler:
         self._requests: dict[Hashable, Request] = {}
         self._waiting = WaitingQueue()
         self._running = Running(config.max_num_seqs)
+        self._features = FeatureCache(config.encoder_tokens)
         self._beams = BeamGroups()
-        # step, requests that it samples for, requests whose prompts it tells of, those that it pools
-        self._in_flight: deque[tuple[int, list[Request], list[Request], list[tuple[Request, bool]]]] = deque()
+        self._in_flight: deque[Draft] = deque()
         self._told: list[tuple[Request, int, list[Logprobs]]] = []  # and not reported yet
         self._pooled: list[tuple[Request, bytes, bool]] = []  # as take_pooled reports them
         self._started: list[Request] = []  # taken up for the first time, and not reported yet
@@ -98,6 +99,10 @@ class Scheduler:
     @property
     def kv_usage(self) -> float:
         return self._allocator.usage
+
+    @property
+    def num_encoded_images(self) -> int:
+        return self._features.num_encoded
 
     @property
     def prefix_queries(self) -> int:
@@ -166,8 +171,10 @@ class Scheduler:
             for follower in leader.followers:
                 self._waiting.push(follower)
             leader.followers = []
+        for request in draft.seeing:
+            self._features.release_passed(request)
         self.num_steps += 1
-        self._in_flight.append((plan.step, draft.sampled, draft.told, draft.pooled))
+        self._in_flight.append(draft)
         return plan
 
     def take_started(self) -> list[Request]:
@@ -201,8 +208,9 @@ class Scheduler:
         A request preempted meanwhile keeps its token: it was sampled from the right state, and a request with tokens
         in flight is not resumed before they are known.
         """
-        step, sampled, told, pooled = self._in_flight.popleft()
-        assert step == plan.step, f"step {plan.step} is committed before step {step}"
+        draft = self._in_flight.popleft()
+        assert draft.plan.step == plan.step, f"step {plan.step} is committed before step {draft.plan.step}"
+        sampled, told, pooled = draft.sampled, draft.told, draft.pooled
         assert len(result.token_ids) == len(sampled), (len(result.token_ids), len(sampled))
         self._told += [(request, first, found) for request, first, found
                        in zip(told, plan.told_firsts, result.prompt_logprobs)
@@ -214,7 +222,7 @@ class Scheduler:
         finished = RequestStatus.FINISHED
         tokens: Iterable[tuple[int, tuple[Request, int]]] = enumerate(zip(sampled, result.token_ids))
         if self._beams:
-            self._advance_beams(step, sampled, logprobs)
+            self._advance_beams(plan.step, sampled, logprobs)
             tokens = [item for item in tokens if item[1][0].beams is None]
         for place, (request, token_id) in tokens:
             if request.status is finished:
@@ -276,7 +284,7 @@ class Scheduler:
             num_missing = request.num_total - request.num_computed
             if request.num_total == request.max_total:
                 continue  # its last token is in flight, or a beam's next one
-            if num_missing > 1:
+            if num_missing > 1 or request.images_end > request.num_computed:
                 # Without windows it has had blocks for all of them since it was let in.
                 if request.num_slots < request.num_total and not self._grow(request, draft):
                     break
@@ -346,6 +354,8 @@ class Scheduler:
         reuse = self._prefix_cache.find(request, draft.plan.step)
         reserve = self.config.num_blocks // _RESERVE_DIVISOR if self._running else 0
         reserve += len(others) * len(self.config.windows)  # each beam's first block of its own
+        if request.images_end > reuse.num_tokens and not self._features.can_start(request, reuse.num_tokens, draft):
+            return False
         blocks = self._allocator.allocate(request.num_total, reuse.shared, keep_free=reserve)
         if blocks is None:
             return False
@@ -362,8 +372,12 @@ class Scheduler:
         return True
 
     def _compute_part(self, request: Request, draft: Draft) -> None:
-        first = request.num_computed
-        draft.compute(request)
+        first, most = request.num_computed, draft.budget
+        if request.images_end > first:
+            most = self._features.reach(request, most, draft)
+            if not most:
+                return
+        draft.compute(request, most)
         self._parts.append((members_of(request)[0], first, request.num_computed))
         self._prefix_cache.register(request)
 
@@ -397,6 +411,8 @@ class Scheduler:
         """Frees what a running request holds."""
         self._allocator.free(request.blocks)
         self._running.leave(request)
+        if request.held:
+            self._features.release(request)
         request.num_slots = request.num_computed = 0
         request.prompt_step = -1
 

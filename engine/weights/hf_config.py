@@ -8,6 +8,7 @@ and `rope_theta`. Refuses to know torch and tensors. Called by `quire.engine.wei
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from quire.engine.arguments import shown
 from quire.engine.errors import ConfigError, InvalidRequestError
 from quire.engine.model_config import ModelConfig
 from quire.engine.model_facts.fields import is_number, refuse_malformed, refuse_no_count
-from quire.engine.model_registry import BASE_MODELS, FAMILIES, OTHER, Family, family_of
+from quire.engine.model_registry import ARCHITECTURES_OF_TYPES, BASE_MODELS, FAMILIES, OTHER, Family, family_of
 from quire.engine.sampling_params import SamplingParams
+from quire.engine.weights.image_limit import with_image_limit
 from quire.engine.weights.json_file import read_json
 from quire.engine.weights.pooling_facts import pooling
 
@@ -55,9 +57,9 @@ def read(path: Path, *, with_generation_defaults: bool, model_impl: str = "auto"
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
         raise ConfigError(f"{path}: the weights are quantised by {method!r}, which is not supported; quantised models "
                           "are read from GGUF files only")
-    eos = hf.get("eos_token_id") if generation.eos is None else list(generation.eos)
+    eos = None if generation.eos is None else list(generation.eos)
     config = model_config(path, "hf", hf, eos, generation.defaults, model_impl)
-    return replace(config, pooling=pooling(path, hf))
+    return replace(config, pooling=pooling(path, hf), vision=with_image_limit(path, config.vision))
 
 
 def with_generation_of(config: ModelConfig, path: Path) -> ModelConfig:
@@ -124,9 +126,10 @@ def _model_config(path: Path, file_format: str, hf: dict[str, Any], architecture
         max_position_embeddings=min(_scaled_positions(positions, rope), _MOST_POSITIONS),
         windows=_windows(hf),
         bos_token_id=next(iter(_token_ids("bos_token_id", hf.get("bos_token_id"))), None),
-        eos_token_ids=_token_ids("eos_token_id", eos),
+        eos_token_ids=_token_ids("eos_token_id", hf.get("eos_token_id") if eos is None else eos),
         hf=hf,
         generation_defaults=generation_defaults,
+        vision=None if family.vision is None else _of_family(family.vision)(hf),
     )
 
 
@@ -161,7 +164,7 @@ def _token_ids(name: str, stated: Any) -> tuple[int, ...]:
 
 def _architecture(path: Path, hf: dict[str, Any], model_impl: str) -> tuple[str, Family]:
     """The first that is a family of ours, else the first that may run otherwise."""
-    named = hf.get("architectures") or []
+    named = hf.get("architectures") or _by_type(hf)
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ConfigError(f"{path}: architectures must be a list of names, is {shown(named)}")
     for name in sorted(named, key=lambda name: name not in FAMILIES and name not in BASE_MODELS):
@@ -171,6 +174,11 @@ def _architecture(path: Path, hf: dict[str, Any], model_impl: str) -> tuple[str,
                       f"supported; supported are {', '.join(sorted(FAMILIES))}")
 
 
+def _by_type(hf: dict[str, Any]) -> list[str]:
+    kind = hf.get("model_type")
+    return [ARCHITECTURES_OF_TYPES[kind]] if isinstance(kind, str) and kind in ARCHITECTURES_OF_TYPES else []
+
+
 def _in_standard_names(hf: dict[str, Any], family: Family) -> dict[str, Any]:
     hf = {name: value for name, value in hf.items() if name not in _OURS}
     if family is not OTHER:  # whose fields may hold anything, under the same names
@@ -178,9 +186,16 @@ def _in_standard_names(hf: dict[str, Any], family: Family) -> dict[str, Any]:
         hf = {name: value for name, value in hf.items() if value is not None or name in _NULL_SAYS}
     if family.facts is None:
         return hf
-    module, name = family.facts.split(":")
-    translated: dict[str, Any] = getattr(importlib.import_module(f"quire.engine.model_facts.{module}"), name)(hf)
+    translated: dict[str, Any] = _of_family(family.facts)(hf)
     return translated
+
+
+def _of_family(place: str) -> Callable[[dict[str, Any]], Any]:
+    """The function that a registry's line names."""
+    module, name = place.split(":")
+    function: Callable[[dict[str, Any]], Any] = getattr(
+        importlib.import_module(f"quire.engine.model_facts.{module}"), name)
+    return function
 
 
 def _windows(hf: dict[str, Any]) -> tuple[int | None, ...]:

@@ -155,11 +155,16 @@ class NotCached:
     v_cache: torch.Tensor
 
 
-def with_fresh(case: Paged, rotary_dim: int, style: Style = "half") -> NotCached:
-    """Takes the newest tokens' keys out of the cache of `case`, turned back; its own q becomes the turned one."""
+def with_fresh(case: Paged, rotary_dim: int, style: Style = "half", *, moved: bool = False) -> NotCached:
+    """Takes the newest tokens' keys out of the cache of `case`, turned back; its own q becomes the turned one.
+
+    `moved`: tokens turn by any row of the angles, not by their places in the sequence.
+    """
     kv_heads, head_dim, dtype, device = case.k_cache.shape[1], case.k_cache.shape[3], case.q.dtype, case.q.device
     inputs, num_tokens = case.inputs, case.q.shape[0]
     angles = torch.rand(max(*case.contexts, 1), rotary_dim // 2, device=device) * 6
+    if moved:
+        inputs.positions = torch.randint(len(angles), (num_tokens,), dtype=torch.int32, device=device)
     fused = torch.randn(num_tokens, case.q.shape[1] + 2 * kv_heads, head_dim, device=device).to(dtype)
     q, k, v = fused.split([case.q.shape[1], kv_heads, kv_heads], dim=1)
     at = angles[inputs.positions.long()]
@@ -170,7 +175,8 @@ def with_fresh(case: Paged, rotary_dim: int, style: Style = "half") -> NotCached
     v_cache[blocks, :, offsets] = v[real]
     turned = Paged(rotated(q, at, style).to(dtype), k_cache, v_cache, inputs, case.contexts, case.queries, case.spec)
     before = Paged(q, case.k_cache, case.v_cache, inputs, case.contexts, case.queries, case.spec)
-    return NotCached(before, (k, v, rotary(angles, style) if rotary_dim else None), attention(turned), k_cache, v_cache)
+    table = rotary(angles, style, moved=moved) if rotary_dim else None
+    return NotCached(before, (k, v, table), attention(turned), k_cache, v_cache)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -192,6 +198,8 @@ def activation(x: torch.Tensor, kind: str) -> torch.Tensor:
         return x * torch.sigmoid(x)
     if kind == "gelu_tanh":  # (1 + tanh(a)) / 2 as a sigmoid: torch's own form cancels for very negative values
         return x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
+    if kind == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
     return torch.nn.functional.gelu(x) if kind == "gelu" else x.clamp(min=0)
 
 
@@ -200,8 +208,8 @@ def gated_activation(gate_up: torch.Tensor, kind: str) -> torch.Tensor:
     return activation(gate, kind) * up.double()
 
 
-def rotary(angles: torch.Tensor, style: Style = "half") -> Rotary:
-    return Rotary(torch.cat((angles.cos(), angles.sin()), 1), style)
+def rotary(angles: torch.Tensor, style: Style = "half", *, moved: bool = False) -> Rotary:
+    return Rotary(torch.cat((angles.cos(), angles.sin()), 1), style, moved)
 
 
 def gated_experts(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,

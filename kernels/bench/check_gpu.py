@@ -96,7 +96,7 @@ def check_experts(dtype: torch.dtype, quick: bool) -> Errors:
 
 
 def check_activation(dtype: torch.dtype, quick: bool) -> Errors:
-    for kind in ("silu", "gelu_tanh", "gelu", "relu"):
+    for kind in ("silu", "gelu_tanh", "gelu", "relu", "quick_gelu"):
         x = torch.randn(3, 1025, device=DEVICE, dtype=dtype) * 3
         yield f"{kind} alone", cases.relative_error(ops.activation(x, kind), cases.activation(x, kind))
     for kind, (rows, size) in itertools.product(("silu", "gelu_tanh", "gelu"), ((1, 1), (3, 1025), (200, 4864))):
@@ -130,6 +130,13 @@ def check_rotary(dtype: torch.dtype, quick: bool) -> Errors:
             yield f"{name} {which}", cases.relative_error(cache[blocks, :, offsets], expected[real])
             cache[blocks, :, offsets] = torch.nan
             yield f"{name} {which} elsewhere", 0.0 if bool(cache.isnan().all()) else torch.inf
+    for heads, head_dim, num_tokens in ((32, 80, 5000), (32, 64, 77), (32, 72, 1)):  # of vision towers
+        fused = torch.randn(num_tokens, 3 * heads // 2, head_dim, device=DEVICE, dtype=dtype)
+        angles = torch.rand(1000, head_dim // 2, device=DEVICE) * 6
+        positions = torch.randint(1000, (num_tokens,), device=DEVICE, dtype=torch.int32)
+        expected = torch.cat((cases.rotated(fused[:, :heads], angles[positions]), fused[:, heads:].double()), 1)
+        ops.rotate(fused[:, :heads], cases.rotary(angles), positions)
+        yield f"rotate {heads} d{head_dim} t{num_tokens}", cases.relative_error(fused, expected)
 
 
 def check_attention(dtype: torch.dtype, quick: bool) -> Errors:
@@ -200,6 +207,10 @@ def check_attention_variants(dtype: torch.dtype, quick: bool) -> Errors:
             yield f"attention {name}", cases.relative_error(out, cases.attention(case))
             rotary_dim = 0 if "alibi" in variant else head_dim // 2 if style == "interleaved" else head_dim
             yield from _check_fresh(cases.with_fresh(case, rotary_dim, style), name)
+            if not variant:
+                case = cases.paged(*step, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, device=DEVICE,
+                                   poisoned=True)
+                yield from _check_fresh(cases.with_fresh(case, rotary_dim, style, moved=True), f"{name}, moved")
     case = cases.paged([1300 + 7 * i for i in range(40)], [1] * 40, heads=8, kv_heads=4, head_dim=64, dtype=dtype,
                        device=DEVICE, poisoned=True, num_shared_blocks=64, outsiders=(0, 5), **biased)
     for window in (None, 100):  # which leaves the common beginning aside
@@ -236,11 +247,12 @@ def check_step(dtype: torch.dtype, quick: bool) -> Errors:
         rows, token_rows = (torch.randint(0, 1025, (n,)).int() for n in (num_seqs, num_tokens))
         contexts = torch.randint(0, 4096, (num_seqs,)).int()
         inputs = [rows, contexts, token_rows, torch.randint(-1, 4096, (num_tokens,)).int(), *state.values()]
+        deltas = torch.randint(-4096, 4096, (1025,)).int() if num_groups == 1 else None
         gather: Callable[..., Gathered] = ops.gather_step
-        ours = gather(*(tensor.to(DEVICE) for tensor in inputs), 16)
+        ours = gather(*(tensor.to(DEVICE) for tensor in inputs), 16, None if deltas is None else deltas.to(DEVICE))
         held = (torch.arange(700) * 16 < contexts[:, None]).to(DEVICE)
         ours = ours._replace(block_tables=ours.block_tables.where(held, -1))
-        theirs = gather(*inputs, 16)
+        theirs = gather(*inputs, 16, deltas)
         theirs = theirs._replace(block_tables=theirs.block_tables.where(held.cpu(), -1))
         for name, found, right in zip(ours._fields, ours, theirs):
             yield f"{name} {num_seqs}/{num_tokens}", float(not torch.equal(found.cpu(), right))

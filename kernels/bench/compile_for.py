@@ -37,6 +37,7 @@ from quire.kernels import (
     norms,
     penalties,
     product,
+    rotary,
     routing,
     sampling,
     step,
@@ -150,10 +151,13 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     for head_dim in (64, 80, 128, 256):
         qkv = empty(3, 12, head_dim)
         yield "norm_heads", functools.partial(head_norm.norm_heads, qkv[:, :10], qkv[0, 0], qkv[0, 0], 8, 1e-6)
-    for kind in ("silu", "gelu_tanh", "gelu", "relu"):
+    for kind in ("silu", "gelu_tanh", "gelu", "relu", "quick_gelu"):
         yield f"{kind} alone", functools.partial(activation.activation, empty(3, 1025), kind)
     for kind in ("silu", "gelu_tanh", "gelu"):
         yield kind, functools.partial(activation.gated_activation, empty(3, 2050), kind)
+    for head_dim in (64, 72, 80):
+        yield "rotate", functools.partial(rotary.rotate, empty(9, 48, head_dim)[:, :32],
+                                          Rotary(torch.zeros(9, head_dim)), ints(9))
     for heads, kv_heads, head_dim in ((9, 3, 64), (32, 32, 128), (28, 4, 128), (8, 8, 80)):
         yield from _attention(heads, kv_heads, head_dim, dtype)
         yield from _attention(heads, kv_heads, head_dim, dtype, is_fresh=True)
@@ -173,7 +177,9 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     yield "copy_blocks", functools.partial(blocks.copy_blocks, *caches, ints(3), ints(3))
     state = ints(9, 4097), ints(7, 9, 256), empty(6, 9, of=torch.float32), ints(9), empty(9, of=torch.int64)
     for n in (1, 8, 1024):
-        yield "gather_step", functools.partial(step.gather_step, ints(n), ints(n), ints(n), ints(n), *state, 16)
+        for deltas in (None, ints(9)):
+            yield "gather_step", functools.partial(step.gather_step, ints(n), ints(n), ints(n), ints(n), *state, 16,
+                                                   deltas)
         yield "put_tokens", functools.partial(step.put_tokens, state[0], ints(n), ints(n), ints(n))
     numbers = [empty(6, of=torch.float32) for _ in range(3)]
     yield "apply_penalties", functools.partial(penalties.apply_penalties, empty(6, 3000, of=torch.float32), state[0],
@@ -222,8 +228,9 @@ def _attention(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, *, 
             yield name, functools.partial(attention.paged_attention, *args)
             continue
         k = torch.zeros(case.q.shape[0], kv_heads, head_dim, dtype=dtype)
-        turns = Rotary(torch.zeros(max(contexts), head_dim), style)
-        yield name, functools.partial(attention.paged_attention, *args, (k, k, turns))
+        for moved in (False, True):
+            turns = Rotary(torch.zeros(max(contexts), head_dim), style, moved)
+            yield name, functools.partial(attention.paged_attention, *args, (k, k, turns))
 
 
 if __name__ == "__main__":

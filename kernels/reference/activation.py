@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 
 def activation(x: torch.Tensor, kind: str) -> torch.Tensor:
-    """out = act(x), act one of "silu", "gelu_tanh", "gelu" and "relu"; computed in float32, out of x's dtype.
+    """out = act(x), act one of "silu", "gelu_tanh", "gelu", "relu" and "quick_gelu", which is x * sigmoid(1.702 x);
+    computed in float32, out of x's dtype.
 
     x: contiguous; out: new, of its shape.
     """
@@ -17,6 +18,8 @@ def activation(x: torch.Tensor, kind: str) -> torch.Tensor:
         return F.gelu(x, approximate="tanh")
     if kind == "relu":
         return F.relu(x)
+    if kind == "quick_gelu":
+        return torch.sigmoid(1.702 * x.float()).mul_(x).to(x.dtype)
     assert kind == "gelu", kind
     return F.gelu(x)
 

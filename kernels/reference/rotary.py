@@ -32,6 +32,13 @@ def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: 
     v_cache[blocks, :, offsets] = v
 
 
+def rotate(x: torch.Tensor, rotary: Rotary, positions: torch.Tensor) -> None:
+    """As rotary_and_cache turns q: x [tokens, heads, head_dim] in place, by rows `positions` [tokens] int32 of the
+    table. x may be a strided view with a contiguous last dimension."""
+    cos, sin = rotary.table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
+    _rotate(*_pairs(x, rotary), cos, sin)
+
+
 def _pairs(x: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
     half = rotary.half
     if rotary.interleaved:

@@ -120,7 +120,8 @@ class FakeEngine:
         self.others: list[FakeEngine] = []  # behind the same front
         self.tokenizer: FakeTokenizer | None = FakeTokenizer()
         self.chat_template = FakeTemplate()
-        self.model_config = SimpleNamespace(generation_defaults={}, max_position_embeddings=INFO.max_model_len)
+        self.model_config = SimpleNamespace(generation_defaults={}, vision=None,
+                                            max_position_embeddings=INFO.max_model_len)
         self.gate = asyncio.Event()
         self.gate.set()
         self.away = False  # submissions are neither accepted nor refused
@@ -131,6 +132,8 @@ class FakeEngine:
         self.rate: RateState | None = None
         self.submitted: list[tuple[Any, SamplingParams, dict[str, Any]]] = []
         self.streams: list[FakeStream] = []
+
+    takes_images = False
 
     @property
     def engines(self) -> list[Any]:

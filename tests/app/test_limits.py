@@ -21,6 +21,7 @@ from quire.app.errors import ApiError
 from quire.app.schemas.body import parse_body
 from quire.app.schemas.chat import ChatRequest
 from quire.app.schemas.completions import CompletionRequest
+from quire.app.schemas.media import SentImages
 from quire.app.schemas.response_input import conversation_of
 from quire.app.schemas.responses import ResponsesRequest
 from quire.app.schemas.structure import MOST_BRACKETS
@@ -132,7 +133,7 @@ def read(raw: bytes, schema: Any, take_all: bool = False) -> SamplingParams:
     body = parse_body(raw, schema, unknown)
     if isinstance(body, ChatRequest):
         body.check(limits)
-        body.conversation(unknown, 8192)
+        body.conversation(SentImages(False, unknown), 8192)
         return body.sampling_params({}, body.most_tokens, body.top_logprobs)
     elif isinstance(body, CompletionRequest):
         body.check(limits, len(body.prompts(limits.max_prompts, 8192)))
@@ -140,7 +141,7 @@ def read(raw: bytes, schema: Any, take_all: bool = False) -> SamplingParams:
     elif isinstance(body, ResponsesRequest):
         body.check(limits, unknown)
         body.checked_choice()
-        conversation_of(body.input, body.instructions, unknown, 8192)
+        conversation_of(body.input, body.instructions, SentImages(False, unknown), 8192)
         params = body.sampling_params({}, body.max_output_tokens, body.num_logprobs)
         msgspec.json.encode(body.reply("resp_1", 1, "m", params))
         return params

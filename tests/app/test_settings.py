@@ -17,6 +17,7 @@ from quire.app.otlp_endpoint import with_path
 from quire.app.sources import load
 from quire.app.worker_settings import WorkerSettings, for_workers
 from quire.engine.errors import ConfigError
+from quire.engine.image_options import checked_limits
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +224,16 @@ def test_integers_survive_as_text(value: int) -> None:
 def test_any_flags_load_or_are_a_config_error(flags: dict[str, str]) -> None:
     with contextlib.suppress(ConfigError):
         load(dict(flags), {})
+
+
+@pytest.mark.parametrize("words", [
+    ['--limit-mm-per-prompt={"image": 4}'], ["--limit_mm_per_prompt", "image=4,video=0"],
+    ["--limit-mm-per-prompt.image", "4"], ["--limit-mm-per-prompt", '{"image": {"count": 4, "width": 512}}']])
+def test_a_setting_of_several_values_is_written_as_vllm_has_it(words: list[str]) -> None:
+    limits = load_settings("serve", words).settings.engine.limit_mm_per_prompt
+    assert checked_limits(limits) == 4
+    [problem] = problems_of(["--limit-mm-per-prompt", "image"])
+    assert "'image' is no JSON object" in problem
 
 
 # Where keys come from

@@ -151,6 +151,7 @@ CHAT: dict[str, Case] = {
                                 "add_generation_prompt": False, "continue_final_message": True},
                                lambda reply, plain: text(reply).startswith("lo")),
     "echo": ({"echo": True}, refused("echo")),
+    "mm_processor_kwargs": ({"mm_processor_kwargs": {"max_pixels": 0}}, refused("mm_processor_kwargs")),
 }
 
 

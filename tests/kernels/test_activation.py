@@ -16,7 +16,7 @@ def test_gated_activation_is_the_formula(kernels, kind, dtype, tolerance):
     assert cases.relative_error(out, cases.gated_activation(gate_up, kind)) < tolerance
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu"])
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu", "quick_gelu"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3)])
 def test_activation_is_the_formula(kernels, kind, dtype, tolerance):
     x = (torch.randn(3, 700) * 4).to(dtype)

@@ -205,11 +205,11 @@ def test_what_one_sequence_has_of_nan_stays_with_it(kernels, monkeypatch, in_equ
     assert cases.relative_error(out[::2], right[::2]) < TOLERANCE[torch.float32]
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "rotary_dim", "style", "num_splits", "num_shared_blocks"), [
-    (3, 1, 32, "half", 1, 0), (8, 2, 32, "half", 4, 0), (7, 1, 12, "half", 4, 2), (2, 2, 32, "half", 1, 2),
-    (2, 1, 20, "interleaved", 1, 2), (2, 1, 0, "half", 4, 0)])
+@pytest.mark.parametrize(("heads", "kv_heads", "rotary_dim", "style", "num_splits", "num_shared_blocks", "moved"), [
+    (3, 1, 32, "half", 1, 0, False), (8, 2, 32, "half", 4, 0, True), (7, 1, 12, "half", 4, 2, False),
+    (2, 2, 32, "half", 1, 2, True), (2, 1, 20, "interleaved", 1, 2, False), (2, 1, 0, "half", 4, 0, False)])
 def test_fresh_keys_are_turned_and_kept_and_attended(kernels, monkeypatch, heads, kv_heads, rotary_dim, style,
-                                                     num_splits, num_shared_blocks):
+                                                     num_splits, num_shared_blocks, moved):
     if is_triton(kernels):
         from quire.kernels import launch
 
@@ -217,7 +217,7 @@ def test_fresh_keys_are_turned_and_kept_and_attended(kernels, monkeypatch, heads
         monkeypatch.setattr(launch, "num_splits", lambda *_: num_splits)
     base = cases.paged([50, 33, 49, 0, 70, 1, 20, 40], [1, 1, 1, 1, 1, 1, 5, 40], heads=heads, kv_heads=kv_heads,
                        head_dim=32, num_shared_blocks=num_shared_blocks, outsiders=(1, 3, 5))
-    case = cases.with_fresh(base, rotary_dim, style)
+    case = cases.with_fresh(base, rotary_dim, style, moved=moved)
     step = case.unrotated
     for _ in range(2):  # what one step leaves behind must not disturb the next
         q = step.q.clone()

@@ -35,3 +35,14 @@ def test_rotates_and_writes_to_slots(kernels, heads, kv_heads, head_dim, rotary_
         assert cases.relative_error(cache[places // 16, :, places % 16], right[written]) < tolerance
         cache[places // 16, :, places % 16] = torch.nan
         assert cache.isnan().all(), "something was written outside the slots"
+
+
+@pytest.mark.parametrize(("heads", "head_dim", "rotary_dim", "style"), [
+    (3, 64, 64, "half"), (8, 80, 80, "half"), (2, 72, 72, "half"), (2, 96, 40, "interleaved")])
+def test_heads_are_turned_where_they_lie_and_nothing_beside_them(kernels, heads, head_dim, rotary_dim, style):
+    fused = torch.randn(5, heads + 2, head_dim)
+    before, angles = fused.clone(), torch.rand(50, rotary_dim // 2) * 6
+    positions = torch.tensor([0, 49, 7, 7, 20], dtype=torch.int32)
+    kernels("rotary").rotate(fused[:, :heads], cases.rotary(angles, style), positions)
+    assert cases.relative_error(fused[:, :heads], cases.rotated(before[:, :heads], angles[positions], style)) < 1e-6
+    assert torch.equal(fused[:, heads:], before[:, heads:])

@@ -16,17 +16,19 @@ def table(num_groups: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("num_seqs", "num_tokens", "num_groups"), [(1, 1, 1), (5, 5, 3), (3, 300, 1), (200, 200, 1),
                                                                    (8, 129, 2)])
-def test_everything_comes_from_its_row(kernels, num_seqs, num_tokens, num_groups):
+@pytest.mark.parametrize("moves", [False, True])
+def test_everything_comes_from_its_row(kernels, num_seqs, num_tokens, num_groups, moves):
     rows = torch.randint(0, NUM_ROWS, (num_seqs,), dtype=torch.int32)
     token_rows = torch.randint(0, NUM_ROWS, (num_tokens,), dtype=torch.int32)
     positions = torch.randint(-1, LENGTH, (num_tokens,), dtype=torch.int32)
     state = table(num_groups)
     context_lens = torch.randint(0, LENGTH + 1, (num_seqs,), dtype=torch.int32)
-    step = kernels("step").gather_step(rows, context_lens, token_rows, positions, *state.values(), BLOCK_SIZE)
+    deltas = torch.randint(-40, 40, (NUM_ROWS,), dtype=torch.int32) if moves else None
+    step = kernels("step").gather_step(rows, context_lens, token_rows, positions, *state.values(), BLOCK_SIZE, deltas)
     for i, (row, position) in enumerate(zip(token_rows.tolist(), positions.tolist())):
         place = max(position, 0)
         blocks = state["block_tables"][:, row, place // BLOCK_SIZE].tolist()
-        assert step.places[i] == place
+        assert step.places[i] == (place + deltas[row] if moves and position >= 0 else place)
         assert step.slots[:, i].tolist() == [block * BLOCK_SIZE + place % BLOCK_SIZE if position >= 0 else -1
                                              for block in blocks]
         assert step.token_ids[i] == state["tokens"][row, place]

@@ -105,7 +105,7 @@ def test_what_asks_for_nothing_is_taken_silently(llm: LLM) -> None:
                             mm_processor_kwargs=nothing)
 
 
-@pytest.mark.parametrize("name", ["lora_request", "tokenization_kwargs", "mm_processor_kwargs"])
+@pytest.mark.parametrize("name", ["lora_request", "tokenization_kwargs"])
 def test_what_asks_for_more_is_refused_by_name(llm: LLM, name: str) -> None:
     with pytest.raises(InvalidRequestError, match=rf"^{name} is not supported"):
         llm.generate([[1, 2]], PARAMS, use_tqdm=False, **{name: {"a": 1}})

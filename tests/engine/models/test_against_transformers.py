@@ -20,7 +20,8 @@ PROMPT = [(31 * i + i * i) % tiny.SIZES["vocab_size"] for i in range(75)]
 
 def test_every_family_has_a_case() -> None:
     names = {config.get("architecture") or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind] for kind, config in CASES.values()}
-    assert {FAMILIES[name].model for name in names} == {family.model for family in FAMILIES.values()}
+    # Those that take images have cases of their own.
+    assert {FAMILIES[name].model for name in names} == {f.model for f in FAMILIES.values() if f.vision is None}
 
 
 @pytest.mark.parametrize("case", CASES)

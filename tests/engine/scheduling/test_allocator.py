@@ -3,7 +3,7 @@ from __future__ import annotations
 from quire.engine.kv_groups import BlockNeed, Window
 from quire.engine.scheduling.allocator import BlockAllocator
 from quire.engine.scheduling.block_run import BlockRun
-from quire.engine.scheduling.prefix_index import extend_hashes
+from quire.engine.scheduling.prefix_index import extend_hashes, root_of
 
 BLOCK = 2
 
@@ -19,7 +19,7 @@ def cached_sequence(allocator: BlockAllocator, token_ids: list[int]) -> tuple[li
     runs = allocator.allocate(len(token_ids), allocator.nothing())
     assert runs is not None
     hashes: list[bytes] = []
-    extend_hashes(hashes, token_ids, len(token_ids) // BLOCK, BLOCK, "")
+    extend_hashes(hashes, token_ids, len(token_ids) // BLOCK, BLOCK, root_of(""))
     for digest, *blocks in zip(hashes, *(run.blocks for run in runs)):
         allocator.index.register(digest, blocks)
     return runs, hashes

@@ -193,7 +193,7 @@ def check_holdings(scheduler: Scheduler) -> None:
     assert sorted(pool.free_blocks()) == [block for block in range(pool.num_blocks) if not held[block]]
     for beam in (request for request in scheduler._running.requests if request.beams is not None):
         named: list[bytes] = []
-        extend_hashes(named, beam.token_ids, beam.num_registered, scheduler.config.block_size, beam.cache_salt)
+        extend_hashes(named, beam.token_ids, beam.num_registered, scheduler.config.block_size, beam.root)
         assert beam.block_hashes[:beam.num_registered] == named, "a block is known by another beam's tokens"
     assert scheduler.kv_usage == 1 - pool.num_free / pool.num_blocks
     need = scheduler.config.block_need
