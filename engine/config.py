@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from quire.engine.errors import ConfigError, InvalidRequestError
-from quire.engine.image_options import checked_limits, checked_options
+from quire.engine.image_options import area_of, checked_limits, checked_options
 from quire.engine.kv_groups import BlockNeed, Window
 from quire.engine.model_config import ModelConfig
 
@@ -230,10 +230,14 @@ class EngineConfig:
 
     @property
     def encoder_tokens(self) -> int:
-        """Of images, that a rank keeps the features of: those of a step, or of the largest image. 0: it takes none."""
-        if self.model.vision is None:
+        """Of images, that a rank keeps the features of: those of a step, or of the largest image that the server's
+        mm_processor_kwargs let through. 0: the model takes none."""
+        vision = self.model.vision
+        if vision is None:
             return 0
-        return max(self.max_num_batched_tokens, min(self.model.vision.max_image_tokens, self.max_model_len))
+        models = (1, vision.max_image_tokens * vision.token_pixels)
+        _, most_pixels = area_of(checked_options(self.args.mm_processor_kwargs), models)
+        return max(self.max_num_batched_tokens, min(most_pixels // vision.token_pixels, self.max_model_len))
 
     @property
     def block_need(self) -> BlockNeed:

@@ -47,6 +47,10 @@ class VisionFacts:
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
+    def token_pixels(self) -> int:
+        return (self.patch_size * self.merge_size)**2
+
+    @property
     def feature_width(self) -> int:
         """Numbers of a token's features: what stands for its embedding, then what is added behind the first layers."""
         return self.out_width * (1 + len(self.deepstack_layers))

@@ -28,8 +28,7 @@ def with_image_limit(path: Path, vision: VisionFacts | None) -> VisionFacts | No
     pixels = next((pixels for name in _FILES if (pixels := _most_pixels(path / name)) is not None), None)
     if pixels is None:
         return vision
-    token_pixels = (vision.patch_size * vision.merge_size) ** 2
-    return replace(vision, max_image_tokens=max(1, pixels // token_pixels))
+    return replace(vision, max_image_tokens=max(1, pixels // vision.token_pixels))
 
 
 def _most_pixels(file: Path) -> int | None:

@@ -19,6 +19,7 @@ from quire.engine import prompt_images
 from quire.engine.messages import Beams, Media, Rejected
 from tests.engine.image_engine import ImageEngine, Sample, media_of
 from tests.engine.models import tiny_vision
+from tests.engine.models.paging import config_of
 from tests.engine.models.tiny_vision import Picture, picture, prompt_of
 
 Parts = tuple[int | Picture, ...]
@@ -249,6 +250,16 @@ def test_an_image_is_encoded_once_while_it_is_kept(qwen3: Family) -> None:
     assert scheduler.num_encoded_images == 2 + 11 + 1
     for case in cases:
         qwen3.check(*case)
+
+
+@pytest.mark.parametrize(("options", "tokens"), [
+    (None, 200), ({"max_pixels": 100 * 1024}, 100), ({"size": {"longest_edge": 300 * 1024}}, 300),
+    ({"min_pixels": 400 * 1024}, 400), ({"max_pixels": 1024}, 64)])
+def test_the_room_is_that_of_a_step_or_of_the_largest_image_that_may_come(
+        qwen3: Family, options: dict[str, Any] | None, tokens: int) -> None:
+    config = config_of(qwen3.path, max_model_len=512, mm_processor_kwargs=options)
+    assert replace(config, max_num_batched_tokens=64).encoder_tokens == tokens
+    assert replace(config, max_num_batched_tokens=64, max_model_len=80).encoder_tokens == min(tokens, 80)
 
 
 def test_images_that_fill_the_room_wait_for_each_other(qwen3: Family) -> None:

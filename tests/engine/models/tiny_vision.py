@@ -58,6 +58,8 @@ def write(path: Path, family: str, *, tied: bool = False) -> PreTrainedModel:
             weight.normal_(0.0, 0.25)
             if weight.dim() == 1:
                 weight += 0.5  # a norm's or a bias
+        # Never the likeliest: transformers would look for the image of one that was generated.
+        model.get_output_embeddings().weight[START:VIDEO + 1] = 0
     model.save_pretrained(path)
     patch_pixels = tower["patch_size"] ** 2
     (path / "preprocessor_config.json").write_text(json.dumps({
