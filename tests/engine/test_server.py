@@ -142,7 +142,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
 
 def test_a_step_that_gets_on_beats_and_tells_workers_once_a_second_however_long_it_takes(engine: Engine) -> None:
     engine.worker.say(Heartbeat(os.getpid()))
-    time.sleep(0.1)
+    assert engine.server._socket.poll(10_000)
     engine.beats.clear()
 
     def long() -> None:
@@ -181,13 +181,13 @@ def test_a_worker_that_spoke_during_a_long_step_was_not_silent(engine: Engine, m
                                                                spoke: bool) -> None:
     """Where its process cannot be watched, silence is all that tells of its end."""
     engine.worker.say(Heartbeat(0))
-    time.sleep(0.1)
+    assert engine.server._socket.poll(10_000)
 
     def long() -> None:
         engine.clock.now += SILENCE_S + 5
         if spoke:
             engine.worker.say(Heartbeat(0))
-            time.sleep(0.1)
+            assert engine.server._socket.poll(10_000)
 
     engine.run(long)
     assert bool(engine.core.gone) is not spoke
