@@ -54,6 +54,18 @@ class WideTile:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedTile:
+    """Of a product with a packed weight: a program's rows and outputs, depth of a step at most, parts of the depth."""
+
+    rows: int
+    outputs: int
+    depth: int
+    num_splits: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertsTile:
     """Of products with experts: pairs of a token and an expert, outputs, depth of a step."""
 
@@ -103,6 +115,8 @@ _PREFILL = {
 _is_batch_invariant = False
 
 SKINNY_ROWS = 32  # most rows that kernels/product.py takes: with more, the library reads the weights as fast
+PACKED_ROWS = 256  # most rows that kernels/packed_product.py takes: with more, floats for the library cost less
+PACKED_SPLIT_DEPTH = 512  # of a program's part at least
 SPLIT_MIN_TOKENS = 64  # of a decode's context
 SHARED_SPLIT_MIN_TOKENS = 256  # of what many decodes begin with
 MAX_SPLITS = 64
@@ -266,6 +280,31 @@ def fixed_product_tile(device: torch.device, element_bytes: int, num_rows: int, 
     if num_rows > 512:
         return WideTile(128, 256, 64, 8, 3)
     return WideTile(64, outputs, 64, 4, 4) if outputs == 128 else WideTile(64, outputs, 128, 4, 5)
+
+
+def packed_tile(device: torch.device, element_bytes: int, num_rows: int, num_outputs: int, size: int, bits: int
+                ) -> PackedTile | None:
+    """None: the weight is made floats for the library."""
+    if device.type == "cpu":
+        return PackedTile(16, 16, 64, 1 if size <= 256 or _is_batch_invariant else 2, 4, 1)  # the interpreter
+    if element_bytes == 4:
+        return PackedTile(16, 32, 32, 1, 4, 2) if num_rows <= 16 or _is_batch_invariant else None
+    stages = {"hopper": 4, "ampere": 3}.get(family(device), 1)
+    if _is_batch_invariant:
+        return PackedTile(64, 64, 128, 1, 4, min(stages, 3))
+    if num_rows > PACKED_ROWS:
+        return None
+    if num_rows > 64:
+        return PackedTile(128, 128, 128 if bits == 4 else 64, 1, 8, min(stages, 3))
+    rows = next(rows for rows in (16, 32, 64) if num_rows <= rows)
+    num_programs = -(-num_outputs // 64)
+    wanted = max(1, 4 * num_multiprocessors(device) // num_programs)
+    num_splits = _power_of_two(min(wanted, 8), size // PACKED_SPLIT_DEPTH)
+    return PackedTile(rows, 64, 128, num_splits, 4, stages)
+
+
+def unpack_tile() -> Tile:
+    return Tile(16, 128, 4, 1)
 
 
 def experts_tile(device: torch.device, element_bytes: int, rows_per_expert: int) -> ExpertsTile:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
 from quire.engine.errors import WeightError
+
+if TYPE_CHECKING:
+    from quire.engine.weights.scheme import Schemes, WeightScheme
 
 Shape = tuple[int, ...]
 Rows = slice | tuple[slice, ...]  # in stretches, where a fused tensor holds several things in turns
@@ -24,6 +28,7 @@ class Checkpoint(ABC):
     """Tensors by their Hugging Face names."""
 
     num_elements: int  # of all tensors; 0 where nobody knows
+    has_any = False  # whatever is asked for is there: random weights
 
     @abstractmethod
     def shape(self, name: str) -> Shape | None:
@@ -32,6 +37,14 @@ class Checkpoint(ABC):
     @abstractmethod
     def read(self, name: str, out: torch.Tensor, rows: slice, columns: slice) -> None:
         """Fill `out` (any device, any float type) with that part. Only matrices have columns."""
+
+    def stored_dtype(self, name: str) -> torch.dtype | None:
+        """The type in which `read_raw` gives the tensor; None where only `read` can read it."""
+        return None
+
+    def read_raw(self, name: str, out: torch.Tensor, rows: slice, columns: slice) -> None:
+        """As `read`, without a conversion: `out` has the stored type."""
+        raise NotImplementedError
 
     @abstractmethod
     def unread(self, taken: set[str]) -> Iterable[str]:
@@ -58,23 +71,49 @@ class View:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
                  progress: Callable[[int], None] = lambda elements: None, prefix: str = "",
-                 taken: set[str] | None = None) -> None:
+                 taken: set[str] | None = None, schemes: Schemes | None = None) -> None:
         self.device = device
         self.dtype = dtype
         self._checkpoint = checkpoint
         self._progress = progress
         self._prefix = prefix
         self._taken: set[str] = set() if taken is None else taken
+        self._schemes = schemes
 
     def sub(self, name: str) -> View:
-        return View(self._checkpoint, self.device, self.dtype, self._progress, f"{self._prefix}{name}.", self._taken)
+        """The view of the module `name`; of "" the view itself."""
+        return self._like(self.device, f"{self._prefix}{name}.") if name else self
 
     def elsewhere(self) -> View:
         """For what is another rank's to hold: checks names and shapes, reads nothing, gives tensors without memory."""
-        return View(self._checkpoint, torch.device("meta"), self.dtype, self._progress, self._prefix, self._taken)
+        return self._like(torch.device("meta"), self._prefix)
+
+    def _like(self, device: torch.device, prefix: str) -> View:
+        return View(self._checkpoint, device, self.dtype, self._progress, prefix, self._taken, self._schemes)
+
+    @property
+    def name(self) -> str:
+        """Of the module that this is the view of."""
+        return self._prefix.rstrip(".")
+
+    def scheme(self, name: str = "") -> WeightScheme | None:
+        """How the weight of the module `name` is packed; None: it is a tensor of floats named weight."""
+        return None if self._schemes is None else self._schemes.of(self.sub(name))
 
     def has(self, name: str) -> bool:
         return self._checkpoint.shape(self._prefix + name) is not None
+
+    @property
+    def has_any(self) -> bool:
+        """Whether weights are random, and so any tensor is there."""
+        return self._checkpoint.has_any
+
+    def shape(self, name: str) -> Shape | None:
+        return self._checkpoint.shape(self._prefix + name)
+
+    def stored_dtype(self, name: str) -> torch.dtype | None:
+        """The type in the file; None where the tensor is missing, or is not read as it is stored."""
+        return self._checkpoint.stored_dtype(self._prefix + name)
 
     def require(self, name: str, shape: Shape) -> None:
         """Raises WeightError where `take` would."""
@@ -101,10 +140,38 @@ class View:
         assert out.shape == part, (name, out.shape, part)
         if not out.is_meta:
             self._read(name, shape, rows, columns, transposed, out)
+        self._took(name, shape)
+        return out
+
+    def take_raw(self, name: str, shape: Shape, dtypes: tuple[torch.dtype, ...], *, rows: slice = ALL,
+                 columns: slice = ALL) -> torch.Tensor:
+        """That part of the tensor whose whole shape is `shape`, in the type that it is stored in, one of `dtypes`.
+
+        Raises:
+            WeightError: the checkpoint has no such tensor, or one of another shape or type.
+        """
+        self.require(name, shape)
+        full = self._prefix + name
+        dtype = dtypes[0] if self.has_any else self._checkpoint.stored_dtype(full)
+        if dtype not in dtypes:
+            wanted = " or ".join(_spelled(kind) for kind in dtypes)
+            raise WeightError(f"tensor {full!r} is stored as {_spelled(dtype)}; its quantisation needs {wanted}")
+        out = torch.empty(part_shape(shape, rows, columns), dtype=dtype, device=self.device)
+        if not out.is_meta:
+            self._checkpoint.read_raw(full, out, rows, columns)
+        self._took(full, shape)
+        return out
+
+    def skip(self, *names: str) -> None:
+        """Counts these as taken where they are there: the model can do without them."""
+        for name in names:
+            if (shape := self.shape(name)) is not None:
+                self._took(self._prefix + name, shape)
+
+    def _took(self, name: str, shape: Shape) -> None:
         if name not in self._taken:
             self._taken.add(name)
             self._progress(math.prod(shape))
-        return out
 
     def _read(self, name: str, shape: Shape, rows: Rows, columns: slice, transposed: bool, out: torch.Tensor) -> None:
         start = 0
@@ -131,8 +198,14 @@ class View:
                               f"{', '.join(unread[:5])}{more}; is its architecture the one that config.json names?")
 
 
+def _spelled(dtype: torch.dtype | None) -> str:
+    return "a type of its file's own" if dtype is None else str(dtype).removeprefix("torch.")
+
+
 def part_shape(shape: Shape, rows: Rows, columns: slice) -> Shape:
     assert columns == ALL or len(shape) == 2, "columns are a matrix's"
+    if not shape:
+        return shape
     sizes = list(shape)
     stretches = rows if isinstance(rows, tuple) else (rows,)
     sizes[0] = sum(len(range(*stretch.indices(shape[0]))) for stretch in stretches)
