@@ -10,6 +10,7 @@ from typing import Any
 
 from quire.engine.kv_groups import KVGroups, kv_groups
 from quire.engine.model_registry import BASE_MODELS
+from quire.engine.quantization_config import Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class ModelConfig:
     hf: dict[str, Any] = field(default_factory=dict)  # the whole config.json (for GGUF: the same keys, translated)
     generation_defaults: dict[str, Any] = field(default_factory=dict)  # generation_config.json's sampling fields
     pooling: Pooling = Pooling()
+    quantization: Quantization | None = None  # None: weights are floats, or a GGUF file's
 
     @property
     def is_base_model(self) -> bool:

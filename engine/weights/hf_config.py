@@ -17,6 +17,7 @@ from quire.engine.errors import ConfigError, InvalidRequestError
 from quire.engine.model_config import ModelConfig
 from quire.engine.model_facts.fields import is_number, refuse_malformed, refuse_no_count
 from quire.engine.model_registry import BASE_MODELS, FAMILIES, OTHER, Family, family_of
+from quire.engine.quantization_config import stated_quantization
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.weights.json_file import read_json
 from quire.engine.weights.pooling_facts import pooling
@@ -51,13 +52,10 @@ def read(path: Path, *, with_generation_defaults: bool, model_impl: str = "auto"
     generation = _Generation()
     if (path / "generation_config.json").is_file():
         generation = _generation(path, with_defaults=with_generation_defaults)
-    if quantization := hf.get("quantization_config"):
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-        raise ConfigError(f"{path}: the weights are quantised by {method!r}, which is not supported; quantised models "
-                          "are read from GGUF files only")
+    quantization = stated_quantization(path, hf)
     eos = hf.get("eos_token_id") if generation.eos is None else list(generation.eos)
     config = model_config(path, "hf", hf, eos, generation.defaults, model_impl)
-    return replace(config, pooling=pooling(path, hf))
+    return replace(config, pooling=pooling(path, hf), quantization=quantization)
 
 
 def with_generation_of(config: ModelConfig, path: Path) -> ModelConfig:

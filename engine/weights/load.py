@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from quire.engine.config import EngineConfig
+from quire.engine.model_config import ModelConfig
 from quire.engine.model_registry import family_of
 from quire.engine.parallel import Parallel
+from quire.engine.quantization_config import METHODS
 from quire.engine.weights.checkpoint import Checkpoint, View
 from quire.engine.weights.dummy import DummyCheckpoint
 from quire.engine.weights.index import has_checkpoint
+from quire.engine.weights.scheme import Schemes
 
 if TYPE_CHECKING:
     from quire.engine.models.base import CausalLM  # above this module: models import weights
@@ -38,10 +41,11 @@ def load_model(config: EngineConfig, parallel: Parallel, device: torch.device, d
     model_class = _model_class(config.model.architecture, config.args.model_impl)
     checkpoint = _open(config)
     try:
-        view = View(checkpoint, device, dtype, _Counter(checkpoint.num_elements, progress))
+        schemes = _schemes(config.model)
+        view = View(checkpoint, device, dtype, _Counter(checkpoint.num_elements, progress), schemes=schemes)
         progress(_PHASE, 0.0)
         model: CausalLM = model_class(config.model, config.max_model_len, view, parallel)
-        view.refuse_unread(model.ignores)
+        view.refuse_unread(lambda name: model.ignores(name) or (schemes is not None and schemes.ignores(name)))
     finally:
         checkpoint.close()
     progress(_PHASE, 1.0)
@@ -53,6 +57,15 @@ def _model_class(architecture: str, model_impl: str) -> Any:
     assert family is not None, "an unknown architecture is refused when its configuration is read"
     module, name = family.model.split(":")
     return getattr(importlib.import_module(f"quire.engine.models.{module}"), name)
+
+
+def _schemes(model: ModelConfig) -> Schemes | None:
+    if model.quantization is None:
+        return None
+    module, name = METHODS[model.quantization.method].schemes.split(":")
+    schemes: Schemes = getattr(importlib.import_module(f"quire.engine.quantization.{module}"), name)(
+        model.quantization.config)
+    return schemes
 
 
 def _open(config: EngineConfig) -> Checkpoint:

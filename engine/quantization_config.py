@@ -1,0 +1,151 @@
+"""What a checkpoint says of how its weights are quantised, and what `--quantization` may say of it.
+
+Refuses to know torch, so that a checkpoint that cannot be run is refused before anything is read. `METHODS` is the
+registry: a method is one file in `quire.engine.quantization`, which reads the weights, and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quire.engine.arguments import shown
+from quire.engine.errors import ConfigError
+from quire.engine.weights.json_file import read_json
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    method: str  # a name in METHODS
+    config: dict[str, Any] = field(default_factory=dict)  # as the checkpoint states it
+    says: str = ""  # what it is, for people
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """`schemes`: "module:function" in `quire.engine.quantization`, called with the configuration. `says`: what the
+    configuration asks for, in words; raises ConfigError where that is not supported."""
+
+    schemes: str
+    says: Callable[[dict[str, Any]], str]
+    aliases: tuple[str, ...] = ()  # vLLM's names of kernels for the same checkpoints
+
+
+def _int(config: dict[str, Any], *names: str, default: int | None = None) -> int:
+    """The first of these fields that is there. Raises ConfigError where it is no integer, or missing."""
+    for name in names:
+        if config.get(name) is not None:
+            if type(config[name]) is not int:
+                raise ConfigError(f"quantization_config: {name} must be an integer, is {shown(config[name])}")
+            return int(config[name])
+    if default is None:
+        raise ConfigError(f"quantization_config: {names[0]} is missing")
+    return default
+
+
+def _one_of(config: dict[str, Any], name: str, allowed: tuple[Any, ...]) -> Any:
+    """That field, or the first that is allowed where it is missing. Raises ConfigError where it is another."""
+    value = config.get(name)
+    if value is None:
+        return allowed[0]
+    if value not in allowed:
+        raise ConfigError(f"quantization_config: {name} {shown(value)} is not supported; supported are "
+                          f"{', '.join(map(str, allowed))}")
+    return value
+
+
+def group_size(config: dict[str, Any], *names: str) -> int:
+    """-1: one group over all of a row. Raises ConfigError."""
+    size = _int(config, *(names or ("group_size",)), default=-1)
+    if size != -1 and size < 1:
+        raise ConfigError(f"quantization_config: group_size must be positive, or -1 for whole rows, is {size}")
+    return size
+
+
+def _groups(size: int) -> str:
+    return "whole rows" if size == -1 else f"groups of {size}"
+
+
+def _awq(config: dict[str, Any]) -> str:
+    bits = _int(config, "bits", "w_bit", default=4)
+    if bits != 4:
+        raise ConfigError(f"quantization_config: bits {bits} is not supported with AWQ; supported is 4")
+    _one_of(config, "version", ("gemm", "GEMM"))
+    _one_of(config, "format", ("gemm", "GEMM"))
+    return f"AWQ, 4 bits, {_groups(group_size(config, 'group_size', 'q_group_size'))}"
+
+
+def _gptq(config: dict[str, Any]) -> str:
+    bits = _int(config, "bits")
+    if bits not in (2, 3, 4, 8):
+        raise ConfigError(f"quantization_config: bits {bits} is not supported with GPTQ; supported are 2, 3, 4 and 8")
+    _one_of(config, "checkpoint_format" if config.get("checkpoint_format") else "format", ("gptq", "gptq_v2"))
+    order = ", act order" if config.get("desc_act") else ""
+    return f"GPTQ, {bits} bits, {_groups(group_size(config))}{order}"
+
+
+METHODS: dict[str, Method] = {
+    "awq": Method("awq:schemes", _awq, ("awq_marlin",)),
+    "gptq": Method("gptq:schemes", _gptq, ("gptq_marlin",)),
+}
+
+
+GGUF = "gguf"  # says itself how it is quantised
+NAMES = tuple(sorted({GGUF, *METHODS, *(alias for method in METHODS.values() for alias in method.aliases)}))
+
+
+def stated_quantization(path: Path, hf: dict[str, Any]) -> Quantization | None:
+    """What config.json says, or the file beside it that the tools of AWQ, GPTQ and ModelOpt write.
+
+    Raises:
+        ConfigError: the method is not known, or not in the form that is stated.
+    """
+    config = hf.get("quantization_config") or hf.get("compression_config")
+    if config is None:
+        for file, method in (("quant_config.json", "awq"), ("quantize_config.json", "gptq")):
+            if (path / file).is_file():
+                config = {"quant_method": method, **read_json(path / file)}
+    if not config:
+        return None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: quantization_config must be an object, is {shown(config)}")
+    name = config.get("quant_method")
+    method = method_of(name)
+    if method is None:
+        raise ConfigError(f"{path}: the weights are quantised by {shown(name)}, which is not supported; supported are "
+                          f"{', '.join(METHODS)} and GGUF files")
+    try:
+        return Quantization(method, config, METHODS[method].says(config))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def method_of(name: Any) -> str | None:
+    """Its name in METHODS; None: there is none of that name."""
+    return next((method for method, known in METHODS.items() if name == method or name in known.aliases), None)
+
+
+def agreed(asked: str | None, stated: Quantization | None, path: str) -> Quantization | None:
+    """What `--quantization` and the checkpoint say together.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if not asked:
+        return stated
+    method = method_of(asked)
+    if stated is None:
+        raise ConfigError(f"--quantization: {asked} was asked for, and the weights at {path} are not quantised; leave "
+                          "the flag out")
+    if method != stated.method:
+        raise ConfigError(f"--quantization: {asked} was asked for, and the weights at {path} are quantised by "
+                          f"{stated.method}; leave the flag out")
+    return stated
+
+
+def refuse_unless_gguf(asked: str | None, path: str) -> None:
+    """Raises ConfigError where `--quantization` says that a GGUF file is something else."""
+    if asked and asked != GGUF:
+        raise ConfigError(f"--quantization: {asked} was asked for, and {path} is a GGUF file; leave the flag out")

@@ -1,0 +1,45 @@
+"""What a layer needs to know of a weight that is no tensor of floats: that a scheme reads it. See `quire.engine.quantization`.
+
+Called by the view, which layers ask for the scheme of each of their weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from quire.engine.weights.checkpoint import Rows, View, part_shape
+from quire.kernels.packed_weight import PackedWeight
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of one checkpoint tensor, of num_rows rows in all, goes into a fused layer on this rank."""
+
+    name: str  # of the module; "": the view's own
+    num_rows: int
+    rows: Rows
+
+    @property
+    def size(self) -> int:
+        return part_shape((self.num_rows,), self.rows, slice(None))[0]
+
+
+class WeightScheme(Protocol):
+    def read(self, view: View, part: Part, in_features: int, columns: slice, *, transposed: bool) -> PackedWeight:
+        """The part's weight, of whose in_features `columns` are this rank's. `view` is that of the part's module.
+
+        Raises:
+            WeightError: tensors are missing or have other shapes or types than the configuration says.
+            ConfigError: what this rank has of it cannot be cut off.
+        """
+
+
+class Schemes(Protocol):
+    """Of one checkpoint."""
+
+    def of(self, view: View) -> WeightScheme | None:
+        """The scheme of the module that this is the view of; None: it is a tensor of floats."""
+
+    def ignores(self, name: str) -> bool:
+        """Whether the tensor may be left unread: the scheme does without it."""
