@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from quire.engine import compressed_tensors_config
 from quire.engine.arguments import shown
 from quire.engine.errors import ConfigError
-from quire.engine.weights.json_file import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,40 +85,62 @@ def _gptq(config: dict[str, Any]) -> str:
     return f"GPTQ, {bits} bits, {_groups(group_size(config))}{order}"
 
 
+def _fp8(config: dict[str, Any]) -> str:
+    _one_of(config, "fmt", ("e4m3",))
+    scheme = _one_of(config, "activation_scheme", ("dynamic", "static"))
+    block = config.get("weight_block_size")
+    if block is None:
+        return f"FP8, a scale a tensor or an output, {scheme}"
+    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n >= 16 for n in block):
+        raise ConfigError("quantization_config: weight_block_size must be two integers of at least 16, is "
+                          f"{shown(block)}")
+    return f"FP8, blocks of {block[0]} by {block[1]}"
+
+
+def _modelopt(config: dict[str, Any]) -> str:
+    stated = config.get("quantization") or config
+    supported = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", "W4A16_NVFP4")
+    return f"ModelOpt's {_one_of(stated, 'quant_algo', supported)}"
+
+
+def _bitsandbytes(config: dict[str, Any]) -> str:
+    if config.get("load_in_8bit"):
+        return "bitsandbytes, 8 bits"
+    kind = _one_of(config, "bnb_4bit_quant_type", ("nf4",)) if config.get("load_in_4bit") else None
+    if kind is None:
+        raise ConfigError("quantization_config: neither load_in_4bit nor load_in_8bit is set")
+    return "bitsandbytes, nf4" + (" with double quantisation" if config.get("bnb_4bit_use_double_quant") else "")
+
+
 METHODS: dict[str, Method] = {
     "awq": Method("awq:schemes", _awq, ("awq_marlin",)),
     "gptq": Method("gptq:schemes", _gptq, ("gptq_marlin",)),
+    "compressed-tensors": Method("compressed_tensors:schemes", compressed_tensors_config.says),
+    "fp8": Method("fp8:schemes", _fp8, ("fbgemm_fp8",)),
+    "modelopt": Method("modelopt:schemes", _modelopt, ("modelopt_fp4", "modelopt_fp8")),
+    "bitsandbytes": Method("bitsandbytes:schemes", _bitsandbytes),
+    "online-fp8": Method("fp8:online", lambda config: "rounded to FP8 as they are read, a scale an output"),
 }
 
 
 GGUF = "gguf"  # says itself how it is quantised
-NAMES = tuple(sorted({GGUF, *METHODS, *(alias for method in METHODS.values() for alias in method.aliases)}))
+_ONLINE = ("fp8", "fp8_per_channel")  # of floats
+NAMES = tuple(sorted({GGUF, *_ONLINE, *METHODS, *(alias for method in METHODS.values() for alias in method.aliases)}))
 
 
-def stated_quantization(path: Path, hf: dict[str, Any]) -> Quantization | None:
-    """What config.json says, or the file beside it that the tools of AWQ, GPTQ and ModelOpt write.
+def quantization_of(config: Any) -> Quantization:
+    """What the object `quantization_config` says.
 
     Raises:
         ConfigError: the method is not known, or not in the form that is stated.
     """
-    config = hf.get("quantization_config") or hf.get("compression_config")
-    if config is None:
-        for file, method in (("quant_config.json", "awq"), ("quantize_config.json", "gptq")):
-            if (path / file).is_file():
-                config = {"quant_method": method, **read_json(path / file)}
-    if not config:
-        return None
     if not isinstance(config, dict):
-        raise ConfigError(f"{path}: quantization_config must be an object, is {shown(config)}")
-    name = config.get("quant_method")
-    method = method_of(name)
+        raise ConfigError(f"quantization_config must be an object, is {shown(config)}")
+    method = method_of(config.get("quant_method"))
     if method is None:
-        raise ConfigError(f"{path}: the weights are quantised by {shown(name)}, which is not supported; supported are "
-                          f"{', '.join(METHODS)} and GGUF files")
-    try:
-        return Quantization(method, config, METHODS[method].says(config))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"the weights are quantised by {shown(config.get('quant_method'))}, which is not supported; "
+                          f"supported are {', '.join(METHODS)} and GGUF files")
+    return Quantization(method, config, METHODS[method].says(config))
 
 
 def method_of(name: Any) -> str | None:
@@ -136,6 +157,8 @@ def agreed(asked: str | None, stated: Quantization | None, path: str) -> Quantiz
     if not asked:
         return stated
     method = method_of(asked)
+    if stated is None and asked in _ONLINE:
+        return Quantization("online-fp8", {}, METHODS["online-fp8"].says({}))
     if stated is None:
         raise ConfigError(f"--quantization: {asked} was asked for, and the weights at {path} are not quantised; leave "
                           "the flag out")

@@ -2,9 +2,9 @@
 Contract: kernels/reference/packed_product.py.
 
 A program owns some outputs, a tile of rows of x and a part of the depth. It goes through the depth in steps that lie
-within one group, so that a step's scale multiplies a finished sum. 4-bit codes make two products a step, of the low and of
-the high half of each byte. Where few programs would have much depth, it is cut, and whoever of an output's programs ends
-last adds up all parts, in their order.
+within one group, so that a step's scale multiplies a finished sum. 4-bit codes make two products a step, of the low and
+of the high half of each byte. Where few programs would have much depth, it is cut, and whoever of an output's programs
+ends last adds up all parts, in their order.
 """
 
 import torch
@@ -39,10 +39,11 @@ def packed_product(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | N
     num_groups = weight.scales.shape[0]
     _packed_product[(num_tiles * row_tiles, tile.num_splits)](
         x, weight.codes, weight.scales, out if weight.zeros is None else weight.zeros,
-        table("nf4", x.device), out if bias is None else bias, out, parts, done, num_rows, num_outputs, size, part_size,
-        weight.group, x.stride(0), weight.codes.shape[1], KIND=weight.kind, IS_4_BIT=BITS[weight.kind] == 4,
-        ROWS=tile.rows, OUTPUTS=tile.outputs, STEP=step, SPLITS=tile.num_splits, ONE_GROUP=num_groups == 1,
-        HALVES_DIFFER=halves_differ, HAS_ZEROS=weight.zeros is not None, HAS_BIAS=bias is not None,
+        out if weight.outer is None else weight.outer, table("nf4", x.device), out if bias is None else bias, out,
+        parts, done, num_rows, num_outputs, size, part_size, weight.group, x.stride(0), weight.codes.shape[1],
+        KIND=weight.kind, IS_4_BIT=BITS[weight.kind] == 4, ROWS=tile.rows, OUTPUTS=tile.outputs, STEP=step,
+        SPLITS=tile.num_splits, ONE_GROUP=num_groups == 1, HALVES_DIFFER=halves_differ,
+        HAS_ZEROS=weight.zeros is not None, HAS_OUTER=weight.outer is not None, HAS_BIAS=bias is not None,
         EVEN=size % (step * tile.num_splits) == 0, num_warps=tile.num_warps, num_stages=tile.num_stages,
         **launch.early(x.device))
     return out
@@ -62,11 +63,11 @@ def _step(weight: PackedWeight, depth: int) -> tuple[int, bool]:
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _packed_product(x, codes, scales, zeros, table, bias, out, parts, done, num_rows, num_outputs, size, part_size, group,
-                    x_stride, row_bytes, KIND: tl.constexpr, IS_4_BIT: tl.constexpr, ROWS: tl.constexpr,
-                    OUTPUTS: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr, ONE_GROUP: tl.constexpr,
-                    HALVES_DIFFER: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr,
-                    EARLY: tl.constexpr):
+def _packed_product(x, codes, scales, zeros, outer, table, bias, out, parts, done, num_rows, num_outputs, size,
+                    part_size, group, x_stride, row_bytes, KIND: tl.constexpr, IS_4_BIT: tl.constexpr,
+                    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
+                    ONE_GROUP: tl.constexpr, HALVES_DIFFER: tl.constexpr, HAS_ZEROS: tl.constexpr,
+                    HAS_OUTER: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr):
     # The programs of one tile of outputs are neighbours: they find its codes in the L2.
     row_tiles = tl.cdiv(num_rows, ROWS)
     place, split = tl.program_id(0), tl.program_id(1)
@@ -143,6 +144,8 @@ def _packed_product(x, codes, scales, zeros, table, bias, out, parts, done, num_
         written = outputs < num_outputs
         if ONE_GROUP:
             acc *= tl.load(scale_columns).to(tl.float32)[:, None]
+        if HAS_OUTER:
+            acc *= tl.load(outer + real_outputs)[:, None]
         if HAS_BIAS:
             acc += tl.load(bias + outputs, mask=written, other=0.0).to(tl.float32)[:, None]
         places = out + rows.to(tl.int64)[None, :] * num_outputs + outputs[:, None]
@@ -168,16 +171,17 @@ def unpack(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     tile = launch.unpack_tile()
     _unpack[(triton.cdiv(weight.outputs, tile.rows), triton.cdiv(weight.size, tile.columns))](
         weight.codes, weight.scales, weight.scales if weight.zeros is None else weight.zeros,
-        table("nf4", weight.device), out, weight.outputs, weight.size, weight.group, weight.codes.shape[1],
-        KIND=weight.kind, IS_4_BIT=BITS[weight.kind] == 4, ROWS=tile.rows, COLUMNS=tile.columns,
-        HAS_ZEROS=weight.zeros is not None, num_warps=tile.num_warps, **launch.early(weight.device))
+        weight.scales if weight.outer is None else weight.outer, table("nf4", weight.device), out, weight.outputs,
+        weight.size, weight.group, weight.codes.shape[1], KIND=weight.kind, IS_4_BIT=BITS[weight.kind] == 4,
+        ROWS=tile.rows, COLUMNS=tile.columns, HAS_ZEROS=weight.zeros is not None, HAS_OUTER=weight.outer is not None,
+        num_warps=tile.num_warps, **launch.early(weight.device))
     return out
 
 
 @triton.jit
-def _unpack(codes, scales, zeros, table, out, num_outputs, size, group, row_bytes, KIND: tl.constexpr,
+def _unpack(codes, scales, zeros, outer, table, out, num_outputs, size, group, row_bytes, KIND: tl.constexpr,
             IS_4_BIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_ZEROS: tl.constexpr,
-            EARLY: tl.constexpr):
+            HAS_OUTER: tl.constexpr, EARLY: tl.constexpr):
     pdl.begin(EARLY)
     outputs = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
@@ -193,4 +197,6 @@ def _unpack(codes, scales, zeros, table, out, num_outputs, size, group, row_byte
     if HAS_ZEROS:
         value -= tl.load(zeros + at, mask=real, other=0.0).to(tl.float32)
     value *= tl.load(scales + at, mask=real, other=0.0).to(tl.float32)
+    if HAS_OUTER:
+        value *= tl.load(outer + outputs, mask=outputs < num_outputs, other=0.0)
     tl.store(out + outputs.to(tl.int64) * size + columns, value.to(out.dtype.element_ty), mask=real)

@@ -1,6 +1,6 @@
-"""A matrix in 4 or 8 bits an element, in the one layout that the kernels read. Every quantised format is put into it at load.
+"""A matrix in 4 or 8 bits an element, in the one layout that the kernels read. All quantised formats are put into it at load.
 
-w[n, k] = (value(code[n, k]) - zero[g, n]) * scale[g, n], with g = k // group. Refuses to know where weights come from.
+w[n, k] = (value(code[n, k]) - zero[g, n]) * scale[g, n] * outer[n], with g = k // group. Refuses to know where weights come from.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class PackedWeight:
     size: int
     group: int  # elements of a row that share a scale, from a multiple of it on; the row's last group may be shorter
     zeros: torch.Tensor | None = None  # [groups, outputs] of a float type; None: all are 0
+    outer: torch.Tensor | None = None  # float32 [outputs]; None: all are 1
     order: torch.Tensor | None = None  # int64 [size]: column k is what x[:, order[k]] is multiplied with
     # The type that a product with many rows may round its inputs to, row by row, where that is faster.
     inputs: Literal["int8", "e4m3", None] = None
@@ -46,6 +47,7 @@ class PackedWeight:
         assert self.codes.shape == (self.outputs, width), (self.codes.shape, self.size)
         assert self.scales.shape == (-(-self.size // self.group), self.outputs), (self.scales.shape, self.group)
         assert self.zeros is None or self.zeros.shape == self.scales.shape
+        assert self.outer is None or self.outer.shape == (self.outputs,)
 
     @property
     def outputs(self) -> int:
@@ -57,13 +59,14 @@ class PackedWeight:
 
     @property
     def num_bytes(self) -> int:
-        held = (self.codes, self.scales, self.zeros, self.order)
+        held = (self.codes, self.scales, self.zeros, self.outer, self.order)
         return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
 
     def rows(self, rows: slice) -> PackedWeight:
         """Those outputs; views of this one's tensors."""
         return replace(self, codes=self.codes[rows], scales=self.scales[:, rows],
-                       zeros=None if self.zeros is None else self.zeros[:, rows])
+                       zeros=None if self.zeros is None else self.zeros[:, rows],
+                       outer=None if self.outer is None else self.outer[rows])
 
 
 def joined(weights: Sequence[PackedWeight]) -> PackedWeight | None:
@@ -75,19 +78,22 @@ def joined(weights: Sequence[PackedWeight]) -> PackedWeight | None:
                 (first.kind, first.size, first.group, first.inputs, first.scales.dtype) for other in weights)
     if not alike or not _same_order(weights):
         return None
-    zeros = None
+    zeros = outer = None
     if any(weight.zeros is not None for weight in weights):
         zeros = torch.cat([torch.zeros_like(weight.scales) if weight.zeros is None else weight.zeros
                            for weight in weights], 1)
+    if any(weight.outer is not None for weight in weights):
+        outer = torch.cat([torch.ones(weight.outputs, device=weight.device) if weight.outer is None else weight.outer
+                           for weight in weights])
     return replace(first, codes=torch.cat([weight.codes for weight in weights]),
-                   scales=torch.cat([weight.scales for weight in weights], 1), zeros=zeros)
+                   scales=torch.cat([weight.scales for weight in weights], 1), zeros=zeros, outer=outer)
 
 
 def _same_order(weights: Sequence[PackedWeight]) -> bool:
-    orders = [weight.order for weight in weights]
-    if any(order is None for order in orders):
-        return all(order is None for order in orders)
-    return all(order.is_meta or torch.equal(order, orders[0]) for order in orders if order is not None)
+    orders = [weight.order for weight in weights if weight.order is not None]
+    if len(orders) < len(weights):
+        return not orders
+    return all(order.is_meta or torch.equal(order, orders[0]) for order in orders)
 
 
 def packed_codes(codes: torch.Tensor) -> torch.Tensor:

@@ -19,13 +19,14 @@ from quire.kernels.packed_weight import PackedWeight, joined
 
 
 def load_product(view: View, parts: Sequence[Part], in_features: int, bias: torch.Tensor | None, *,
-                 columns: slice = ALL, gate: str = "", transposed: bool = False, has_bias: bool | None = None) -> Product:
+                 columns: slice = ALL, gate: str = "", transposed: bool = False, has_bias: bool | None = None,
+                 is_layer: bool = True) -> Product:
     """[n, this rank's inputs] -> [n, out], the parts one after the other. `bias`: [out], added to it.
 
     With `gate`, an activation's name, act(first half) * second half is returned. `has_bias`: whether the model has one,
-    where this rank does not add it.
+    where this rank does not add it. `is_layer`: as View.scheme's.
     """
-    schemes = [view.scheme(part.name) for part in parts]
+    schemes = [view.scheme(part.name, is_layer=is_layer) for part in parts]
     if not any(schemes):
         weight = load_weight(view, parts, in_features, columns=columns, transposed=transposed)
         return gated_product(weight, bias, gate) if gate else product(weight, bias)
@@ -45,7 +46,7 @@ def load_weight(view: View, parts: Sequence[Part], in_features: int, *, columns:
         out = view.empty(sum(part.size for part in parts), size)
     for part, place in zip(parts, out.split([part.size for part in parts])):
         module = view.sub(part.name)
-        if (scheme := module.scheme()) is None:
+        if (scheme := module.scheme(is_layer=False)) is None:
             module.take("weight", (part.num_rows, in_features), rows=part.rows, columns=columns, transposed=transposed,
                         out=place)
             continue

@@ -38,7 +38,8 @@ class VocabEmbedding:
 
 
 class VocabHead:
-    """Hidden states to logits. `rows`: the product with this rank's, or their weight; a tied model gives its embedding's."""
+    """Hidden states to logits. `rows`: the product with this rank's rows, or their weight; a tied model gives its
+    embedding's."""
 
     def __init__(self, rows: torch.Tensor | Product, vocab_size: int, parallel: Parallel) -> None:
         self._product = product(rows) if isinstance(rows, torch.Tensor) else rows
@@ -51,7 +52,7 @@ class VocabHead:
              ) -> VocabHead:
         rows = parallel.share_uneven(vocab_size)
         biases = view.take("bias", (vocab_size,), rows=rows) if bias else None
-        return cls(load_product(view, [Part("", vocab_size, rows)], hidden_size, biases), vocab_size, parallel)
+        return cls(load_product(view, [Part("", vocab_size, rows)], hidden_size, biases, is_layer=False), vocab_size, parallel)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, hidden] -> [n, vocab]."""

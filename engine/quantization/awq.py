@@ -14,7 +14,7 @@ import torch
 from quire.engine.quantization.integers import cut_groups, packed_integers, selected, whole_groups
 from quire.engine.weights.checkpoint import View
 from quire.engine.quantization_config import group_size
-from quire.engine.weights.scheme import Part, WeightScheme
+from quire.engine.weights.scheme import Part, WeightScheme, is_kv_scale
 from quire.kernels.packed_weight import PackedWeight
 
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # of each output in its word, in nibbles from the lowest
@@ -26,14 +26,13 @@ class AwqSchemes:
     group: int
     left_out: tuple[str, ...]  # parts of the names of modules that are not quantised
 
-    def of(self, view: View) -> WeightScheme | None:
-        if view.has_any:
-            # Of random weights only the configuration tells.
-            return self if "layers." in view.name and not any(part in view.name for part in self.left_out) else None
+    def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
+        if view.has_any:  # of random weights only the configuration tells
+            return self if is_layer and not any(part in view.name for part in self.left_out) else None
         return self if view.has("qweight") else None
 
     def ignores(self, name: str) -> bool:
-        return False
+        return is_kv_scale(name)
 
     def read(self, view: View, part: Part, in_features: int, columns: slice, *, transposed: bool) -> PackedWeight:
         group = in_features if self.group == -1 else self.group

@@ -1,8 +1,8 @@
 """GPTQ: weights of 2, 3, 4 or 8 bits by groups (Frantar et al. 2022), as AutoGPTQ and GPTQModel lay them out.
 
-qweight int32 [in * bits / 32, out], the inputs of an output one behind the other; qzeros int32 [groups, out * bits / 32];
-scales [groups, out]; g_idx int32 [in], the group of each input. With act order inputs were quantised by falling
-importance, so that groups are scattered; a weight then keeps them group by group, and says in which order.
+qweight int32 [in * bits / 32, out], the inputs of an output one behind the other; qzeros int32 [groups,
+out * bits / 32]; scales [groups, out]; g_idx int32 [in], the group of each input. With act order inputs were quantised by
+falling importance, so that groups are scattered; a weight then keeps them group by group, and says in which order.
 """
 
 from __future__ import annotations
@@ -13,14 +13,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from quire.engine.errors import WeightError
-from quire.engine.quantization.integers import WORD, cut_groups, packed_integers, selected, unpacked, whole_groups
-from quire.engine.weights.checkpoint import ALL, View
+from quire.engine.quantization.integers import (
+    WORD,
+    cut_groups,
+    group_by_group,
+    packed_integers,
+    selected,
+    unpacked,
+    whole_groups,
+)
+from quire.engine.weights.checkpoint import View
 from quire.engine.quantization_config import group_size
-from quire.engine.weights.scheme import Part, WeightScheme
-from quire.kernels.packed_weight import RUN, PackedWeight
+from quire.engine.weights.scheme import Part, WeightScheme, is_kv_scale
+from quire.kernels.packed_weight import PackedWeight
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -45,38 +51,14 @@ class GptqScheme:
             zeros = unpacked(stored, bits, outputs)
             zeros = (zeros + 1 & (1 << bits) - 1) if self.stored_less_one else zeros
             zeros = selected(zeros.T, part.rows).T
-        if self.act_order and not view.device.type == "meta":
+        if self.act_order and view.device.type != "meta":
             own = view.take_raw("g_idx", (in_features,), (torch.int32,)).long()
             if not torch.equal(own, torch.arange(in_features, device=own.device) // group):
-                return _group_by_group(q, zeros, scales, own[columns], bits, group, view.name)
+                return group_by_group(q, zeros, scales, own[columns], bits, group, view.name)
         view.skip("g_idx")
         zeros = None if zeros is None else cut_groups(zeros, group, in_features, columns, view.name)[0]
         scales, cut = cut_groups(scales, group, in_features, columns, view.name)
         return packed_integers(q, zeros, scales, cut, bits)
-
-
-def _group_by_group(q: torch.Tensor, zeros: torch.Tensor | None, scales: torch.Tensor, own: torch.Tensor, bits: int,
-                    group: int, name: str) -> PackedWeight:
-    """`own`: the group of each column of q. What a rank has of a group may be any number of columns: groups are then
-    filled up to whole runs with columns that are zero."""
-    num_groups = scales.shape[0]
-    if own.numel() and not 0 <= int(own.min()) <= int(own.max()) < num_groups:
-        raise WeightError(f"{name}.g_idx names groups other than the {num_groups} that there are")
-    order, counts = own.argsort(stable=True), own.bincount(minlength=num_groups)
-    if bool((counts == group).all()):
-        return packed_integers(q[:, order], zeros, scales, group, bits, order)
-    lengths = (counts + RUN - 1) // RUN * RUN
-    of_run = torch.arange(num_groups, device=own.device).repeat_interleave(lengths // RUN)
-    place = torch.arange(len(order), device=own.device) - (counts.cumsum(0) - counts)[own[order]]
-    place += (lengths.cumsum(0) - lengths)[own[order]]
-    source = torch.zeros(int(lengths.sum()), dtype=torch.long, device=own.device)
-    source[place] = order
-    is_real = torch.zeros_like(source, dtype=torch.bool)
-    is_real[place] = True
-    of_column = of_run.repeat_interleave(RUN)
-    nothing = torch.full_like(scales, 1 << (bits - 1)) if zeros is None else zeros
-    filled = torch.where(is_real, q[:, source], nothing.to(torch.uint8)[of_column].T)
-    return packed_integers(filled, None if zeros is None else zeros[of_run], scales[of_run], RUN, bits, source)
 
 
 @dataclass(frozen=True)
@@ -85,10 +67,9 @@ class GptqSchemes:
     # Patterns of module names, and what is different there
     exceptions: tuple[tuple[re.Pattern[str], Mapping[str, Any]], ...]
 
-    def of(self, view: View) -> WeightScheme | None:
-        if view.has_any:
-            # Of random weights only the configuration tells.
-            return self.default if "layers." in view.name else None
+    def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
+        if view.has_any:  # of random weights only the configuration tells
+            return self.default if is_layer else None
         if not view.has("qweight"):
             return None
         for pattern, changes in self.exceptions:
@@ -97,7 +78,7 @@ class GptqSchemes:
         return self.default
 
     def ignores(self, name: str) -> bool:
-        return False
+        return is_kv_scale(name)
 
 
 def schemes(config: dict[str, Any]) -> GptqSchemes:

@@ -46,7 +46,31 @@ def packed_integers(q: torch.Tensor, zeros: torch.Tensor | None, scales: torch.T
     else:
         codes = q - middle  # around zero, as two's complement wants it
     return PackedWeight("int4" if bits <= 4 else "int8", codes, scales.contiguous(), q.shape[1], group,
-                        None if zeros is None else zeros.contiguous(), order)
+                        None if zeros is None else zeros.contiguous(), order=order)
+
+
+def group_by_group(q: torch.Tensor, zeros: torch.Tensor | None, scales: torch.Tensor, own: torch.Tensor, bits: int,
+                    group: int, name: str) -> PackedWeight:
+    """`own`: the group of each column of q. What a rank has of a group may be any number of columns: groups are then
+    filled up to whole runs with columns that are zero."""
+    num_groups = scales.shape[0]
+    if own.numel() and not 0 <= int(own.min()) <= int(own.max()) < num_groups:
+        raise WeightError(f"{name}.g_idx names groups other than the {num_groups} that there are")
+    order, counts = own.argsort(stable=True), own.bincount(minlength=num_groups)
+    if bool((counts == group).all()):
+        return packed_integers(q[:, order], zeros, scales, group, bits, order)
+    lengths = (counts + RUN - 1) // RUN * RUN
+    of_run = torch.arange(num_groups, device=own.device).repeat_interleave(lengths // RUN)
+    place = torch.arange(len(order), device=own.device) - (counts.cumsum(0) - counts)[own[order]]
+    place += (lengths.cumsum(0) - lengths)[own[order]]
+    source = torch.zeros(int(lengths.sum()), dtype=torch.long, device=own.device)
+    source[place] = order
+    is_real = torch.zeros_like(source, dtype=torch.bool)
+    is_real[place] = True
+    of_column = of_run.repeat_interleave(RUN)
+    nothing = torch.full_like(scales, 1 << (bits - 1)) if zeros is None else zeros
+    filled = torch.where(is_real, q[:, source], nothing.to(torch.uint8)[of_column].T)
+    return packed_integers(filled, None if zeros is None else zeros[of_run], scales[of_run], RUN, bits, source)
 
 
 def cut_groups(per_group: torch.Tensor, group: int, size: int, columns: slice, name: str, least: int = RUN
@@ -63,8 +87,8 @@ def cut_groups(per_group: torch.Tensor, group: int, size: int, columns: slice, n
         return per_group, stop - start if per_group.shape[0] == 1 else group
     smaller = gcd(group, start, stop if stop < size else group)
     if smaller < least:
-        raise ConfigError(f"--tensor-parallel-size: {name} is quantised in groups of {group} inputs, and a rank's part, "
-                          f"inputs {start} to {stop}, does not begin and end with parts of them that divide by {least}")
+        raise ConfigError(f"--tensor-parallel-size: {name} is quantised in groups of {group} inputs, and a rank's "
+                          f"part, inputs {start} to {stop}, would take pieces of them that do not divide by {least}")
     firsts = torch.arange(start, stop, smaller, device=per_group.device) // group
     return per_group[firsts], smaller
 

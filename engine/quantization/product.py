@@ -1,4 +1,4 @@
-"""Products with packed weights. Called by the linear layers and the head, as layers/product.py is for tensors of floats."""
+"""Products with packed weights, as layers/product.py has them for floats. Called by quire.engine.layers.load."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,9 +96,10 @@ class View:
         """Of the module that this is the view of."""
         return self._prefix.rstrip(".")
 
-    def scheme(self, name: str = "") -> WeightScheme | None:
-        """How the weight of the module `name` is packed; None: it is a tensor of floats named weight."""
-        return None if self._schemes is None else self._schemes.of(self.sub(name))
+    def scheme(self, name: str = "", *, is_layer: bool) -> WeightScheme | None:
+        """How the weight of the module `name` is packed; None: it is a tensor of floats named weight. `is_layer`: it is
+        a linear layer of a decoder, which may be packed where the checkpoint's tensors leave that open."""
+        return None if self._schemes is None else self._schemes.of(self.sub(name), is_layer=is_layer)
 
     def has(self, name: str) -> bool:
         return self._checkpoint.shape(self._prefix + name) is not None
@@ -143,7 +144,7 @@ class View:
         self._took(name, shape)
         return out
 
-    def take_raw(self, name: str, shape: Shape, dtypes: tuple[torch.dtype, ...], *, rows: slice = ALL,
+    def take_raw(self, name: str, shape: Shape, dtypes: tuple[torch.dtype, ...], *, rows: Rows = ALL,
                  columns: slice = ALL) -> torch.Tensor:
         """That part of the tensor whose whole shape is `shape`, in the type that it is stored in, one of `dtypes`.
 
@@ -158,7 +159,8 @@ class View:
             raise WeightError(f"tensor {full!r} is stored as {_spelled(dtype)}; its quantisation needs {wanted}")
         out = torch.empty(part_shape(shape, rows, columns), dtype=dtype, device=self.device)
         if not out.is_meta:
-            self._checkpoint.read_raw(full, out, rows, columns)
+            for stretch, place in _stretches(rows, shape):
+                self._checkpoint.read_raw(full, out[place] if shape else out, stretch, columns)
         self._took(full, shape)
         return out
 
@@ -174,16 +176,13 @@ class View:
             self._progress(math.prod(shape))
 
     def _read(self, name: str, shape: Shape, rows: Rows, columns: slice, transposed: bool, out: torch.Tensor) -> None:
-        start = 0
-        for stretch in rows if isinstance(rows, tuple) else (rows,):
-            end = start + len(range(*stretch.indices(shape[0])))
+        for stretch, place in _stretches(rows, shape):
             if transposed:
-                turned = torch.empty_like(out[start:end].T, memory_format=torch.contiguous_format)
+                turned = torch.empty_like(out[place].T, memory_format=torch.contiguous_format)
                 self._checkpoint.read(name, turned, columns, stretch)
-                out[start:end].copy_(turned.T)
+                out[place].copy_(turned.T)
             else:
-                self._checkpoint.read(name, out[start:end], stretch, columns)
-            start = end
+                self._checkpoint.read(name, out[place], stretch, columns)
 
     def rows_on_demand(self, name: str) -> RowReader | None:
         """For a matrix that was taken: its rows out of what the file stores, where keeping that saves memory."""
@@ -196,6 +195,15 @@ class View:
             more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
             raise WeightError(f"the checkpoint holds tensors that the model has no place for: "
                               f"{', '.join(unread[:5])}{more}; is its architecture the one that config.json names?")
+
+
+def _stretches(rows: Rows, shape: Shape) -> Iterator[tuple[slice, slice]]:
+    """Each stretch of rows, and where it goes: one behind the other."""
+    start = 0
+    for stretch in rows if isinstance(rows, tuple) else (rows,):
+        end = start + len(range(*stretch.indices(shape[0] if shape else 1)))
+        yield stretch, slice(start, end)
+        start = end
 
 
 def _spelled(dtype: torch.dtype | None) -> str:

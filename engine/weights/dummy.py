@@ -12,7 +12,6 @@ import torch
 
 from quire.engine.weights.checkpoint import Checkpoint, Shape
 
-
 _QUANTISED_STD = 5.0  # of four random bits, about
 
 

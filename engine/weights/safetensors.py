@@ -22,7 +22,7 @@ from quire.engine.weights.safetensors_header import header_of
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What quantised weights are made of
 _DTYPES = {**_FLOATS, "I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8,
-           "F8_E4M3": torch.float8_e4m3fn}
+           "F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.uint8}
 _RAW_NAMES = {dtype: name for name, dtype in _DTYPES.items() if name not in _FLOATS}
 
 

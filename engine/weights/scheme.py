@@ -1,10 +1,11 @@
-"""What a layer needs to know of a weight that is no tensor of floats: that a scheme reads it. See `quire.engine.quantization`.
+"""What a layer needs to know of a weight that is no tensor of floats: that a scheme reads it.
 
-Called by the view, which layers ask for the scheme of each of their weights.
+Implemented by the files of `quire.engine.quantization`. Called by the view, which layers ask for the scheme of each of their weights.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,8 +39,16 @@ class WeightScheme(Protocol):
 class Schemes(Protocol):
     """Of one checkpoint."""
 
-    def of(self, view: View) -> WeightScheme | None:
-        """The scheme of the module that this is the view of; None: it is a tensor of floats."""
+    def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
+        """As View.scheme, of the module that this is the view of."""
 
     def ignores(self, name: str) -> bool:
-        """Whether the tensor may be left unread: the scheme does without it."""
+        """Whether the tensor may be left unread."""
+
+
+_OF_THE_KV_CACHE = re.compile(r"\.([qkv]_scale|kv_scale|[kv]_proj\.output_scale|[kv]_cache\.scale)$")
+
+
+def is_kv_scale(name: str) -> bool:
+    """Whether the tensor is a scale of a KV cache in 8 bits, which checkpoints have beside their weights'."""
+    return _OF_THE_KV_CACHE.search(name) is not None

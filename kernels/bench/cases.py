@@ -263,7 +263,7 @@ def penalized(logits: torch.Tensor, prompt: list[int], output: list[int], repeti
 
 
 def packed_weight(kind: Kind, num_outputs: int, size: int, group: int, *, with_zeros: bool = False,
-                  device: str = "cpu") -> tuple[PackedWeight, torch.Tensor]:
+                  with_outer: bool = False, device: str = "cpu") -> tuple[PackedWeight, torch.Tensor]:
     """A random one, and the matrix that it stands for, float64 [outputs, size]."""
     values = torch.tensor(TABLES[kind] if BITS[kind] == 4 else range(-128, 128) if kind == "int8" else
                           E4M3, dtype=torch.float64)
@@ -282,6 +282,8 @@ def packed_weight(kind: Kind, num_outputs: int, size: int, group: int, *, with_z
         codes = (chosen - 128).to(torch.int8).view(torch.uint8)
     else:
         codes = values[chosen].to(torch.float8_e4m3fn).view(torch.uint8)
-    weight = PackedWeight(kind, codes.to(device), scales.to(device), size, group,
-                          None if zeros is None else zeros.to(device))
-    return weight, right.to(device)
+    outer = torch.rand(num_outputs) + 0.5 if with_outer else None
+    if outer is not None:
+        right = right * outer.double().unsqueeze(1)
+    zeros, outer = (None if tensor is None else tensor.to(device) for tensor in (zeros, outer))
+    return PackedWeight(kind, codes.to(device), scales.to(device), size, group, zeros, outer), right.to(device)

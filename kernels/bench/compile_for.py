@@ -33,6 +33,7 @@ from quire.kernels import (
     layer_norm,
     logprobs,
     norms,
+    packed_product,
     penalties,
     product,
     routing,
@@ -96,7 +97,7 @@ def pretend(capability: int) -> list[Any]:
     launch._num_multiprocessors = lambda index: 132  # type: ignore[assignment]
     for name in ("family", "num_multiprocessors", "decode_tile", "balanced_tile", "prefill_tile", "whole_prefill_tile",
                  "product_tile", "gated_product_tile", "wide_gated_tile", "experts_tile", "fixed_product_tile",
-                 "has_fast_logarithm", "early", "num_splits", "num_shared_splits"):
+                 "packed_tile", "has_fast_logarithm", "early", "num_splits", "num_shared_splits"):
         real = getattr(getattr(launch, name), "asked_of_a_gpu", getattr(launch, name))
         getattr(real, "cache_clear", bool)()
         asked = functools.partial(real, torch.device("cuda", 0))
@@ -180,6 +181,13 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
         for num_rows, bias in ((3, None), (3, empty(num_outputs)), (1000, None)):
             yield "fixed_product", functools.partial(fixed_product.fixed_product, empty(num_rows, size),
                                                      empty(num_outputs, size), bias)
+    for kind, group, with_zeros in (("int4", 128, False), ("int4", 32, True), ("int8", 4096, False), ("e4m3", 4096, False),
+                                    ("e4m3", 128, False), ("nf4", 64, False), ("e2m1", 32, False), ("e2m1", 16, False)):
+        weight, _ = cases.packed_weight(kind, 256, 4096, group, with_zeros=with_zeros, with_outer=group == 16)
+        yield f"unpack {kind}", functools.partial(packed_product.unpack, weight, dtype)
+        for num_rows in (1, 20, 64, 200):
+            yield f"packed_product {kind} {group}", functools.partial(packed_product.packed_product,
+                                                                      empty(num_rows, 4096), weight, None)
     for ranks in (2, 8):
         x, addresses = empty(4, 5120), empty(ranks, of=torch.int64)
         for packet_rows in (0, 4):

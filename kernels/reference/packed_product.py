@@ -33,8 +33,10 @@ def unpack(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     grouped = whole.view(weight.outputs, num_groups, weight.group)
     if weight.zeros is not None:
         grouped = grouped - weight.zeros.float().T.unsqueeze(2)
-    scaled = grouped * weight.scales.float().T.unsqueeze(2)
-    return scaled.view(weight.outputs, -1)[:, :weight.size].to(dtype)
+    scales = weight.scales.float().T
+    if weight.outer is not None:
+        scales = scales * weight.outer.unsqueeze(1)
+    return (grouped * scales.unsqueeze(2)).view(weight.outputs, -1)[:, :weight.size].to(dtype)
 
 
 def _values(weight: PackedWeight) -> torch.Tensor:

@@ -14,7 +14,8 @@ SHAPES = [(1, 32, 32), (20, 96, 32), (33, 600, 600), (16, 128, 128), (24, 112, 1
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("num_outputs", "size", "group"), [(20, 80, 80), (24, 112, 16), (18, 272, 128)])
 def test_unpacked_weights_are_their_codes_scaled(kernels, kind, num_outputs, size, group):
-    weight, right = cases.packed_weight(kind, num_outputs, size, group, with_zeros=num_outputs != 20)
+    weight, right = cases.packed_weight(kind, num_outputs, size, group, with_zeros=num_outputs != 20,
+                                        with_outer=num_outputs == 24)
     out = kernels("packed_product").unpack(weight, torch.float32)
     assert out.shape == (num_outputs, size)
     assert cases.relative_error(out, right) < 1e-6
@@ -25,7 +26,8 @@ def test_unpacked_weights_are_their_codes_scaled(kernels, kind, num_outputs, siz
 def test_packed_product_is_the_product(kernels, kind, num_outputs, size, group):
     dtype, tolerance = (torch.float16, 1e-3) if num_outputs == 16 else (torch.float32, 1e-6)
     num_rows = {20: 1, 33: 17}.get(num_outputs, 3)
-    weight, right = cases.packed_weight(kind, num_outputs, size, group, with_zeros=num_outputs in (33, 16, 24))
+    weight, right = cases.packed_weight(kind, num_outputs, size, group, with_zeros=num_outputs in (33, 16, 24),
+                                        with_outer=num_outputs in (33, 24))
     x = torch.randn(num_rows, size + 8).to(dtype)[:, :size]  # rows with a gap between them
     bias = torch.randn(num_outputs).to(dtype) if num_rows > 1 else None
     out = kernels("packed_product").packed_product(x, weight, bias)

@@ -1,8 +1,7 @@
-"""A quantised checkpoint gives the logits of the floats that it stands for: whole prompts, chunks, decodes, two ranks."""
+"""A quantised checkpoint gives the logits of the floats that it stands for: prompts, chunks, decodes, two ranks."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +35,18 @@ def gptq(bits: int, group: int, *, sym: bool, desc_act: bool = False, form: str 
                                                           **more))
 
 
+def compressed(weights: dict[str, Any], writer: Writer, form: str, inputs: dict[str, Any] | None = None,
+               family: str = "llama") -> Case:
+    return Case({"quant_method": "compressed-tensors", "format": form, "ignore": ["lm_head"], "config_groups": {
+        "group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}}}, writer, family)
+
+
+E4M3, INT8 = torch.float8_e4m3fn, torch.int8
+FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True}
+TOKENS = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
+INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+WIDE = {"hidden_size": 256, "intermediate_size": 320, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128}
+
 CASES = {
     "awq": Case({"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"},
                 writers.awq(32)),
@@ -49,6 +60,41 @@ CASES = {
     "gptq, 8 bits": gptq(8, 32, sym=False),
     "gptq, 3 bits": gptq(3, 32, sym=False),
     "gptq, 2 bits, whole rows": gptq(2, -1, sym=True),
+    "pack-quantized": compressed(INT4, writers.pack_quantized(32, 4, symmetric=True), "pack-quantized"),
+    "pack-quantized, asymmetric": compressed({**INT4, "symmetric": False, "group_size": 64},
+                                             writers.pack_quantized(64, 4, symmetric=False), "pack-quantized", None,
+                                             "qwen2"),
+    "pack-quantized, act order": compressed({**INT4, "actorder": "group"},
+                                            writers.pack_quantized(32, 4, symmetric=True, act_order=True),
+                                            "pack-quantized"),
+    "pack-quantized, 5 bits": compressed({"num_bits": 5, "type": "int", "symmetric": False, "strategy": "channel"},
+                                         writers.pack_quantized(-1, 5, symmetric=False), "pack-quantized"),
+    "int8 of tokens": compressed({"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True},
+                                 writers.eight_bits(INT8, "channel", scale_dtype=torch.bfloat16), "int-quantized",
+                                 {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}),
+    "fp8 of tokens": compressed({**FLOAT8, "strategy": "channel"}, writers.eight_bits(
+        E4M3, "channel", scale_dtype=torch.bfloat16), "float-quantized", TOKENS),
+    "fp8, compressed blocks": compressed({**FLOAT8, "strategy": "block", "block_structure": "128x128"},
+                                         writers.eight_bits(E4M3, "block"), "float-quantized", TOKENS),
+    "fp8, a tensor": Case({"quant_method": "fp8", "activation_scheme": "static"},
+                          writers.eight_bits(E4M3, "tensor", static=True)),
+    "fp8, blocks": Case({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+                        writers.eight_bits(E4M3, "block", scale_name="weight_scale_inv"), sizes=WIDE),
+    "modelopt, fp8": Case({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "exclude_modules": [
+        "lm_head"]}}, writers.eight_bits(E4M3, "tensor", static=True), "qwen2", file="hf_quant_config.json"),
+    "modelopt, fp8 of tokens": Case({"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"},
+                                    writers.eight_bits(E4M3, "outputs")),
+    "modelopt, nvfp4": Case({"quant_method": "modelopt", "quant_algo": "NVFP4"},
+                            writers.nvfp4("weight", "weight_scale_2", divides=False)),
+    "nvfp4": compressed({"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
+                        writers.nvfp4("weight_packed", "weight_global_scale", divides=True), "nvfp4-pack-quantized"),
+    "mxfp4": compressed({"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}, writers.mxfp4,
+                        "mxfp4-pack-quantized"),
+    "nf4": Case({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+                writers.nf4(nested=False)),
+    "nf4, nested": Case({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+                         "bnb_4bit_use_double_quant": True}, writers.nf4(nested=True)),
+    "llm.int8": Case({"quant_method": "bitsandbytes", "load_in_8bit": True}, writers.llm_int8),
 }
 
 

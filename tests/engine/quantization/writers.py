@@ -117,3 +117,121 @@ def gptq(group: int, bits: int, *, symmetric: bool, act_order: bool = False, ver
                 "scales": half(scales.T), "g_idx": torch.from_numpy(own.astype(np.int32))}, floats
 
     return write
+
+
+def pack_quantized(group: int, bits: int, *, symmetric: bool, act_order: bool = False) -> Writer:
+    """compressed-tensors' own."""
+    def write(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        outputs, inputs = weight.shape
+        size = inputs if group == -1 else group
+        own = np.arange(inputs) // size
+        if act_order:
+            own = own[np.random.default_rng(len(name)).permutation(inputs)]
+        q, scales, zeros, floats = rounded(weight, size, bits, symmetric=symmetric, own=own)
+        stored = {"weight_packed": torch.from_numpy(words_of(q, bits)), "weight_scale": half(scales).bfloat16(),
+                  "weight_shape": torch.tensor([outputs, inputs])}
+        floats = torch.from_numpy(q - zeros[:, own]) * stored["weight_scale"].double()[:, own]
+        if not symmetric:
+            stored["weight_zero_point"] = torch.from_numpy(words_of(zeros.T, bits)).T
+        if act_order:
+            stored["weight_g_idx"] = torch.from_numpy(own.astype(np.int32))
+        return stored, floats
+
+    return write
+
+
+def eight_bits(kind: torch.dtype, by: str, *, scale_name: str = "weight_scale", scale_dtype: torch.dtype = torch.float32,
+               block: int = 128, static: bool = False) -> Writer:
+    """`by`: tensor, channel ([out, 1]), outputs ([out]) or block."""
+    most = 448.0 if kind == torch.float8_e4m3fn else 127.0
+
+    def write(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        outputs, inputs = weight.shape
+        if by == "block":
+            high, wide = -(-outputs // block), -(-inputs // block)
+            scale = torch.stack([torch.stack([part.abs().max() for part in band.split(block, 1)])
+                                 for band in weight.split(block, 0)]) / most
+            assert scale.shape == (high, wide)
+        else:
+            scale = weight.abs().amax(1, keepdim=True) if by != "tensor" else weight.abs().max()
+            scale = scale / most
+        scale = scale.to(scale_dtype)
+        spread = scale.double()
+        if by == "block":
+            spread = spread.repeat_interleave(block, 0)[:outputs].repeat_interleave(block, 1)[:, :inputs]
+        ratio = weight.double() / spread
+        codes = (ratio.round() if kind == torch.int8 else ratio.float()).clamp(-most, most).to(kind)
+        stored = {"weight": codes, scale_name: scale.squeeze(1) if by == "outputs" else scale}
+        if static:
+            stored["input_scale"] = torch.tensor(0.02)
+        return stored, codes.double() * spread
+
+    return write
+
+
+E2M1 = np.array([0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def small_floats(ratio: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+    """The nearest e2m1 of each number: two to a byte, the even one in the low bits; and their values."""
+    q = np.abs(ratio.numpy()[..., None] - E2M1).argmin(-1).astype(np.uint8)
+    return torch.from_numpy(q[:, ::2] | q[:, 1::2] << 4), E2M1[q]
+
+
+def mxfp4(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    largest = weight.double().unflatten(1, (-1, 32)).abs().amax(2)
+    exponents = largest.log2().floor() - 2
+    spread = (2.0 ** exponents).repeat_interleave(32, 1)
+    packed, values = small_floats(weight.double() / spread)
+    return ({"weight_packed": packed, "weight_scale": (exponents + 127).to(torch.uint8)},
+            torch.from_numpy(values) * spread)
+
+
+def nvfp4(codes: str, of_tensor: str, *, divides: bool) -> Writer:
+    def write(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        multiplier = (weight.abs().max() / 2688).float()
+        scale = (weight.unflatten(1, (-1, 16)).abs().amax(2) / 6 / multiplier).to(torch.float8_e4m3fn)
+        stated = 1 / multiplier if divides else multiplier
+        spread = scale.double().repeat_interleave(16, 1) * (1 / stated.double() if divides else stated.double())
+        packed, values = small_floats(weight.double() / spread)
+        return ({codes: packed, "weight_scale": scale, of_tensor: stated.reshape(1) if divides else stated},
+                torch.from_numpy(values) * spread)
+
+    return write
+
+
+NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+                -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+                0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023,
+                1.0])
+
+
+def nf4(*, nested: bool) -> Writer:
+    def write(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        blocks = weight.double().reshape(-1, 64)
+        absmax = blocks.abs().amax(1)
+        state: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": list(weight.shape)}
+        stored: Tensors = {"weight.absmax": absmax.float(), "weight.quant_map": torch.from_numpy(NF4).float()}
+        if nested:
+            offset = float(absmax.mean())
+            padded = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % 256)).view(-1, 256)
+            outer, grid = padded.abs().amax(1).float(), torch.linspace(-1, 1, 256)
+            codes = ((padded / outer.unsqueeze(1)).unsqueeze(2) - grid).abs().argmin(2)
+            absmax = (grid[codes].double() * outer.double().unsqueeze(1)).view(-1)[:len(absmax)] + offset
+            state |= {"nested_blocksize": 256, "nested_offset": offset, "nested_dtype": "float32"}
+            stored |= {"weight.absmax": codes.view(-1)[:len(absmax)].to(torch.uint8), "weight.nested_absmax": outer,
+                       "weight.nested_quant_map": grid}
+        q = np.abs((blocks / absmax.unsqueeze(1)).numpy()[..., None] - NF4).argmin(-1).astype(np.uint8)
+        flat = q.reshape(-1)
+        stored["weight"] = torch.from_numpy(flat[::2] << 4 | flat[1::2]).unsqueeze(1)
+        stored["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+        return stored, (torch.from_numpy(NF4[q]) * absmax.unsqueeze(1)).view(weight.shape)
+
+    return write
+
+
+def llm_int8(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    largest = weight.abs().amax(1)
+    codes = (weight.double() / largest.double().unsqueeze(1) * 127).round().to(torch.int8)
+    return ({"weight": codes, "SCB": largest, "weight_format": torch.tensor(0, dtype=torch.uint8)},
+            codes.double() * largest.double().unsqueeze(1) / 127)

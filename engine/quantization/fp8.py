@@ -1,0 +1,54 @@
+"""FP8 (e4m3) checkpoints with quant_method fp8 or fbgemm_fp8: DeepSeek's and Qwen's blocks, one scale a tensor or an output.
+
+And `--quantization fp8`, which rounds the floats of any checkpoint as they are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from quire.engine.quantization.eight_bits import EightBits, rounded_to_e4m3
+from quire.engine.weights.checkpoint import View
+from quire.engine.weights.scheme import Part, WeightScheme, is_kv_scale
+from quire.kernels.packed_weight import PackedWeight
+
+
+@dataclass(frozen=True)
+class Fp8Schemes:
+    stored: EightBits
+
+    def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
+        if view.has_any:  # of random weights only the configuration tells
+            return self.stored if is_layer else None
+        return self.stored if view.stored_dtype("weight") == torch.float8_e4m3fn else None
+
+    def ignores(self, name: str) -> bool:
+        return is_kv_scale(name)
+
+
+class OnlineSchemes:
+    """Every layer of the decoders, but no embedding, head, router or expert."""
+
+    def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
+        return Rounding() if is_layer else None
+
+    def ignores(self, name: str) -> bool:
+        return False
+
+
+class Rounding:
+    def read(self, view: View, part: Part, in_features: int, columns: slice, *, transposed: bool) -> PackedWeight:
+        return rounded_to_e4m3(view.take("weight", (part.num_rows, in_features), rows=part.rows, columns=columns,
+                                         transposed=transposed))
+
+
+def schemes(config: dict[str, Any]) -> Fp8Schemes:
+    block = config.get("weight_block_size")
+    return Fp8Schemes(EightBits("e4m3", None if block is None else (block[0], block[1])))
+
+
+def online(config: dict[str, Any]) -> OnlineSchemes:
+    return OnlineSchemes()
