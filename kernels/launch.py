@@ -55,11 +55,11 @@ class WideTile:
 
 @dataclass(frozen=True, slots=True)
 class PackedTile:
-    """Of a product with a packed weight: a program's rows and outputs, depth of a step at most, parts of the depth."""
+    """Of a product with a packed weight: a program's rows and outputs, runs of a step at most, parts of the depth."""
 
     rows: int
     outputs: int
-    depth: int
+    runs: int
     num_splits: int
     num_warps: int
     num_stages: int
@@ -282,29 +282,29 @@ def fixed_product_tile(device: torch.device, element_bytes: int, num_rows: int, 
     return WideTile(64, outputs, 64, 4, 4) if outputs == 128 else WideTile(64, outputs, 128, 4, 5)
 
 
-def packed_tile(device: torch.device, element_bytes: int, num_rows: int, num_outputs: int, size: int, bits: int
+def packed_tile(device: torch.device, element_bytes: int, num_rows: int, num_outputs: int, size: int
                 ) -> PackedTile | None:
     """None: the weight is made floats for the library."""
     if device.type == "cpu":
-        return PackedTile(16, 16, 64, 1 if size <= 256 or _is_batch_invariant else 2, 4, 1)  # the interpreter
+        return PackedTile(16, 16, 2, 1 if size <= 256 or _is_batch_invariant else 2, 4, 1)  # the interpreter
     if element_bytes == 4:
-        return PackedTile(16, 32, 32, 1, 4, 2) if num_rows <= 16 or _is_batch_invariant else None
+        return PackedTile(16, 32, 1, 1, 4, 2) if num_rows <= 16 or _is_batch_invariant else None
     stages = {"hopper": 4, "ampere": 3}.get(family(device), 1)
     if _is_batch_invariant:
-        return PackedTile(64, 64, 128, 1, 4, min(stages, 3))
+        return PackedTile(64, 64, 1, 1, 4, stages)
     if num_rows > PACKED_ROWS:
         return None
     if num_rows > 64:
-        return PackedTile(128, 128, 128 if bits == 4 else 64, 1, 8, min(stages, 3))
+        return PackedTile(128, 128, 1, 1, 8, stages)
     rows = next(rows for rows in (16, 32, 64) if num_rows <= rows)
-    num_programs = -(-num_outputs // 64)
-    wanted = max(1, 4 * num_multiprocessors(device) // num_programs)
+    wanted = max(1, 4 * num_multiprocessors(device) * 64 // num_outputs)
     num_splits = _power_of_two(min(wanted, 8), size // PACKED_SPLIT_DEPTH)
-    return PackedTile(rows, 64, 128, num_splits, 4, stages)
+    return PackedTile(rows, 64, 2, num_splits, 4, stages)
 
 
 def unpack_tile() -> Tile:
-    return Tile(16, 128, 4, 1)
+    """Rows and words of a program."""
+    return Tile(16, 64, 4, 1)
 
 
 def experts_tile(device: torch.device, element_bytes: int, rows_per_expert: int) -> ExpertsTile:
@@ -325,6 +325,11 @@ def experts_tile(device: torch.device, element_bytes: int, rows_per_expert: int)
 def has_fast_logarithm(device: torch.device) -> bool:
     """The device's own, in one instruction where the exact one takes twenty; the interpreter has only the latter."""
     return device.type == "cuda"
+
+
+def has_assembly(device: torch.device) -> bool:
+    """Whether kernels may hold some: not in the interpreter, nor before Ampere, which lacks some of its instructions."""
+    return device.type == "cuda" and family(device) != "default"
 
 
 @cache

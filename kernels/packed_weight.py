@@ -15,7 +15,7 @@ import torch
 # int4: the code less 8. e2m1, e4m3: OCP's small floats. nf4: QLoRA's table (Dettmers et al. 2023, appendix E).
 Kind = Literal["int4", "e2m1", "nf4", "int8", "e4m3"]
 BITS: dict[Kind, int] = {"int4": 4, "e2m1": 4, "nf4": 4, "int8": 8, "e4m3": 8}
-RUN = 32  # elements that 16 bytes of 4-bit codes hold: byte i has element i in its low bits, element 16 + i in its high
+WORDS = 16  # of a run: word c has elements c, 16 + c, 32 + c and so on, from its lowest bits up
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 TABLES: dict[str, tuple[float, ...]] = {
     "int4": tuple(float(code - 8) for code in range(16)),
@@ -31,7 +31,7 @@ class PackedWeight:
     """[outputs, size], of `kind`."""
 
     kind: Kind
-    codes: torch.Tensor  # uint8 [outputs, size], or of 4 bits [outputs, size / 2 rounded up to whole runs]
+    codes: torch.Tensor  # int32 [outputs, words]: whole runs of WORDS
     scales: torch.Tensor  # [groups, outputs] of a float type
     size: int
     group: int  # elements of a row that share a scale, from a multiple of it on; the row's last group may be shorter
@@ -42,9 +42,9 @@ class PackedWeight:
     inputs: Literal["int8", "e4m3", None] = None
 
     def __post_init__(self) -> None:
-        assert self.codes.dtype == torch.uint8
-        width = -(-self.size // RUN) * RUN // 2 if BITS[self.kind] == 4 else self.size
-        assert self.codes.shape == (self.outputs, width), (self.codes.shape, self.size)
+        assert self.codes.dtype == torch.int32
+        runs = -(-self.size // run(self.kind))
+        assert self.codes.shape == (self.outputs, runs * WORDS), (self.codes.shape, self.size)
         assert self.scales.shape == (-(-self.size // self.group), self.outputs), (self.scales.shape, self.group)
         assert self.zeros is None or self.zeros.shape == self.scales.shape
         assert self.outer is None or self.outer.shape == (self.outputs,)
@@ -96,12 +96,21 @@ def _same_order(weights: Sequence[PackedWeight]) -> bool:
     return all(order.is_meta or torch.equal(order, orders[0]) for order in orders)
 
 
-def packed_codes(codes: torch.Tensor) -> torch.Tensor:
-    """4-bit codes, uint8 [outputs, size], two to a byte; a run that the row does not fill ends in zeros."""
+def run(kind: Kind) -> int:
+    """Elements of a run."""
+    return WORDS * 32 // BITS[kind]
+
+
+def packed_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 [outputs, size], one to a byte -> the words of a PackedWeight. What fills up the last run is 0."""
     outputs, size = codes.shape
-    padded = torch.nn.functional.pad(codes, (0, -size % RUN))
-    low, high = padded.view(outputs, -1, 2, RUN // 2).unbind(2)
-    return (low | high << 4).view(outputs, -1)
+    count = 32 // bits
+    padded = torch.nn.functional.pad(codes, (0, -size % (count * WORDS)))
+    places = padded.view(outputs, -1, count, WORDS).unbind(2)
+    words = places[0].int()
+    for place, part in enumerate(places[1:], 1):
+        words |= part.int() << place * bits
+    return words.flatten(1).contiguous()
 
 
 @cache

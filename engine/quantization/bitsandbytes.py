@@ -38,7 +38,7 @@ class NormalFloats:
         scales = selected(self._scales(view, outputs * in_features // block, state).view(outputs, -1), part.rows).T
         view.skip("weight.quant_map")
         scales, cut = cut_groups(scales, block, in_features, columns, view.name)
-        return PackedWeight("nf4", packed_codes(q), scales.contiguous(), q.shape[1], cut)
+        return PackedWeight("nf4", packed_codes(q, 4), scales.contiguous(), q.shape[1], cut)
 
     def _state(self, view: View) -> dict[str, Any]:
         if view.has_any:
@@ -72,8 +72,9 @@ class Int8:
         codes = view.take_raw("weight", (part.num_rows, in_features), (torch.int8,), rows=part.rows, columns=columns)
         largest = view.take_raw("SCB", (part.num_rows,), (torch.float32,), rows=part.rows)
         view.skip("weight_format")
-        return PackedWeight("int8", codes.view(torch.uint8), (largest / _LARGEST_INT8).unsqueeze(0), codes.shape[1],
-                            codes.shape[1])
+        size = codes.shape[1]
+        return PackedWeight("int8", packed_codes(codes.view(torch.uint8), 8), (largest / _LARGEST_INT8).unsqueeze(0),
+                            size, size)
 
 
 class BitsAndBytes:

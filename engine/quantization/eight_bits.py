@@ -15,12 +15,11 @@ from quire.engine.errors import WeightError
 from quire.engine.quantization.integers import cut_groups, selected
 from quire.engine.weights.checkpoint import View
 from quire.engine.weights.scheme import Part
-from quire.kernels.packed_weight import PackedWeight
+from quire.kernels.packed_weight import PackedWeight, packed_codes
 
 _SCALES = ("weight_scale", "weight_scale_inv")  # both multiply
 _OF_INPUTS = ("input_scale", "input_zero_point", "input_scale_ub")  # inputs are measured as they come
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_MATRIX_DEPTH = 16  # of one step of matrix units
 E4M3_MOST = 448.0
 
 
@@ -35,11 +34,12 @@ class EightBits:
         codes = view.take_raw("weight", (part.num_rows, in_features), (torch.float8_e4m3fn, torch.int8), rows=part.rows,
                               columns=columns)
         scales, group = self._scales(view, part, in_features)
-        scales, cut = cut_groups(scales, group, in_features, columns, view.name, _MATRIX_DEPTH)
+        scales, cut = cut_groups(scales, group, in_features, columns, view.name)
         view.skip(*_OF_INPUTS)
         kind: Literal["int8", "e4m3"] = "int8" if codes.dtype == torch.int8 else "e4m3"
         inputs = self.inputs if self.inputs == kind else None
-        return PackedWeight(kind, codes.view(torch.uint8), scales.contiguous(), codes.shape[1], cut, inputs=inputs)
+        return PackedWeight(kind, packed_codes(codes.view(torch.uint8), 8), scales.contiguous(), codes.shape[1], cut,
+                            inputs=inputs)
 
     def _scales(self, view: View, part: Part, in_features: int) -> tuple[torch.Tensor, int]:
         """[groups, this rank's outputs], and how many inputs share one."""
@@ -66,4 +66,4 @@ def rounded_to_e4m3(weight: torch.Tensor) -> PackedWeight:
     wide = weight.float()
     scale = (wide.abs().amax(1, keepdim=True) / E4M3_MOST).clamp(min=1 / (E4M3_MOST * 512))
     codes = (wide / scale).clamp(-E4M3_MOST, E4M3_MOST).to(torch.float8_e4m3fn).view(torch.uint8)
-    return PackedWeight("e4m3", codes, scale.T.contiguous(), weight.shape[1], weight.shape[1], inputs="e4m3")
+    return PackedWeight("e4m3", packed_codes(codes, 8), scale.T.contiguous(), weight.shape[1], weight.shape[1], inputs="e4m3")

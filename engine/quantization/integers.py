@@ -11,9 +11,10 @@ import torch
 
 from quire.engine.errors import ConfigError, WeightError
 from quire.engine.weights.checkpoint import ALL, Rows
-from quire.kernels.packed_weight import RUN, PackedWeight, packed_codes
+from quire.kernels.packed_weight import WORDS, PackedWeight, packed_codes
 
 WORD = 32
+_FILLED = 2 * WORDS  # columns that groups of no whole number of them are filled up to multiples of
 
 
 def unpacked(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
@@ -41,10 +42,8 @@ def packed_integers(q: torch.Tensor, zeros: torch.Tensor | None, scales: torch.T
     middle = 1 << (bits - 1)
     if zeros is not None:
         zeros = zeros.to(scales.dtype) - middle
-    if bits <= 4:
-        codes = packed_codes(q + (8 - middle) if middle != 8 else q)
-    else:
-        codes = q - middle  # around zero, as two's complement wants it
+    # int4's codes are 8 more than what they stand for, int8's are two's complement
+    codes = packed_codes(q + (8 - middle), 4) if bits <= 4 else packed_codes(q - middle, 8)
     return PackedWeight("int4" if bits <= 4 else "int8", codes, scales.contiguous(), q.shape[1], group,
                         None if zeros is None else zeros.contiguous(), order=order)
 
@@ -59,21 +58,21 @@ def group_by_group(q: torch.Tensor, zeros: torch.Tensor | None, scales: torch.Te
     order, counts = own.argsort(stable=True), own.bincount(minlength=num_groups)
     if bool((counts == group).all()):
         return packed_integers(q[:, order], zeros, scales, group, bits, order)
-    lengths = (counts + RUN - 1) // RUN * RUN
-    of_run = torch.arange(num_groups, device=own.device).repeat_interleave(lengths // RUN)
+    lengths = (counts + _FILLED - 1) // _FILLED * _FILLED
+    of_run = torch.arange(num_groups, device=own.device).repeat_interleave(lengths // _FILLED)
     place = torch.arange(len(order), device=own.device) - (counts.cumsum(0) - counts)[own[order]]
     place += (lengths.cumsum(0) - lengths)[own[order]]
     source = torch.zeros(int(lengths.sum()), dtype=torch.long, device=own.device)
     source[place] = order
     is_real = torch.zeros_like(source, dtype=torch.bool)
     is_real[place] = True
-    of_column = of_run.repeat_interleave(RUN)
+    of_column = of_run.repeat_interleave(_FILLED)
     nothing = torch.full_like(scales, 1 << (bits - 1)) if zeros is None else zeros
     filled = torch.where(is_real, q[:, source], nothing.to(torch.uint8)[of_column].T)
-    return packed_integers(filled, None if zeros is None else zeros[of_run], scales[of_run], RUN, bits, source)
+    return packed_integers(filled, None if zeros is None else zeros[of_run], scales[of_run], _FILLED, bits, source)
 
 
-def cut_groups(per_group: torch.Tensor, group: int, size: int, columns: slice, name: str, least: int = RUN
+def cut_groups(per_group: torch.Tensor, group: int, size: int, columns: slice, name: str, least: int = WORDS
                ) -> tuple[torch.Tensor, int]:
     """Of [groups, outputs] those that `columns` of the `size` inputs lie in, and how many inputs then share one.
 

@@ -13,8 +13,9 @@ import torch
 from quire.engine.quantization.integers import cut_groups, whole_groups
 from quire.engine.weights.checkpoint import View
 from quire.engine.weights.scheme import Part
-from quire.kernels.packed_weight import RUN, PackedWeight, packed_codes
+from quire.kernels.packed_weight import PackedWeight, packed_codes
 
+_MX_GROUP, _NV_GROUP = 32, 16
 _EXPONENT_BIAS = 127
 
 
@@ -23,12 +24,12 @@ class MxFp4:
     """weight_scale uint8 [out, in / 32]: exponents of two."""
 
     def read(self, view: View, part: Part, in_features: int, columns: slice, *, transposed: bool) -> PackedWeight:
-        groups = whole_groups(in_features, RUN, view.name)
+        groups = whole_groups(in_features, _MX_GROUP, view.name)
         codes = _codes(view, "weight_packed", part, in_features, columns)
         exponents = view.take_raw("weight_scale", (part.num_rows, groups), (torch.uint8,), rows=part.rows).T
         scales = torch.exp2(exponents.float() - _EXPONENT_BIAS).bfloat16()  # which has the same exponents
-        scales, cut = cut_groups(scales, RUN, in_features, columns, view.name)
-        return PackedWeight("e2m1", packed_codes(codes), scales.contiguous(), codes.shape[1], cut)
+        scales, cut = cut_groups(scales, _MX_GROUP, in_features, columns, view.name)
+        return PackedWeight("e2m1", packed_codes(codes, 4), scales.contiguous(), codes.shape[1], cut)
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class NvFp4:
     is_divisor: bool
 
     def read(self, view: View, part: Part, in_features: int, columns: slice, *, transposed: bool) -> PackedWeight:
-        group = RUN // 2
+        group = _NV_GROUP
         groups = whole_groups(in_features, group, view.name)
         codes = _codes(view, self.codes, part, in_features, columns)
         scales = view.take_raw("weight_scale", (part.num_rows, groups), (torch.float8_e4m3fn,), rows=part.rows).T
-        scales, cut = cut_groups(scales.bfloat16(), group, in_features, columns, view.name, group)
+        scales, cut = cut_groups(scales.bfloat16(), group, in_features, columns, view.name)
         outer = view.take_raw(self.of_tensor, view.shape(self.of_tensor) or (), (torch.float32,)).reshape(1)
         view.skip("input_scale", "input_global_scale")
-        return PackedWeight("e2m1", packed_codes(codes), scales.contiguous(), codes.shape[1], cut,
+        return PackedWeight("e2m1", packed_codes(codes, 4), scales.contiguous(), codes.shape[1], cut,
                             outer=(1 / outer if self.is_divisor else outer).expand(part.size).contiguous())
 
 

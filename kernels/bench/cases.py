@@ -277,11 +277,12 @@ def packed_weight(kind: Kind, num_outputs: int, size: int, group: int, *, with_z
         right = right - zeros.double()[own].T
     right = right * scales.double()[own].T
     if BITS[kind] == 4:
-        codes = packed_codes(chosen.to(torch.uint8))
+        codes = chosen.to(torch.uint8)
     elif kind == "int8":
         codes = (chosen - 128).to(torch.int8).view(torch.uint8)
     else:
         codes = values[chosen].to(torch.float8_e4m3fn).view(torch.uint8)
+    codes = packed_codes(codes, BITS[kind])
     outer = torch.rand(num_outputs) + 0.5 if with_outer else None
     if outer is not None:
         right = right * outer.double().unsqueeze(1)

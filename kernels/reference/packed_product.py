@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from quire.kernels.packed_weight import BITS, PackedWeight, table
+from quire.kernels.packed_weight import BITS, WORDS, PackedWeight, table
 
 _TILE = 256  # outputs that are made floats of at a time, so that they stay in the cache
 
@@ -13,8 +13,8 @@ _TILE = 256  # outputs that are made floats of at a time, so that they stay in t
 def packed_product(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
     """y[m, n] = sum_k x[m, k] w[n, k] + bias[n], w as `unpack` gives it in float32.
 
-    x: [m, k], last dimension contiguous, in the weight's order; bias: [n]. Returns [m, n] of x.dtype. Sums in float32;
-    codes less their zeros are rounded to x.dtype, and scales multiply sums.
+    x: [m, k], last dimension contiguous, in the weight's order; bias: [n]. Returns [m, n] of x.dtype. Codes are
+    exact in x.dtype; sums, zeros and scales are float32, and multiply sums rather than codes.
     """
     out = x.new_empty((x.shape[0], weight.outputs))
     wide = x.float()
@@ -41,14 +41,10 @@ def unpack(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
 
 def _values(weight: PackedWeight) -> torch.Tensor:
     """What the codes stand for: float32 [outputs, size]."""
-    if weight.kind == "int8":
-        return weight.codes.view(torch.int8).float()
-    if weight.kind == "e4m3":
-        return weight.codes.view(torch.float8_e4m3fn).float()
-    assert BITS[weight.kind] == 4
-    runs = weight.codes.view(weight.outputs, -1, 1, 16)
-    nibbles = torch.cat((runs & 15, runs >> 4), 2).view(weight.outputs, -1)[:, :weight.size]
-    if weight.kind == "int4":
-        return nibbles.float() - 8
-    return table(weight.kind, weight.device)[nibbles.long()]
-
+    outputs, size = weight.outputs, weight.size
+    if BITS[weight.kind] == 8:
+        codes = weight.codes.view(torch.uint8).view(outputs, -1, WORDS, 4).transpose(2, 3).reshape(outputs, -1)[:, :size]
+        return codes.contiguous().view(torch.int8 if weight.kind == "int8" else torch.float8_e4m3fn).float()
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=weight.device).unsqueeze(1)
+    codes = ((weight.codes.view(outputs, -1, 1, WORDS) >> shifts) & 15).view(outputs, -1)[:, :size]
+    return codes.float() - 8 if weight.kind == "int4" else table(weight.kind, weight.device)[codes]
