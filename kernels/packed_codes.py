@@ -7,6 +7,7 @@ where the plain form's conversions would take longer than reading the codes. Cal
 import triton
 import triton.language as tl
 
+_OPERANDS = tl.constexpr("=r,r,r,r,r,r,r")
 # Two words (1, 2), bytes chosen of both (3), places to the right (5) -> two numbers. A code lands in the low bits of a
 # mantissa, the exponent above it is put there, and what they make too large is taken off.
 _INT4_BFLOAT16 = tl.constexpr("""{
@@ -113,4 +114,8 @@ def _halves(PLACE: tl.constexpr):
 
 @triton.jit
 def _two_at_a_time(words, assembly: tl.constexpr, chosen, shift, dtype: tl.constexpr):
-    return tl.inline_asm_elementwise(assembly, "=r,r,r,r,r,r,r", [words, chosen, shift], dtype, is_pure=True, pack=2)
+    # The type as a name of Triton's: a constexpr is not taken there.
+    if dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(assembly, _OPERANDS, [words, chosen, shift], tl.bfloat16, is_pure=True, pack=2)
+    else:
+        return tl.inline_asm_elementwise(assembly, _OPERANDS, [words, chosen, shift], tl.float16, is_pure=True, pack=2)

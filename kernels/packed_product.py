@@ -29,7 +29,8 @@ def packed_product(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | N
     if not num_rows:
         return out
     num_groups = weight.scales.shape[0]
-    num_runs = tile.runs if num_groups == 1 else 1  # of a step
+    one_group = num_groups == 1 and weight.zeros is None
+    num_runs = tile.runs if one_group else 1  # of a step
     step = num_runs * run(weight.kind)
     num_tiles, row_tiles = triton.cdiv(num_outputs, tile.outputs), triton.cdiv(num_rows, tile.rows)
     parts, done = out, out
@@ -43,7 +44,7 @@ def packed_product(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | N
         out if weight.outer is None else weight.outer, table("nf4", x.device), out if bias is None else bias, out,
         parts, done, num_rows, num_outputs, size, part_size, weight.group, num_groups, x.stride(0),
         weight.codes.shape[1], KIND=weight.kind, BITS=BITS[weight.kind], ROWS=tile.rows, OUTPUTS=tile.outputs,
-        RUNS=num_runs, SPLITS=tile.num_splits, ONE_GROUP=num_groups == 1, SCALES=_scales_of_run(weight),
+        RUNS=num_runs, SPLITS=tile.num_splits, ONE_GROUP=one_group, SCALES=_scales_of_run(weight),
         HAS_ZEROS=weight.zeros is not None, HAS_OUTER=weight.outer is not None, HAS_BIAS=bias is not None,
         EVEN=size % (step * tile.num_splits) == 0, FAST=launch.has_assembly(x.device), num_warps=tile.num_warps,
         num_stages=tile.num_stages, **launch.early(x.device))
@@ -88,20 +89,23 @@ def _packed_product(x, codes, scales, zeros, outer, table, bias, out, parts, don
     x_rows = x + rows.to(tl.int64)[:, None] * x_stride
     real = (rows < num_rows)[:, None]
     acc = tl.zeros([OUTPUTS, ROWS], tl.float32)
+    scale = _of_group(scale_columns, first // group, num_groups, num_outputs)
+    zero = scale
+    if HAS_ZEROS:
+        zero = _of_group(zero_columns, first // group, num_groups, num_outputs)
     for start in range(first, end, RUN * RUNS):
         columns = start + first_of_word
         if EVEN:
             packed = tl.load(words + start // PLACES, eviction_policy="evict_first")
         else:
             packed = tl.load(words + start // PLACES, mask=columns < end, other=0, eviction_policy="evict_first")
+        next_scale, next_zero = scale, zero
+        if SCALES == 1 and not ONE_GROUP:
+            # A step ahead: nothing else would hide how long it takes.
+            next_scale = _of_group(scale_columns, (start + RUN) // group, num_groups, num_outputs)
+            if HAS_ZEROS:
+                next_zero = _of_group(zero_columns, (start + RUN) // group, num_groups, num_outputs)
         for share in tl.static_range(SCALES):
-            # Loaded before they are needed: nothing else would hide how long that takes.
-            scale, zero = 1.0, 0.0
-            if not ONE_GROUP or HAS_ZEROS:
-                at = tl.minimum(start // group + share, num_groups - 1) * num_outputs
-                scale = tl.load(scale_columns + at).to(tl.float32)[:, None]
-                if HAS_ZEROS:
-                    zero = tl.load(zero_columns + at).to(tl.float32)[:, None]
             part = tl.zeros([OUTPUTS, ROWS], tl.float32)
             sums = tl.zeros([OUTPUTS, ROWS], tl.float32)
             for i in tl.static_range(PLACES // SCALES):
@@ -110,19 +114,23 @@ def _packed_product(x, codes, scales, zeros, outer, table, bias, out, parts, don
                     some = tl.load(x_rows + at_place, mask=real, other=0.0)
                 else:
                     some = tl.load(x_rows + at_place, mask=real & (at_place < end), other=0.0)
-                turned = tl.trans(some)
                 w = packed_codes.values(packed, table, share * (PLACES // SCALES) + i, KIND, dtype, FAST)
-                if ONE_GROUP and not HAS_ZEROS:
-                    acc = tl.dot(w, turned, acc, input_precision="ieee")
+                if ONE_GROUP:
+                    acc = tl.dot(w, tl.trans(some), acc, input_precision="ieee")
                 else:
-                    part = tl.dot(w, turned, part, input_precision="ieee")
+                    part = tl.dot(w, tl.trans(some), part, input_precision="ieee")
                 if HAS_ZEROS:
                     # Each row of it is the sums of x, where they are needed.
-                    sums = tl.dot(ones, turned, sums, input_precision="ieee")
+                    sums = tl.dot(ones, tl.trans(some), sums, input_precision="ieee")
+            if SCALES > 1:
+                scale = _of_group(scale_columns, start // group + share, num_groups, num_outputs)
+                if HAS_ZEROS:
+                    zero = _of_group(zero_columns, start // group + share, num_groups, num_outputs)
             if HAS_ZEROS:
                 acc += scale * (part - zero * sums)
             elif not ONE_GROUP:
                 acc += scale * part
+        scale, zero = next_scale, next_zero
     # Not before: programs of the next kernel would take room from those of this one that read.
     pdl.let_next_start(EARLY)
     last = True
@@ -139,14 +147,20 @@ def _packed_product(x, codes, scales, zeros, outer, table, bias, out, parts, don
                                cache_modifier=".cg")
     if last:
         written = outputs < num_outputs
-        if ONE_GROUP and not HAS_ZEROS:
-            acc *= tl.load(scale_columns).to(tl.float32)[:, None]
+        if ONE_GROUP:
+            acc *= scale
         if HAS_OUTER:
             acc *= tl.load(outer + real_outputs)[:, None]
         if HAS_BIAS:
             acc += tl.load(bias + outputs, mask=written, other=0.0).to(tl.float32)[:, None]
         places = out + rows.to(tl.int64)[None, :] * num_outputs + outputs[:, None]
         tl.store(places, acc.to(out.dtype.element_ty), mask=written[:, None] & (rows < num_rows)[None, :])
+
+
+@triton.jit
+def _of_group(columns, number, num_groups, num_outputs):
+    """Each output's, of the group of that number; of the last one past the end. [outputs, 1]"""
+    return tl.load(columns + tl.minimum(number, num_groups - 1) * num_outputs).to(tl.float32)[:, None]
 
 
 def unpack(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
