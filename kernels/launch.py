@@ -115,7 +115,9 @@ _PREFILL = {
 _is_batch_invariant = False
 
 SKINNY_ROWS = 32  # most rows that kernels/product.py takes: with more, the library reads the weights as fast
-PACKED_ROWS = 256  # most rows that kernels/packed_product.py takes: with more, floats for the library cost less
+PACKED_ROWS = 256  # most that kernels/packed_product.py takes: with more, floats for the library cost less
+EIGHT_BIT_ROWS = 64  # from more rows on, inputs are rounded to 8 bits where the checkpoint is made for that
+EIGHT_BIT_DEPTH = 128  # of a step of such products, which lies within a group
 PACKED_SPLIT_DEPTH = 512  # of a program's part at least
 SPLIT_MIN_TOKENS = 64  # of a decode's context
 SHARED_SPLIT_MIN_TOKENS = 256  # of what many decodes begin with
@@ -300,6 +302,27 @@ def packed_tile(device: torch.device, element_bytes: int, num_rows: int, num_out
     wanted = max(1, 4 * num_multiprocessors(device) * 64 // num_outputs)
     num_splits = _power_of_two(min(wanted, 8), size // PACKED_SPLIT_DEPTH)
     return PackedTile(rows, 64, 2, num_splits, 4, stages)
+
+
+def eight_bit_tile(device: torch.device, num_rows: int) -> WideTile:
+    if device.type == "cpu":
+        return WideTile(16, 16, EIGHT_BIT_DEPTH, 4, 1)  # the interpreter
+    stages = 4 if family(device) == "hopper" else 3
+    if num_rows <= 64:
+        return WideTile(64, 64, EIGHT_BIT_DEPTH, 4, stages)
+    if num_rows <= 512:
+        return WideTile(64, 128, EIGHT_BIT_DEPTH, 4, stages)
+    return WideTile(128, 128, EIGHT_BIT_DEPTH, 8, stages)
+
+
+def multiplies(device: torch.device, kind: str) -> bool:
+    """Whether matrix units take two matrices of this kind of 8 bits."""
+    return device.type == "cuda" and _capability(device.index or 0) >= ((8, 9) if kind == "e4m3" else (8, 0))
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
 
 
 def unpack_tile() -> Tile:

@@ -42,6 +42,8 @@ _STEM = {
     "fixed_product": "fixed_product",
     "packed_product": "packed_product",
     "unpack": "packed_product",
+    "round_rows": "eight_bit_product",
+    "eight_bit_product": "eight_bit_product",
 }
 _PACKAGE = {"cpu": "quire.kernels.reference", "cuda": "quire.kernels"}
 
@@ -169,3 +171,12 @@ def packed_product(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | N
 
 def unpack(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     return _FUNCTIONS[weight.device.type]["unpack"](weight, dtype)
+
+
+def round_rows(x: torch.Tensor, kind: str, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _FUNCTIONS[x.device.type]["round_rows"](x, kind, group)
+
+
+def eight_bit_product(codes: torch.Tensor, scales: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None,
+                      dtype: torch.dtype) -> torch.Tensor:
+    return _FUNCTIONS[codes.device.type]["eight_bit_product"](codes, scales, weight, bias, dtype)
