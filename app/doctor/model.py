@@ -33,7 +33,8 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
             return [warn("model", f"{args.model} is not on this disk; the first start would fetch it",
                          "fetch it now where that would take too long, or give a directory")]
         return _fails("model", error)
-    found = [ok("model", f"{model.architecture} at {model.path}")]
+    packed = "" if model.quantization is None else f", its weights {model.quantization.says}"
+    found = [ok("model", f"{model.architecture} at {model.path}{packed}")]
     for check in (args.model_len, partial(require_divisible, args)):
         try:
             check(model)

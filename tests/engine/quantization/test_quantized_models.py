@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from quire.engine.errors import WeightError
 from tests.engine.models import tiny
 from tests.engine.models.paging import load
 from tests.engine.models.rank_pair import RankPair, logits_of_steps
@@ -132,3 +136,74 @@ def test_two_ranks_give_them_too(written: Written, pair: RankPair) -> None:
     for found in pair.run(written.path, PROMPT):
         assert not isinstance(found, str), found
         assert_close(found, written.expected)
+
+
+def test_floats_are_rounded_to_fp8_on_request(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "model", "qwen2", **SIZES)
+    floats = quantise(tmp_path / "model", None, writers.eight_bits(E4M3, "channel"))
+    shutil.rmtree(tmp_path / "model")
+    tiny.write(tmp_path / "model", "qwen2", **SIZES)
+    found = logits_of_steps(load(tmp_path / "model", quantization="fp8"), PROMPT)
+    assert_close(found, logits_of_steps(load(floats), PROMPT))
+
+
+def test_what_is_left_alone_in_a_fused_layer_stays_as_it_is(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "model", "llama", **SIZES)
+    case, some = CASES["awq"], re.compile(r"(.*(?:q_proj|v_proj|up_proj|1.*down_proj|lm_head))\.weight")
+    floats = quantise(tmp_path / "model", case.config, awq_of_97(case.writer), only=some)
+    assert_close(logits_of_steps(load(tmp_path / "model"), PROMPT), logits_of_steps(load(floats), PROMPT))
+
+
+def awq_of_97(writer: Writer) -> Writer:
+    """The tiny vocabulary is no multiple of a word's eight."""
+    def write(name: str, weight: torch.Tensor) -> tuple[writers.Tensors, torch.Tensor]:
+        return writer(name, weight) if weight.shape[0] % 8 == 0 else ({"weight": weight}, weight)
+    return write
+
+
+def test_experts_become_floats(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "model", "mixtral", **SIZES, num_local_experts=3)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    for name in [name for name in tensors if "experts" in name and name.endswith("gate_up_proj")]:
+        pytest.skip("transformers writes experts in one tensor")
+    only = re.compile(r"(.*\.(?:[qkvo]_proj|w[123]))\.weight")
+    floats = quantise(tmp_path / "model", CASES["fp8, a tensor"].config, writers.eight_bits(E4M3, "tensor"), only=only)
+    assert_close(logits_of_steps(load(tmp_path / "model"), PROMPT), logits_of_steps(load(floats), PROMPT))
+
+
+@pytest.mark.parametrize(("case", "change", "message"), [
+    ("awq", {"model.layers.0.mlp.up_proj.scales": None}, "'model.layers.0.mlp.up_proj.scales' of shape .* is missing"),
+    ("awq", {"model.layers.0.mlp.up_proj.qzeros": torch.zeros(2, 16)}, "qzeros' is stored as float32; .* needs int32"),
+    ("fp8, a tensor", {"model.layers.1.self_attn.k_proj.weight_scale": None}, "k_proj.weight_scale' .*is missing"),
+    ("fp8, a tensor", {"model.layers.1.self_attn.k_proj.weight_scale": torch.ones(3)}, "k_proj.weight_scale' has shape"),
+    ("gptq", {"model.layers.0.mlp.up_proj.g_idx": torch.full((64,), 9, dtype=torch.int32)}, None),
+    ("gptq, act order", {"model.layers.0.mlp.up_proj.g_idx": torch.full((64,), 9, dtype=torch.int32)},
+     "up_proj.g_idx names groups other than the 2"),
+    ("gptq", {"model.layers.0.mlp.up_proj.bias": torch.ones(128)}, "up_proj.bias' is not zero"),
+    ("gptq", {"model.layers.0.mlp.up_proj.bias": torch.zeros(128)}, None),
+    ("gptq", {"model.layers.0.self_attn.k_scale": torch.ones(())}, None),
+    ("gptq", {"model.layers.0.self_attn.other": torch.ones(1)}, "no place for: model.layers.0.self_attn.other"),
+])
+def test_half_a_format_is_refused_by_the_tensors_name(case: str, change: dict[str, torch.Tensor | None],
+                                                      message: str | None, tmp_path: Path) -> None:
+    tiny.write(tmp_path / "model", "llama", **SIZES)
+    quantise(tmp_path / "model", CASES[case].config, CASES[case].writer)
+    tensors = load_file(tmp_path / "model" / "model.safetensors") | change
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None},
+              tmp_path / "model" / "model.safetensors")
+    if message is None:
+        load(tmp_path / "model")
+        return
+    with pytest.raises(WeightError, match=message):
+        load(tmp_path / "model")
+
+
+def test_random_weights_are_packed_as_the_configuration_says(tmp_path: Path) -> None:
+    for name in ("awq", "fp8, blocks", "nvfp4", "int8 of tokens", "nf4"):
+        path = tmp_path / name
+        tiny.write(path, "llama", **SIZES)
+        quantise(path, CASES[name].config, CASES[name].writer)
+        (path / "model.safetensors").unlink()
+        found = logits_of_steps(load(path, load_format="dummy"), PROMPT)["most"]
+        assert found.isfinite().all(), name
+        assert found.std() > 0, name
