@@ -81,4 +81,4 @@ def _group(name: str, stated: dict[str, Any], common: str | None) -> Group:
         tuple(stated.get("targets") or ()), form, bits, strategy,
         int(size) if strategy in ("group", "tensor_group") else -1, bool(weights.get("symmetric", True)),
         (int(block[0]), int(block[1])) if block else (128, 128) if strategy == "block" else None,
-        _EIGHT_BITS[kind] if inputs is not None and inputs.get("num_bits") == 8 and inputs.get("type") == kind else None)
+        _EIGHT_BITS[kind] if inputs and (inputs.get("num_bits"), inputs.get("type")) == (8, kind) else None)

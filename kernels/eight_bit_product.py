@@ -1,4 +1,5 @@
-"""Products of two matrices of 8 bits, and the rounding of rows to 8 bits. Contract: kernels/reference/eight_bit_product.py.
+"""Products of two matrices of 8 bits, and the rounding of rows to 8 bits.
+Contract: kernels/reference/eight_bit_product.py.
 
 Sums on Hopper's matrix units keep some 14 bits of e4m3, so that each step of the depth makes a sum of its own, which is
 added up in float32 (DeepSeek-V3 technical report, 3.3.2).
@@ -13,6 +14,8 @@ import triton.language as tl
 from quire.kernels import launch, pdl
 from quire.kernels.packed_weight import WORDS, PackedWeight
 from quire.kernels.reference.eight_bit_product import LEAST_SCALE, MOST
+
+_GROUP = 8  # row tiles
 
 
 def round_rows(x: torch.Tensor, kind: Literal["int8", "e4m3"], group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,8 +68,8 @@ def eight_bit_product(codes: torch.Tensor, scales: torch.Tensor, weight: PackedW
     _eight_bit_product[(triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_outputs, tile.outputs),)](
         codes.view(torch.uint8), weight.codes.view(torch.uint8), scales, weight.scales,
         out if bias is None else bias, out, num_rows, num_outputs, row_bytes, scales.shape[1], weight.group,
-        IS_INT8=weight.kind == "int8", ROWS=tile.rows, OUTPUTS=tile.outputs, DEPTH=launch.EIGHT_BIT_DEPTH, ONE_GROUP=one_group,
-        HAS_BIAS=bias is not None, EVEN=row_bytes % launch.EIGHT_BIT_DEPTH == 0, GROUP=8, num_warps=tile.num_warps,
+        IS_INT8=weight.kind == "int8", ROWS=tile.rows, OUTPUTS=tile.outputs, DEPTH=tile.depth, ONE_GROUP=one_group,
+        HAS_BIAS=bias is not None, EVEN=row_bytes % tile.depth == 0, GROUP=_GROUP, num_warps=tile.num_warps,
         num_stages=tile.num_stages)
     return out
 

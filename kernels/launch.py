@@ -351,7 +351,7 @@ def has_fast_logarithm(device: torch.device) -> bool:
 
 
 def has_assembly(device: torch.device) -> bool:
-    """Whether kernels may hold some: not in the interpreter, nor before Ampere, which lacks some of its instructions."""
+    """Whether kernels may hold some: not in the interpreter, nor before Ampere, which lacks some instructions of it."""
     return device.type == "cuda" and family(device) != "default"
 
 

@@ -1,7 +1,8 @@
 """From the words of a packed weight to the numbers that its codes stand for, in registers. See packed_weight.py.
 
 Each number is exact in every type of 16 bits or more. Of some kinds there is assembly that makes two numbers at a time,
-where the plain form's conversions would take longer than reading the codes. Called by the kernels that read packed weights.
+where the plain form's conversions would take longer than reading the codes. Called by the kernels that read packed
+weights.
 """
 
 import triton

@@ -1,10 +1,10 @@
 """Products with weights in 4 or 8 bits: the codes are read once and become numbers in registers.
 Contract: kernels/reference/packed_product.py.
 
-A program owns some outputs, a tile of rows of x and a part of the depth, through which it goes in steps of some words of
-each output. What is at one place of all these words is a matrix that x is multiplied with, so numbers never change places
-between threads. Scales multiply finished sums; a zero times its scale and the sum of its group's x is taken off. Where few
-programs would have much depth, it is cut, and whoever of an output's programs ends last adds up all parts, in their order.
+A program owns some outputs, a tile of rows of x and a part of the depth, through which it goes in steps of some words
+of each output. The numbers at one place of all these words are a matrix that x is multiplied with, so none has to move
+to another thread. Scales multiply the sums of groups, and zeros are taken off with the sums of x. Where few programs
+would have much depth, it is cut, and whoever of an output's programs ends last adds up all parts, in their order.
 """
 
 import torch

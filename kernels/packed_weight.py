@@ -1,6 +1,8 @@
-"""A matrix in 4 or 8 bits an element, in the one layout that the kernels read. All quantised formats are put into it at load.
+"""A matrix in 4 or 8 bits an element, in the one layout that the kernels read. Every quantised format is put into it
+when it is loaded.
 
-w[n, k] = (value(code[n, k]) - zero[g, n]) * scale[g, n] * outer[n], with g = k // group. Refuses to know where weights come from.
+w[n, k] = (value(code[n, k]) - zero[g, n]) * scale[g, n] * outer[n], with g = k // group. Refuses to know where weights
+come from.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ class VocabHead:
              ) -> VocabHead:
         rows = parallel.share_uneven(vocab_size)
         biases = view.take("bias", (vocab_size,), rows=rows) if bias else None
-        return cls(load_product(view, [Part("", vocab_size, rows)], hidden_size, biases, is_layer=False), vocab_size, parallel)
+        mine = load_product(view, [Part("", vocab_size, rows)], hidden_size, biases, is_layer=False)
+        return cls(mine, vocab_size, parallel)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, hidden] -> [n, vocab]."""

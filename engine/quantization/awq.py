@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from quire.engine.quantization.integers import cut_groups, packed_integers, selected, whole_groups
-from quire.engine.weights.checkpoint import View
 from quire.engine.quantization_config import group_size
+from quire.engine.weights.checkpoint import View
 from quire.engine.weights.scheme import Part, WeightScheme, is_kv_scale
 from quire.kernels.packed_weight import PackedWeight
 

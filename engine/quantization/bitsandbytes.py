@@ -1,8 +1,8 @@
 """bitsandbytes: 4-bit NormalFloats (QLoRA), whose scales may be quantised themselves, and LLM.int8()'s 8 bits.
 
 nf4: weight uint8 [out * in / 2, 1], row by row, the even element in the high bits; weight.absmax, a scale for every
-`blocksize` elements in that order; weight.quant_state.bitsandbytes__nf4, JSON in bytes. int8: weight int8 and SCB float32
-[out], the largest of each row.
+`blocksize` elements in that order; weight.quant_state.bitsandbytes__nf4, JSON in bytes. int8: weight int8, and SCB
+float32 [out], the largest number of each row.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class NormalFloats:
         state = self._state(view)
         block = state.get("blocksize", _BLOCK)
         if in_features % block:
-            raise WeightError(f"{view.name}: blocks of {block} elements go over the ends of rows of {in_features}; that is "
-                              "not supported")
+            raise WeightError(f"{view.name}: blocks of {block} elements go over the ends of rows of {in_features}, "
+                              "which is not supported")
         pairs = view.take_raw("weight", (outputs * in_features // 2, 1), (torch.uint8,)).view(outputs, -1)
         q = selected(torch.stack((pairs >> 4, pairs & 15), 2).flatten(1), part.rows)[:, columns]
         scales = selected(self._scales(view, outputs * in_features // block, state).view(outputs, -1), part.rows).T

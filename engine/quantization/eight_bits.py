@@ -1,7 +1,7 @@
-"""Weights of 8 bits an element: small floats (e4m3) or whole numbers, with a scale for all, for each output, or for blocks.
+"""Weights of 8 bits: small floats (e4m3) or whole numbers, with a scale for all, for each output, or for blocks.
 
-The tensors decide: the weight by its type, the scale's granularity by its shape. Called by the readers of the formats that
-store them: fp8, compressed-tensors, ModelOpt, bitsandbytes.
+The tensors decide: the weight by its type, the scale's granularity by its shape. Called by the readers of the formats
+that store them: fp8, compressed-tensors, ModelOpt.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class EightBits:
             return selected(scale, part.rows).T, in_features
         if self.block is None:
             view.require(name, (outputs, 1))
-            raise WeightError(f"tensor '{view.name}.{name}' has shape {list(shape or ())}: neither one scale nor one an "
-                              "output")
+            raise WeightError(f"tensor '{view.name}.{name}' has shape {list(shape or ())}, neither one scale nor one "
+                              "for each output")
         high, wide = self.block
         scale = view.take_raw(name, (-(-outputs // high), -(-in_features // wide)), _FLOATS).float()
         return selected(scale.repeat_interleave(high, 0)[:outputs], part.rows).T, wide
@@ -66,4 +66,5 @@ def rounded_to_e4m3(weight: torch.Tensor) -> PackedWeight:
     wide = weight.float()
     scale = (wide.abs().amax(1, keepdim=True) / E4M3_MOST).clamp(min=1 / (E4M3_MOST * 512))
     codes = (wide / scale).clamp(-E4M3_MOST, E4M3_MOST).to(torch.float8_e4m3fn).view(torch.uint8)
-    return PackedWeight("e4m3", packed_codes(codes, 8), scale.T.contiguous(), weight.shape[1], weight.shape[1], inputs="e4m3")
+    size = weight.shape[1]
+    return PackedWeight("e4m3", packed_codes(codes, 8), scale.T.contiguous(), size, size, inputs="e4m3")

@@ -1,4 +1,4 @@
-"""FP8 (e4m3) checkpoints with quant_method fp8 or fbgemm_fp8: DeepSeek's and Qwen's blocks, one scale a tensor or an output.
+"""FP8 (e4m3) of quant_method fp8 or fbgemm_fp8: a scale for a tensor, an output, or DeepSeek's and Qwen's blocks.
 
 And `--quantization fp8`, which rounds the floats of any checkpoint as they are read.
 """

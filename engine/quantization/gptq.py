@@ -1,8 +1,8 @@
 """GPTQ: weights of 2, 3, 4 or 8 bits by groups (Frantar et al. 2022), as AutoGPTQ and GPTQModel lay them out.
 
 qweight int32 [in * bits / 32, out], the inputs of an output one behind the other; qzeros int32 [groups,
-out * bits / 32]; scales [groups, out]; g_idx int32 [in], the group of each input. With act order inputs were quantised by
-falling importance, so that groups are scattered; a weight then keeps them group by group, and says in which order.
+out * bits / 32]; scales [groups, out]; g_idx int32 [in], the group of each input. With act order inputs were quantised
+by falling importance, so that groups are scattered; a weight then keeps them group by group, and says in which order.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from quire.engine.quantization.integers import (
     unpacked,
     whole_groups,
 )
-from quire.engine.weights.checkpoint import View
 from quire.engine.quantization_config import group_size
+from quire.engine.weights.checkpoint import View
 from quire.engine.weights.scheme import Part, WeightScheme, is_kv_scale
 from quire.kernels.packed_weight import PackedWeight
 

@@ -1,5 +1,5 @@
-"""Weights of 4-bit floats (e2m1) in small groups: MXFP4 (OCP Microscaling 1.0: 32 share a power of two) and NVFP4 (16 share
-an e4m3 number, and all of a tensor a float).
+"""Weights of 4-bit floats (e2m1) in small groups: MXFP4, where 32 share a power of two (OCP Microscaling 1.0), and
+NVFP4, where 16 share an e4m3 number, and all of a tensor a float.
 
 weight_packed uint8 [out, in / 2], the even input in the low bits. Called by the readers of the formats that store them.
 """

@@ -1,6 +1,7 @@
 """What a layer needs to know of a weight that is no tensor of floats: that a scheme reads it.
 
-Implemented by the files of `quire.engine.quantization`. Called by the view, which layers ask for the scheme of each of their weights.
+Implemented by the files of `quire.engine.quantization`. Called by the view, which layers ask for the scheme of each
+weight.
 """
 
 from __future__ import annotations

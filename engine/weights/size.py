@@ -25,8 +25,8 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False) -> int:
-    """As `dtype`: a GGUF file's numbers are unpacked, floats of another type are converted; what a checkpoint has packed
-    stays so, but for experts.
+    """As `dtype`: a GGUF file's numbers are unpacked, floats of another type are converted; what a checkpoint has
+    packed stays so, but for experts.
 
     Raises WeightError for files that do not say it.
     """

@@ -100,7 +100,8 @@ def pretend(capability: int) -> list[Any]:
     launch._capability = lambda index: divmod(capability, 10)  # type: ignore[assignment]
     for name in ("family", "num_multiprocessors", "decode_tile", "balanced_tile", "prefill_tile", "whole_prefill_tile",
                  "product_tile", "gated_product_tile", "wide_gated_tile", "experts_tile", "fixed_product_tile",
-                 "packed_tile", "eight_bit_tile", "multiplies", "has_fast_logarithm", "has_assembly", "early", "num_splits", "num_shared_splits"):
+                 "packed_tile", "eight_bit_tile", "multiplies", "has_fast_logarithm", "has_assembly", "early",
+                 "num_splits", "num_shared_splits"):
         real = getattr(getattr(launch, name), "asked_of_a_gpu", getattr(launch, name))
         getattr(real, "cache_clear", bool)()
         asked = functools.partial(real, torch.device("cuda", 0))

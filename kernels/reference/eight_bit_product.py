@@ -1,4 +1,5 @@
-"""Products of two matrices of 8 bits. Called by quire.engine.quantization.product through quire.kernels.ops on a GPU."""
+"""Products of two matrices of 8 bits. Called by quire.engine.quantization.product through quire.kernels.ops, on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ LEAST_SCALE = 1e-12  # of a row of zeros
 def round_rows(x: torch.Tensor, kind: Literal["int8", "e4m3"], group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Each group of a row, `group` elements from a multiple of it on, by its own scale: largest / MOST[kind].
 
-    x: [m, k], last dimension contiguous. Returns codes, int32 [m, words] as a PackedWeight has them, and scales, float32
-    [m, groups]. To the nearest number of the kind, of two the even one.
+    x: [m, k], last dimension contiguous. Returns codes, int32 [m, words] as a PackedWeight has them, and scales,
+    float32 [m, groups]. To the nearest number of the kind, of two the even one.
     """
     num_rows, size = x.shape
     padded = torch.nn.functional.pad(x.float(), (0, -size % group)).view(num_rows, -1, group)
@@ -34,7 +35,7 @@ def eight_bit_product(codes: torch.Tensor, scales: torch.Tensor, weight: PackedW
 
     Returns [m, n] of `dtype`. Sums of a group are exact for int8, and for e4m3 in float32 at least every 128 elements.
     """
-    num_rows, groups = scales.shape
+    groups = scales.shape[1]
     rounded = PackedWeight(weight.kind, codes, scales.T, weight.size, weight.group)
     x = unpack(replace(rounded, group=weight.size if groups == 1 else weight.group), torch.float32)
     out = x @ unpack(weight, torch.float32).T

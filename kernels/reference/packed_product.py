@@ -43,7 +43,8 @@ def _values(weight: PackedWeight) -> torch.Tensor:
     """What the codes stand for: float32 [outputs, size]."""
     outputs, size = weight.outputs, weight.size
     if BITS[weight.kind] == 8:
-        codes = weight.codes.view(torch.uint8).view(outputs, -1, WORDS, 4).transpose(2, 3).reshape(outputs, -1)[:, :size]
+        runs = weight.codes.view(torch.uint8).view(outputs, -1, WORDS, 4)
+        codes = runs.transpose(2, 3).reshape(outputs, -1)[:, :size]
         return codes.contiguous().view(torch.int8 if weight.kind == "int8" else torch.float8_e4m3fn).float()
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=weight.device).unsqueeze(1)
     codes = ((weight.codes.view(outputs, -1, 1, WORDS) >> shifts) & 15).view(outputs, -1)[:, :size]

@@ -49,13 +49,13 @@ E4M3, INT8 = torch.float8_e4m3fn, torch.int8
 FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True}
 TOKENS = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
 INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
-WIDE = {"hidden_size": 256, "intermediate_size": 320, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128}
+WIDE = {"hidden_size": 256, "intermediate_size": 320, "num_attention_heads": 2, "head_dim": 128}
 
 CASES = {
     "awq": Case({"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"},
                 writers.awq(32)),
-    "awq, qwen2": Case({"w_bit": 4, "q_group_size": 64, "zero_point": True, "version": "GEMM"}, writers.awq(64), "qwen2",
-                       file="quant_config.json"),
+    "awq, qwen2": Case({"w_bit": 4, "q_group_size": 64, "zero_point": True, "version": "GEMM"}, writers.awq(64),
+                       "qwen2", file="quant_config.json"),
     "gptq": gptq(4, 32, sym=True),
     "gptq, another zero": gptq(4, 64, sym=True, stored_zero=8),
     "gptq, asymmetric": gptq(4, 32, sym=False),
@@ -163,9 +163,6 @@ def awq_of_97(writer: Writer) -> Writer:
 
 def test_experts_become_floats(tmp_path: Path) -> None:
     tiny.write(tmp_path / "model", "mixtral", **SIZES, num_local_experts=3)
-    tensors = load_file(tmp_path / "model" / "model.safetensors")
-    for name in [name for name in tensors if "experts" in name and name.endswith("gate_up_proj")]:
-        pytest.skip("transformers writes experts in one tensor")
     only = re.compile(r"(.*\.(?:[qkvo]_proj|w[123]))\.weight")
     floats = quantise(tmp_path / "model", CASES["fp8, a tensor"].config, writers.eight_bits(E4M3, "tensor"), only=only)
     assert_close(logits_of_steps(load(tmp_path / "model"), PROMPT), logits_of_steps(load(floats), PROMPT))
@@ -175,7 +172,7 @@ def test_experts_become_floats(tmp_path: Path) -> None:
     ("awq", {"model.layers.0.mlp.up_proj.scales": None}, "'model.layers.0.mlp.up_proj.scales' of shape .* is missing"),
     ("awq", {"model.layers.0.mlp.up_proj.qzeros": torch.zeros(2, 16)}, "qzeros' is stored as float32; .* needs int32"),
     ("fp8, a tensor", {"model.layers.1.self_attn.k_proj.weight_scale": None}, "k_proj.weight_scale' .*is missing"),
-    ("fp8, a tensor", {"model.layers.1.self_attn.k_proj.weight_scale": torch.ones(3)}, "k_proj.weight_scale' has shape"),
+    ("fp8, a tensor", {"model.layers.1.self_attn.k_proj.weight_scale": torch.ones(3)}, "weight_scale' has shape"),
     ("gptq", {"model.layers.0.mlp.up_proj.g_idx": torch.full((64,), 9, dtype=torch.int32)}, None),
     ("gptq, act order", {"model.layers.0.mlp.up_proj.g_idx": torch.full((64,), 9, dtype=torch.int32)},
      "up_proj.g_idx names groups other than the 2"),

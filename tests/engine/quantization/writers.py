@@ -1,4 +1,4 @@
-"""Quantised checkpoints, written from what the formats' own documents say, number by number, and the floats they stand for.
+"""Quantised checkpoints, written from what the formats' documents say, number by number, and the floats they stand for.
 
 Shares nothing with the readers: words are put together bit by bit in numpy.
 """
@@ -66,7 +66,8 @@ def rounded(weight: torch.Tensor, group: int, bits: int, *, symmetric: bool, own
     outputs, inputs = w.shape
     own = np.arange(inputs) // group if own is None else own
     most = 2 ** bits - 1
-    q, scales, zeros = np.zeros(w.shape, np.int64), np.zeros((outputs, own.max() + 1)), np.zeros((outputs, own.max() + 1))
+    q = np.zeros(w.shape, np.int64)
+    scales, zeros = (np.zeros((outputs, own.max() + 1)) for _ in range(2))
     for g in range(own.max() + 1):
         part = w[:, own == g]
         if symmetric:
@@ -140,8 +141,8 @@ def pack_quantized(group: int, bits: int, *, symmetric: bool, act_order: bool = 
     return write
 
 
-def eight_bits(kind: torch.dtype, by: str, *, scale_name: str = "weight_scale", scale_dtype: torch.dtype = torch.float32,
-               block: int = 128, static: bool = False) -> Writer:
+def eight_bits(kind: torch.dtype, by: str, *, scale_name: str = "weight_scale",
+               scale_dtype: torch.dtype = torch.float32, block: int = 128, static: bool = False) -> Writer:
     """`by`: tensor, channel ([out, 1]), outputs ([out]) or block."""
     most = 448.0 if kind == torch.float8_e4m3fn else 127.0
 
@@ -224,7 +225,8 @@ def nf4(*, nested: bool) -> Writer:
         q = np.abs((blocks / absmax.unsqueeze(1)).numpy()[..., None] - NF4).argmin(-1).astype(np.uint8)
         flat = q.reshape(-1)
         stored["weight"] = torch.from_numpy(flat[::2] << 4 | flat[1::2]).unsqueeze(1)
-        stored["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+        in_bytes = list(json.dumps(state).encode())
+        stored["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(in_bytes, dtype=torch.uint8)
         return stored, (torch.from_numpy(NF4[q]) * absmax.unsqueeze(1)).view(weight.shape)
 
     return write
