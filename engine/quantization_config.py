@@ -123,7 +123,8 @@ METHODS: dict[str, Method] = {
 }
 
 
-GGUF = "gguf"  # says itself how it is quantised
+GGUF = "gguf"  # whose files say tensor by tensor
+SCHEMES = {GGUF: "gguf_blocks:schemes", **{name: method.schemes for name, method in METHODS.items()}}
 _ONLINE = ("fp8", "fp8_per_channel")  # of floats
 NAMES = tuple(sorted({GGUF, *_ONLINE, *METHODS, *(alias for method in METHODS.values() for alias in method.aliases)}))
 

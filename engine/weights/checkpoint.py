@@ -46,6 +46,14 @@ class Checkpoint(ABC):
         """As `read`, without a conversion: `out` has the stored type."""
         raise NotImplementedError
 
+    def block_type(self, name: str) -> str | None:
+        """GGML's name of the type of which the matrix's rows are blocks; None: there are none, or `read_blocks` cannot."""
+        return None
+
+    def read_blocks(self, name: str, rows: Rows) -> torch.Tensor:
+        """Those rows as they are stored: uint8 [rows, blocks, bytes of a block]."""
+        raise NotImplementedError
+
     @abstractmethod
     def unread(self, taken: set[str]) -> Iterable[str]:
         """Names of tensors that are in the files and not in `taken`."""
@@ -163,6 +171,21 @@ class View:
                 self._checkpoint.read_raw(full, out[place] if shape else out, stretch, columns)
         self._took(full, shape)
         return out
+
+    def block_type(self, name: str) -> str | None:
+        return self._checkpoint.block_type(self._prefix + name)
+
+    def take_blocks(self, name: str, shape: Shape, *, rows: Rows = ALL) -> torch.Tensor:
+        """Those rows of the matrix in the blocks that a GGUF file stores: uint8 [rows, blocks, bytes of a block].
+
+        Raises WeightError as `take` does.
+        """
+        self.require(name, shape)
+        full = self._prefix + name
+        self._took(full, shape)
+        if self.device.type == "meta":
+            return torch.empty((part_shape(shape, rows, ALL)[0], 1, 1), dtype=torch.uint8, device=self.device)
+        return self._checkpoint.read_blocks(full, rows).to(self.device)
 
     def skip(self, *names: str) -> None:
         """Counts these as taken where they are there: the model can do without them."""

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from quire.engine.config import EngineConfig
-from quire.engine.model_config import ModelConfig
 from quire.engine.model_registry import family_of
 from quire.engine.parallel import Parallel
-from quire.engine.quantization_config import METHODS
+from quire.engine.quantization_config import GGUF, SCHEMES, Quantization
 from quire.engine.weights.checkpoint import Checkpoint, View
 from quire.engine.weights.dummy import DummyCheckpoint
 from quire.engine.weights.index import has_checkpoint
@@ -41,7 +40,7 @@ def load_model(config: EngineConfig, parallel: Parallel, device: torch.device, d
     model_class = _model_class(config.model.architecture, config.args.model_impl)
     checkpoint = _open(config)
     try:
-        schemes = _schemes(config.model)
+        schemes = _schemes(config, device)
         view = View(checkpoint, device, dtype, _Counter(checkpoint.num_elements, progress), schemes=schemes)
         progress(_PHASE, 0.0)
         model: CausalLM = model_class(config.model, config.max_model_len, view, parallel)
@@ -59,12 +58,17 @@ def _model_class(architecture: str, model_impl: str) -> Any:
     return getattr(importlib.import_module(f"quire.engine.models.{module}"), name)
 
 
-def _schemes(model: ModelConfig) -> Schemes | None:
-    if model.quantization is None:
+def _schemes(config: EngineConfig, device: torch.device) -> Schemes | None:
+    model, stated = config.model, config.model.quantization
+    if model.file_format == "gguf":
+        # On a CPU floats are faster, so there it must be asked for.
+        if config.args.load_format == "dummy" or (device.type == "cpu" and config.args.quantization != GGUF):
+            return None
+        stated = Quantization(GGUF)
+    if stated is None:
         return None
-    module, name = METHODS[model.quantization.method].schemes.split(":")
-    schemes: Schemes = getattr(importlib.import_module(f"quire.engine.quantization.{module}"), name)(
-        model.quantization.config)
+    module, name = SCHEMES[stated.method].split(":")
+    schemes: Schemes = getattr(importlib.import_module(f"quire.engine.quantization.{module}"), name)(stated.config)
     return schemes
 
 
