@@ -1,7 +1,7 @@
 """GGUF's blocks: whole numbers with a scale, and often a least value, for every 16 or 32 of a row.
 
-What a type's block holds is one function, by llama.cpp's ggml-common.h and ggml-quants.c. Types that are not here are made
-floats by the reader. Called by `quire.engine.weights.load`.
+What a type's block holds is one function, by llama.cpp's ggml-common.h and ggml-quants.c. Types that are not here are
+made floats by the reader. Called by `quire.engine.weights.load`.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Checkpoint(ABC):
         raise NotImplementedError
 
     def block_type(self, name: str) -> str | None:
-        """GGML's name of the type of which the matrix's rows are blocks; None: there are none, or `read_blocks` cannot."""
+        """GGML's name of the type whose blocks the matrix's rows are; None: there are none, or `read_blocks` cannot."""
         return None
 
     def read_blocks(self, name: str, rows: Rows) -> torch.Tensor:
