@@ -22,13 +22,16 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
-class AwqSchemes:
+class Awq:
+    """The scheme of all modules that have a qweight."""
+
     group: int
-    left_out: tuple[str, ...]  # parts of the names of modules that are not quantised
+
+    @property
+    def usual(self) -> WeightScheme:
+        return self
 
     def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
-        if view.has_any:  # of random weights only the configuration tells
-            return self if is_layer and not any(part in view.name for part in self.left_out) else None
         return self if view.has("qweight") else None
 
     def ignores(self, name: str) -> bool:
@@ -53,6 +56,5 @@ def _outputs(words: torch.Tensor) -> torch.Tensor:
     return ((words.unsqueeze(-1) >> shifts) & 15).to(torch.uint8).flatten(1)
 
 
-def schemes(config: dict[str, Any]) -> AwqSchemes:
-    return AwqSchemes(group_size(config, "group_size", "q_group_size"),
-                      tuple(config.get("modules_to_not_convert") or ()))
+def schemes(config: dict[str, Any]) -> Awq:
+    return Awq(group_size(config, "group_size", "q_group_size"))

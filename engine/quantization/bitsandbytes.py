@@ -79,11 +79,9 @@ class Int8:
 
 class BitsAndBytes:
     def __init__(self, config: dict[str, Any]) -> None:
-        self._random: WeightScheme = NormalFloats() if config.get("load_in_4bit") else Int8()
+        self.usual: WeightScheme = NormalFloats() if config.get("load_in_4bit") else Int8()
 
     def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
-        if view.has_any:  # of random weights only the configuration tells
-            return self._random if is_layer else None
         if view.has("weight.absmax"):
             return NormalFloats()
         return Int8() if view.has("SCB") else None

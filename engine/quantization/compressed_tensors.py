@@ -65,9 +65,11 @@ class PackQuantized:
 class CompressedTensors:
     groups: tuple[Group, ...]
 
+    @property
+    def usual(self) -> WeightScheme:
+        return _scheme(self.groups[0])
+
     def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
-        if view.has_any:  # of random weights only the configuration tells
-            return _scheme(self.groups[0]) if is_layer else None
         if not view.has("weight_scale"):
             return None
         named = [group for group in self.groups if group.names(view.name)]

@@ -18,28 +18,28 @@ from quire.kernels.packed_weight import PackedWeight
 
 @dataclass(frozen=True)
 class Fp8Schemes:
-    stored: EightBits
+    usual: EightBits
 
     def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
-        if view.has_any:  # of random weights only the configuration tells
-            return self.stored if is_layer else None
-        return self.stored if view.stored_dtype("weight") == torch.float8_e4m3fn else None
+        return self.usual if view.stored_dtype("weight") == torch.float8_e4m3fn else None
 
     def ignores(self, name: str) -> bool:
         return is_kv_scale(name)
 
 
-class OnlineSchemes:
-    """Every layer of the decoders, but no embedding, head, router or expert."""
+class Rounding:
+    """The scheme of every layer of the decoder, but of no embedding, head, router or expert."""
+
+    @property
+    def usual(self) -> WeightScheme:
+        return self
 
     def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
-        return Rounding() if is_layer else None
+        return self if is_layer else None
 
     def ignores(self, name: str) -> bool:
         return False
 
-
-class Rounding:
     def read(self, view: View, part: Part, in_features: int, columns: slice, *, transposed: bool) -> PackedWeight:
         return rounded_to_e4m3(view.take("weight", (part.num_rows, in_features), rows=part.rows, columns=columns,
                                          transposed=transposed))
@@ -50,5 +50,5 @@ def schemes(config: dict[str, Any]) -> Fp8Schemes:
     return Fp8Schemes(EightBits("e4m3", None if block is None else (block[0], block[1])))
 
 
-def online(config: dict[str, Any]) -> OnlineSchemes:
-    return OnlineSchemes()
+def online(config: dict[str, Any]) -> Rounding:
+    return Rounding()

@@ -127,6 +127,8 @@ class GgufBlocks:
 
 
 class GgufSchemes:
+    usual: WeightScheme = GgufBlocks("Q4_0")
+
     def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
         kind = view.block_type("weight") if is_layer else None
         return GgufBlocks(kind) if kind in _TYPES else None

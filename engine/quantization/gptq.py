@@ -63,31 +63,29 @@ class GptqScheme:
 
 @dataclass(frozen=True)
 class GptqSchemes:
-    default: GptqScheme
+    usual: GptqScheme
     # Patterns of module names, and what is different there
     exceptions: tuple[tuple[re.Pattern[str], Mapping[str, Any]], ...]
 
     def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
-        if view.has_any:  # of random weights only the configuration tells
-            return self.default if is_layer else None
         if not view.has("qweight"):
             return None
         for pattern, changes in self.exceptions:
             if pattern.match(view.name):
-                return replace(self.default, **changes)
-        return self.default
+                return replace(self.usual, **changes)
+        return self.usual
 
     def ignores(self, name: str) -> bool:
         return is_kv_scale(name)
 
 
 def schemes(config: dict[str, Any]) -> GptqSchemes:
-    default = GptqScheme(config["bits"], group_size(config), bool(config.get("sym", True)),
-                         bool(config.get("desc_act", False)),
-                         (config.get("checkpoint_format") or config.get("format") or "gptq") == "gptq")
+    usual = GptqScheme(config["bits"], group_size(config), bool(config.get("sym", True)),
+                       bool(config.get("desc_act", False)),
+                       (config.get("checkpoint_format") or config.get("format") or "gptq") == "gptq")
     names = {"bits": "bits", "group_size": "group", "sym": "is_symmetric", "desc_act": "act_order"}
     # "-:PATTERN" leaves modules alone, which shows in their tensors.
     exceptions = tuple((re.compile(pattern.removeprefix("+:")),
                         {names[name]: value for name, value in changes.items() if name in names})
                        for pattern, changes in (config.get("dynamic") or {}).items() if not pattern.startswith("-:"))
-    return GptqSchemes(default, exceptions)
+    return GptqSchemes(usual, exceptions)

@@ -17,12 +17,10 @@ _NVFP4 = NvFp4("weight", "weight_scale_2", is_divisor=False)
 
 class ModelOpt:
     def __init__(self, config: dict[str, Any]) -> None:
-        self._random = _NVFP4 if "NVFP4" in config["quant_algo"] else _FP8
+        self.usual: WeightScheme = _NVFP4 if "NVFP4" in config["quant_algo"] else _FP8
 
     def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
-        if view.has_any:  # of random weights only the configuration tells
-            return self._random if is_layer else None
-        stored = {torch.float8_e4m3fn: _FP8, torch.uint8: _NVFP4}
+        stored: dict[torch.dtype, WeightScheme] = {torch.float8_e4m3fn: _FP8, torch.uint8: _NVFP4}
         dtype = view.stored_dtype("weight")
         return None if dtype is None else stored.get(dtype)
 

@@ -107,7 +107,11 @@ class View:
     def scheme(self, name: str = "", *, is_layer: bool) -> WeightScheme | None:
         """How the weight of the module `name` is packed; None: it is a tensor of floats named weight. `is_layer`: it is
         a linear layer of a decoder, which may be packed where the checkpoint's tensors leave that open."""
-        return None if self._schemes is None else self._schemes.of(self.sub(name), is_layer=is_layer)
+        if self._schemes is None:
+            return None
+        if self.has_any:
+            return self._schemes.usual if is_layer else None
+        return self._schemes.of(self.sub(name), is_layer=is_layer)
 
     def has(self, name: str) -> bool:
         return self._checkpoint.shape(self._prefix + name) is not None

@@ -40,6 +40,10 @@ class WeightScheme(Protocol):
 class Schemes(Protocol):
     """Of one checkpoint."""
 
+    @property
+    def usual(self) -> WeightScheme:
+        """That of a layer, as the configuration has it, where weights are random and no tensor tells."""
+
     def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
         """As View.scheme, of the module that this is the view of."""
 
