@@ -9,6 +9,7 @@ table; written to $OUT/packed.txt too where OUT is set. Run kernels/bench/check_
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import triton
 
 from quire.engine.layers.product import product
 from quire.engine.quantization.product import QuantizedProduct
-from quire.kernels import launch, ops
+from quire.kernels import compile_ahead, launch, ops
 from quire.kernels.bench import cases
 from quire.kernels.bench.time_gpu import CEILING_TB_S, copies_for, median_us
 from quire.kernels.packed_weight import Kind, PackedWeight
@@ -95,8 +96,11 @@ def time_floats(num_outputs: int, size: int, rows: list[int]) -> dict[int, float
     weights = [torch.randn(num_outputs, size, device=DEVICE, dtype=DTYPE)
                for _ in range(copies_for(2 * num_outputs * size))]
     products = [product(weight) for weight in weights]
-    return {num_rows: median_us([partial(one, torch.randn(num_rows, size, device=DEVICE, dtype=DTYPE))
-                                 for one in products]) for num_rows in rows}
+    times = {}
+    for num_rows in rows:
+        x = torch.randn(num_rows, size, device=DEVICE, dtype=DTYPE)
+        times[num_rows] = median_us([partial(one, x) for one in products])
+    return times
 
 
 def time_product(weights: list[PackedWeight], num_rows: int) -> float:
@@ -121,24 +125,34 @@ def tune(form: str, weights: list[PackedWeight], show: Callable[[str], None]) ->
     chosen = launch.packed_tile
     for num_rows in (1, 16, 32, 64, 128):
         x = torch.randn(num_rows, size, device=DEVICE, dtype=DTYPE)
+        calls: list[Callable[[], object]] = [partial(ops.packed_product, x, weight, None) for weight in weights]
         own = chosen(x.device, 2, num_rows, num_outputs, size)
-        calls = [partial(ops.packed_product, x, weight, None) for weight in weights]
-        times = {own: median_us(calls)}
-        for outputs, runs, splits, warps, stages in itertools.product((32, 64, 128), (1, 2, 4), (1, 2, 4, 8), (2, 4, 8),
-                                                                      (2, 3, 4, 6)):
-            if runs > 1 and weights[0].scales.shape[0] > 1:
-                continue
-            rows = max(16, 1 << (num_rows - 1).bit_length())
-            tile = launch.PackedTile(rows, outputs, runs, splits, warps, stages)
-            launch.packed_tile = partial(_always, tile)
-            try:
-                times[tile] = median_us(calls)
-            except triton.runtime.errors.OutOfResources:  # a tile that does not fit is none
-                continue
-        launch.packed_tile = chosen
+        assert own is not None
+        tiles = [own, *tiles_for(num_rows, weights[0].scales.shape[0] == 1)]
+        times: dict[launch.PackedTile, float] = {}
+        try:
+            compile_ahead.kernels_of(partial(_once_each, tiles, calls[0]), torch.cuda.current_device())
+            for tile in tiles:
+                launch.packed_tile = partial(_always, tile)
+                with contextlib.suppress(triton.runtime.errors.OutOfResources):  # a tile that does not fit is none
+                    times[tile] = median_us(calls)
+        finally:
+            launch.packed_tile = chosen
         best = sorted(times, key=lambda tile: times[tile])[:3]
         show(f"{form} {num_outputs}x{size} {num_rows} rows: own {own} {times[own]:.1f} us; best "
              + "; ".join(f"{tile} {times[tile]:.1f}" for tile in best))
+
+
+def tiles_for(num_rows: int, has_one_group: bool) -> list[launch.PackedTile]:
+    rows = max(16, 1 << (num_rows - 1).bit_length())
+    return [launch.PackedTile(rows, outputs, runs, splits, warps, stages) for outputs, runs, splits, warps, stages in
+            itertools.product((32, 64, 128), (1, 2, 4) if has_one_group else (1,), (1, 2, 4, 8), (4, 8), (3, 4, 6))]
+
+
+def _once_each(tiles: list[launch.PackedTile], call: Callable[[], object]) -> None:
+    for tile in tiles:
+        launch.packed_tile = partial(_always, tile)
+        call()
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ class ModelOpt:
         self.usual: WeightScheme = _NVFP4 if "NVFP4" in config["quant_algo"] else _FP8
 
     def of(self, view: View, *, is_layer: bool) -> WeightScheme | None:
-        stored: dict[torch.dtype, WeightScheme] = {torch.float8_e4m3fn: _FP8, torch.uint8: _NVFP4}
-        dtype = view.stored_dtype("weight")
-        return None if dtype is None else stored.get(dtype)
+        stored: dict[torch.dtype | None, WeightScheme] = {torch.float8_e4m3fn: _FP8, torch.uint8: _NVFP4}
+        return stored.get(view.stored_dtype("weight"))
 
     def ignores(self, name: str) -> bool:
         return is_kv_scale(name)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -189,20 +189,21 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
         ("int4", 128, False), ("int4", 32, True), ("int8", 4096, False), ("e4m3", 4096, False), ("e4m3", 128, False),
         ("nf4", 64, False), ("e2m1", 32, False), ("e2m1", 16, False)]
     for kind, group, with_zeros in packed:
-        weight, _ = cases.packed_weight(kind, 256, 4096, group, with_zeros=with_zeros, with_outer=group == 16)
-        yield f"unpack {kind}", functools.partial(packed_product.unpack, weight, dtype)
+        codes, _ = cases.packed_weight(kind, 256, 4096, group, with_zeros=with_zeros, with_outer=group == 16)
+        yield f"unpack {kind}", functools.partial(packed_product.unpack, codes, dtype)
         for num_rows in (1, 20, 64, 200):
             yield f"packed_product {kind} {group}", functools.partial(packed_product.packed_product,
-                                                                      empty(num_rows, 4096), weight, None)
-    for kind, group in (("int8", 4096), ("e4m3", 4096), ("e4m3", 128)):
+                                                                      empty(num_rows, 4096), codes, None)
+    eight_bits: list[tuple[Literal["int8", "e4m3"], int]] = [("int8", 4096), ("e4m3", 4096), ("e4m3", 128)]
+    for kind, group in eight_bits:
         if not launch.multiplies(torch.device("cuda", 0), kind):
             continue
-        weight, _ = cases.packed_weight(kind, 256, 4096, group)
+        codes, _ = cases.packed_weight(kind, 256, 4096, group)
         yield f"round_rows {kind}", functools.partial(eight_bit_product.round_rows, empty(3, 4096), kind, group)
         for num_rows in (40, 200, 2000):
             yield f"eight_bit_product {kind} {group}", functools.partial(
                 eight_bit_product.eight_bit_product, ints(num_rows, 1024),
-                empty(num_rows, 4096 // group, of=torch.float32), weight, None, dtype)
+                empty(num_rows, 4096 // group, of=torch.float32), codes, None, dtype)
     for ranks in (2, 8):
         x, addresses = empty(4, 5120), empty(ranks, of=torch.int64)
         for packet_rows in (0, 4):

@@ -165,6 +165,7 @@ def test_experts_become_floats(tmp_path: Path) -> None:
     tiny.write(tmp_path / "model", "mixtral", **SIZES, num_local_experts=3)
     only = re.compile(r"(.*\.(?:[qkvo]_proj|w[123]))\.weight")
     floats = quantise(tmp_path / "model", CASES["fp8, a tensor"].config, writers.eight_bits(E4M3, "tensor"), only=only)
+    assert any("experts.2.w1.weight_scale" in name for name in load_file(tmp_path / "model" / "model.safetensors"))
     assert_close(logits_of_steps(load(tmp_path / "model"), PROMPT), logits_of_steps(load(floats), PROMPT))
 
 
