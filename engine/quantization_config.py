@@ -169,6 +169,12 @@ def agreed(asked: str | None, stated: Quantization | None, path: str) -> Quantiz
     return stated
 
 
+def stays_packed(device: str, asked: str | None) -> bool:
+    """Whether products read weights as they are packed. A CPU is many times faster with floats, which take more memory:
+    there it is as `--quantization` asks, by naming what the checkpoint is."""
+    return device != "cpu" or bool(asked)
+
+
 def refuse_unless_gguf(asked: str | None, path: str) -> None:
     """Raises ConfigError where `--quantization` says that a GGUF file is something else."""
     if asked and asked != GGUF:

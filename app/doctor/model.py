@@ -16,6 +16,7 @@ from quire.engine.frontend.chat_template import load_chat_template
 from quire.engine.host_memory import available_bytes
 from quire.engine.memory_need import MemoryNeed
 from quire.engine.model_config import ModelConfig
+from quire.engine.quantization_config import stays_packed
 from quire.engine.tokenizers.tokenizer import load_tokenizer
 from quire.engine.weights.locate import is_hub_model, resolve_model
 from quire.engine.weights.size import kv_block_bytes, weight_bytes
@@ -51,7 +52,8 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
     except ConfigError as error:
         found += _fails("tokenizer", error)
     try:
-        weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy")
+        weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy",
+                               packed=stays_packed("cuda" if on_gpu else "cpu", args.quantization))
     except (WeightError, OSError) as error:
         return [*found, fail("model", str(error), "fetch the model again")]
     context = min(args.max_model_len or SHORT_CONTEXT, model.max_position_embeddings)

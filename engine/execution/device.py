@@ -14,6 +14,7 @@ from quire.engine.errors import ConfigError
 from quire.engine.execution.hardware import Hardware
 from quire.engine.model_config import ModelConfig
 from quire.engine.model_registry import OTHER, family_of, overflows_float16
+from quire.engine.quantization_config import stays_packed
 
 BFLOAT16_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
@@ -34,7 +35,7 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
         _log.info("the model runs by transformers' code, slower than a family of Quire's own",
                   architecture=model.architecture)
     if model.quantization is not None:
-        _log.info("the weights are quantised", form=model.quantization.says, product=_product(device, hardware))
+        _log.info("the weights are quantised", form=model.quantization.says, product=_product(args, device, hardware))
     if args.batch_invariant:
         _check_batch_invariant(args, model)
     return EngineConfig(
@@ -50,10 +51,12 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
     )
 
 
-def _product(device: str, hardware: Hardware) -> str:
+def _product(args: EngineArgs, device: str, hardware: Hardware) -> str:
     """What multiplies with quantised weights, for people."""
+    if not stays_packed(device, args.quantization):
+        return "made floats as they are read"
     if device == "cpu":
-        return "made floats tile by tile, at every step"
+        return "made floats tile by tile, at every step, as --quantization asks"
     if hardware.capability >= FP8_CAPABILITY:
         return "read packed; with many rows, inputs are rounded to 8 bits where the checkpoint is made for it"
     return "read packed; with many rows, made floats"

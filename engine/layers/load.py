@@ -27,12 +27,12 @@ def load_product(view: View, parts: Sequence[Part], in_features: int, bias: torc
     where this rank does not add it. `is_layer`: as View.scheme's.
     """
     schemes = [view.scheme(part.name, is_layer=is_layer) for part in parts]
-    if not any(schemes):
-        weight = load_weight(view, parts, in_features, columns=columns, transposed=transposed)
-        return gated_product(weight, bias, gate) if gate else product(weight, bias)
-    if not (bias is not None if has_bias is None else has_bias):
+    if any(schemes) and not (bias is not None if has_bias is None else has_bias):
         for part in parts:
             _refuse_bias(view.sub(part.name), part)
+    if not any(schemes) or not view.stays_packed:
+        weight = load_weight(view, parts, in_features, columns=columns, transposed=transposed)
+        return gated_product(weight, bias, gate) if gate else product(weight, bias)
     pieces = [_piece(view, part, scheme, in_features, columns, transposed) for part, scheme in zip(parts, schemes)]
     plain = _product_of(pieces, bias)
     return plain if not gate else lambda x: ops.gated_activation(plain(x), gate)

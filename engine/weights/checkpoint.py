@@ -75,11 +75,12 @@ class Checkpoint(ABC):
 
 
 class View:
-    """A checkpoint under a name prefix. `device` and `dtype` are those of the tensors handed out."""
+    """A checkpoint under a name prefix. `device` and `dtype` are those of the tensors handed out. `stays_packed`: what
+    has a scheme is multiplied with as it is packed; else layers make floats of it."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
                  progress: Callable[[int], None] = lambda elements: None, prefix: str = "",
-                 taken: set[str] | None = None, schemes: Schemes | None = None) -> None:
+                 taken: set[str] | None = None, schemes: Schemes | None = None, stays_packed: bool = True) -> None:
         self.device = device
         self.dtype = dtype
         self._checkpoint = checkpoint
@@ -87,6 +88,7 @@ class View:
         self._prefix = prefix
         self._taken: set[str] = set() if taken is None else taken
         self._schemes = schemes
+        self.stays_packed = stays_packed
 
     def sub(self, name: str) -> View:
         """The view of the module `name`; of "" the view itself."""
@@ -97,7 +99,8 @@ class View:
         return self._like(torch.device("meta"), self._prefix)
 
     def _like(self, device: torch.device, prefix: str) -> View:
-        return View(self._checkpoint, device, self.dtype, self._progress, prefix, self._taken, self._schemes)
+        return View(self._checkpoint, device, self.dtype, self._progress, prefix, self._taken, self._schemes,
+                    self.stays_packed)
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ import torch
 from quire.engine.config import EngineConfig
 from quire.engine.model_registry import family_of
 from quire.engine.parallel import Parallel
-from quire.engine.quantization_config import GGUF, SCHEMES, Quantization
+from quire.engine.quantization_config import GGUF, SCHEMES, Quantization, stays_packed
 from quire.engine.weights.checkpoint import Checkpoint, View
 from quire.engine.weights.dummy import DummyCheckpoint
 from quire.engine.weights.index import has_checkpoint
@@ -40,8 +40,9 @@ def load_model(config: EngineConfig, parallel: Parallel, device: torch.device, d
     model_class = _model_class(config.model.architecture, config.args.model_impl)
     checkpoint = _open(config)
     try:
-        schemes = _schemes(config, device)
-        view = View(checkpoint, device, dtype, _Counter(checkpoint.num_elements, progress), schemes=schemes)
+        schemes = _schemes(config)
+        view = View(checkpoint, device, dtype, _Counter(checkpoint.num_elements, progress), schemes=schemes,
+                    stays_packed=stays_packed(device.type, config.args.quantization))
         progress(_PHASE, 0.0)
         model: CausalLM = model_class(config.model, config.max_model_len, view, parallel)
         view.refuse_unread(lambda name: model.ignores(name) or (schemes is not None and schemes.ignores(name)))
@@ -58,12 +59,9 @@ def _model_class(architecture: str, model_impl: str) -> Any:
     return getattr(importlib.import_module(f"quire.engine.models.{module}"), name)
 
 
-def _schemes(config: EngineConfig, device: torch.device) -> Schemes | None:
-    model, stated = config.model, config.model.quantization
-    if model.file_format == "gguf":
-        # On a CPU floats are faster, so there it must be asked for.
-        if config.args.load_format == "dummy" or (device.type == "cpu" and config.args.quantization != GGUF):
-            return None
+def _schemes(config: EngineConfig) -> Schemes | None:
+    stated = config.model.quantization
+    if config.model.file_format == "gguf" and config.args.load_format != "dummy":
         stated = Quantization(GGUF)
     if stated is None:
         return None

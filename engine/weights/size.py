@@ -20,18 +20,20 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _PACKED_BYTES = {"I64": 8, "I32": 4}  # others: 1
 _EXPERT = ".experts."
 _CODES = ("weight", "qweight", "weight_packed")
-_CODES_OF = {"I32": 8, "U8": 2}  # of an element, mostly; others: 1
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False) -> int:
+def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False, packed: bool = True) -> int:
     """As `dtype`: a GGUF file's numbers are unpacked, floats of another type are converted; what a checkpoint has
-    packed stays so, but for experts.
+    packed stays so, but for experts, where it is `packed`.
 
     Raises WeightError for files that do not say it.
     """
     if model.quantization is not None and not dummy and has_checkpoint(Path(model.path), "model.safetensors"):
-        return sum(_held_bytes(name, entry, ITEM_BYTES[dtype]) for name, entry in _entries(Path(model.path)))
+        bits = model.quantization.config.get("bits") or 4
+        per_code = {"I32": 32 // bits, "U8": 2}  # elements; of other types 1
+        return sum(_held_bytes(name, entry, ITEM_BYTES[dtype], per_code, packed)
+                   for name, entry in _entries(Path(model.path)))
     return _num_elements(model, dummy) * ITEM_BYTES[dtype]
 
 
@@ -65,12 +67,12 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, entry
 
 
-def _held_bytes(name: str, entry: dict[str, Any], item_bytes: int) -> int:
+def _held_bytes(name: str, entry: dict[str, Any], item_bytes: int, per_code: dict[str, int], packed: bool) -> int:
     count = math.prod(entry["shape"])
     if entry["dtype"] in _FLOATS:
         return count * item_bytes
-    if _EXPERT in name and name.endswith(_CODES):
-        return count * _CODES_OF.get(entry["dtype"], 1) * item_bytes
+    if name.endswith(_CODES) and (_EXPERT in name or not packed):
+        return count * per_code.get(entry["dtype"], 1) * item_bytes
     return count * _PACKED_BYTES.get(entry["dtype"], 1)
 
 

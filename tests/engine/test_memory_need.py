@@ -49,6 +49,7 @@ def test_packed_weights_are_counted_as_they_are_packed(tmp_path: Path) -> None:
     model = replace(resolve_model(EngineArgs()), path=str(tmp_path), file_format="hf",
                     quantization=Quantization("gptq"))
     assert weight_bytes(model, "float16") == 40_000 + 2 * 704 + 600 + 2 * 600
+    assert weight_bytes(model, "float16", packed=False) == 2 * (80_000 + 704 + 600 + 600)
 
 
 def test_of_a_checkpoint_the_files_that_its_index_names_are_counted_by_their_headers(tmp_path: Path) -> None:

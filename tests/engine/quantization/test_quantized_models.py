@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quire.engine.config import EngineArgs
 from quire.engine.errors import WeightError
+from quire.engine.weights.locate import resolve_model
 from tests.engine.models import tiny
 from tests.engine.models.paging import load
 from tests.engine.models.rank_pair import RankPair, logits_of_steps
@@ -105,6 +107,7 @@ CASES = {
 @dataclass
 class Written:
     path: Path
+    method: str
     expected: dict[str, torch.Tensor]  # as rank_pair.logits_of_steps
 
 
@@ -113,7 +116,8 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     case, path = CASES[request.param], tmp_path_factory.mktemp("model")
     tiny.write(path, case.family, **{**SIZES, **case.sizes})
     floats = quantise(path, case.config, case.writer, file=case.file)
-    return Written(path, logits_of_steps(load(floats), PROMPT))
+    method = resolve_model(EngineArgs(model=str(path))).quantization.method
+    return Written(path, method, logits_of_steps(load(floats), PROMPT))
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +133,15 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def test_logits_are_those_of_the_floats(written: Written) -> None:
+    assert_close(logits_of_steps(load(written.path, quantization=written.method), PROMPT), written.expected)
+
+
+def test_a_cpu_makes_floats_of_them_where_nobody_asks_for_less_memory(written: Written) -> None:
     assert_close(logits_of_steps(load(written.path), PROMPT), written.expected)
 
 
 def test_two_ranks_give_them_too(written: Written, pair: RankPair) -> None:
-    for found in pair.run(written.path, PROMPT):
+    for found in pair.run(written.path, PROMPT, quantization=written.method):
         assert not isinstance(found, str), found
         assert_close(found, written.expected)
 
@@ -151,7 +159,8 @@ def test_what_is_left_alone_in_a_fused_layer_stays_as_it_is(tmp_path: Path) -> N
     tiny.write(tmp_path / "model", "llama", **SIZES)
     case, some = CASES["awq"], re.compile(r"(.*(?:q_proj|v_proj|up_proj|1.*down_proj|lm_head))\.weight")
     floats = quantise(tmp_path / "model", case.config, awq_of_97(case.writer), only=some)
-    assert_close(logits_of_steps(load(tmp_path / "model"), PROMPT), logits_of_steps(load(floats), PROMPT))
+    found = logits_of_steps(load(tmp_path / "model", quantization="awq"), PROMPT)
+    assert_close(found, logits_of_steps(load(floats), PROMPT))
 
 
 def awq_of_97(writer: Writer) -> Writer:
@@ -202,6 +211,7 @@ def test_random_weights_are_packed_as_the_configuration_says(tmp_path: Path) -> 
         tiny.write(path, "llama", **SIZES)
         quantise(path, CASES[name].config, CASES[name].writer)
         (path / "model.safetensors").unlink()
-        found = logits_of_steps(load(path, load_format="dummy"), PROMPT)["most"]
+        method = resolve_model(EngineArgs(model=str(path))).quantization.method
+        found = logits_of_steps(load(path, load_format="dummy", quantization=method), PROMPT)["most"]
         assert found.isfinite().all(), name
         assert found.std() > 0, name
