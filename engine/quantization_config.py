@@ -6,6 +6,7 @@ registry: a method is one file in `quire.engine.quantization`, which reads the w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from quire.engine.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    method: str  # a name in METHODS
+    method: str  # a name in SCHEMES
     config: dict[str, Any] = field(default_factory=dict)  # as the checkpoint states it
     says: str = ""  # what it is, for people
 
@@ -81,8 +82,20 @@ def _gptq(config: dict[str, Any]) -> str:
     if bits not in (2, 3, 4, 8):
         raise ConfigError(f"quantization_config: bits {bits} is not supported with GPTQ; supported are 2, 3, 4 and 8")
     _one_of(config, "checkpoint_format" if config.get("checkpoint_format") else "format", ("gptq", "gptq_v2"))
+    _refuse_malformed_exceptions(config.get("dynamic") or {})
     order = ", act order" if config.get("desc_act") else ""
     return f"GPTQ, {bits} bits, {_groups(group_size(config))}{order}"
+
+
+def _refuse_malformed_exceptions(exceptions: Any) -> None:
+    """GPTQModel's `dynamic`: patterns of module names -> what is different there. Raises ConfigError."""
+    if not isinstance(exceptions, dict) or not all(isinstance(changes, dict) for changes in exceptions.values()):
+        raise ConfigError(f"quantization_config: dynamic must be an object of objects, is {shown(exceptions)}")
+    for pattern in exceptions:
+        try:
+            re.compile(pattern.removeprefix("+:").removeprefix("-:"))
+        except re.error as error:
+            raise ConfigError(f"quantization_config: dynamic holds {shown(pattern)}, no pattern: {error}") from error
 
 
 def _fp8(config: dict[str, Any]) -> str:
@@ -119,14 +132,14 @@ METHODS: dict[str, Method] = {
     "fp8": Method("fp8:schemes", _fp8, ("fbgemm_fp8",)),
     "modelopt": Method("modelopt:schemes", _modelopt, ("modelopt_fp4", "modelopt_fp8")),
     "bitsandbytes": Method("bitsandbytes:schemes", _bitsandbytes),
-    "online-fp8": Method("fp8:online", lambda config: "rounded to FP8 as they are read, a scale an output"),
 }
-
-
 GGUF = "gguf"  # whose files say tensor by tensor
-SCHEMES = {GGUF: "gguf_blocks:schemes", **{name: method.schemes for name, method in METHODS.items()}}
-_ONLINE = ("fp8", "fp8_per_channel")  # of floats
-NAMES = tuple(sorted({GGUF, *_ONLINE, *METHODS, *(alias for method in METHODS.values() for alias in method.aliases)}))
+_ONLINE = Quantization("online-fp8", {}, "rounded to FP8 as they are read, a scale an output")
+_ASK_FOR_ONLINE = ("fp8", "fp8_per_channel")
+SCHEMES = {GGUF: "gguf_blocks:schemes", _ONLINE.method: "fp8:online",
+           **{name: method.schemes for name, method in METHODS.items()}}
+NAMES = tuple(sorted({GGUF, *_ASK_FOR_ONLINE, *METHODS,
+                      *(alias for method in METHODS.values() for alias in method.aliases)}))
 
 
 def quantization_of(config: Any) -> Quantization:
@@ -158,8 +171,8 @@ def agreed(asked: str | None, stated: Quantization | None, path: str) -> Quantiz
     if not asked:
         return stated
     method = method_of(asked)
-    if stated is None and asked in _ONLINE:
-        return Quantization("online-fp8", {}, METHODS["online-fp8"].says({}))
+    if stated is None and asked in _ASK_FOR_ONLINE:
+        return _ONLINE
     if stated is None:
         raise ConfigError(f"--quantization: {asked} was asked for, and the weights at {path} are not quantised; leave "
                           "the flag out")

@@ -23,7 +23,8 @@ def packed_product(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | N
     assert weight.codes.is_contiguous()
     assert weight.scales.is_contiguous()
     tile = launch.packed_tile(x.device, x.element_size(), num_rows, num_outputs, size)
-    if tile is None:
+    num_scales = _scales_of_run(weight)
+    if tile is None or not num_scales:
         return F.linear(x, unpack(weight, x.dtype), bias)
     out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     if not num_rows:
@@ -44,7 +45,7 @@ def packed_product(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | N
         out if weight.outer is None else weight.outer, table("nf4", x.device), out if bias is None else bias, out,
         parts, done, num_rows, num_outputs, size, part_size, weight.group, num_groups, x.stride(0),
         weight.codes.shape[1], KIND=weight.kind, BITS=BITS[weight.kind], ROWS=tile.rows, OUTPUTS=tile.outputs,
-        RUNS=num_runs, SPLITS=tile.num_splits, ONE_GROUP=one_group, SCALES=_scales_of_run(weight),
+        RUNS=num_runs, SPLITS=tile.num_splits, ONE_GROUP=one_group, SCALES=num_scales,
         HAS_ZEROS=weight.zeros is not None, HAS_OUTER=weight.outer is not None, HAS_BIAS=bias is not None,
         EVEN=size % (step * tile.num_splits) == 0, FAST=launch.has_assembly(x.device), num_warps=tile.num_warps,
         num_stages=tile.num_stages, **launch.early(x.device))
@@ -52,13 +53,11 @@ def packed_product(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | N
 
 
 def _scales_of_run(weight: PackedWeight) -> int:
-    """How many groups the elements of a run lie in."""
+    """How many groups the elements of a run lie in; 0: groups begin within what is multiplied at once."""
     size = run(weight.kind)
     if weight.scales.shape[0] == 1 or weight.group % size == 0:
         return 1
-    assert size % weight.group == 0, (weight.kind, weight.group)
-    assert weight.group % WORDS == 0, (weight.kind, weight.group)
-    return size // weight.group
+    return size // weight.group if size % weight.group == 0 and weight.group % WORDS == 0 else 0
 
 
 @triton.jit(do_not_specialize=["num_rows"])

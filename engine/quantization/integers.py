@@ -49,9 +49,9 @@ def packed_integers(q: torch.Tensor, zeros: torch.Tensor | None, scales: torch.T
 
 
 def group_by_group(q: torch.Tensor, zeros: torch.Tensor | None, scales: torch.Tensor, own: torch.Tensor, bits: int,
-                    group: int, name: str) -> PackedWeight:
+                   group: int, name: str) -> PackedWeight:
     """`own`: the group of each column of q. What a rank has of a group may be any number of columns: groups are then
-    filled up to whole runs with columns that are zero."""
+    filled up with columns that are zero."""
     num_groups = scales.shape[0]
     if own.numel() and not 0 <= int(own.min()) <= int(own.max()) < num_groups:
         raise WeightError(f"{name}.g_idx names groups other than the {num_groups} that there are")

@@ -98,6 +98,8 @@ def test_rope_scaling_tells_how_long_a_context_may_be(rope: dict[str, Any], posi
     ({"quantization_config": {"quant_method": "spqr"}}, "by 'spqr', which is not supported; supported are awq"),
     ({"quantization_config": {"quant_method": "awq", "bits": 3}}, "bits 3 is not supported with AWQ"),
     ({"quantization_config": {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}}, "'marlin' is not"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4, "dynamic": {"+:(": {}}}}, "dynamic holds .*no pattern"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4, "dynamic": ["x"]}}, "dynamic must be an object of obj"),
     ({"quantization_config": {"quant_method": "gptq", "bits": "4"}}, "bits must be an integer, is '4'"),
     ({"quantization_config": {"quant_method": "fp8", "fmt": "e5m2"}}, "fmt 'e5m2' is not supported"),
     ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}}, "'W4A8_AWQ' is not supported"),
