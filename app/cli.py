@@ -26,7 +26,7 @@ from quire.engine.exit_codes import EXIT_CONFIG, EXIT_LOAD
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 _SHORT_KEY = f"an API key has fewer than {SHORTEST_KEY} characters and may be found by trying"
 _SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp", "data_parallel_size": "-dp",
-          "api_server_count": "-asc"}
+          "api_server_count": "-asc", "quantization": "-q"}
 _SWITCHES = {flag(name): flag(name) for name, option in OPTIONS.items() if option.type is bool}
 _SWITCHES |= {name: name for name in SWITCHES}
 _SWITCHES |= {"--no-" + name.removeprefix("--"): name for name in _SWITCHES}
