@@ -33,13 +33,16 @@ class QwenXmlParser(ParameterScript):
 
     def read(self) -> Step[None]:
         while (mark := (yield from self.until(self._outside, self.say))):
+            has_begun = False
             while mark in (self._begin, _FUNCTION):
                 self.keep(mark)
+                has_begun = has_begun or mark == self._begin  # without the outer tag, any text may hold the inner one
                 while mark == self._begin:
                     yield from self.spaces()
                     mark = yield from self.starts(self._begin, _FUNCTION)
                 name = yield from self.word()
-                if not name or not (yield from self.starts(">")):
+                is_call = bool(name) and (has_begun or name in self.schemas)
+                if not is_call or not (yield from self.starts(">")):
                     self.say(self.kept())
                     break
                 self.open_call(name)

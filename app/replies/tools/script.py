@@ -21,6 +21,7 @@ T = TypeVar("T")
 Step = Generator[None, None, T]
 MAX_NAME = 128  # characters of a tool's name, as in a request, or of a parameter's
 _PART = 4096  # characters that are looked at in one go: what follows a call within is copied
+FENCE = "```"
 _SPACES = re.compile(r"\s*")
 WORD = re.compile(r"[\w.-]*")
 KEY = re.compile(r"[^<>\"\n]*")  # of a parameter, in XML
@@ -165,12 +166,10 @@ class Script(ToolParser):
             if found.end() < len(self._text) or not (yield from self.more()):
                 return self.take(found.end())
 
-    def rest(self) -> Step[None]:
-        """All that follows is content."""
-        while True:
-            self.say(self.take(len(self._text)))
-            if not (yield from self.more()):
-                return
+    def fence(self) -> Step[None]:
+        """Reads the first line of a Markdown block of JSON, if that comes next."""
+        if (yield from self.starts(FENCE)):
+            yield from self.starts("json")
 
     def json_call(self, *, is_marked: bool = True) -> Step[bool]:
         """Reads a call that is a JSON object and gives it out. False: it is none, and what was read is kept.

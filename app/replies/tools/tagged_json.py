@@ -21,7 +21,28 @@ class TaggedJsonParser(Script):
                 yield from self.spaces()
                 while (yield from self.starts(self._begin)):
                     yield from self.spaces()
-                if not (yield from self.json_call()):
+                if not (yield from self._calls()):
                     self.say(self.kept())
                     break
                 marker = (yield from self.until(self._inside, self.drop)) if self._inside is not None else ""
+
+    def _calls(self) -> Step[bool]:
+        """One, or with an end several, also as a list or in a fence. False: there is none, and what was read is kept.
+        """
+        if self._inside is None:
+            return (yield from self.json_call())
+        yield from self.fence()
+        yield from self.spaces()
+        yield from self.starts("[")
+        yield from self.spaces()
+        if not (yield from self.json_call()):
+            return False
+        while True:
+            yield from self.spaces()
+            yield from self.starts(",", ";")
+            if (yield from self.spaces()) != "{":
+                return True
+            self.keep()
+            if not (yield from self.json_call()):
+                self.forget()
+                return True
