@@ -87,3 +87,7 @@ def check_function(function: dict[str, Any], where: str) -> None:
         value = function.get(key)
         if value is not None and not isinstance(value, kind):
             raise ApiError(400, f"{where}.{key} must be {called}, got {shown(value)}.", f"{where}.{key}")
+    of_parameters = (function.get("parameters") or {}).get("type", "object")
+    if of_parameters != "object" and not (isinstance(of_parameters, list) and "object" in of_parameters):
+        raise ApiError(400, f"{where}.parameters.type must be 'object', as arguments have names; got "
+                       f"{shown(of_parameters)}.", f"{where}.parameters")

@@ -49,7 +49,7 @@ class GemmaParser(Script):
         self._signs = Markers(marks.text, marks.end, *"{}[],:")
 
     def read(self) -> Step[None]:
-        while (mark := (yield from self.until(self._outside, self.say))):
+        while (mark := (yield from self.until_call(self._outside))):
             while mark == self._marks.begin:
                 self.keep(mark)
                 yield from self.spaces()
@@ -57,7 +57,7 @@ class GemmaParser(Script):
                     yield from self.spaces()
                 name = (yield from self.word()) if (yield from self.starts(_CALL)) else ""
                 if not name or (yield from self.spaces()) != "{":
-                    self.say(self.kept())
+                    self.no_call()
                     break
                 self.forget()
                 self.call(name)

@@ -23,8 +23,8 @@ class Llama3Parser(Script):
             if (yield from self.spaces()) == "{":
                 yield from self._calls(is_marked=bool(mark))
             else:
-                self.say(self.kept())
-            mark = yield from self.until(_TAG, self.say)
+                self.no_call()
+            mark = yield from self.until_call(_TAG)
             if not mark:
                 return
 
@@ -39,4 +39,4 @@ class Llama3Parser(Script):
                 return
             if found != "{":
                 break
-        self.say(self.kept())
+        self.no_call()

@@ -32,7 +32,7 @@ class QwenXmlParser(ParameterScript):
         self._inside = Markers(_PARAMETER, _FUNCTION_END, self._end, self._begin, _FUNCTION)
 
     def read(self) -> Step[None]:
-        while (mark := (yield from self.until(self._outside, self.say))):
+        while (mark := (yield from self.until_call(self._outside))):
             has_begun = False
             while mark in (self._begin, _FUNCTION):
                 self.keep(mark)
@@ -43,7 +43,7 @@ class QwenXmlParser(ParameterScript):
                 name = yield from self.word()
                 is_call = bool(name) and (has_begun or name in self.schemas)
                 if not is_call or not (yield from self.starts(">")):
-                    self.say(self.kept())
+                    self.no_call()
                     break
                 self.open_call(name)
                 mark = yield from self._parameters(self._ends(name))

@@ -15,14 +15,14 @@ class TaggedJsonParser(Script):
         self._inside = Markers(end, begin) if end else None  # a model may leave the end out
 
     def read(self) -> Step[None]:
-        while (marker := (yield from self.until(self._outside, self.say))):
+        while (marker := (yield from self.until_call(self._outside))):
             while marker == self._begin:
                 self.keep(marker)
                 yield from self.spaces()
                 while (yield from self.starts(self._begin)):
                     yield from self.spaces()
                 if not (yield from self._calls()):
-                    self.say(self.kept())
+                    self.no_call()
                     break
                 marker = (yield from self.until(self._inside, self.drop)) if self._inside is not None else ""
 
