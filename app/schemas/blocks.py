@@ -134,6 +134,12 @@ class _Turns:
         return message
 
     def finished(self) -> list[dict[str, Any]]:
+        """A last message in which the assistant says nothing yet is its reply, which is to be written."""
+        last = self._messages[-1]
+        if last["role"] == "assistant" and not any(last["content"]) and "tool_calls" not in last:
+            self._messages.pop()
+        if not self._messages:
+            raise ApiError(400, "messages must hold something that is said.", "messages")
         for message in self._messages:
             if len(texts := message["content"]) > 1:
                 message["content"] = [{"type": "text", "text": text} for text in texts]

@@ -23,7 +23,8 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
         str, one_of(*_CHOICES["encoding_format"]), about("Numbers, or float32 in base64.")] = "float"
     dimensions: Annotated[
         int | None, about("Length that vectors are cut to, where the model was trained for that.")] = None
-    use_activation: Annotated[bool | None, about("Whether vectors are made of length 1; left out, the files tell.")] = None
+    use_activation: Annotated[
+        bool | None, about("Whether vectors are made of length 1; left out, the model's files tell.")] = None
     normalize: Annotated[bool | None, about("Older name of `use_activation`.")] = None
     truncate_prompt_tokens: Annotated[
         int | None, about("Tokens that a longer text is cut to; -1: what the model takes.")] = None

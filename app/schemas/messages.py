@@ -144,6 +144,9 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
         sent = self.tool_choice
         if sent is None:
             return checked_choice(tools, None, several=True)
+        if not tools and sent.type in ("any", "tool"):
+            raise ApiError(400, f"tool_choice.type is {sent.type!r}, and there are no tools to choose from.",
+                           "tool_choice.type")
         choice: str | dict[str, Any] | None = _CHOICES.get(sent.type)
         if sent.type == "tool":
             if sent.name is None:

@@ -211,7 +211,8 @@ def test_structural_tags_bind_what_they_begin(llm: LLM) -> None:
     ({"structural_tag": {"format": {"type": "some_of", "elements": [{"type": "any_text"}], "optional": []}}},
      "format.optional must be a list of as many as there are elements"),
     ({"structural_tag": {"triggers": ["<f"], "structures": [
-        {"begin": "<f=a>", "schema": {}, "end": ""}, {"begin": "<f=b>", "schema": strict(a={"type": "strin"}), "end": ""}]}},
+        {"begin": "<f=a>", "schema": {}, "end": ""},
+        {"begin": "<f=b>", "schema": strict(a={"type": "strin"}), "end": ""}]}},
      r"^structured_outputs: Invalid type: strin \(at #/properties/a of the schema behind '<f=b>'\)\.$"),
     ({"structural_tag": {"format": {"type": "or", "elements": [{"type": "any_text"}, {
         "type": "tag", "begin": "a", "end": "b", "content": {"type": "any_text", "pattern": "("}}]}}},
