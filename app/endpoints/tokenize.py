@@ -37,6 +37,8 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
         bool | None, about("Whether the tokenizer puts its own tokens around it; left out: around a prompt, and not "
                            "around messages.")] = None
     add_generation_prompt: Annotated[bool, about("Whether the template begins the assistant's message.")] = True
+    continue_final_message: Annotated[
+        bool, about("Whether the prompt ends where the last message, the assistant's, ends.")] = False
     tools: Annotated[list[dict[str, Any]] | None, about("Of a conversation: functions that may be called.")] = None
     chat_template_kwargs: Annotated[
         dict[str, Any], about("Of a conversation: variables of the chat template.")
@@ -69,7 +71,7 @@ async def tokenize(request: Request) -> Response:
     check_model(request, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "Give either prompt or messages.", "prompt")
-    for name in ("tools", "chat_template_kwargs"):
+    for name in ("tools", "chat_template_kwargs", "continue_final_message"):
         if getattr(body, name) and body.messages is None:
             raise ApiError(400, f"{name} belongs to messages, and a prompt has none.", name)
     return _json(await off_the_loop(_tokenized, service, body, unknown_of(request)))
@@ -82,7 +84,8 @@ def _tokenized(service: Service, body: TokenizeRequest, unknown: UnknownFields) 
         chat.check(service.settings.serve)
         choice = checked_choice(chat.tools, chat.tool_choice, several=chat.parallel_tool_calls)
         text = prompt_of(service, chat.conversation(unknown, most_tokens(service)), choice,
-                         variables=chat.template_variables, add_generation_prompt=body.add_generation_prompt)
+                         variables=chat.template_variables, add_generation_prompt=body.add_generation_prompt,
+                         continue_final_message=body.continue_final_message)
         special = bool(body.add_special_tokens)
     tokens = token_ids(service, text, "prompt" if body.messages is None else "messages", with_special=special)
     texts = [service.tokenizer.token_text(id) for id in tokens] if body.return_token_strs else None

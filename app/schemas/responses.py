@@ -12,7 +12,7 @@ from quire.app.schemas.described import about, json_of
 from quire.app.schemas.form import stated_form
 from quire.app.schemas.sampling import SamplingFields, check_at_most, check_logprobs, check_max_tokens
 from quire.app.schemas.template import check_effort, check_template_kwargs, template_variables
-from quire.app.schemas.tools import MAX_TOOLS, ToolChoice, check_function, checked_choice
+from quire.app.schemas.tools import MAX_TOOLS, ToolChoice, check_function, checked_choice, only_allowed
 from quire.app.schemas.unknown import OfOthers, UnknownFields
 from quire.app.settings import ServeSettings
 from quire.engine.arguments import shown
@@ -128,27 +128,12 @@ class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
         tools = [_as_chat_has_it(tool, f"tools[{i}]") for i, tool in enumerate(self.tools)]
         choice = self.tool_choice
         if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-            tools, choice = self._allowed(tools), choice.get("mode", "auto")
+            tools, choice = only_allowed(tools, choice, "tool_choice"), choice.get("mode", "auto")
         elif isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("name"), str):
             choice = {"type": "function", "function": {"name": choice["name"]}}
         elif choice not in ("auto", "none", "required"):
             raise self._no_choice()
         return checked_choice(tools, choice, several=self.parallel_tool_calls)
-
-    def _allowed(self, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        assert isinstance(self.tool_choice, dict)
-        allowed = self.tool_choice.get("tools")
-        if self.tool_choice.get("mode", "auto") not in ("auto", "required") or not isinstance(allowed, list):
-            raise self._no_choice()
-        names, known = set(), {tool["function"]["name"] for tool in tools}
-        for i, tool in enumerate(allowed):
-            name = tool.get("name") if isinstance(tool, dict) else None
-            if isinstance(name, str) and name in known:
-                names.add(name)
-            else:
-                raise ApiError(400, f"tool_choice.tools[{i}] names {shown(name)}, which is none of the tools.",
-                               f"tool_choice.tools[{i}]")
-        return [tool for tool in tools if tool["function"]["name"] in names]
 
     def _no_choice(self) -> ApiError:
         return ApiError(400, f"tool_choice must be one of {_CHOICES}; got {shown(self.tool_choice)}.", "tool_choice")
