@@ -88,6 +88,16 @@ async def test_of_the_tools_only_some_may_be_allowed(client: httpx.AsyncClient, 
         assert reply.status_code == 400 and reply.json()["error"]["param"] == param
 
 
+async def test_who_asks_for_one_call_gets_the_first(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    fake.text = TEXT
+    [call] = (await post(client, parallel_tool_calls=False)).json()["choices"][0]["message"]["tool_calls"]
+    assert (call["function"]["name"], call["function"]["arguments"]) == CALLS[0]
+    chunks = events(await post(client, parallel_tool_calls=False, stream=True))[:-1]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert {call["index"] for delta in deltas for call in delta.get("tool_calls", [])} == {0}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
 async def test_parameters_are_an_object(client: httpx.AsyncClient) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}
     reply = await client.post("/v1/chat/completions", json={"messages": ASK, "tools": [tool]})
