@@ -82,8 +82,9 @@ async def test_of_the_tools_only_some_may_be_allowed(client: httpx.AsyncClient, 
     assert [tag["begin"] for tag in form["tags"]] == ['<tool_call>\n{"name": "now", "arguments": ']
     await post(client, tool_choice=only("now", "auto"))
     assert fake.submitted[-1][1].structured_outputs is None
-    for wrong, param in ((only("then"), "tool_choice.allowed_tools.tools[0]"),
-                         (only("now", "none"), "tool_choice.allowed_tools"), ({"type": "allowed_tools"}, "tool_choice")):
+    refused = [(only("then"), "tool_choice.allowed_tools.tools[0]"),
+               (only("now", "none"), "tool_choice.allowed_tools"), ({"type": "allowed_tools"}, "tool_choice")]
+    for wrong, param in refused:
         reply = await client.post("/v1/chat/completions", json={"messages": ASK, "tools": TOOLS, "tool_choice": wrong})
         assert reply.status_code == 400 and reply.json()["error"]["param"] == param
 
