@@ -55,7 +55,7 @@ class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
         "n": OfOthers(_ONE, 1), "best_of": OfOthers(_ONE, 1), "use_beam_search": OfOthers(_BEAMS, False),
         **dict.fromkeys(("length_penalty", "early_stopping", "length_counts_prompt"), OfOthers(_BEAMS)),
         "max_tokens": OfOthers(_LENGTH), "max_completion_tokens": OfOthers(_LENGTH),
-        "response_format": OfOthers("here it is text.format"), "verbosity": OfOthers("here it is text.verbosity"),
+        "response_format": OfOthers("here it is text.format"),
         "reasoning_effort": OfOthers("here it is reasoning.effort"),
         "prompt_logprobs": OfOthers("a response has no place for them; use /v1/chat/completions"),
     }
