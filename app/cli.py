@@ -1,5 +1,5 @@
-"""The command `quire`: serve, check, doctor, models, pull, keys, chat, complete, top, run-batch, bench, version. Parses
-flags; the rest is elsewhere.
+"""The command `quire`: serve, check, doctor, models, pull, keys, chat, complete, top, run-batch, simulate, bench,
+version. Parses flags; the rest is elsewhere.
 
 Help is quick: nothing heavy is imported before a command needs it, torch never.
 """
@@ -26,7 +26,7 @@ from quire.engine.exit_codes import EXIT_CONFIG, EXIT_LOAD
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 _SHORT_KEY = f"an API key has fewer than {SHORTEST_KEY} characters and may be found by trying"
 _SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp", "data_parallel_size": "-dp",
-          "api_server_count": "-asc"}
+          "api_server_count": "-asc", "quantization": "-q"}
 _SWITCHES = {flag(name): flag(name) for name, option in OPTIONS.items() if option.type is bool}
 _SWITCHES |= {name: name for name in SWITCHES}
 _SWITCHES |= {"--no-" + name.removeprefix("--"): name for name in _SWITCHES}
@@ -90,6 +90,10 @@ def _run(argv: list[str]) -> int:
         return models(argv[1:])
     if argv[:1] == ["doctor"]:
         return _doctor(argv[1:])
+    if argv[:1] == ["simulate"]:
+        from quire.loadtest.simulate.main import main as simulate  # late: it brings the scheduler
+
+        return simulate(argv[1:])
     if argv[:1] == ["run-batch"]:
         from quire.app.batch.cli import main as run_batch  # late: it brings numpy
 
@@ -121,6 +125,7 @@ def _run(argv: list[str]) -> int:
     commands.add_parser("top", help="watch a running server: requests, cache, tokens/s, latencies", add_help=False)
     commands.add_parser("run-batch", help="answer a file of requests, by a running server or one of its own",
                         add_help=False)
+    commands.add_parser("simulate", help="work out how a load would be served by a GPU, without one", add_help=False)
     commands.add_parser("bench", help="measure (quire bench --help)", add_help=False)
     commands.add_parser("version", help="print the version")
     options = parser.parse_args(argv)

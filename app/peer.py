@@ -53,9 +53,13 @@ class Peer:
             return
         if not address.startswith(("http://", "https://")):
             raise ValueError(f"{address} does not begin with http://, https:// or {UNIX}")
+        if " " in address or not address.isprintable():
+            raise ValueError(f"{address!r} is no address: it holds a space or a control character")
         parts = urlsplit(self.address)
         if not parts.hostname:
             raise ValueError(f"{address} names no host")
+        if not parts.path.isascii():
+            raise ValueError(f"{address}: the path may hold ASCII characters alone")
         parts.hostname.encode("idna")
         self._host, self._port, self.prefix = parts.hostname, parts.port, parts.path
         self._context = ssl.create_default_context() if parts.scheme == "https" else None

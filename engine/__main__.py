@@ -16,13 +16,13 @@ import msgspec
 import structlog
 import zmq
 
+from quire.engine.before_torch import settle
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError, PassingError, RankError, WeightError
 from quire.engine.exit_codes import EXIT_BROKEN, EXIT_CONFIG, EXIT_LOAD
 from quire.engine.heartbeat import Heartbeat
 from quire.engine.lifeline import die_with_parent
 from quire.engine.logs import LEVELS, LevelFile, configure_logging
-from quire.engine.openmp import share_cores
 from quire.engine.server import EngineServer
 from quire.engine.stderr import dump_stacks_on_faults, stderr
 
@@ -33,7 +33,7 @@ def main() -> int:
     options = _options()
     configure_logging(options.log_level)
     dump_stacks_on_faults()  # a parent that finds us hung sends SIGABRT first: the log then holds every thread's stack
-    share_cores()
+    settle()
     die_with_parent(options.lifeline)
     try:
         args = EngineArgs.of(msgspec.json.decode(options.args, type=dict))

@@ -17,6 +17,7 @@ from quire.engine.errors import ConfigError, InvalidRequestError
 from quire.engine.image_options import area_of, checked_limits, checked_options
 from quire.engine.kv_groups import BlockNeed, Window
 from quire.engine.model_config import ModelConfig
+from quire.engine.quantization_config import NAMES
 
 DTYPES = {"auto": "auto", "half": "float16", "float16": "float16", "bfloat16": "bfloat16", "float": "float32",
           "float32": "float32"}
@@ -48,6 +49,9 @@ class EngineArgs:
     revision: str | None = _argument(None, "Revision of a hub model.")
     download_dir: str | None = _argument(None, "Where a hub's files are kept; its client's own cache if unset.")
     dtype: str = _argument("auto", "auto (the checkpoint's), half, bfloat16 or float32.")
+    quantization: str | None = _argument(
+        None, "fp8: round the checkpoint's floats to 8 bits as they are read. Other names, as awq, make sure that the "
+        "checkpoint is that, and keep it packed on a CPU; what it says of itself counts if unset.")
     load_format: str = _argument("auto", "auto, safetensors, gguf, or dummy (random weights).")
     model_impl: str = _argument(
         "auto", "quire (its own code; vllm says the same), transformers (that library's, slower), or auto: its own "
@@ -132,6 +136,8 @@ class EngineArgs:
             found.append(f"--dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.load_format not in LOAD_FORMATS:
             found.append(f"--load-format: {self.load_format!r} is not one of {', '.join(LOAD_FORMATS)}")
+        if self.quantization and self.quantization not in NAMES:
+            found.append(f"--quantization: {self.quantization!r} is not one of {', '.join(NAMES)}")
         if self.model_impl not in MODEL_IMPLS:
             found.append(f"--model-impl: {self.model_impl!r} is not one of {', '.join(MODEL_IMPLS)}")
         if self.device not in ("auto", "cuda", "cpu"):

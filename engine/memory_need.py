@@ -12,6 +12,7 @@ from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError, MemoryShortageError
 from quire.engine.host_memory import free_and_total
 from quire.engine.model_config import ModelConfig
+from quire.engine.quantization_config import stays_packed
 from quire.engine.weights.size import kv_block_bytes, weight_bytes
 
 
@@ -25,7 +26,8 @@ class MemoryNeed:
     @classmethod
     def of(cls, args: EngineArgs, model: ModelConfig, dtype: str, free: int) -> MemoryNeed:
         """`free` is what there is for all engines. Raises WeightError for files that do not say how large they are."""
-        weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy")
+        weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy",
+                               packed=stays_packed("cpu", args.quantization))
         ranks_here = args.num_ranks
         if args.distributed_executor_backend == "ray":  # this machine has one, for all we know
             ranks_here, weights = 1, weights // args.num_ranks

@@ -11,6 +11,7 @@ from typing import Any
 from quire.engine.kv_groups import KVGroups, kv_groups
 from quire.engine.model_facts.vision import VisionFacts
 from quire.engine.model_registry import BASE_MODELS
+from quire.engine.quantization_config import Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class ModelConfig:
     generation_defaults: dict[str, Any] = field(default_factory=dict)  # generation_config.json's sampling fields
     pooling: Pooling = Pooling()
     vision: VisionFacts | None = None  # None: it takes no images
+    quantization: Quantization | None = None  # None: weights are floats, or a GGUF file's
 
     @property
     def is_base_model(self) -> bool:

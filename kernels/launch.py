@@ -5,10 +5,14 @@ Knows numbers only. Called by the kernels' wrappers; a new device family is one 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+
+# A product and the sum after it are one instruction. Triton does so by itself before 3.10, and warns of that in 3.9.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,18 @@ class WideTile:
     rows: int
     outputs: int
     depth: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTile:
+    """Of a product with a packed weight: a program's rows and outputs, runs of a step at most, parts of the depth."""
+
+    rows: int
+    outputs: int
+    runs: int
+    num_splits: int
     num_warps: int
     num_stages: int
 
@@ -103,6 +119,10 @@ _PREFILL = {
 _is_batch_invariant = False
 
 SKINNY_ROWS = 32  # most rows that kernels/product.py takes: with more, the library reads the weights as fast
+PACKED_ROWS = 256  # most that kernels/packed_product.py takes: with more, floats for the library cost less
+EIGHT_BIT_ROWS = 64  # from more rows on, inputs are rounded to 8 bits where the checkpoint is made for that
+EIGHT_BIT_DEPTH = 128  # of a step of such products, which lies within a group
+PACKED_SPLIT_DEPTH = 512  # of a program's part at least
 SPLIT_MIN_TOKENS = 64  # of a decode's context
 SHARED_SPLIT_MIN_TOKENS = 256  # of what many decodes begin with
 MAX_SPLITS = 64
@@ -268,6 +288,52 @@ def fixed_product_tile(device: torch.device, element_bytes: int, num_rows: int, 
     return WideTile(64, outputs, 64, 4, 4) if outputs == 128 else WideTile(64, outputs, 128, 4, 5)
 
 
+def packed_tile(device: torch.device, element_bytes: int, num_rows: int, num_outputs: int, size: int
+                ) -> PackedTile | None:
+    """None: the weight is made floats for the library."""
+    if device.type == "cpu":
+        return PackedTile(16, 16, 2, 1 if size <= 256 or _is_batch_invariant else 2, 4, 1)  # the interpreter
+    if element_bytes == 4:
+        return PackedTile(16, 32, 1, 1, 4, 2) if num_rows <= 16 or _is_batch_invariant else None
+    stages = {"hopper": 4, "ampere": 3}.get(family(device), 1)
+    if _is_batch_invariant:
+        return PackedTile(64, 64, 1, 1, 4, stages)
+    if num_rows > PACKED_ROWS:
+        return None
+    if num_rows > 64:
+        return PackedTile(128, 128, 1, 1, 8, stages)
+    rows = next(rows for rows in (16, 32, 64) if num_rows <= rows)
+    wanted = max(1, 4 * num_multiprocessors(device) * 64 // num_outputs)
+    num_splits = _power_of_two(min(wanted, 8), size // PACKED_SPLIT_DEPTH)
+    return PackedTile(rows, 64, 2, num_splits, 4, stages)
+
+
+def eight_bit_tile(device: torch.device, num_rows: int) -> WideTile:
+    if device.type == "cpu":
+        return WideTile(16, 16, EIGHT_BIT_DEPTH, 4, 1)  # the interpreter
+    stages = 4 if family(device) == "hopper" else 3
+    if num_rows <= 64:
+        return WideTile(64, 64, EIGHT_BIT_DEPTH, 4, stages)
+    if num_rows <= 512:
+        return WideTile(64, 128, EIGHT_BIT_DEPTH, 4, stages)
+    return WideTile(128, 128, EIGHT_BIT_DEPTH, 8, stages)
+
+
+def multiplies(device: torch.device, kind: str) -> bool:
+    """Whether matrix units take two matrices of this kind of 8 bits."""
+    return device.type == "cuda" and _capability(device.index or 0) >= ((8, 9) if kind == "e4m3" else (8, 0))
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def unpack_tile() -> Tile:
+    """Rows and words of a program."""
+    return Tile(16, 64, 4, 1)
+
+
 def experts_tile(device: torch.device, element_bytes: int, rows_per_expert: int) -> ExpertsTile:
     if _is_batch_invariant:
         rows_per_expert = 1
@@ -286,6 +352,11 @@ def experts_tile(device: torch.device, element_bytes: int, rows_per_expert: int)
 def has_fast_logarithm(device: torch.device) -> bool:
     """The device's own, in one instruction where the exact one takes twenty; the interpreter has only the latter."""
     return device.type == "cuda"
+
+
+def has_assembly(device: torch.device) -> bool:
+    """Whether kernels may hold some: not in the interpreter, nor before Ampere, which lacks some instructions of it."""
+    return device.type == "cuda" and family(device) != "default"
 
 
 @cache

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from quire.kernels.attention_spec import AttentionSpec, Fresh, Rotary
+    from quire.kernels.packed_weight import PackedWeight
     from quire.kernels.reference.step import Gathered
 
 _STEM = {
@@ -40,6 +41,10 @@ _STEM = {
     "skinny_gated_product": "product",
     "wide_gated_product": "wide_product",
     "fixed_product": "fixed_product",
+    "packed_product": "packed_product",
+    "unpack": "packed_product",
+    "round_rows": "eight_bit_product",
+    "eight_bit_product": "eight_bit_product",
 }
 _PACKAGE = {"cpu": "quire.kernels.reference", "cuda": "quire.kernels"}
 
@@ -163,3 +168,20 @@ def put_tokens(tokens: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor
 
 def fixed_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return _FUNCTIONS[x.device.type]["fixed_product"](x, weight, bias)
+
+
+def packed_product(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    return _FUNCTIONS[x.device.type]["packed_product"](x, weight, bias)
+
+
+def unpack(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
+    return _FUNCTIONS[weight.device.type]["unpack"](weight, dtype)
+
+
+def round_rows(x: torch.Tensor, kind: str, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _FUNCTIONS[x.device.type]["round_rows"](x, kind, group)
+
+
+def eight_bit_product(codes: torch.Tensor, scales: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None,
+                      dtype: torch.dtype) -> torch.Tensor:
+    return _FUNCTIONS[codes.device.type]["eight_bit_product"](codes, scales, weight, bias, dtype)

@@ -21,14 +21,16 @@ import sys
 import time
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from quire.app.command_parser import CommandParser
+from quire.app.peer import Lost, Peer, Unreachable, message_of, with_scheme
+from quire.engine.errors import ConfigError
 from quire.loadtest import workloads
 from quire.loadtest.arguments import count, writable
-from quire.loadtest.report.measured import Run, Sent
+from quire.loadtest.report.axis import shown
+from quire.loadtest.report.measured import Load, Run, Sent
 from quire.loadtest.report.page import html
 
 START_AFTER_S = 3.0  # client processes need this long to be up, so that all begin together
@@ -106,17 +108,15 @@ def quantiles_ms(values: list[float]) -> dict[str, float | None]:
             for name, q in (("p50", 0.5), ("p99", 0.99))}
 
 
-def summary(results: list[Sent], seconds: float) -> dict[str, Any]:
-    good = [sent for sent in results if sent.error is None]
-    errors = [sent.error for sent in results if sent.error is not None]
-    num_tokens = sum(sent.num_tokens for sent in good)
+def summary(run: Run) -> dict[str, Any]:
     return {
-        "requests": len(results), "failed": len(errors), "first_error": errors[0] if errors else None,
-        "s": round(seconds, 2), "out_tokens": num_tokens, "out_tok_s": round(num_tokens / seconds, 1),
-        "req_s": round(len(good) / seconds, 2),
-        "ttft_ms": quantiles_ms([sent.ttft for sent in good]),
-        "itl_ms": quantiles_ms([gap for sent in good for gap in sent.gaps]),
-        "tpot_ms": quantiles_ms([sent.tpot for sent in good if sent.tpot is not None]),
+        "requests": len(run.sent), "failed": run.num_failed,
+        "first_error": next((sent.error for sent in run.sent if sent.error is not None), None),
+        "s": round(run.seconds, 2), "out_tokens": run.num_tokens, "out_tok_s": round(run.output_per_s, 1),
+        "req_s": round(run.answered_per_s, 2),
+        "ttft_ms": quantiles_ms([sent.ttft for sent in run.good]),
+        "itl_ms": quantiles_ms([gap for sent in run.good for gap in sent.gaps]),
+        "tpot_ms": quantiles_ms([sent.tpot for sent in run.good if sent.tpot is not None]),
     }
 
 
@@ -140,8 +140,8 @@ def run(args: argparse.Namespace, rate: float, turn: int = 0) -> Run:
     seconds = time.time() - start
     for client in clients:
         client.join()
-    return Run(rate, seconds, results, {"workload": args.workload, "rate": rate or "all at once",
-                                        **summary(results, seconds)})
+    load = Load(f"{shown(rate)} requests/s", rate) if rate else Load("all at once")
+    return Run(load, seconds, results)
 
 
 def _others(prompts: list[list[int]], turn: int, top: int) -> Iterator[list[int]]:
@@ -155,17 +155,23 @@ def _others(prompts: list[list[int]], turn: int, top: int) -> Iterator[list[int]
 def main(argv: list[str]) -> int:
     args = _parse(argv)
     runs: list[Run] = []
+    summaries: list[dict[str, Any]] = []
     for turn, rate in enumerate(args.rate):
         runs.append(run(args, rate, turn))
-        print(json.dumps(runs[-1].summary), flush=True)
+        summaries.append({"workload": args.workload, "rate": rate or "all at once", **summary(runs[-1])})
+        print(json.dumps(summaries[-1]), flush=True)
         if args.html is not None:  # after each, so that what was measured is there whatever comes
             args.html.write_text(html(runs, _about(args)), encoding="utf-8")
-    failed = [each.summary for each in runs if each.summary["failed"]]
+    failed = [each for each in summaries if each["failed"]]
     for result in failed:
-        advice = _ADVICE.get(result["first_error"][:4].strip(), "")
+        first = result["first_error"]
         print(f"quire bench serve: {result['failed']} of {result['requests']} requests failed; the first: "
-              f"{result['first_error']}{advice and f' -> {advice}'}", file=sys.stderr)
+              f"{first}{_advice(first[:4].strip())}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _advice(status: str) -> str:
+    return f" -> {_ADVICE[status]}" if status in _ADVICE else ""
 
 
 def _about(args: argparse.Namespace) -> dict[str, str]:
@@ -176,8 +182,9 @@ def _about(args: argparse.Namespace) -> dict[str, str]:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = CommandParser(prog="quire bench serve", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address [%(default)s]")
-    parser.add_argument("--model", required=True, help="the served model's name")
+    parser.add_argument("--url", default="http://127.0.0.1:8000",
+                        help="the server's address; http:// may be left out [%(default)s]")
+    parser.add_argument("--model", help="the served model's name; the server's first if unset")
     parser.add_argument("--workload", default="sharegpt", choices=list(workloads.load()), help="[%(default)s]")
     parser.add_argument("--vocab", type=int, default=32000, metavar="N",
                         help="vocabulary size of the model [%(default)s]")
@@ -192,11 +199,24 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     for rate in args.rate:
         if not 0 <= rate < float("inf"):
             parser.error(f"--rate: {rate:g} is not 0 or a number of requests a second")
+    args.url = with_scheme(args.url)
     if not args.url.startswith(("http://", "https://")):
         parser.error(f"--url: {args.url} does not begin with http:// or https://")
     try:
-        (urlsplit(args.url).hostname or "").encode("idna")
+        server = Peer(args.url, args.key)
     except ValueError as error:
-        parser.error(f"--url: {args.url} is no address: {error}")
-    args.url = args.url.rstrip("/").removesuffix("/v1")  # with which other clients are given it
+        parser.error(f"--url: {error}")
+    args.url = server.address
+    args.model = args.model or _first_model(server)
     return args
+
+
+def _first_model(server: Peer) -> str:
+    """Raises ConfigError where the server does not tell."""
+    try:
+        reply = server.get("/v1/models")
+    except (Unreachable, Lost) as error:
+        raise ConfigError(f"{server.address} does not answer: {error}") from None
+    if reply.status != 200:
+        raise ConfigError(f"{server.address}/v1/models: {message_of(reply)}{_advice(str(reply.status))}")
+    return str(json.loads(reply.body)["data"][0]["id"])

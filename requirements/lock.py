@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -26,12 +27,15 @@ CPU_TORCH_HASHES = ["sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080
 CUDA = re.compile(r"^(nvidia-|cuda-|triton$)")
 
 # The container image's set: what fits the torch of its base image, pytorch/pytorch:2.5.1-cuda12.1-cudnn9-runtime.
-# transformers 5.18 needs torch 2.6; numpy 2.3 makes NaN in Triton 3.1's interpreter.
-IMAGE_BOUNDS = ["torch==2.5.1", "triton==3.1.0", "numpy<2", "transformers<5.18"]
+# transformers 5.18 needs torch 2.6.
+IMAGE_BOUNDS = ["torch==2.5.1", "numpy<2", "transformers<5.18"]
+# In place of what torch 2.5.1 asks for. Its pin of Triton is for inductor, which nothing of ours uses; cuBLAS keeps its
+# binary interface within a major version (engine/before_torch.py loads it).
+IMAGE_NEWER = ["triton==3.9.0", "nvidia-cublas-cu12==12.9.3.13"]
 IMAGE_TARGET = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28")
 IMAGE_TOOLS = [BUILD_BACKEND, "cyclonedx-bom>=7"]
 # What the base image brings: torch, and what only torch needs.
-IMAGE_BASE = re.compile(r"^(nvidia-|torch$|triton$|sympy$|mpmath$|networkx$)")
+IMAGE_BASE = re.compile(r"^(nvidia-(?!cublas)|torch$|sympy$|mpmath$|networkx$)")
 
 EVERYWHERE = ("--universal", "--python-version", "3.10")
 
@@ -58,10 +62,10 @@ def write(name: str, purpose: str, entries: dict[str, list[str]]) -> None:
     print(f"requirements/{name}: {len(entries)} packages")
 
 
-def compile_added(requirements: list[str], service: dict[str, list[str]], bounds: list[str],
+def compile_added(requirements: list[str], service: dict[str, list[str]], bounds: list[str], *options: str,
                   target: tuple[str, ...] = EVERYWHERE) -> dict[str, list[str]]:
     """What `requirements` bring besides what the service runs on, none of which they may move."""
-    everything = compile_lock([*requirements, *bounds], target=target)
+    everything = compile_lock([*requirements, *bounds], *options, target=target)
     moved = [name for name in service if everything[name] != service[name]]
     assert not moved, f"{requirements} change the versions of {moved}"
     return {name: entry for name, entry in everything.items() if name not in service}
@@ -84,9 +88,13 @@ def main() -> None:
           compile_lock([MODEL], "--no-deps"))
     write("dev.txt", "Tests, linters, load tests.", dev)
 
-    image = compile_lock([".", *IMAGE_BOUNDS], target=IMAGE_TARGET)
-    image_ray = compile_added([".[ray]"], image, IMAGE_BOUNDS, IMAGE_TARGET)
-    image_dev = compile_added([".[dev]", BUILD_BACKEND], image, IMAGE_BOUNDS, IMAGE_TARGET)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as newer:
+        newer.write("\n".join(IMAGE_NEWER))
+        newer.flush()
+        overrides = "--overrides", newer.name
+        image = compile_lock([".[cuda]", *IMAGE_BOUNDS], *overrides, target=IMAGE_TARGET)
+        image_ray = compile_added([".[cuda,ray]"], image, IMAGE_BOUNDS, *overrides, target=IMAGE_TARGET)
+        image_dev = compile_added([".[cuda,dev]", BUILD_BACKEND], image, IMAGE_BOUNDS, *overrides, target=IMAGE_TARGET)
     image_base = {name: entry for name, entry in image.items() if IMAGE_BASE.match(name)}
     write("image.txt", "What the container image adds to its base's torch 2.5.1. Python 3.11.",
           {name: entry for name, entry in image.items() if name not in image_base})

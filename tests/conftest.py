@@ -1,4 +1,5 @@
-"""Real things that many tests share: SmolLM2's file, and transformers' own SmolLM2 as the reference."""
+"""What holds for all tests, and real things that many share: SmolLM2's file, and transformers' own SmolLM2 as the
+reference."""
 
 from __future__ import annotations
 
@@ -7,11 +8,19 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests speak to loopback only
+# So they need none of the world's certificate authorities, which each HTTP client would read for 40 ms.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 if not Path("/dev/nvidiactl").exists():
     # Kernels run in Triton's interpreter. Triton reads this when it is imported, and transformers imports it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("quire", deadline=None)
+settings.load_profile("quire")
 
 
 def smollm2_file() -> Path:

@@ -14,6 +14,7 @@ class Reply:
     status: int
     headers: dict[str, str]
     body: bytes
+    is_whole: bool
 
     @property
     def error(self) -> dict[str, Any]:
@@ -39,25 +40,25 @@ def connect(address: tuple[str, int], tls: ssl.SSLContext | None = None, name: s
 
 
 def send(address: tuple[str, int], *pieces: bytes, tls: ssl.SSLContext | None = None, wait_s: float = 5.0,
-         quiet_s: float = 0.3) -> Answer:
-    """Send, then read until the server closes, or has been quiet for `quiet_s` after saying something."""
+         num: int = 1, quiet_s: float = 0.1) -> Answer:
     with connect(address, tls) as client:
         for piece in pieces:
             client.sendall(piece)
-        return receive(client, wait_s, quiet_s)
+        return receive(client, wait_s, num, quiet_s)
 
 
-def receive(client: socket.socket, wait_s: float = 5.0, quiet_s: float = 0.3) -> Answer:
+def receive(client: socket.socket, wait_s: float = 5.0, num: int = 1, quiet_s: float = 0.1) -> Answer:
+    """Reads until the server closes, or has sent `num` whole replies and then nothing for `quiet_s`. A reply that
+    announces the end of the connection is waited out; with `num` 0 the first bytes are enough."""
     raw, closed = b"", False
-    client.settimeout(wait_s)
     try:
         while True:
+            client.settimeout(quiet_s if _is_all(raw, num) else wait_s)
             got = client.recv(65536)
             if not got:
                 closed = True
                 break
             raw += got
-            client.settimeout(quiet_s)
     except TimeoutError:
         pass
     except ConnectionResetError:
@@ -65,27 +66,37 @@ def receive(client: socket.socket, wait_s: float = 5.0, quiet_s: float = 0.3) ->
     return Answer(replies(raw), closed, raw)
 
 
+def _is_all(raw: bytes, num: int) -> bool:
+    if not num:
+        return bool(raw)
+    found = replies(raw)
+    return (sum(reply.is_whole for reply in found) >= num
+            and not any(reply.headers.get("connection") == "close" for reply in found))
+
+
 def replies(raw: bytes) -> list[Reply]:
-    """The whole replies in `raw`, interim ones too; an unfinished one at the end counts with what there is of it."""
+    """The replies in `raw`, interim ones too; an unfinished one at the end counts with what there is of it."""
     found = []
     while raw:
-        if not raw.startswith(b"HTTP/1."):  # to a request of HTTP/0.9
-            found.append(Reply(0, {}, raw))
+        if not raw.startswith(b"HTTP/1."):  # to a request of HTTP/0.9, or the first bytes of a head
+            found.append(Reply(0, {}, raw, is_whole=False))
             break
-        head, _, rest = raw.partition(b"\r\n\r\n")
+        head, end, rest = raw.partition(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-        status = int(lines[0].split()[1])
+        status = int([*lines[0].split(), "0"][1])
         if headers.get("transfer-encoding") == "chunked":
-            body, raw = _dechunk(rest)
+            body, raw, is_whole = _dechunk(rest)
         else:
-            length = 0 if status < 200 else int(headers.get("content-length", len(rest)))
+            length = 0 if status < 200 else int(headers.get("content-length", len(rest) + 1))
             body, raw = rest[:length], rest[length:]
-        found.append(Reply(status, headers, body))
+            is_whole = bool(end) and len(body) == length
+        found.append(Reply(status, headers, body, is_whole))
     return found
 
 
-def _dechunk(raw: bytes) -> tuple[bytes, bytes]:
+def _dechunk(raw: bytes) -> tuple[bytes, bytes, bool]:
+    """The body, what follows it, and whether it ended."""
     body = b""
     while raw:
         size, _, raw = raw.partition(b"\r\n")
@@ -93,5 +104,5 @@ def _dechunk(raw: bytes) -> tuple[bytes, bytes]:
         body += raw[:length]
         raw = raw[length + 2:]
         if not length:
-            break
-    return body, raw
+            return body, raw, True
+    return body, raw, False

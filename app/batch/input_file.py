@@ -12,6 +12,7 @@ from quire.app.batch.line import BadLine, Task, parse
 
 MOST_LINE_BYTES = 64 * 2**20
 _PIECE = 2**20
+_BOM = b"\xef\xbb\xbf"  # which some editors write
 
 
 class InputFile:
@@ -39,8 +40,10 @@ class InputFile:
             if len(raw) == MOST_LINE_BYTES and not raw.endswith(b"\n"):
                 self._skip_line()
                 yield BadLine(number, None, f"the line is longer than {MOST_LINE_BYTES} bytes")
-            elif raw.strip():
-                yield parse(raw, number)
+                continue
+            line = raw.removeprefix(_BOM) if number == 1 else raw
+            if line.strip():
+                yield parse(line, number)
 
     def _skip_line(self) -> None:
         while (piece := self._file.readline(_PIECE)) and not piece.endswith(b"\n"):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-# Any path of ours may take JSON. What administers the server is no work for a file of requests.
-_PATH = re.compile(r"/(?!admin(/|$))[A-Za-z0-9._/-]{1,200}")
+# Any path of ours may take JSON. What administers the server is no work for a file of requests, by whichever way.
+_PATH = re.compile(r"(?=.{2,200}$)(?!/admin(/|$))(/(?!\.)[A-Za-z0-9._-]+)+")
 _EXAMPLE = '{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {...}}'
 _MOST_SHOWN = 80
 MOST_CUSTOM_ID = 512
@@ -56,8 +56,18 @@ class _Stream(msgspec.Struct):
     stream: Any = False
 
 
+class _SentUsage(msgspec.Struct):
+    """As chat has it, the Responses API, or Anthropic's, which counts cached tokens apart."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_input_tokens: int = 0
+
+
 class _Used(msgspec.Struct):
-    usage: Usage | None = None
+    usage: _SentUsage | None = None
 
 
 class _Error(msgspec.Struct):
@@ -153,7 +163,7 @@ def replied(task: Task, status: int, request_id: str, body: bytes) -> Result:
         # Newlines between values are JSON's white space; within values they are always escaped.
         raw = msgspec.Raw(bytes(_decode_raw(body)).replace(b"\n", b" "))
         if status == 200:
-            usage = _decode_used(body).usage or usage
+            usage = _counted(_decode_used(body).usage or _SentUsage())
     except msgspec.ValidationError:  # a usage of another kind
         pass
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -161,6 +171,11 @@ def replied(task: Task, status: int, request_id: str, body: bytes) -> Result:
             return failed(task, "unreadable_reply", f"the reply is not JSON: {body[:_MOST_SHOWN]!r}")
         raw = msgspec.Raw(_encode(body[:MOST_TEXT].decode(errors="replace")))
     return _result(task.custom_id, _Response(status, request_id, raw), None, status != 200, usage)
+
+
+def _counted(sent: _SentUsage) -> Usage:
+    return Usage(sent.prompt_tokens + sent.input_tokens + sent.cache_read_input_tokens,
+                 sent.completion_tokens + sent.output_tokens)
 
 
 def failed(task: Task | BadLine, code: str, message: str) -> Result:

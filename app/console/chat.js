@@ -17,9 +17,11 @@ const ENDS = { length: "cut at the most tokens", abort: "ended by the server" };
 const turns = []; // {question, pictures, answer, failed}, oldest first
 let running = null; // the AbortController of the answer that is coming
 let asksForKey = () => {}; // told why
+let keyServes = () => {};
 
-export function start(onKeyWanted) {
+export function start(onKeyWanted, onKeyServes) {
   asksForKey = onKeyWanted;
+  keyServes = onKeyServes;
   $("suggestions").append(...SUGGESTIONS.map((text) =>
     h("button", { type: "button", onclick: () => submit(text) }, text)));
   $("composer").addEventListener("submit", (event) => {
@@ -92,6 +94,7 @@ async function loadModels() {
     const chosen = $("model").value;
     $("model").replaceChildren(...models.map((name) => h("option", { selected: name === chosen }, name)));
     say($("trouble"), "");
+    keyServes();
   } catch (error) {
     if (error.status === 401) wantKey();
     else say($("trouble"), error.message);
@@ -174,7 +177,8 @@ async function submit(question) {
   refresh();
   lookNow();
   toEnd();
-  $("question").focus({ preventScroll: true });
+  // The button that was pressed is hidden now; a reader who is elsewhere stays there.
+  if (document.activeElement === document.body) $("question").focus({ preventScroll: true });
 }
 
 /** Reads the answer into `turn` and `view`. Throws Refusal, AbortError, TypeError where the connection breaks. */
@@ -225,14 +229,14 @@ class TurnView {
     Object.assign(this, { request, usage: null, begun: 0, firstAt: null, lastAt: null, end: "" });
     this.text = h("div", { class: "text" });
     this.markdown = new Markdown(this.text);
-    this.thoughts = h("div", { class: "thoughts" });
+    this.thoughts = h("div", { class: "thoughts", dir: "auto" });
     this.thinking = h("details", { class: "thinking", hidden: true }, h("summary", {}, "Thinking"), this.thoughts);
     this.paused = h("p", { class: "note waiting", hidden: true });
     this.failure = h("p", { class: "failure", role: "alert", hidden: true });
     this.facts = h("p", { class: "facts" });
     this.answer = h("article", { class: "answer", "aria-label": "Answer", "aria-busy": "true" },
       this.thinking, this.text, this.paused, this.failure, h("footer", {}, this.facts));
-    this.nodes = [h("article", { class: "question", "aria-label": "Question" },
+    this.nodes = [h("article", { class: "question", dir: "auto", "aria-label": "Question" },
       ...shown.map((picture, i) => pictures.shown(picture, `Picture ${i + 1}`)), question), this.answer];
     this.due = 0;
   }

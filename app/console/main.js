@@ -47,6 +47,14 @@ function showStanding() {
 
 // The key
 
+let refused = false; // what the server said of the key, or of there being none
+
+function askForKey(reason) {
+  refused = true;
+  showKey();
+  openKey(reason);
+}
+
 function openKey(reason = "") {
   say($("key-reason"), reason);
   $("key").value = key.get();
@@ -58,14 +66,21 @@ function openKey(reason = "") {
 function useKey(value) {
   key.set(value);
   $("key-dialog").close();
-  showKey();
+  acceptKey();
   chat.forgetModels();
   keyChanged();
   if (!$("server-view").hidden) server.show();
 }
 
+function acceptKey() {
+  refused = false;
+  showKey();
+}
+
 function showKey() {
-  $("key-button").textContent = key.get() ? "API key ✓" : "API key";
+  $("key-button").textContent = key.get() ? (refused ? "API key refused" : "API key ✓")
+    : (refused ? "API key needed" : "API key");
+  $("key-button").classList.toggle("refused", refused);
 }
 
 $("key-button").addEventListener("click", () => openKey());
@@ -90,7 +105,7 @@ onLook(() => { // what is served is known only when it is
   if (answers() && !answered && !$("server-view").hidden) server.show();
   answered = answers();
 });
-chat.start(openKey);
+chat.start(askForKey, acceptKey);
 showKey();
 showView();
 start();

@@ -13,6 +13,10 @@ const LIMITS = { // labels of vllm:cache_config_info -> what they are called
 const USE = { "quire:key_requests_total": "requests", "quire:key_prompt_tokens_total": "prompt",
   "quire:key_output_tokens_total": "output" };
 
+const WHY = { // status of a refusal -> what it means here
+  401: "The server needs a key that it knows; give it as “API key” above.",
+  404: ELSEWHERE,
+};
 const WITHOUT_KEY = "With an admin key, given as “API key” above, this page also shows the limits and use of all " +
   "keys, and the server's settings. A server without keys has no such key: set VLLM_API_KEY.";
 
@@ -24,21 +28,22 @@ const day = (iso) => (iso ? new Date(iso).toLocaleDateString(undefined, { dateSt
 const told = (text) => ({ True: "on", False: "off" })[text] ?? (/^\d+$/.test(text) ? number(Number(text)) : text);
 
 export async function show() {
-  const parts = [await section("Models", models)];
-  if (seen.series?.["vllm:cache_config_info"]) parts.push(await section("Limits", limits));
-  if (key.get()) parts.push(await section("Keys", keys), await section("Settings", settings));
-  else parts.push(h("p", { class: "note" }, WITHOUT_KEY));
-  $("server").replaceChildren(...parts);
-}
-
-async function section(title, content) {
-  let body;
-  try {
-    body = await content();
-  } catch (error) {
-    body = h("p", { class: "note" }, error.status === 404 ? ELSEWHERE : error.message);
+  const sections = []; // {titles, body}, or {titles, why} for those that cannot be shown
+  const add = async (title, content) => {
+    const one = await content().then((body) => ({ body }), (error) => ({ why: WHY[error.status] ?? error.message }));
+    const last = sections.at(-1);
+    if (one.why && last?.why === one.why) last.titles.push(title);
+    else sections.push({ titles: [title], ...one });
+  };
+  await add("Models", models);
+  if (seen.series?.["vllm:cache_config_info"]) await add("Limits", limits);
+  if (key.get()) {
+    await add("Keys", keys);
+    await add("Settings", settings);
   }
-  return h("section", {}, h("h2", {}, title), body);
+  $("server").replaceChildren(...sections.map(({ titles, body, why }) =>
+    h("section", {}, h("h2", {}, titles.join(", ")), body ?? h("p", { class: "note" }, why))),
+  key.get() ? "" : h("p", { class: "note" }, WITHOUT_KEY));
 }
 
 async function models() {
@@ -47,7 +52,7 @@ async function models() {
     h("code", {}, card.id), card.root, number(card.max_model_len)]), [2]);
 }
 
-function limits() {
+async function limits() {
   const engines = seen.series["vllm:cache_config_info"].map(({ labels }) => labels);
   const values = (label) => [...new Set(engines.map((one) => told(one[label])))].join(", ");
   return pairs(Object.entries(LIMITS).map(([label, name]) => [name, values(label)]));

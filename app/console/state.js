@@ -87,15 +87,16 @@ function make() {
   $("plots").replaceChildren(...plots.map((plot) => plot.node));
 }
 
-const SAYS = "The server says: ";
 const WHY = {
   0: () => "The server cannot be reached; this page tries again.",
-  401: ({ message }) => `Metrics need a key with the admin right, given as “API key” above. ${SAYS}${message}`,
-  403: ({ message }) => `Metrics need a key with the admin right. ${SAYS}${message}`,
+  401: () => "Metrics need a key with the admin right, given as “API key” above.",
+  403: ({ message }) => `Metrics need a key with the admin right. The server says: ${message}`,
   404: () => `Metrics cannot be had here. ${ELSEWHERE}`,
 };
 
 function note() {
-  if (!seen.refusal) return seen.history.length ? "" : "Looking …";
-  return (WHY[seen.refusal.status] ?? (({ message }) => message))(seen.refusal);
+  const last = seen.history.at(-1);
+  if (!seen.refusal) return last ? "" : "Looking …";
+  const why = (WHY[seen.refusal.status] ?? (({ message }) => message))(seen.refusal);
+  return last ? `${why} What is shown here is of ${new Date(last.time).toLocaleTimeString()}.` : why;
 }

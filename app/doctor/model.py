@@ -16,6 +16,7 @@ from quire.engine.frontend.chat_template import load_chat_template
 from quire.engine.host_memory import available_bytes
 from quire.engine.memory_need import MemoryNeed
 from quire.engine.model_config import ModelConfig
+from quire.engine.quantization_config import stays_packed
 from quire.engine.tokenizers.tokenizer import load_tokenizer
 from quire.engine.weights.locate import is_hub_model, resolve_model
 from quire.engine.weights.size import kv_block_bytes, weight_bytes
@@ -33,7 +34,8 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
             return [warn("model", f"{args.model} is not on this disk; the first start would fetch it",
                          "fetch it now where that would take too long, or give a directory")]
         return _fails("model", error)
-    found = [ok("model", f"{model.architecture} at {model.path}")]
+    packed = "" if model.quantization is None else f", its weights {model.quantization.says}"
+    found = [ok("model", f"{model.architecture} at {model.path}{packed}")]
     for check in (args.model_len, partial(require_divisible, args)):
         try:
             check(model)
@@ -50,7 +52,8 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
     except ConfigError as error:
         found += _fails("tokenizer", error)
     try:
-        weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy")
+        weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy",
+                               packed=stays_packed("cuda" if on_gpu else "cpu", args.quantization))
     except (WeightError, OSError) as error:
         return [*found, fail("model", str(error), "fetch the model again")]
     context = min(args.max_model_len or SHORT_CONTEXT, model.max_position_embeddings)

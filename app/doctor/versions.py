@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 
 from quire.app.doctor.finding import Finding, fail, ok, warn
 from quire.app.doctor.gpu import Gpu
@@ -42,6 +43,8 @@ def check_torch(gpus: list[Gpu], installed: Callable[[str], str]) -> list[Findin
     triton = _installed("triton", installed)
     found.append(ok("triton", triton) if triton else
                  fail("triton", "not installed", "pip install 'triton>=3.1': the kernels for GPUs are written in it"))
+    cublas = _installed("nvidia-cublas-cu12", installed)
+    found += [ok("cuBLAS", f"{cublas}, in place of torch's own")] if cublas else []
     cuda = _cuda_major(torch, installed)
     driver, least = _numbers(gpus[0].driver)[:1], LEAST_DRIVER.get(cuda, 0)
     if driver < (least,):
@@ -55,9 +58,10 @@ def _cuda_major(torch: str, installed: Callable[[str], str]) -> int:
     build = torch.partition("+cu")[2]
     if build[:2].isdigit():
         return int(build[:2])
-    # PyPI's torch bears no such mark, and brings CUDA as packages; from 13 on they have no number in their names.
-    for major in (11, 12):
-        if _installed(f"nvidia-cuda-runtime-cu{major}", installed):
+    # PyPI's torch bears no such mark, and brings CUDA as packages; from 13 on they have no number in their names. The
+    # image's torch brings none, and has cuBLAS from a package.
+    for package, major in product(("nvidia-cuda-runtime", "nvidia-cublas"), (11, 12)):
+        if _installed(f"{package}-cu{major}", installed):
             return major
     return (*_numbers(_installed("nvidia-cuda-runtime", installed)), 0)[0]
 

@@ -16,8 +16,8 @@ from quire.app.etag import Page
 from quire.app.openapi.operation import operation
 
 _DIRECTORY = Path(__file__).parents[1] / "console"
-_SCRIPTS = ("api", "chat", "dom", "main", "markdown", "metrics", "pictures", "plot", "poll", "server", "snippets",
-            "sse", "state")
+_SCRIPTS = ("api", "chat", "dom", "inline", "main", "markdown", "metrics", "pictures", "plot", "poll", "server",
+            "snippets", "sse", "state")
 
 FILES = {  # path -> (file, media type)
     "/": ("index.html", "text/html"),

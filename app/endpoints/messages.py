@@ -43,6 +43,7 @@ from quire.engine.frontend.prompts import off_the_loop
 
 # How fields that are checked as chat has them are called here: in names, and where messages begin with these.
 _NAMES = ((re.compile(r"^stop\b"), "stop_sequences"),
+          (re.compile(r"^(tools\[\d+\])\.function\.parameters\b"), r"\1.input_schema"),
           (re.compile(r"^(tools\[\d+\])\.function\b"), r"\1"))
 _encode = msgspec.json.encode
 
@@ -68,9 +69,11 @@ async def create_message(request: Request) -> Response:
     messages = await by_weight(body.weight, body.conversation, images, exchange.max_model_len)
     # The reply lives long, and would hold all of what was sent.
     is_streamed, max_tokens, shown, weight = body.stream, body.max_tokens, body.shown_thoughts, body.weight
-    # A wish, which agents send whatever the model is. It makes a grammar of the whole reply, with the calls that may be
-    # in it, and not all of their tools' schemas could be followed.
-    budget = body.thinking_budget if service.reply_style.bounds_thinking and not body.tools else None
+    # A wish, which agents send whatever the model is. With tools it would make a grammar of the whole reply, calls and
+    # all, and not all of their schemas can be followed: it does where the reply has a form anyway.
+    has_form = choice.must_call or choice.strict or params.structured_outputs is not None
+    is_bound = service.reply_style.bounds_thinking and (has_form or not choice.tools)
+    budget = body.thinking_budget if is_bound else None
     del body
     if not images.images:
         body_was_read(request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
@@ -14,6 +14,7 @@ from quire.app.errors import ApiError
 from quire.app.openapi.operation import NAMES_MODEL, READS_BODY, operation
 from quire.app.schemas.body import AtMost, read_body
 from quire.app.schemas.chat import ChatRequest, RawMessages
+from quire.app.schemas.described import about
 from quire.app.schemas.media import SentImages
 from quire.app.schemas.sampling import check_at_most
 from quire.app.schemas.tools import checked_choice
@@ -30,15 +31,22 @@ _BYTES_OF_A_TEXTS_TOKEN = 64  # the same; a text that hardly has tokens may have
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Either `prompt` or `messages`."""
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: RawMessages | None = None
-    add_special_tokens: bool | None = None  # unset: yes for a prompt, no for messages
-    add_generation_prompt: bool = True
-    tools: list[dict[str, Any]] | None = None  # these two are given to the chat template, which may heed them
-    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
-    mm_processor_kwargs: dict[str, Any] | None = None
-    return_token_strs: bool = False
+    model: Annotated[str | None, about("A name of `/v1/models`; left out, the model that is served.")] = None
+    prompt: Annotated[str | None, about("A text.")] = None
+    messages: Annotated[RawMessages | None, about("A conversation, which the chat template makes a prompt of.")] = None
+    add_special_tokens: Annotated[
+        bool | None, about("Whether the tokenizer puts its own tokens around it; left out: around a prompt, and not "
+                           "around messages.")] = None
+    add_generation_prompt: Annotated[bool, about("Whether the template begins the assistant's message.")] = True
+    continue_final_message: Annotated[
+        bool, about("Whether the prompt ends where the last message, the assistant's, ends.")] = False
+    tools: Annotated[list[dict[str, Any]] | None, about("Of a conversation: functions that may be called.")] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any], about("Of a conversation: variables of the chat template.")
+    ] = msgspec.field(default_factory=dict)
+    mm_processor_kwargs: Annotated[
+        dict[str, Any] | None, about("Options of the model's image processor, such as `max_pixels`.")] = None
+    return_token_strs: Annotated[bool, about("Whether the reply has each token's text, too.")] = False
 
 
 class TokenizeReply(msgspec.Struct):
@@ -49,8 +57,8 @@ class TokenizeReply(msgspec.Struct):
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    model: str | None = None
-    tokens: list[int]
+    model: Annotated[str | None, about("A name of `/v1/models`; left out, the model that is served.")] = None
+    tokens: Annotated[list[int], about("Token ids.")]
 
 
 class DetokenizeReply(msgspec.Struct):
@@ -65,7 +73,7 @@ async def tokenize(request: Request) -> Response:
     check_model(request, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "Give either prompt or messages.", "prompt")
-    for name in ("tools", "chat_template_kwargs", "mm_processor_kwargs"):
+    for name in ("tools", "chat_template_kwargs", "continue_final_message", "mm_processor_kwargs"):
         if getattr(body, name) and body.messages is None:
             raise ApiError(400, f"{name} belongs to messages, and a prompt has none.", name)
     images = images_to_be_sent(request, body.mm_processor_kwargs)
@@ -84,7 +92,8 @@ def _prompt(service: Service, body: TokenizeRequest, images: SentImages) -> str:
     chat.check(service.settings.serve)
     choice = checked_choice(chat.tools, chat.tool_choice, several=chat.parallel_tool_calls)
     return prompt_of(service, chat.conversation(images, most_tokens(service)), choice,
-                     variables=chat.template_variables, add_generation_prompt=body.add_generation_prompt)
+                     variables=chat.template_variables, add_generation_prompt=body.add_generation_prompt,
+                     continue_final_message=body.continue_final_message)
 
 
 def _reply(service: Service, tokens: list[int], *, with_texts: bool) -> bytes:

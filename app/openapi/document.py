@@ -60,7 +60,8 @@ def document(routes: Sequence[BaseRoute], public: frozenset[str]) -> dict[str, A
     return {
         "openapi": "3.1.0",
         "info": {"title": "Quire", "version": __version__, "description": _ABOUT},
-        "servers": [{"url": "."}],  # where the document itself came from, whatever a proxy puts before it
+        # Where the document itself came from, whatever a proxy puts before it.
+        "servers": [{"url": ".", "description": "this server"}],
         "tags": [{"name": name, "description": said} for name, said in _TAGS.items() if name in used],
         "security": [{"bearer": []}],
         "paths": paths,

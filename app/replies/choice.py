@@ -17,6 +17,7 @@ class Choice:
     def __init__(self, parser: ReplyParser | None, asked: ToolChoice) -> None:
         self._parser = parser
         self._names_call = bool(asked.name)
+        self._several = asked.several
         self.num_reasoning_tokens = 0
 
     @property
@@ -35,7 +36,12 @@ class Choice:
             # OpenAI's: where the request named the tool, that it was called tells nothing new.
             if update.finish_reason == "stop" and parser.num_calls and not self._names_call:
                 update.finish_reason = "tool_calls"
-        return pieces
+        return pieces if self._several else [piece for piece in pieces if not _is_of_another_call(piece)]
+
+
+def _is_of_another_call(piece: Piece) -> bool:
+    """Than the first: where nothing keeps a model from calling twice, who asked for one call gets the first."""
+    return isinstance(piece, (Call, Arguments)) and piece.index > 0
 
 
 @dataclass(slots=True)

@@ -52,8 +52,8 @@ class JsonCall:
             elif self._expects == ":" and character == ":":
                 self._expects, place = "value", place + 1
             elif self._expects == "value":
-                # Arguments are an object; some models write that as a text.
-                self._streams = self._key in _ARGUMENTS and character == "{"
+                # Arguments are an object; some models write that as a text. Of two the first counts, as of two names.
+                self._streams = self._key in _ARGUMENTS and character == "{" and not self.has_arguments
                 self._begin()
             elif self._expects in (",", "key") and character == "}":
                 self._finish(place + 1, text, failed=self.name is None)
@@ -92,8 +92,8 @@ class JsonCall:
             return
         self._expects = ","
         if self._key == "name":
-            self.name = _text(value) or None
-        elif self._key in _ARGUMENTS and not self._streams:
+            self.name = self.name or _text(value) or None
+        elif self._key in _ARGUMENTS and not self.has_arguments:
             inner = _text(value)
             if isinstance(_decoded(inner), dict):
                 self.has_arguments = True

@@ -144,6 +144,12 @@ class _Turns:
         return message
 
     def finished(self) -> list[dict[str, Any]]:
+        """A last message in which the assistant says nothing yet is its reply, which is to be written."""
+        last = self._messages[-1]
+        if last["role"] == "assistant" and not any(last["content"]) and "tool_calls" not in last:
+            self._messages.pop()
+        if not self._messages:
+            raise ApiError(400, "messages must hold something that is said.", "messages")
         for message in self._messages:
             said = message["content"]
             if len(said) > 1 or not all(isinstance(part, str) for part in said):

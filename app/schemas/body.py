@@ -22,7 +22,7 @@ from quire.app.background import in_background
 from quire.app.errors import ApiError
 from quire.app.schemas.described import is_raw
 from quire.app.schemas.structure import SMALL_BYTES, check_structure
-from quire.app.schemas.unknown import OF_CLIENTS, UnknownFields, elsewhere
+from quire.app.schemas.unknown import OF_CLIENTS, OfOthers, UnknownFields, elsewhere
 from quire.app.service import record_of, service_of
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -139,6 +139,7 @@ def parse_body(raw: bytes, schema: type[T], unknown: UnknownFields) -> T:
     """`raw` as a `schema`; null counts as "not given". Raises ApiError (400)."""
     fields = _split(raw)
     decoders = _decoders(schema)
+    of_others: dict[str, OfOthers] = getattr(schema, "OF_OTHERS", {})
     values: dict[str, Any] = {}
     for name, value in fields.items():
         if value == _NULL:
@@ -149,7 +150,10 @@ def parse_body(raw: bytes, schema: type[T], unknown: UnknownFields) -> T:
         if name in HARMLESS and name not in decoders:
             continue
         if name not in decoders:
-            if name in UNSUPPORTED:
+            if name in of_others:
+                if not _asks_for_nothing(name, value, of_others[name].neutral):
+                    raise ApiError(400, f"{name} is no field of this path: {of_others[name].instead}.", name)
+            elif name in UNSUPPORTED:
                 _refuse_unless_neutral(name, value)
             else:
                 unknown.meet(name, name, decoders, OF_CLIENTS, is_empty=value in _EMPTY)
@@ -242,11 +246,15 @@ def _unreadable(error: Exception) -> ApiError:
     return ApiError(400, f"The request body is not JSON that can be read: {error}.")
 
 
-def _refuse_unless_neutral(name: str, raw: msgspec.Raw) -> None:
-    neutral = UNSUPPORTED[name]
+def _asks_for_nothing(name: str, raw: msgspec.Raw, neutral: tuple[Any, ...]) -> bool:
     value = decode_field(name, _ANYTHING, raw) if len(raw) <= _MOST_NEUTRAL_BYTES else object()
     # 1 and 1.0 are one number to JSON; true is none.
-    if not any(value == allowed and isinstance(value, bool) is isinstance(allowed, bool) for allowed in neutral):
+    return any(value == allowed and isinstance(value, bool) is isinstance(allowed, bool) for allowed in neutral)
+
+
+def _refuse_unless_neutral(name: str, raw: msgspec.Raw) -> None:
+    neutral = UNSUPPORTED[name]
+    if not _asks_for_nothing(name, raw, neutral):
         allowed_values = " or ".join(msgspec.json.encode(allowed).decode() for allowed in neutral)
         message = f"{name} is not supported by this version; leave it out" + (
             f", or send {allowed_values}." if neutral else ".")

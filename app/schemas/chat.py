@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
 from quire.app.errors import ApiError
 from quire.app.schemas.body import decode_field
-from quire.app.schemas.described import json_of
+from quire.app.schemas.described import about, json_of
 from quire.app.schemas.media import SentImages, is_image
 from quire.app.schemas.message_form import ConversationMessage
 from quire.app.schemas.prompt_logprobs import ToldOfPrompt
@@ -17,7 +17,7 @@ from quire.app.schemas.raw import NULL, begins, says_something, shown_json, text
 from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens
 from quire.app.schemas.template import check_effort, check_template_kwargs, template_variables
 from quire.app.schemas.tool_calls import SentCall, ToolCall
-from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES
+from quire.app.schemas.unknown import OF_CLIENTS_IN_MESSAGES, OfOthers
 from quire.app.schemas.usage import Usage
 from quire.app.settings import ServeSettings
 from quire.engine.arguments import shown
@@ -47,21 +47,34 @@ RawMessages = Annotated[list[dict[str, msgspec.Raw]], json_of(list[ConversationM
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
-    messages: RawMessages
-    max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
-    echo: bool = False
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool = True
-    include_reasoning: bool = True
-    reasoning_effort: str | None = None
-    thinking_token_budget: int | None = None
-    mm_processor_kwargs: dict[str, Any] | None = None
+    OF_OTHERS: ClassVar[dict[str, OfOthers]] = {"echo": OfOthers("a reply never repeats the conversation", False)}
+
+    messages: Annotated[RawMessages, about("The conversation so far, the last message being what is to be answered.")]
+    max_completion_tokens: Annotated[
+        int | None, about("The most tokens of the reply, thoughts included; left out, what the context has room for."),
+    ] = None
+    logprobs: Annotated[bool, about("Whether the reply tells its tokens' logprobs.")] = False
+    top_logprobs: Annotated[int | None, about("With `logprobs`: this many alternatives to each token.")] = None
+    add_generation_prompt: Annotated[
+        bool, about("Whether the chat template begins the assistant's message, which is the reply.")] = True
+    continue_final_message: Annotated[
+        bool, about("Whether the reply goes on where the last message, the assistant's, ends; with "
+                    "`add_generation_prompt: false`.")] = False
+    chat_template_kwargs: Annotated[
+        dict[str, Any], about("Variables of the model's chat template, such as `enable_thinking`.")
+    ] = msgspec.field(default_factory=dict)
+    tools: Annotated[list[dict[str, Any]] | None, about("Functions that the model may call.")] = None
+    tool_choice: Annotated[
+        str | dict[str, Any] | None,
+        about("`auto`, `none`, `required`, or one function by its name. Calls that must be fit the function's schema.")
+    ] = None
+    parallel_tool_calls: Annotated[bool, about("Whether more than one function may be called at once.")] = True
+    include_reasoning: Annotated[bool, about("Whether the reply has what the model thought.")] = True
+    reasoning_effort: Annotated[
+        str | None, about("How much the model thinks, where its template knows that; `none`: not at all.")] = None
+    thinking_token_budget: Annotated[int | None, about("The most tokens of the thinking; -1: no limit.")] = None
+    mm_processor_kwargs: Annotated[
+        dict[str, Any] | None, about("Options of the model's image processor, such as `max_pixels`.")] = None
 
     @property
     def thinking_budget(self) -> int | None:
@@ -93,8 +106,6 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
         check_logprobs("top_logprobs", self.top_logprobs, settings)
-        if self.echo:
-            raise ApiError(400, "echo is not supported for chat.", "echo")
         check_effort("reasoning_effort", self.reasoning_effort)
         check_template_kwargs(self.chat_template_kwargs)
         checked_options(self.mm_processor_kwargs)

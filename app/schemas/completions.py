@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from quire.app.errors import ApiError
-from quire.app.schemas.described import json_of
+from quire.app.schemas.described import about, json_of
 from quire.app.schemas.prompt_logprobs import ToldOfPrompt
 from quire.app.schemas.prompts import PROMPTS, prompts_of
 from quire.app.schemas.sampling import GenerationRequest, check_logprobs, check_max_tokens
@@ -20,9 +20,10 @@ _CHARACTERS_OF_AN_ID = 4
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    prompt: Annotated[msgspec.Raw, PROMPTS]  # see `prompts`
-    echo: bool = False
-    logprobs: int | bool | None = None
+    prompt: Annotated[msgspec.Raw, PROMPTS, about("A text, token ids, or several of either.")]  # see `prompts`
+    echo: Annotated[bool, about("Whether the reply begins with the prompt.")] = False
+    logprobs: Annotated[
+        int | bool | None, about("With the tokens' logprobs, and this many alternatives to each.")] = None
 
     @property
     def num_logprobs(self) -> int | None:

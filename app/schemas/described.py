@@ -19,6 +19,11 @@ def json_of(form: Any) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema={HOLDS: FORMS.index(form)})
 
 
+def about(text: str) -> msgspec.Meta:
+    """What the field is for, in a sentence or two."""
+    return msgspec.Meta(description=text)
+
+
 def within(low: float | None = None, high: float | None = None, *, above: float | None = None) -> msgspec.Meta:
     """A number from `low` to `high`, or greater than `above`: those that are not refused, as a test sees to."""
     bounds = {"minimum": low, "maximum": high, "exclusiveMinimum": above}

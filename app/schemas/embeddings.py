@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from quire.app.errors import ApiError
-from quire.app.schemas.described import json_of, one_of
+from quire.app.schemas.described import about, json_of, one_of
 from quire.app.schemas.prompts import PROMPTS, prompts_of
 from quire.app.schemas.sampling import check_place
 from quire.engine.arguments import shown
@@ -17,20 +17,25 @@ _CHOICES = {"encoding_format": ("float", "base64"), "embed_dtype": ("float32",),
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    input: Annotated[msgspec.Raw, PROMPTS]  # see `inputs`
-    model: str | None = None
-    encoding_format: Annotated[str, one_of(*_CHOICES["encoding_format"])] = "float"
-    dimensions: int | None = None
-    use_activation: bool | None = None
-    normalize: bool | None = None
-    truncate_prompt_tokens: int | None = None
-    truncation_side: str | None = None
-    add_special_tokens: bool = True
-    priority: int = 0
-    cache_salt: str = ""
+    input: Annotated[msgspec.Raw, PROMPTS, about("A text, token ids, or several of either.")]  # see `inputs`
+    model: Annotated[str | None, about("A name of `/v1/models`; left out, the model that is served.")] = None
+    encoding_format: Annotated[
+        str, one_of(*_CHOICES["encoding_format"]), about("Numbers, or float32 in base64.")] = "float"
+    dimensions: Annotated[
+        int | None, about("Length that vectors are cut to, where the model was trained for that.")] = None
+    use_activation: Annotated[
+        bool | None, about("Whether vectors are made of length 1; left out, the model's files tell.")] = None
+    normalize: Annotated[bool | None, about("Older name of `use_activation`.")] = None
+    truncate_prompt_tokens: Annotated[
+        int | None, about("Tokens that a longer text is cut to; -1: what the model takes.")] = None
+    truncation_side: Annotated[str | None, about("`left` or `right`: where it is cut.")] = None
+    add_special_tokens: Annotated[bool, about("Whether the tokenizer puts its own tokens around the text.")] = True
+    priority: Annotated[int, about("Place in the queue: lower goes first.")] = 0
+    cache_salt: Annotated[
+        str, about("Only requests with the same salt share what the prefix cache holds of their texts.")] = ""
     # What vLLM takes beside; of each, the form that base64 has anyway.
-    embed_dtype: Annotated[str, one_of(*_CHOICES["embed_dtype"])] = "float32"
-    endianness: Annotated[str, one_of(*_CHOICES["endianness"])] = "native"
+    embed_dtype: Annotated[str, one_of(*_CHOICES["embed_dtype"]), about("Type of the numbers in base64.")] = "float32"
+    endianness: Annotated[str, one_of(*_CHOICES["endianness"]), about("Order of their bytes.")] = "native"
 
     def pooling_params(self) -> PoolingParams:
         """Raises ApiError, InvalidRequestError for what can be seen to be wrong without the model."""

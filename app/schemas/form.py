@@ -1,5 +1,5 @@
-"""The fields that ask for the form of an output: OpenAI's response_format, vLLM's structured_outputs, and guided_*, its
-older names.
+"""The fields that ask for the form of an output: vLLM's structured_outputs, and guided_*, its older names; and how
+OpenAI's own field is read, which has another name in each API.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import msgspec
 
 from quire.app.errors import ApiError
-from quire.app.schemas.described import json_of
-from quire.app.schemas.response_format import ResponseFormat, StructuredOutputs
+from quire.app.schemas.described import about, json_of
+from quire.app.schemas.response_format import StructuredOutputs
 from quire.engine.arguments import shown
 from quire.engine.structured_outputs import FIELDS, StructuredOutputsParams
 
@@ -20,15 +20,19 @@ _TYPES = ("text", "json_object", "json_schema", "structural_tag")
 class FormFields(msgspec.Struct, frozen=True, kw_only=True):
     """None everywhere means "not given"."""
 
-    response_format: Annotated[dict[str, Any], json_of(ResponseFormat)] | None = None
-    structured_outputs: Annotated[dict[str, Any], json_of(StructuredOutputs)] | None = None
-    guided_json: str | dict[str, Any] | bool | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
-    guided_whitespace_pattern: str | None = None
-    guided_decoding_backend: str | None = None  # of which there is one here
-    structural_tag: str | dict[str, Any] | None = None
+    structured_outputs: Annotated[
+        Annotated[dict[str, Any], json_of(StructuredOutputs)] | None,
+        about("The form of the output: one of `json`, `regex`, `choice`, `grammar`, `json_object`, `structural_tag`."),
+    ] = None
+    guided_json: Annotated[str | dict[str, Any] | bool | None, about("Older name of `structured_outputs.json`.")] = None
+    guided_regex: Annotated[str | None, about("Older name of `structured_outputs.regex`.")] = None
+    guided_choice: Annotated[list[str] | None, about("Older name of `structured_outputs.choice`.")] = None
+    guided_grammar: Annotated[str | None, about("Older name of `structured_outputs.grammar`.")] = None
+    guided_whitespace_pattern: Annotated[
+        str | None, about("Older name of `structured_outputs.whitespace_pattern`.")] = None
+    guided_decoding_backend: Annotated[str | None, about("Without effect: there is one way here.")] = None
+    structural_tag: Annotated[
+        str | dict[str, Any] | None, about("Free text in which some parts have a form, as vLLM has it.")] = None
 
     @property
     def form(self) -> StructuredOutputsParams | None:
@@ -41,8 +45,8 @@ class FormFields(msgspec.Struct, frozen=True, kw_only=True):
         return asked[0] if asked else None
 
     def _response_format(self) -> StructuredOutputsParams | None:
-        """As the API itself has it."""
-        return stated_form("response_format", self.response_format, within="json_schema")
+        """As the API itself has it, in a field that each has its own way."""
+        return None
 
     def _structured_outputs(self) -> StructuredOutputsParams | None:
         wanted = self.structured_outputs

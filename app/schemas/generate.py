@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from quire.app.errors import ApiError
 from quire.app.schemas.completions import CompletionRequest
+from quire.app.schemas.described import about
 
 _NOT_TOLD = ("stream_options", "logprobs", "prompt_logprobs")
 
@@ -13,7 +16,7 @@ _NOT_TOLD = ("stream_options", "logprobs", "prompt_logprobs")
 class GenerateRequest(CompletionRequest, frozen=True, kw_only=True):
     """One prompt, which every text of the reply repeats."""
 
-    echo: bool = True
+    echo: Annotated[bool, about("Without effect: every text begins with the prompt.")] = True
 
     def check_reply(self, prompts: list[str | list[int]]) -> None:
         """Raises ApiError (400) for what the reply has no place for."""

@@ -10,7 +10,7 @@ import msgspec
 from quire.app.errors import ApiError
 from quire.app.schemas.blocks import conversation_of
 from quire.app.schemas.chat import ChatRequest, RawMessages
-from quire.app.schemas.described import json_of
+from quire.app.schemas.described import about, json_of
 from quire.app.schemas.media import SentImages
 from quire.app.schemas.raw import NULL
 from quire.app.schemas.template import check_effort
@@ -63,17 +63,28 @@ def _null() -> msgspec.Raw:
 class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The fields that are part of the prompt, or may be sent with them."""
 
-    messages: RawMessages
-    model: str | None = None
-    system: Annotated[msgspec.Raw, json_of(str | list[dict[str, Any]])] = msgspec.field(default_factory=_null)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: SentChoice | None = None
-    thinking: ThinkingConfig | None = None
-    output_config: OutputConfig | None = None
-    output_format: dict[str, Any] | None = None  # where output_config.format was first
-    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
-    # What Anthropic's servers leave out of long conversations; here all counts.
-    context_management: Annotated[msgspec.Raw, json_of(dict[str, Any])] = msgspec.field(default_factory=_null)
+    messages: Annotated[
+        RawMessages, about("The conversation so far; one that ends with the assistant's is gone on with.")]
+    model: Annotated[str | None, about("A name of `/v1/models`; left out, the model that is served.")] = None
+    system: Annotated[
+        msgspec.Raw, json_of(str | list[dict[str, Any]]), about("The system message: a text, or blocks of text.")
+    ] = msgspec.field(default_factory=_null)
+    tools: Annotated[
+        list[dict[str, Any]] | None, about("What the model may call: `name`, `description`, `input_schema`.")] = None
+    tool_choice: Annotated[
+        SentChoice | None, about("`auto`, `any`, `tool` with a name, or `none`. Calls that must be fit their schema.")
+    ] = None
+    thinking: Annotated[
+        ThinkingConfig | None, about("Whether the model thinks, and at most how many tokens of it.")] = None
+    output_config: Annotated[
+        OutputConfig | None, about("`format`: JSON by a schema; `effort`: how much the model thinks.")] = None
+    output_format: Annotated[dict[str, Any] | None, about("Older name of `output_config.format`.")] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any], about("Variables of the model's chat template, such as `enable_thinking`.")
+    ] = msgspec.field(default_factory=dict)
+    context_management: Annotated[
+        msgspec.Raw, json_of(dict[str, Any]), about("Without effect: nothing of a conversation is left out here.")
+    ] = msgspec.field(default_factory=_null)
 
     @property
     def weight(self) -> int:
@@ -134,6 +145,9 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
         sent = self.tool_choice
         if sent is None:
             return checked_choice(tools, None, several=True)
+        if not tools and sent.type in ("any", "tool"):
+            raise ApiError(400, f"tool_choice.type is {sent.type!r}, and there are no tools to choose from.",
+                           "tool_choice.type")
         choice: str | dict[str, Any] | None = _CHOICES.get(sent.type)
         if sent.type == "tool":
             if sent.name is None:
@@ -150,16 +164,19 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MessagesRequest(CountRequest, frozen=True, kw_only=True):
-    max_tokens: int
-    stream: bool = False
-    stop_sequences: list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    max_tokens: Annotated[int, about("The most tokens of the reply, thoughts included.")]
+    stream: Annotated[bool, about("Whether the reply comes as server-sent events, as it is written.")] = False
+    stop_sequences: Annotated[list[str] | None, about("Texts at which the reply ends, without them.")] = None
+    temperature: Annotated[float | None, about("How freely tokens are drawn; 0 takes the likeliest.")] = None
+    top_p: Annotated[
+        float | None, about("Tokens are drawn from the likeliest, which together have this probability.")] = None
+    top_k: Annotated[int | None, about("Tokens are drawn from this many of the likeliest.")] = None
     # vLLM's and Quire's.
-    seed: int | None = None
-    priority: int = 0
-    cache_salt: str = ""
+    seed: Annotated[
+        int | None, about("The same seed draws the same tokens from the same probabilities.")] = None
+    priority: Annotated[int, about("Place in the queue: lower goes first.")] = 0
+    cache_salt: Annotated[
+        str, about("Only requests with the same salt share what the prefix cache holds of their prompts.")] = ""
 
     @property
     def as_chat(self) -> ChatRequest:

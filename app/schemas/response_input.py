@@ -56,6 +56,9 @@ def conversation_of(sent: msgspec.Raw, instructions: str | None, images: SentIma
     else:
         raise ApiError(400, f"input must be text or a list of items, got {shown_json(sent)}.", "input")
     if not instructions:
+        if not messages:
+            raise ApiError(400, "input must hold something that is said, called or answered; it has thoughts alone.",
+                           "input")
         return messages
     num_first = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
     texts = [instructions, *(_text(message["content"]) for message in messages[:num_first])]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
 from quire.app.errors import ApiError
 from quire.app.json_pieces import as_raw
-from quire.app.schemas.described import json_of
+from quire.app.schemas.described import about, json_of
 from quire.app.schemas.form import stated_form
-from quire.app.schemas.sampling import GenerationRequest, check_at_most, check_logprobs, check_max_tokens
+from quire.app.schemas.sampling import SamplingFields, check_at_most, check_logprobs, check_max_tokens
 from quire.app.schemas.template import check_effort, check_template_kwargs, template_variables
-from quire.app.schemas.tools import MAX_TOOLS, ToolChoice, check_function, checked_choice
-from quire.app.schemas.unknown import UnknownFields
+from quire.app.schemas.tools import MAX_TOOLS, ToolChoice, check_function, checked_choice, only_allowed
+from quire.app.schemas.unknown import OfOthers, UnknownFields
 from quire.app.settings import ServeSettings
 from quire.engine.arguments import shown
 from quire.engine.image_options import checked_options
@@ -30,12 +30,7 @@ MAX_METADATA_CHARACTERS = 512
 
 _ONE = "a response is one reply; send the request again for another"
 _BEAMS = "beams are /v1/chat/completions' and /v1/completions'"
-# Fields of the other APIs, each with the values that ask for nothing and what to do.
-_ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "n": ((1,), _ONE), "best_of": ((1,), _ONE), "use_beam_search": ((False,), _BEAMS),
-    "max_tokens": ((), "here it is max_output_tokens"), "response_format": ((), "here it is text.format"),
-    "prompt_logprobs": ((), "a response has no place for them; use /v1/chat/completions"),
-}
+_LENGTH = "here it is max_output_tokens"
 # Wishes that change nothing here, each with the value that is fulfilled all the same.
 _NOT_HEEDED = {"text": {"verbosity": "medium"},
                "reasoning": {"summary": "auto", "generate_summary": "auto", "context": "auto", "mode": "standard"}}
@@ -56,22 +51,47 @@ class ReasoningConfig(msgspec.Struct, frozen=True):
     mode: str | None = None
 
 
-class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
-    input: Annotated[msgspec.Raw, json_of(str | list[dict[str, Any]])]  # see `response_input`
-    instructions: str | None = None
-    max_output_tokens: int | None = None
-    max_tool_calls: int | None = None  # of the server's own tools, of which there are none
-    metadata: dict[str, str] = msgspec.field(default_factory=dict)
-    include: list[str] = msgspec.field(default_factory=list)
-    text: TextConfig = TextConfig()
-    reasoning: ReasoningConfig = ReasoningConfig()
-    top_logprobs: int | None = None
-    tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
-    tool_choice: str | dict[str, Any] = "auto"
-    parallel_tool_calls: bool = True
-    include_reasoning: bool = True
-    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
-    mm_processor_kwargs: dict[str, Any] | None = None
+class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
+    OF_OTHERS: ClassVar[dict[str, OfOthers]] = {
+        "n": OfOthers(_ONE, 1), "best_of": OfOthers(_ONE, 1), "use_beam_search": OfOthers(_BEAMS, False),
+        **dict.fromkeys(("length_penalty", "early_stopping", "length_counts_prompt"), OfOthers(_BEAMS)),
+        "max_tokens": OfOthers(_LENGTH), "max_completion_tokens": OfOthers(_LENGTH),
+        "response_format": OfOthers("here it is text.format"),
+        "reasoning_effort": OfOthers("here it is reasoning.effort"),
+        "prompt_logprobs": OfOthers("a response has no place for them; use /v1/chat/completions"),
+    }
+
+    input: Annotated[
+        msgspec.Raw, json_of(str | list[dict[str, Any]]),  # see `response_input`
+        about("What is said: a text, or items as a reply's output has them, messages and results of functions.")]
+    instructions: Annotated[str | None, about("The system message.")] = None
+    max_output_tokens: Annotated[
+        int | None, about("The most tokens of the reply, thoughts included; left out, what the context has room for."),
+    ] = None
+    max_tool_calls: Annotated[
+        int | None, about("Of the server's own tools, of which there are none: without effect.")] = None
+    metadata: Annotated[
+        dict[str, str], about("Up to 16 texts, which the reply repeats.")] = msgspec.field(default_factory=dict)
+    include: Annotated[
+        list[str], about(f"`{LOGPROBS}` asks for logprobs.")] = msgspec.field(default_factory=list)
+    text: Annotated[TextConfig, about("`format`: text, any JSON object, or JSON by a schema.")] = TextConfig()
+    reasoning: Annotated[
+        ReasoningConfig, about("`effort`: how much the model thinks, where its template knows that.")
+    ] = ReasoningConfig()
+    top_logprobs: Annotated[int | None, about("Alternatives to each token of the text, with logprobs.")] = None
+    tools: Annotated[
+        list[dict[str, Any]], about("Functions that the model may call: name, description and parameters beside the "
+                                    "type.")] = msgspec.field(default_factory=list)
+    tool_choice: Annotated[
+        str | dict[str, Any], about("`auto`, `none`, `required`, one function by its name, or those that are allowed.")
+    ] = "auto"
+    parallel_tool_calls: Annotated[bool, about("Whether more than one function may be called at once.")] = True
+    include_reasoning: Annotated[bool, about("Whether the reply has what the model thought.")] = True
+    chat_template_kwargs: Annotated[
+        dict[str, Any], about("Variables of the model's chat template, such as `enable_thinking`.")
+    ] = msgspec.field(default_factory=dict)
+    mm_processor_kwargs: Annotated[
+        dict[str, Any] | None, about("Options of the model's image processor, such as `max_pixels`.")] = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -88,11 +108,7 @@ class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
 
     def check(self, settings: ServeSettings, unknown: UnknownFields) -> None:
         """Raises ApiError for what can be seen without the engine."""
-        for name, (neutral, instead) in _ELSEWHERE.items():
-            value = getattr(self, name)
-            if value is not None and value not in neutral:
-                raise ApiError(400, f"{name} is no field of /v1/responses: {instead}.", name)
-        self.check_common(settings)
+        self.check_sampling(settings)
         check_max_tokens("max_output_tokens", self.max_output_tokens, "as many as the context has room for")
         check_logprobs("top_logprobs", self.top_logprobs, settings)
         check_effort("reasoning.effort", self.reasoning.effort)
@@ -116,27 +132,12 @@ class ResponsesRequest(GenerationRequest, frozen=True, kw_only=True):
         tools = [_as_chat_has_it(tool, f"tools[{i}]") for i, tool in enumerate(self.tools)]
         choice = self.tool_choice
         if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-            tools, choice = self._allowed(tools), choice.get("mode", "auto")
+            tools, choice = only_allowed(tools, choice, "tool_choice"), choice.get("mode", "auto")
         elif isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("name"), str):
             choice = {"type": "function", "function": {"name": choice["name"]}}
         elif choice not in ("auto", "none", "required"):
             raise self._no_choice()
         return checked_choice(tools, choice, several=self.parallel_tool_calls)
-
-    def _allowed(self, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        assert isinstance(self.tool_choice, dict)
-        allowed = self.tool_choice.get("tools")
-        if self.tool_choice.get("mode", "auto") not in ("auto", "required") or not isinstance(allowed, list):
-            raise self._no_choice()
-        names, known = set(), {tool["function"]["name"] for tool in tools}
-        for i, tool in enumerate(allowed):
-            name = tool.get("name") if isinstance(tool, dict) else None
-            if isinstance(name, str) and name in known:
-                names.add(name)
-            else:
-                raise ApiError(400, f"tool_choice.tools[{i}] names {shown(name)}, which is none of the tools.",
-                               f"tool_choice.tools[{i}]")
-        return [tool for tool in tools if tool["function"]["name"] in names]
 
     def _no_choice(self) -> ApiError:
         return ApiError(400, f"tool_choice must be one of {_CHOICES}; got {shown(self.tool_choice)}.", "tool_choice")

@@ -1,4 +1,4 @@
-"""The request fields that chat and completions share, and how they become SamplingParams.
+"""The request fields that the APIs share, and how they become SamplingParams.
 
 A client's value wins over the model's own default (generation_config.json), which wins over SamplingParams'.
 """
@@ -10,20 +10,22 @@ from typing import Annotated, Any
 import msgspec
 
 from quire.app.errors import ApiError
-from quire.app.schemas.described import within
-from quire.app.schemas.form import FormFields
+from quire.app.schemas.described import about, json_of, within
+from quire.app.schemas.form import FormFields, stated_form
+from quire.app.schemas.response_format import ResponseFormat
 from quire.app.settings import ServeSettings
 from quire.engine.arguments import shown
 from quire.engine.frontend.submission import MAX_BAD_WORDS
 from quire.engine.sampling_params import MAX_LENGTH_PENALTY, MAX_REPETITION, RequestOutputKind, SamplingParams
+from quire.engine.structured_outputs import StructuredOutputsParams
 
-_PASSED_ON = (
+_PASSED_ON = frozenset({
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
     "seed", "stop_token_ids", "ignore_eos", "min_tokens", "skip_special_tokens", "logit_bias", "allowed_token_ids",
     "bad_words", "prompt_logprobs", "use_beam_search", "best_of", "length_penalty", "early_stopping",
     "length_counts_prompt",
     "spaces_between_special_tokens", "include_stop_str_in_output",
-)
+})
 _MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 MAX_SALT_CHARACTERS = 256
@@ -68,41 +70,54 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_obfuscation: bool | None = None  # padding against traffic analysis that OpenAI adds; here there is none
 
 
-class GenerationRequest(FormFields, frozen=True, kw_only=True):
-    """None everywhere means "not given"."""
+class SamplingFields(FormFields, frozen=True, kw_only=True):
+    """What every API takes that generates. None everywhere means "not given"."""
 
-    model: str | None = None
-    n: Annotated[int, within(1)] | None = None
-    best_of: Annotated[int, within(1)] | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    use_beam_search: bool | None = None
-    length_penalty: Annotated[float, within(-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)] | None = None
-    early_stopping: bool | str | None = None
-    length_counts_prompt: bool | None = None
-    max_tokens: Annotated[int, within(0)] | None = None
-    min_tokens: Annotated[int, within(0)] | None = None
-    temperature: Annotated[float, within(0, 2)] | None = None
-    top_p: Annotated[float, within(above=0, high=1)] | None = None
-    top_k: Annotated[int, within(-1, 2**31 - 1)] | None = None
-    min_p: Annotated[float, within(0, 1)] | None = None
-    seed: Annotated[int, within(-(2**63), 2**63 - 1)] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    presence_penalty: Annotated[float, within(-2, 2)] | None = None
-    frequency_penalty: Annotated[float, within(-2, 2)] | None = None
-    repetition_penalty: Annotated[float, within(1 / MAX_REPETITION, MAX_REPETITION)] | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    prompt_logprobs: Annotated[int, within(0)] | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    spaces_between_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    priority: Annotated[int, within(-(2**31), 2**31 - 1)] = 0
-    cache_salt: str = ""
-    add_special_tokens: bool | None = None
+    model: Annotated[str | None, about("A name of `/v1/models`; left out, the model that is served.")] = None
+    stream: Annotated[bool, about("Whether the reply comes as server-sent events, as it is written.")] = False
+    stream_options: Annotated[StreamOptions | None, about("What a stream tells beside the text.")] = None
+    min_tokens: Annotated[
+        Annotated[int, within(0)] | None, about("Tokens before which the output does not end.")] = None
+    temperature: Annotated[
+        Annotated[float, within(0, 2)] | None, about("How freely tokens are drawn; 0 takes the likeliest.")] = None
+    top_p: Annotated[
+        Annotated[float, within(above=0, high=1)] | None,
+        about("Tokens are drawn from the likeliest, which together have this probability.")] = None
+    top_k: Annotated[
+        Annotated[int, within(-1, 2**31 - 1)] | None,
+        about("Tokens are drawn from this many of the likeliest; 0 and -1: from all.")] = None
+    min_p: Annotated[
+        Annotated[float, within(0, 1)] | None,
+        about("The least probability of a token that may be drawn, as a share of the likeliest one's.")] = None
+    seed: Annotated[
+        Annotated[int, within(-(2**63), 2**63 - 1)] | None,
+        about("The same seed draws the same tokens from the same probabilities.")] = None
+    stop: Annotated[str | list[str] | None, about("Texts at which the output ends, without them.")] = None
+    stop_token_ids: Annotated[list[int] | None, about("Tokens at which the output ends.")] = None
+    presence_penalty: Annotated[
+        Annotated[float, within(-2, 2)] | None, about("Taken off the logit of each token that the output has.")] = None
+    frequency_penalty: Annotated[
+        Annotated[float, within(-2, 2)] | None,
+        about("Taken off a token's logit as often as the output has it.")] = None
+    repetition_penalty: Annotated[
+        Annotated[float, within(1 / MAX_REPETITION, MAX_REPETITION)] | None,
+        about("Divides the logits of tokens that prompt or output have; 1 changes nothing.")] = None
+    logit_bias: Annotated[
+        dict[str, float] | None, about("What is added to the logits of these token ids, from -100 to 100.")] = None
+    allowed_token_ids: Annotated[list[int] | None, about("The only tokens that may be drawn.")] = None
+    bad_words: Annotated[list[str] | None, about("Words that the output may not have.")] = None
+    ignore_eos: Annotated[bool | None, about("Whether the output goes on behind the model's end of text.")] = None
+    skip_special_tokens: Annotated[bool | None, about("Whether special tokens are left out of the text (true).")] = None
+    spaces_between_special_tokens: Annotated[
+        bool | None, about("Whether special tokens in the text have spaces between them (true).")] = None
+    include_stop_str_in_output: Annotated[
+        bool | None, about("Whether the text ends with the stop text that it ended at (false).")] = None
+    priority: Annotated[
+        int, within(-(2**31), 2**31 - 1), about("Place in the queue: lower goes first.")] = 0
+    cache_salt: Annotated[
+        str, about("Only requests with the same salt share what the prefix cache holds of their prompts.")] = ""
+    add_special_tokens: Annotated[
+        bool | None, about("Whether the tokenizer puts its own tokens around the prompt.")] = None
 
     @property
     def include_usage(self) -> bool:
@@ -113,30 +128,11 @@ class GenerationRequest(FormFields, frozen=True, kw_only=True):
         return self.include_usage and self.stream_options is not None and bool(
             self.stream_options.continuous_usage_stats)
 
-    def check_common(self, settings: ServeSettings, num_prompts: int = 1) -> None:
+    def check_sampling(self, settings: ServeSettings) -> None:
         """Raises ApiError for what is out of the limits of the service; the values' own ranges are SamplingParams'."""
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options may be given only with stream: true.", "stream_options")
         check_place(self.priority, self.cache_salt)
-        check_logprobs("prompt_logprobs", self.prompt_logprobs, settings)
-        if self.prompt_logprobs is not None and self.stream:
-            raise ApiError(400, "prompt_logprobs come with a whole reply only, not with a stream; send stream: false.",
-                           "prompt_logprobs")
-        self._check_counts(settings, num_prompts)
-
-    @property
-    def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
-    def _check_counts(self, settings: ServeSettings, num_prompts: int) -> None:
-        check_at_most("n", self.n, settings.max_n, "--max-n")
-        check_at_most("best_of", self.best_of, settings.max_n, "--max-n")
-        name = "best_of" if self.best_of else "n"
-        each = self.best_of or self.n or 1
-        num_samples, max_samples = num_prompts * each, settings.engine.max_queued_requests
-        if num_samples > max_samples:
-            raise ApiError(400, f"{num_prompts} prompts with {name} = {each} make {num_samples} samples; a request "
-                           f"may have at most {max_samples} (--max-queued-requests).", name)
         check_at_most("stop", len(self.stops), settings.max_stop_sequences, "--max-stop-sequences", "strings")
         check_at_most("stop", max(map(len, self.stops), default=0), MAX_STOP_CHARACTERS, what="characters in a string")
         check_at_most("stop_token_ids", len(self.stop_token_ids or []), MAX_STOP_TOKEN_IDS, what="ids")
@@ -145,16 +141,16 @@ class GenerationRequest(FormFields, frozen=True, kw_only=True):
         check_at_most("bad_words", max(map(len, self.bad_words or []), default=0), MAX_STOP_CHARACTERS,
                       what="characters in a word")
 
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
     def sampling_params(self, model_defaults: dict[str, Any], max_tokens: int | None,
                         logprobs: int | None) -> SamplingParams:
         """Raises InvalidRequestError where a value is out of range."""
-        values: dict[str, Any] = {name: model_defaults[name] for name in _MODEL_DEFAULTS
-                                  if model_defaults.get(name) is not None}
-        if self.use_beam_search:  # the model's defaults are for drawing tokens
-            values = {"temperature": 0.0}
-        for name in _PASSED_ON:
-            value = getattr(self, name)
-            if value is not None:
+        values = self._defaults(model_defaults)
+        for name in self.__struct_fields__:
+            if name in _PASSED_ON and (value := getattr(self, name)) is not None:
                 values[name] = value
         if (form := self.form) is not None:
             values["structured_outputs"] = form
@@ -162,3 +158,54 @@ class GenerationRequest(FormFields, frozen=True, kw_only=True):
         # Deltas also for a reply that is sent whole: the times of its first and last token are measured on them.
         return SamplingParams(**values, stop=stop, max_tokens=max_tokens, logprobs=logprobs,
                               output_kind=RequestOutputKind.DELTA)
+
+    def _defaults(self, of_model: dict[str, Any]) -> dict[str, Any]:
+        return {name: of_model[name] for name in _MODEL_DEFAULTS if of_model.get(name) is not None}
+
+
+class GenerationRequest(SamplingFields, frozen=True, kw_only=True):
+    """What chat and completions take beyond that: several samples, beams, and OpenAI's names of that time."""
+
+    n: Annotated[Annotated[int, within(1)] | None, about("How many answers to the prompt.")] = None
+    best_of: Annotated[
+        Annotated[int, within(1)] | None, about("How many are written, of which the best `n` come back.")] = None
+    max_tokens: Annotated[
+        Annotated[int, within(0)] | None, about("The most tokens of the output.")] = None
+    response_format: Annotated[
+        Annotated[dict[str, Any], json_of(ResponseFormat)] | None,
+        about("The form of the output: text, any JSON object, or JSON by a schema.")] = None
+    prompt_logprobs: Annotated[
+        Annotated[int, within(0)] | None,
+        about("With a whole reply: the logprobs of the prompt's tokens, with this many alternatives to each.")] = None
+    use_beam_search: Annotated[
+        bool | None, about("Whether the likeliest answers are searched for, in `best_of` or `n` beams.")] = None
+    length_penalty: Annotated[
+        Annotated[float, within(-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)] | None,
+        about("Of beams: the power of the length that logprobs are divided by.")] = None
+    early_stopping: Annotated[
+        bool | str | None, about("Of beams: when the search ends, as transformers has it.")] = None
+    length_counts_prompt: Annotated[
+        bool | None, about("Of beams: whether the length counts the prompt, as in vLLM.")] = None
+
+    def check_common(self, settings: ServeSettings, num_prompts: int = 1) -> None:
+        """As `check_sampling`, of all fields here."""
+        self.check_sampling(settings)
+        check_logprobs("prompt_logprobs", self.prompt_logprobs, settings)
+        if self.prompt_logprobs is not None and self.stream:
+            raise ApiError(400, "prompt_logprobs come with a whole reply only, not with a stream; send stream: false.",
+                           "prompt_logprobs")
+        check_at_most("n", self.n, settings.max_n, "--max-n")
+        check_at_most("best_of", self.best_of, settings.max_n, "--max-n")
+        name = "best_of" if self.best_of else "n"
+        each = self.best_of or self.n or 1
+        num_samples, max_samples = num_prompts * each, settings.engine.max_queued_requests
+        if num_samples > max_samples:
+            raise ApiError(400, f"{num_prompts} prompts with {name} = {each} make {num_samples} samples; a request "
+                           f"may have at most {max_samples} (--max-queued-requests).", name)
+
+    def _response_format(self) -> StructuredOutputsParams | None:
+        return stated_form("response_format", self.response_format, within="json_schema")
+
+    def _defaults(self, of_model: dict[str, Any]) -> dict[str, Any]:
+        """The model's own are for drawing tokens, and a search draws none."""
+        return {"temperature": 0.0} if self.use_beam_search else super()._defaults(of_model)

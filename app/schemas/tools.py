@@ -51,6 +51,12 @@ def checked_choice(tools: list[dict[str, Any]] | None, choice: str | dict[str, A
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ApiError(400, f"tools holds two tools named {twice!r}; calls could not tell them apart.", "tools")
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools")
+        if not isinstance(allowed, dict):
+            raise _no_choice(choice)
+        tools, choice = only_allowed(tools, allowed, "tool_choice.allowed_tools"), allowed.get("mode", "auto")
+        names = [tool["function"]["name"] for tool in tools]
     if choice is None or choice in ("auto", "none"):
         return ToolChoice([] if choice == "none" else tools, several=several)
     if not tools:
@@ -60,11 +66,34 @@ def checked_choice(tools: list[dict[str, Any]] | None, choice: str | dict[str, A
     function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
     name = function.get("name") if isinstance(function, dict) else None
     if name is None:
-        raise ApiError(400, f"tool_choice must be one of {', '.join(_CHOICES)}, or {{\"type\": \"function\", "
-                       f"\"function\": {{\"name\": NAME}}}}; got {shown(choice)}.", "tool_choice")
+        raise _no_choice(choice)
     if name not in names:
         raise ApiError(400, f"tool_choice names {shown(name)}, which is none of the tools.", "tool_choice")
     return ToolChoice(tools, must_call=True, name=name, several=False)
+
+
+def only_allowed(tools: list[dict[str, Any]], allowed: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """Those of `tools` that an object of the type "allowed_tools" names, which stands at `where`; with a mode "auto" or
+    "required". A tool's name is in `function` there, as chat has it, or beside the type. Raises ApiError."""
+    listed = allowed.get("tools")
+    if allowed.get("mode", "auto") not in ("auto", "required") or not isinstance(listed, list):
+        raise ApiError(400, f"{where} must have a mode, \"auto\" or \"required\", and a list of tools; got "
+                       f"{shown(allowed)}.", where)
+    names, known = set(), {tool["function"]["name"] for tool in tools}
+    for i, tool in enumerate(listed):
+        named = tool.get("function", tool) if isinstance(tool, dict) else None
+        name = named.get("name") if isinstance(named, dict) else None
+        if not isinstance(name, str) or name not in known:
+            raise ApiError(400, f"{where}.tools[{i}] names {shown(name)}, which is none of the tools.",
+                           f"{where}.tools[{i}]")
+        names.add(name)
+    return [tool for tool in tools if tool["function"]["name"] in names]
+
+
+def _no_choice(choice: str | dict[str, Any]) -> ApiError:
+    return ApiError(400, f"tool_choice must be one of {', '.join(_CHOICES)}, or {{\"type\": \"function\", "
+                    f"\"function\": {{\"name\": NAME}}}}, or {{\"type\": \"allowed_tools\", \"allowed_tools\": "
+                    f"{{\"mode\": ..., \"tools\": [...]}}}}; got {shown(choice)}.", "tool_choice")
 
 
 def _check(tool: dict[str, Any], where: str) -> None:
@@ -87,3 +116,7 @@ def check_function(function: dict[str, Any], where: str) -> None:
         value = function.get(key)
         if value is not None and not isinstance(value, kind):
             raise ApiError(400, f"{where}.{key} must be {called}, got {shown(value)}.", f"{where}.{key}")
+    of_parameters = (function.get("parameters") or {}).get("type", "object")
+    if of_parameters != "object" and not (isinstance(of_parameters, list) and "object" in of_parameters):
+        raise ApiError(400, f"{where}.parameters.type must be 'object', as arguments have names; got "
+                       f"{shown(of_parameters)}.", f"{where}.parameters")

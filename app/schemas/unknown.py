@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from quire.app.errors import ApiError
 
@@ -49,6 +50,16 @@ _MOST_NAMED = 16
 _MOST_KEPT = 64  # a body may have as many as it likes
 _INDEX = re.compile(r"\[\d+\]")
 _UNSAFE = re.compile(r"[^\w.\[\]-]", re.ASCII)  # in a header
+
+
+class OfOthers:
+    """A field of other APIs, which one's class has in a table `OF_OTHERS`: what to do `instead`. `neutral` is the value
+    that asks for nothing, if one does."""
+
+    __slots__ = ("instead", "neutral")
+
+    def __init__(self, instead: str, *neutral: Any) -> None:
+        self.instead, self.neutral = instead, neutral
 
 
 class UnknownFields:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 from quire.app.duration import duration
@@ -23,7 +24,7 @@ class Text:
 
 def page(address: str, state: ServerState, figures: Figures | None, width: int = 100) -> list[Text]:
     """All there is to see, in lines of at most `width` characters."""
-    lines = [_head(address, state), *_health(state)]
+    lines = [_head(address, state), *_health(state, width)]
     if figures is not None:
         lines += [Text(""), *_levels(figures, width), Text(""), *_latencies(figures), *_keys(figures, state.keys)]
     return [Text(line.text[:width], line.style) for line in lines]
@@ -62,9 +63,9 @@ def _status(state: ServerState) -> str:
     return text + (f" without engines {', '.join(map(str, readiness.engines_gone))}" if readiness.engines_gone else "")
 
 
-def _health(state: ServerState) -> list[Text]:
+def _health(state: ServerState, width: int) -> list[Text]:
     if state.problem:
-        return [Text(state.problem, BAD)]
+        return _wrapped(state.problem, width, BAD)
     lines = [Text(_status(state), _STYLES.get(state.readiness.status, BAD))]
     readiness = state.readiness
     if readiness.phase:
@@ -73,8 +74,13 @@ def _health(state: ServerState) -> list[Text]:
     if state.load is not None:
         lines.append(Text(f"requests in flight  {state.load}"))
     if state.no_scrape:
-        lines.append(Text(f"no figures: {state.no_scrape}", DIM))
+        lines += _wrapped(f"no figures: {state.no_scrape}", width, DIM)
     return lines
+
+
+def _wrapped(text: str, width: int, style: str) -> list[Text]:
+    """A sentence whose end says the most."""
+    return [Text(line, style) for line in textwrap.wrap(text, width, break_on_hyphens=False)]
 
 
 def _levels(figures: Figures, width: int) -> list[Text]:

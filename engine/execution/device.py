@@ -14,8 +14,10 @@ from quire.engine.errors import ConfigError
 from quire.engine.execution.hardware import Hardware
 from quire.engine.model_config import ModelConfig
 from quire.engine.model_registry import OTHER, family_of, overflows_float16
+from quire.engine.quantization_config import stays_packed
 
 BFLOAT16_CAPABILITY = (8, 0)
+FP8_CAPABILITY = (8, 9)
 LARGE_GPU_BYTES = 70 * 10**9
 # Its own printer, so that lines go to stderr in a program that never configured structlog too.
 _log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
@@ -32,6 +34,8 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
     if family_of(model.architecture, args.model_impl) is OTHER:
         _log.info("the model runs by transformers' code, slower than a family of Quire's own",
                   architecture=model.architecture)
+    if model.quantization is not None:
+        _log.info("the weights are quantised", form=model.quantization.says, product=_product(args, device, hardware))
     if args.batch_invariant:
         _check_batch_invariant(args, model)
     return EngineConfig(
@@ -45,6 +49,17 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
             CPU_STEP_TOKENS if cpu else _gpu_tokens(hardware, offline)),
         num_steps_ahead=_num_steps_ahead(args, device),
     )
+
+
+def _product(args: EngineArgs, device: str, hardware: Hardware) -> str:
+    """What multiplies with quantised weights, for people."""
+    if not stays_packed(device, args.quantization):
+        return "made floats as they are read"
+    if device == "cpu":
+        return "made floats tile by tile, at every step, as --quantization asks"
+    if hardware.capability >= FP8_CAPABILITY:
+        return "read packed; with many rows, inputs are rounded to 8 bits where the checkpoint is made for it"
+    return "read packed; with many rows, made floats"
 
 
 def _device(args: EngineArgs, hardware: Hardware) -> str:

@@ -7,8 +7,10 @@ entries point to the table's spare row. Steps that fit no size are run kernel by
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -123,6 +125,17 @@ class Captured:
     token_ids: torch.Tensor | None  # [seqs] int32, sampled without penalties; also written to the table
 
 
+@contextmanager
+def _little_to_collect() -> Iterator[None]:
+    """torch before 2.9 collects garbage at each capture, which takes 0.2 s unless the objects that are here are set
+    aside."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 class StepGraphs:
     def __init__(self, model: CausalLM, table: RequestTable, kv_caches: list[KVCache], block_size: int,
                  max_context_len: int) -> None:
@@ -138,18 +151,19 @@ class StepGraphs:
         """All of one `pool`, or of a new one, which is as large as the largest needs it."""
         pool = pool or torch.cuda.graph_pool_handle()
         warmed: set[tuple[bool, bool]] = set()
-        for done, size in enumerate(sizes):
-            progress("capturing graphs", done / len(sizes))
-            vector = self._padding(size)
-            kind = (size.shared, size.num_prefill_tokens > 0)
-            if kind not in warmed or size.num_tokens <= SKINNY_ROWS:
-                warmed.add(kind)
-                self._step(size, vector)  # compiles kernels, and allocates what they keep, outside a capture
-                torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # NCCL watches from its own
-                logits, token_ids = self._step(size, vector)
-            self._captured[size] = Captured(graph, vector, logits, token_ids)
+        with _little_to_collect():
+            for done, size in enumerate(sizes):
+                progress("capturing graphs", done / len(sizes))
+                vector = self._padding(size)
+                kind = (size.shared, size.num_prefill_tokens > 0)
+                if kind not in warmed or size.num_tokens <= SKINNY_ROWS:
+                    warmed.add(kind)
+                    self._step(size, vector)  # compiles kernels, and allocates what they keep, outside a capture
+                    torch.cuda.synchronize()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # NCCL watches from its own
+                    logits, token_ids = self._step(size, vector)
+                self._captured[size] = Captured(graph, vector, logits, token_ids)
         self._sizes = sorted(self._captured, key=lambda size: (size.num_tokens, size.num_decodes))
 
     def rehearse(self, sizes: list[Size]) -> None:

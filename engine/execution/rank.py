@@ -22,11 +22,11 @@ import msgspec
 import structlog
 import zmq
 
+from quire.engine.before_torch import settle
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, PassingError, WeightError
 from quire.engine.lifeline import die_with_parent
 from quire.engine.logs import configure_logging
-from quire.engine.openmp import share_cores
 from quire.engine.plan import Advances, Allocate, Capacity, Done, Failed, FromRank, Prepared, RankLoading, ToRank
 from quire.engine.stderr import dump_stacks_on_faults, stderr
 
@@ -168,7 +168,7 @@ def main() -> NoReturn:
     dump_stacks_on_faults()
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal, or who stops a service, may send it to all
         signal.signal(number, signal.SIG_IGN)  # the core decides
-    share_cores()
+    settle()
     die_with_parent(int(sys.argv[1]), signalled=False)
     _leave(run(spec))
 

@@ -392,6 +392,7 @@ class EngineClient:
     def _lost(self) -> None:
         self.state = "down"
         self.status = None
+        self.load_progress = LoadProgress()  # of the engine that follows
         self.load.lost()
         self._log.warning("engine lost", requests_in_flight=len(self._requests()))
         self._changed()

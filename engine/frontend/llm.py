@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from tqdm import tqdm
 
 from quire.engine.arguments import integer, is_integer, listed, shown, unsupported
+from quire.engine.before_torch import settle
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError, EngineDeadError, InvalidRequestError, MisuseError
 from quire.engine.frontend.beam_search import BeamSearchOutput, BeamSearchParams, beam_search_output, checked
@@ -43,7 +44,6 @@ from quire.engine.frontend.submission import check_prompt, numbers, samples
 from quire.engine.frontend.unsupported import asked_for
 from quire.engine.grammar.check import GrammarCheck, grammar_check
 from quire.engine.messages import Delta, Media, Rejected, SampleSpec, Submit
-from quire.engine.openmp import share_cores
 from quire.engine.pooling_params import PoolingParams
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
 from quire.engine.tokenizers.tokenizer import Tokenizer, end_token_ids, load_tokenizer
@@ -74,7 +74,7 @@ class LLM:
         if self.args.data_parallel_size > 1:
             raise ConfigError(f"--data-parallel-size: {self.args.data_parallel_size} engines are more than the one "
                               "that LLM runs; use quire serve or AsyncLLMEngine, or several processes of one LLM each")
-        share_cores()
+        settle()
         from quire.engine.assembly import assemble  # brings torch, which nobody pays for before an engine is built
 
         with reporter() as progress:

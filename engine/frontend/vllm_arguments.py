@@ -26,7 +26,7 @@ NEGATED = {"disable_fastapi_docs": "docs"}
 
 # Values of arguments that Quire has too, by which vLLM means the same as leaving them out.
 AS_IF_UNSET: dict[str, tuple[Any, ...]] = {"max_model_len": (-1, "-1", "auto"),
-                                           "distributed_executor_backend": ("uni",)}
+                                           "distributed_executor_backend": ("uni",), "quantization": ("",)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ _TOOLS = "every request may have tools; the model's chat template says how it ca
 _NO_TOOL_SERVER = "there are no tools of the server's own"
 _NO_PLUGINS = "there are no plugins; --tool-call-parser and --reasoning-parser name what there is"
 _ONE_GRAMMAR = "forms of outputs are followed by llguidance alone"
-_NO_QUANTISED = "Quire computes in floating point; serve an unquantised checkpoint, or a .gguf file without this"
+_NO_QUANTISED = "the checkpoint says how its weights are quantised; --quantization fp8 rounds floats as they are read"
 _NO_SWAP = "KV blocks are never swapped to the host; a preempted request is computed again"
 _NO_OFFLOAD = "weights and KV cache stay on the device; take a smaller model, --dtype half or --tensor-parallel-size"
 _NO_TRANSFER = "KV cache and weights are not handed between servers"
@@ -118,7 +118,6 @@ _ENGINE: dict[str, Foreign] = {
     "max_parallel_loading_workers": _idle("each rank reads its own share of the weights"),
     "use_tqdm_on_load": _idle_switch("a bar is shown on a terminal, and log lines elsewhere", True, False),
     "override_generation_config": _no("send sampling parameters with requests, or edit generation_config.json", {}),
-    "quantization": _no(_NO_QUANTISED, "gguf", "", short="-q"),
     "quantization_config": _no(_NO_QUANTISED, {}),
     "quantization_param_path": _no(_NO_QUANTISED),
     "disable_sliding_window": _idle_switch("a window belongs to its model; --max-model-len keeps requests within it",

@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from threading import Lock
-from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
 from quire.engine.errors import InvalidRequestError
 from quire.engine.grammar.deep_stack import in_deep_stack
-from quire.engine.grammar.json_options import LISTS, MAPS, SINGLE
+from quire.engine.grammar.fault import place_of
 from quire.engine.grammar.limits import LIMITS
-from quire.engine.grammar.source import grammar_of, json_grammar
+from quire.engine.grammar.source import grammar_of
 from quire.engine.grammar.vocabulary import grammar_vocabulary
 from quire.engine.model_config import ModelConfig
 from quire.engine.structured_outputs import FIELDS, StructuredOutputsParams
 from quire.engine.tokenizers.tokenizer import Tokenizer, end_token_ids
 
 _REMEMBERED_CHARACTERS = 4 * 2**20  # of forms and their grammars
-_MOST_PLACES = 200  # of a schema that are tried, to say which one is at fault
-_LONGEST_SEARCH_S = 0.2  # for it
 _MOST_SHOWN = 300
-_OF_REGEX = re.compile(r"\(in regex\): (?:regex parse error:.*\nerror: (.+?)|(.+?)(?: in regex .*?)?)\n +1 \|",
+_OF_REGEX = re.compile(r"\(in regex\): (?:regex parse error:.*\nerror: (.+?)|(.+?)(?: in regex .*?)?)\n +\d+ \|",
                        re.DOTALL)
+_OF_PATTERN = re.compile(r"^regex parse error:.*\nerror: ", re.DOTALL)
+_OF_OTHERS = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: |\n +\d+ \| .*", re.DOTALL)
 
 
 def grammar_check(model: ModelConfig, tokenizer: Tokenizer | None, vocab_size: int) -> GrammarCheck:
@@ -74,16 +72,20 @@ class GrammarCheck:
         return found
 
     def _find(self, wanted: StructuredOutputsParams) -> str | InvalidRequestError:
+        grammar, why = self._tried(wanted)
+        if why is None:
+            return grammar
+        place = place_of(wanted, why, lambda part: self._tried(part)[1]) if grammar else ""
+        return InvalidRequestError(f"{_in_a_line(why)}{place}.")
+
+    def _tried(self, wanted: StructuredOutputsParams) -> tuple[str, str | None]:
+        """The grammar, and why it cannot be followed. Without one, the reason names the place."""
         try:
             grammar = grammar_of(wanted, *self._named_tokens())
         except Exception as error:  # of a translation of other grammars, whose errors are of several kinds
-            return InvalidRequestError(_in_a_line(str(error)) + ".")
+            return "", str(error)
         why = self._why_not(grammar)
-        if why is None:
-            return grammar
-        place = "" if wanted.json is None else self._place(wanted, why)
-        at = f" (at {place} of the schema)" if place else ""
-        return InvalidRequestError(f"{_in_a_line(_told(why, wanted))}{at}.")
+        return grammar, None if why is None else _told(why, wanted)
 
     def _named_tokens(self) -> tuple[dict[str, int], dict[str, int]]:
         """Special tokens, and others that were added to the vocabulary, by their texts."""
@@ -104,40 +106,6 @@ class GrammarCheck:
             return "no text is allowed by it"
         return None
 
-    def _place(self, wanted: StructuredOutputsParams, why: str) -> str:
-        """The innermost part of the schema that is wrong for the same reason, as a JSON pointer."""
-        tries, began = 0, time.monotonic()
-        root, place = wanted.json, "#"
-        schema = root
-        while isinstance(schema, dict):
-            for pointer, part in _parts(schema):
-                tries += 1
-                if tries > _MOST_PLACES or time.monotonic() - began > _LONGEST_SEARCH_S:
-                    return place
-                shared = {name: root[name] for name in ("$defs", "definitions", "$schema")
-                          if isinstance(root, dict) and name in root}
-                if isinstance(part, dict) and self._why_not(json_grammar({**shared, **part})) == why:
-                    place, schema = place + pointer, part
-                    break
-            else:
-                break
-        return place
-
-
-def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The schemas within a schema, but for those that it defines for others, and where they are."""
-    for name, value in schema.items():
-        if name in MAPS and isinstance(value, dict):
-            yield from ((f"/{name}/{_escaped(key)}", part) for key, part in value.items())
-        elif name in LISTS and isinstance(value, list):
-            yield from ((f"/{name}/{i}", part) for i, part in enumerate(value))
-        elif name in SINGLE and isinstance(value, dict):
-            yield f"/{name}", value
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
-
 
 def _characters(key: str, found: str | InvalidRequestError) -> int:
     return len(key) + len(found if isinstance(found, str) else found.message)
@@ -145,12 +113,13 @@ def _characters(key: str, found: str | InvalidRequestError) -> int:
 
 def _told(why: str, wanted: StructuredOutputsParams) -> str:
     """llguidance's words, without those that only its programmers can use."""
-    if "coerce_one_of" in why:
+    if "Enable 'coerce_one_of'" in why:
         return "a oneOf whose branches overlap, or may, is not supported; write anyOf"
-    if wanted.regex is not None and (found := _OF_REGEX.search(why)):
+    if wanted.grammar is None and (found := _OF_REGEX.search(why)):
         # Around the reason the expression is written out, twice. "WordUnicode" and the like are what \b becomes.
         return "regex: " + (r"\b and \B are not supported" if "; Word" in found[0] else found[1] or found[2])
-    return why
+    # Lines of a grammar that the caller has not written.
+    return why if wanted.grammar is not None else _OF_PATTERN.sub("pattern: ", _OF_OTHERS.sub("", why))
 
 
 def _in_a_line(text: str) -> str:

@@ -1,6 +1,7 @@
 """A mixture of experts: a router, and gated MLPs of which each token goes through some. Called by the models.
 
-Each rank has a part of every expert, so what it returns is its part of a sum, as an MLP's.
+Each rank has a part of every expert, so what it returns is its part of a sum, as an MLP's. Experts are computed in
+floats, also where the checkpoint has them packed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from quire.engine.errors import ConfigError
+from quire.engine.layers.load import load_weight
 from quire.engine.layers.mlp import activation_kind
 from quire.engine.layers.product import product
 from quire.engine.parallel import Parallel
-from quire.engine.weights.checkpoint import View
+from quire.engine.weights.checkpoint import ALL, View
+from quire.engine.weights.scheme import Part
 from quire.kernels import ops
 
 
@@ -35,7 +38,7 @@ class Experts:
 
     def __init__(self, view: View, hidden_size: int, inner_size: int, activation: str, routing: Routing,
                  parallel: Parallel, *, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> None:
-        self._router = product(view.take("gate.weight", (routing.num_experts, hidden_size)))
+        self._router = product(load_weight(view, [Part("gate", routing.num_experts, ALL)], hidden_size))
         self._routing = routing
         self._kind = activation_kind(activation)
         mine = parallel.share(inner_size, "the width of an expert")
@@ -52,8 +55,8 @@ class Experts:
         for expert in range(self._routing.num_experts):
             one = view.sub(f"experts.{expert}")
             for name, out in zip(names, self._gate_up[expert].chunk(2)):
-                one.take(f"{name}.weight", (inner, hidden), rows=mine, out=out)
-            one.take(f"{names[2]}.weight", (hidden, inner), columns=mine, out=self._down[expert])
+                load_weight(one, [Part(name, inner, mine)], hidden, out=out)
+            load_weight(one, [Part(names[2], hidden, ALL)], inner, columns=mine, out=self._down[expert])
 
     def _take_merged(self, view: View, inner: int, mine: slice) -> None:
         hidden, count = self._down.shape[1], self._routing.num_experts

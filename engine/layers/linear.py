@@ -5,27 +5,12 @@ Refuse to know what their output means. Called by the attention and MLP blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 
-from quire.engine.layers.product import gated_product, product
+from quire.engine.layers.load import load_product
 from quire.engine.parallel import Parallel
-from quire.engine.weights.checkpoint import Rows, View, part_shape
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What of one checkpoint tensor, of num_rows rows in all, goes into a fused layer on this rank."""
-
-    name: str
-    num_rows: int
-    rows: Rows
-
-    @property
-    def size(self) -> int:
-        return part_shape((self.num_rows,), self.rows, slice(None))[0]
+from quire.engine.weights.checkpoint import ALL, View
+from quire.engine.weights.scheme import Part
 
 
 class ColumnParallelLinear:
@@ -37,19 +22,12 @@ class ColumnParallelLinear:
 
     def __init__(self, view: View, in_features: int, parts: list[Part], *, bias: bool, gate: str = "",
                  transposed: bool = False) -> None:
-        out_features = sum(part.size for part in parts)
-        weight = view.empty(out_features, in_features)
-        biases = view.empty(out_features) if bias else None
-        start = 0
-        for part in parts:
-            place = slice(start, start + part.size)
-            view.take(f"{part.name}.weight", (part.num_rows, in_features), rows=part.rows, transposed=transposed,
-                      out=weight[place])
-            if biases is not None:
-                view.take(f"{part.name}.bias", (part.num_rows,), rows=part.rows, out=biases[place])
-            start = place.stop
-        self._product: Callable[[torch.Tensor], torch.Tensor] = (
-            gated_product(weight, biases, gate) if gate else product(weight, biases))
+        biases = None
+        if bias:
+            biases = view.empty(sum(part.size for part in parts))
+            for part, place in zip(parts, biases.split([part.size for part in parts])):
+                view.take(f"{part.name}.bias", (part.num_rows,), rows=part.rows, out=place)
+        self._product = load_product(view, parts, in_features, biases, gate=gate, transposed=transposed)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x)
@@ -63,8 +41,8 @@ class RowParallelLinear:
         biases = view.take("bias", (out_features,)) if bias else None
         # Added once, not once a rank.
         mine = biases if parallel.rank == 0 else None
-        weight = view.take("weight", (out_features, in_features), columns=columns, transposed=transposed)
-        self._product = product(weight, mine)
+        self._product = load_product(view, [Part("", out_features, ALL)], in_features, mine, columns=columns,
+                                     transposed=transposed, has_bias=bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x)

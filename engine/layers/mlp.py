@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from quire.engine.errors import ConfigError
-from quire.engine.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
+from quire.engine.layers.linear import ColumnParallelLinear, RowParallelLinear
 from quire.engine.parallel import Parallel
 from quire.engine.weights.checkpoint import View
+from quire.engine.weights.scheme import Part
 from quire.kernels import ops
 
 # config.json's hidden_act -> the kernel's kind

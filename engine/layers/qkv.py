@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quire.engine.division import ATTENTION_HEADS
-from quire.engine.layers.linear import Part
 from quire.engine.parallel import Parallel
+from quire.engine.weights.scheme import Part
 
 
 @dataclass(frozen=True, slots=True)

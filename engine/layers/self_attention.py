@@ -12,10 +12,11 @@ import torch
 
 from quire.engine.attention.inputs import AttentionInputs
 from quire.engine.attention.paged import PagedAttention
-from quire.engine.layers.linear import ColumnParallelLinear, Part, RowParallelLinear
+from quire.engine.layers.linear import ColumnParallelLinear, RowParallelLinear
 from quire.engine.layers.qkv import Heads
 from quire.engine.parallel import Parallel
 from quire.engine.weights.checkpoint import View
+from quire.engine.weights.scheme import Part
 from quire.kernels import ops
 
 

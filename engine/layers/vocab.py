@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from quire.engine.layers.product import PackedProduct, product
+from quire.engine.layers.load import load_product, load_weight
+from quire.engine.layers.product import PackedProduct, Product, product
 from quire.engine.parallel import Parallel
 from quire.engine.weights.checkpoint import RowReader, View
+from quire.engine.weights.scheme import Part
 
 
 class VocabEmbedding:
     def __init__(self, view: View, vocab_size: int, hidden_size: int, parallel: Parallel) -> None:
         self.ids = parallel.share_uneven(vocab_size)
-        self.weight = view.take("weight", (vocab_size, hidden_size), rows=self.ids)
+        self.weight = load_weight(view, [Part("", vocab_size, self.ids)], hidden_size)
         self._parallel = parallel
         self._read_rows: RowReader | None = None
 
@@ -36,11 +38,11 @@ class VocabEmbedding:
 
 
 class VocabHead:
-    """Hidden states to logits. `weight` is this rank's rows; a tied model gives its embedding's."""
+    """Hidden states to logits. `rows`: the product with this rank's rows, or their weight; a tied model gives its
+    embedding's."""
 
-    def __init__(self, weight: torch.Tensor, vocab_size: int, parallel: Parallel,
-                 bias: torch.Tensor | None = None) -> None:
-        self._product = product(weight, bias)
+    def __init__(self, rows: torch.Tensor | Product, vocab_size: int, parallel: Parallel) -> None:
+        self._product = product(rows) if isinstance(rows, torch.Tensor) else rows
         self._vocab_size = vocab_size
         self.has_copied = isinstance(self._product, PackedProduct)
         self._parallel = parallel
@@ -50,7 +52,8 @@ class VocabHead:
              ) -> VocabHead:
         rows = parallel.share_uneven(vocab_size)
         biases = view.take("bias", (vocab_size,), rows=rows) if bias else None
-        return cls(view.take("weight", (vocab_size, hidden_size), rows=rows), vocab_size, parallel, biases)
+        mine = load_product(view, [Part("", vocab_size, rows)], hidden_size, biases, is_layer=False)
+        return cls(mine, vocab_size, parallel)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, hidden] -> [n, vocab]."""

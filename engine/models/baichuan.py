@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from quire.engine.layers import alibi, qkv
+from quire.engine.layers.load import load_weight
 from quire.engine.layers.self_attention import Projections
 from quire.engine.layers.vocab import VocabHead
 from quire.engine.models.llama import Llama
 from quire.engine.weights.checkpoint import View
+from quire.engine.weights.scheme import Part
 from quire.kernels.attention_spec import Rotary
 
 _HIDDEN_OF_7B = 4096  # of both versions: what their own code decides by
@@ -35,7 +37,7 @@ class Baichuan(Llama):
         if self.vocab_size != _VOCAB_OF_2:
             return super().make_head(view)
         rows = self.parallel.share_uneven(self.vocab_size)
-        weight = view.take("weight", (self.vocab_size, self.hidden_size), rows=rows)
+        weight = load_weight(view, [Part("", self.vocab_size, rows)], self.hidden_size)
         if not weight.is_meta:
             weight = F.normalize(weight)
         return VocabHead(weight, self.vocab_size, self.parallel)

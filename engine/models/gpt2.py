@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from quire.engine.layers import qkv
 from quire.engine.layers.decoder_layer import DecoderLayer, PreNormLayer
-from quire.engine.layers.linear import Part
 from quire.engine.layers.mlp import MLP
 from quire.engine.layers.self_attention import Projections, SelfAttention
 from quire.engine.models.decoder import DecoderModel, Names, held
 from quire.engine.weights.checkpoint import View
+from quire.engine.weights.scheme import Part
 from quire.kernels.attention_spec import AttentionSpec
 
 

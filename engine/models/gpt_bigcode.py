@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from quire.engine.layers import qkv
-from quire.engine.layers.linear import Part
 from quire.engine.models.gpt2 import GPT2
+from quire.engine.weights.scheme import Part
 
 
 class GPTBigCode(GPT2):

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 
 from quire.engine.layers import qkv
 from quire.engine.layers.decoder_layer import DecoderLayer, PostNormLayer, PreNormLayer
+from quire.engine.layers.load import load_product
 from quire.engine.layers.mlp import MLP
 from quire.engine.layers.norm import LayerNorm
-from quire.engine.layers.product import Product, product
+from quire.engine.layers.product import Product
 from quire.engine.layers.self_attention import Projections, SelfAttention
 from quire.engine.models.decoder import DecoderModel, Names, held
-from quire.engine.weights.checkpoint import View
+from quire.engine.weights.checkpoint import ALL, View
+from quire.engine.weights.scheme import Part
 
 _OFFSET = 2  # of learned positions: the first two rows are nobody's
 
@@ -33,8 +35,10 @@ class OPT(DecoderModel):
         self.project_out: Product | None = None
         if self.embedding_size != self.hidden_size:
             wide, narrow = self.hidden_size, self.embedding_size
-            self.project_in = product(held(body.sub("project_in"), self.stage.is_first).take("weight", (wide, narrow)))
-            self.project_out = product(held(body.sub("project_out"), self.stage.is_last).take("weight", (narrow, wide)))
+            into, out = (held(body.sub(name), here) for name, here in (("project_in", self.stage.is_first),
+                                                                       ("project_out", self.stage.is_last)))
+            self.project_in = load_product(into, [Part("", wide, ALL)], narrow, None)
+            self.project_out = load_product(out, [Part("", narrow, ALL)], wide, None)
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         x = self.embedding(token_ids)

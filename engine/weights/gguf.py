@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from quire.engine.errors import WeightError
-from quire.engine.weights.checkpoint import Checkpoint, RowReader, Shape
+from quire.engine.weights.checkpoint import Checkpoint, RowReader, Rows, Shape
 from quire.engine.weights.gguf_forms import Described
 from quire.engine.weights.gguf_layout import Layouts, Piece, Stored
 from quire.engine.weights.gguf_metadata import TensorInfo
@@ -89,6 +89,28 @@ class GgufCheckpoint(Checkpoint):
         begin = piece.tensor.offset + (piece.first + first) * row_bytes
         with self._file(piece.tensor).span(begin, begin + (last - first) * row_bytes, piece.tensor.name) as data:
             yield torch.from_numpy(_floats(data.reshape(last - first, row_bytes), kind))
+
+    def block_type(self, name: str) -> str | None:
+        stored = self._layouts.find(name)
+        if stored is None or stored.turned or stored.shift or len(stored.shape) != 2:
+            return None
+        kinds = {piece.tensor.type_id for piece in stored.pieces}
+        return _layout(stored.pieces[0].tensor)[0].name if len(kinds) == 1 else None
+
+    def read_blocks(self, name: str, rows: Rows) -> torch.Tensor:
+        stored = self._layouts.find(name)
+        assert stored is not None, name
+        kind, _, row_bytes = _layout(stored.pieces[0].tensor)
+        whole = np.empty((stored.shape[0], row_bytes), np.uint8)
+        start = 0
+        for piece in stored.pieces:
+            begin, part = piece.tensor.offset + piece.first * row_bytes, whole[start:start + piece.count]
+            with self._file(piece.tensor).span(begin, begin + part.nbytes, piece.tensor.name) as data:
+                part.reshape(-1)[:] = data
+            start += piece.count
+        numbers = np.arange(len(whole)) if stored.order is None else stored.order
+        wanted = np.concatenate([numbers[stretch] for stretch in (rows if isinstance(rows, tuple) else (rows,))])
+        return torch.from_numpy(whole[wanted].reshape(len(wanted), -1, gguf.GGML_QUANT_SIZES[kind][1]))
 
     def _vector(self, piece: Piece) -> torch.Tensor:
         tensor = piece.tensor

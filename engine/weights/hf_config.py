@@ -18,6 +18,7 @@ from quire.engine.errors import ConfigError, InvalidRequestError
 from quire.engine.model_config import ModelConfig
 from quire.engine.model_facts.fields import is_number, refuse_malformed, refuse_no_count
 from quire.engine.model_registry import ARCHITECTURES_OF_TYPES, BASE_MODELS, FAMILIES, OTHER, Family, family_of
+from quire.engine.quantization_config import Quantization, quantization_of
 from quire.engine.sampling_params import SamplingParams
 from quire.engine.weights.image_limit import with_image_limit
 from quire.engine.weights.json_file import read_json
@@ -38,6 +39,9 @@ _ROPE_NUMBERS = {  # what they are above, and at most
     **dict.fromkeys(("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"), (0, 2**20)),
     "original_max_position_embeddings": (1, _MOST_POSITIONS),
     **dict.fromkeys(("mscale", "mscale_all_dim", "llama_4_scaling_beta"), (-1, 2**20))}
+# Of tools that write no quantization_config into config.json -> their quant_method
+_QUANTIZATION_FILES = {"quant_config.json": "awq", "quantize_config.json": "gptq",
+                       "hf_quant_config.json": "modelopt"}
 # generation_config.json's name -> the name in SamplingParams
 _SAMPLING_FIELDS = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
                     "repetition_penalty": "repetition_penalty", "max_new_tokens": "max_tokens"}
@@ -53,13 +57,23 @@ def read(path: Path, *, with_generation_defaults: bool, model_impl: str = "auto"
     generation = _Generation()
     if (path / "generation_config.json").is_file():
         generation = _generation(path, with_defaults=with_generation_defaults)
-    if quantization := hf.get("quantization_config"):
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-        raise ConfigError(f"{path}: the weights are quantised by {method!r}, which is not supported; quantised models "
-                          "are read from GGUF files only")
+    quantization = _quantization(path, hf)
     eos = None if generation.eos is None else list(generation.eos)
     config = model_config(path, "hf", hf, eos, generation.defaults, model_impl)
-    return replace(config, pooling=pooling(path, hf), vision=with_image_limit(path, config.vision))
+    return replace(config, pooling=pooling(path, hf), vision=with_image_limit(path, config.vision),
+                   quantization=quantization)
+
+
+def _quantization(path: Path, hf: dict[str, Any]) -> Quantization | None:
+    """What config.json says, or else the file beside it that a tool wrote. Raises ConfigError."""
+    config = hf.get("quantization_config") or hf.get("compression_config")
+    for file, method in _QUANTIZATION_FILES.items():
+        if not config and (path / file).is_file():
+            config = {"quant_method": method, **read_json(path / file)}
+    try:
+        return quantization_of(config) if config else None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def with_generation_of(config: ModelConfig, path: Path) -> ModelConfig:

@@ -15,9 +15,11 @@ import torch
 from quire.engine.config import EngineConfig
 from quire.engine.model_registry import family_of
 from quire.engine.parallel import Parallel
+from quire.engine.quantization_config import GGUF, SCHEMES, Quantization, stays_packed
 from quire.engine.weights.checkpoint import Checkpoint, View
 from quire.engine.weights.dummy import DummyCheckpoint
 from quire.engine.weights.index import has_checkpoint
+from quire.engine.weights.scheme import Schemes
 
 if TYPE_CHECKING:
     from quire.engine.models.base import CausalLM  # above this module: models import weights
@@ -38,10 +40,12 @@ def load_model(config: EngineConfig, parallel: Parallel, device: torch.device, d
     model_class = _model_class(config.model.architecture, config.args.model_impl)
     checkpoint = _open(config)
     try:
-        view = View(checkpoint, device, dtype, _Counter(checkpoint.num_elements, progress))
+        schemes = _schemes(config)
+        view = View(checkpoint, device, dtype, _Counter(checkpoint.num_elements, progress), schemes=schemes,
+                    stays_packed=stays_packed(device.type, config.args.quantization))
         progress(_PHASE, 0.0)
         model: CausalLM = model_class(config.model, config.max_model_len, view, parallel)
-        view.refuse_unread(model.ignores)
+        view.refuse_unread(lambda name: model.ignores(name) or (schemes is not None and schemes.ignores(name)))
     finally:
         checkpoint.close()
     progress(_PHASE, 1.0)
@@ -53,6 +57,17 @@ def _model_class(architecture: str, model_impl: str) -> Any:
     assert family is not None, "an unknown architecture is refused when its configuration is read"
     module, name = family.model.split(":")
     return getattr(importlib.import_module(f"quire.engine.models.{module}"), name)
+
+
+def _schemes(config: EngineConfig) -> Schemes | None:
+    stated = config.model.quantization
+    if config.model.file_format == "gguf" and config.args.load_format != "dummy":
+        stated = Quantization(GGUF)
+    if stated is None:
+        return None
+    module, name = SCHEMES[stated.method].split(":")
+    schemes: Schemes = getattr(importlib.import_module(f"quire.engine.quantization.{module}"), name)(stated.config)
+    return schemes
 
 
 def _open(config: EngineConfig) -> Checkpoint:

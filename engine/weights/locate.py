@@ -14,6 +14,7 @@ from quire.engine.config import DEFAULT_MODEL, EngineArgs
 from quire.engine.errors import ConfigError
 from quire.engine.model_config import ModelConfig
 from quire.engine.model_registry import OTHER, family_of
+from quire.engine.quantization_config import agreed, refuse_unless_gguf
 from quire.engine.weights import gguf_config, hf_config
 from quire.engine.weights.hub import HubName, Report, fetch
 from quire.engine.weights.index import has_checkpoint
@@ -45,6 +46,7 @@ def resolve_model(args: EngineArgs, report: Report | None = None) -> ModelConfig
         raise ConfigError(f"--model: {args.model} cannot be looked for: {error.strerror or error}") from error
     if path.is_file():
         _refuse_format_mismatch(args, "gguf", path)
+        refuse_unless_gguf(args.quantization, str(path))
         config = gguf_config.read(path)
         if args.model == DEFAULT_MODEL and args.generation_config == "auto":
             config = replace(config, generation_defaults=_PACKAGED_DEFAULTS)
@@ -52,6 +54,7 @@ def resolve_model(args: EngineArgs, report: Report | None = None) -> ModelConfig
         _refuse_format_mismatch(args, "safetensors", path)
         config = hf_config.read(path, with_generation_defaults=args.generation_config == "auto",
                                 model_impl=args.model_impl)
+        config = replace(config, quantization=agreed(args.quantization, config.quantization, str(path)))
     _refuse_what_transformers_code_lacks(args, config)
     if args.generation_config not in ("auto", "vllm"):
         config = hf_config.with_generation_of(config, Path(args.generation_config))
@@ -108,6 +111,9 @@ def _refuse_what_transformers_code_lacks(args: EngineArgs, config: ModelConfig) 
         return
     if config.file_format == "gguf":
         raise ConfigError(f"--model-impl: transformers' code is run with safetensors, and {config.path} is a GGUF file")
+    if config.quantization is not None:
+        raise ConfigError(f"--model-impl: transformers' code is run with weights of floats, and those at {config.path} "
+                          f"are {config.quantization.says}")
     if importlib.util.find_spec("transformers") is None:
         raise ConfigError(f"--model: {config.architecture} runs by the code of transformers, which is not installed; "
                           "run: pip install transformers")

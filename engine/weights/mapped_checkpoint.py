@@ -35,15 +35,23 @@ class MappedCheckpoint(Checkpoint):
         entry = self._entries.get(name)
         return None if entry is None else entry.shape
 
+    def stored_dtype(self, name: str) -> torch.dtype | None:
+        entry = self._entries.get(name)
+        return entry.dtype if entry is not None and isinstance(entry.dtype, torch.dtype) else None
+
     def read(self, name: str, out: torch.Tensor, rows: slice, columns: slice) -> None:
+        self.read_raw(name, out, rows, columns)
+
+    def read_raw(self, name: str, out: torch.Tensor, rows: slice, columns: slice) -> None:
         entry = self._entries[name]
         assert isinstance(entry.dtype, torch.dtype), entry
+        shape = entry.shape or (1,)
         # Whole rows are one span; of each only this rank's columns are touched.
-        first, last, _ = rows.indices(entry.shape[0])
-        row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
+        first, last, _ = rows.indices(shape[0])
+        row_bytes = math.prod(shape[1:]) * entry.dtype.itemsize
         with entry.file.span(entry.start + first * row_bytes, entry.start + last * row_bytes, name) as data:
-            part = torch.from_numpy(data).view(entry.dtype).view(last - first, *entry.shape[1:])
-            out.copy_(part if part.dim() == 1 else part[:, columns])
+            part = torch.from_numpy(data).view(entry.dtype).view(last - first, *shape[1:])
+            out.copy_(part.view(entry.shape) if not entry.shape else part if part.dim() == 1 else part[:, columns])
 
     def unread(self, taken: set[str]) -> Iterable[str]:
         return self._entries.keys() - taken

@@ -19,7 +19,11 @@ from quire.engine.weights.mapped_checkpoint import Entry, MappedCheckpoint
 from quire.engine.weights.mapped_file import MappedFile
 from quire.engine.weights.safetensors_header import header_of
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What quantised weights are made of
+_DTYPES = {**_FLOATS, "I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8,
+           "F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.uint8}
+_RAW_NAMES = {dtype: name for name, dtype in _DTYPES.items() if name not in _FLOATS}
 
 
 class SafetensorsCheckpoint(MappedCheckpoint):
@@ -35,8 +39,9 @@ class SafetensorsCheckpoint(MappedCheckpoint):
 
     def read(self, name: str, out: torch.Tensor, rows: slice, columns: slice) -> None:
         dtype = self._entries[name].dtype
-        if isinstance(dtype, str):
-            raise WeightError(f"tensor {name!r} has type {dtype}; {', '.join(_DTYPES)} are read")
+        if isinstance(dtype, str) or dtype in _RAW_NAMES:
+            kind = dtype if isinstance(dtype, str) else _RAW_NAMES[dtype]
+            raise WeightError(f"tensor {name!r} has type {kind}; {', '.join(_FLOATS)} are read")
         super().read(name, out, rows, columns)
 
 

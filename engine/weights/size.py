@@ -6,7 +6,9 @@ Imports no torch. Called by the engine before it loads, and by `quire doctor`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from quire.engine.errors import WeightError
 from quire.engine.model_config import ModelConfig
@@ -14,14 +16,24 @@ from quire.engine.weights.gguf_parts import read_model
 from quire.engine.weights.index import checkpoint_files, has_checkpoint
 from quire.engine.weights.safetensors_header import header_of
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_PACKED_BYTES = {"I64": 8, "I32": 4}  # others: 1
+_EXPERT = ".experts."
+_CODES = ("weight", "qweight", "weight_packed")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False) -> int:
-    """As `dtype`: a GGUF file's numbers are unpacked, a checkpoint of another type is converted.
+def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False, packed: bool = True) -> int:
+    """As `dtype`: a GGUF file's numbers are unpacked, floats of another type are converted; what a checkpoint has
+    packed stays so, but for experts, where it is `packed`.
 
     Raises WeightError for files that do not say it.
     """
+    if model.quantization is not None and not dummy and has_checkpoint(Path(model.path), "model.safetensors"):
+        bits = model.quantization.config.get("bits") or 4
+        per_code = {"I32": 32 // bits, "U8": 2}  # elements; of other types 1
+        return sum(_held_bytes(name, entry, ITEM_BYTES[dtype], per_code, packed)
+                   for name, entry in _entries(Path(model.path)))
     return _num_elements(model, dummy) * ITEM_BYTES[dtype]
 
 
@@ -39,14 +51,29 @@ def _num_elements(model: ModelConfig, dummy: bool) -> int:
     if not has_checkpoint(path, "model.safetensors") and has_checkpoint(path, "pytorch_model.bin"):
         files = checkpoint_files(path, "pytorch_model.bin")
         return sum(file.stat().st_size for file in files) // ITEM_BYTES[model.dtype]  # hardly anything else is in them
-    total = 0
+    return sum(math.prod(entry["shape"]) for _, entry in _entries(path))
+
+
+def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of each tensor its name, "shape" and "dtype"."""
     for file in checkpoint_files(path, "model.safetensors"):
         table, _ = header_of(file)
-        try:
-            total += sum(math.prod(entry["shape"]) for entry in table.values())
-        except (KeyError, TypeError) as error:
-            raise WeightError(f"{file}: the header is malformed: {error!r}") from error
-    return total
+        for name, entry in table.items():
+            try:
+                math.prod(entry["shape"])
+                entry["dtype"]
+            except (KeyError, TypeError) as error:
+                raise WeightError(f"{file}: the header is malformed: {error!r}") from error
+            yield name, entry
+
+
+def _held_bytes(name: str, entry: dict[str, Any], item_bytes: int, per_code: dict[str, int], packed: bool) -> int:
+    count = math.prod(entry["shape"])
+    if entry["dtype"] in _FLOATS:
+        return count * item_bytes
+    if name.endswith(_CODES) and (_EXPERT in name or not packed):
+        return count * per_code.get(entry["dtype"], 1) * item_bytes
+    return count * _PACKED_BYTES.get(entry["dtype"], 1)
 
 
 def _num_dummy_elements(model: ModelConfig) -> int:

@@ -11,8 +11,12 @@ from types import SimpleNamespace
 import torch
 
 from quire.kernels.attention_spec import AttentionSpec, Fresh, Rotary, Style
+from quire.kernels.packed_weight import BITS, TABLES, Kind, PackedWeight, packed_codes
 
 _NOBODYS = 1 << 30
+# OCP 8-bit floating point, by its formula: a sign, four bits of exponent, three of mantissa; no infinities, one NaN
+E4M3 = [sign * (mantissa / 8 * 2.0 ** -6 if not exponent else (1 + mantissa / 8) * 2.0 ** (exponent - 7))
+        for sign in (1, -1) for exponent in range(16) for mantissa in range(8) if (exponent, mantissa) != (15, 7)]
 
 
 def poison(tensor: torch.Tensor) -> torch.Tensor:
@@ -264,3 +268,31 @@ def penalized(logits: torch.Tensor, prompt: list[int], output: list[int], repeti
     for token in set(output):
         row[token] -= presence + frequency * output.count(token)
     return row
+
+
+def packed_weight(kind: Kind, num_outputs: int, size: int, group: int, *, with_zeros: bool = False,
+                  with_outer: bool = False, device: str = "cpu") -> tuple[PackedWeight, torch.Tensor]:
+    """A random one, and the matrix that it stands for, float64 [outputs, size]."""
+    values = torch.tensor(TABLES[kind] if BITS[kind] == 4 else range(-128, 128) if kind == "int8" else
+                          E4M3, dtype=torch.float64)
+    chosen = torch.randint(len(values), (num_outputs, size))
+    groups = -(-size // group)
+    scales = (torch.rand(groups, num_outputs) + 0.5) / (values.std() * size ** 0.5)
+    zeros = torch.randn(groups, num_outputs) * values.std() if with_zeros else None
+    own = torch.arange(size) // group
+    right = values[chosen]
+    if zeros is not None:
+        right = right - zeros.double()[own].T
+    right = right * scales.double()[own].T
+    if BITS[kind] == 4:
+        codes = chosen.to(torch.uint8)
+    elif kind == "int8":
+        codes = (chosen - 128).to(torch.int8).view(torch.uint8)
+    else:
+        codes = values[chosen].to(torch.float8_e4m3fn).view(torch.uint8)
+    codes = packed_codes(codes, BITS[kind])
+    outer = torch.rand(num_outputs) + 0.5 if with_outer else None
+    if outer is not None:
+        right = right * outer.double().unsqueeze(1)
+    zeros, outer = (None if tensor is None else tensor.to(device) for tensor in (zeros, outer))
+    return PackedWeight(kind, codes.to(device), scales.to(device), size, group, zeros, outer), right.to(device)

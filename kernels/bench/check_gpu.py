@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from quire.kernels import compile_ahead, ops
+from quire.kernels import compile_ahead, launch, ops
 from quire.kernels.attention_spec import Style
 from quire.kernels.bench import cases
+from quire.kernels.packed_weight import Kind, PackedWeight
 from quire.kernels.reference.step import Gathered
 
 DEVICE = "cuda"
@@ -358,10 +359,53 @@ def check_product(dtype: torch.dtype, quick: bool) -> Errors:
                 cases.gated_activation(cases.product(small, weight, bias).to(dtype), "silu")))
 
 
+def check_packed_product(dtype: torch.dtype, quick: bool) -> Errors:
+    """Each kind with groups of every size that a format has; rows for each of the kernel's tiles, and beyond."""
+    forms: list[tuple[Kind, int, bool, bool]] = [
+        ("int4", 128, False, False), ("int4", 128, True, False), ("int4", 32, True, False), ("int4", 0, False, False),
+        ("int8", 0, False, False), ("int8", 32, True, False), ("e4m3", 0, False, False), ("e4m3", 128, False, False),
+        ("e2m1", 32, False, False), ("e2m1", 16, False, True), ("nf4", 64, False, False)]
+    shapes = [(1, 33), (20, 96), (896, 4864), (4096, 4096)]
+    if not quick:
+        shapes += [(1152, 896), (37888, 3584), (3584, 18944)]
+    for (kind, group, with_zeros, with_outer), (num_outputs, size) in itertools.product(forms, shapes):
+        weight, right = cases.packed_weight(kind, num_outputs, size, group or size, with_zeros=with_zeros,
+                                            with_outer=with_outer, device=DEVICE)
+        name = f"{kind} of {group} {size}x{num_outputs}"
+        yield f"unpack {name}", cases.relative_error(ops.unpack(weight, dtype), right)
+        for num_rows in (1, 3, 16, 17, 40, 64, 100, 200, 300):
+            x = torch.randn(num_rows, size + 8, device=DEVICE, dtype=dtype)[:, :size]
+            bias = torch.randn(num_outputs, device=DEVICE, dtype=dtype) if num_rows > 1 else None
+            yield (f"packed product {num_rows} {name}",
+                   cases.relative_error(ops.packed_product(x, weight, bias), cases.product(x, right, bias)))
+
+
+def check_eight_bit_product(dtype: torch.dtype, quick: bool) -> Errors:
+    kinds: list[tuple[Kind, int]] = [("int8", 0), ("e4m3", 0), ("e4m3", 128)]
+    shapes = [(20, 200), (896, 4864), (4096, 4096)] + ([] if quick else [(1152, 896), (37888, 3584)])
+    for (kind, group), (num_outputs, size) in itertools.product(kinds, shapes):
+        if not launch.multiplies(torch.device(DEVICE, torch.cuda.current_device()), kind):
+            continue
+        weight, right = cases.packed_weight(kind, num_outputs, size, group or size, device=DEVICE)
+        for num_rows in (1, 65, 200, 513, 2000):
+            x = torch.randn(num_rows, size, device=DEVICE, dtype=dtype)
+            codes, scales = ops.round_rows(x, kind, group or size)
+            rounded = ops.unpack(PackedWeight(kind, codes, scales.T.contiguous(), size, group or size), torch.float32)
+            theirs = ops.round_rows(x.cpu(), kind, group or size)
+            right_x = ops.unpack(PackedWeight(kind, theirs[0], theirs[1].T.contiguous(), size, group or size),
+                                 torch.float32).to(DEVICE)
+            # A scale's last bit may differ, and with it some number that lies between two others.
+            yield f"round_rows {kind} {num_rows}x{size}", max(0.0, cases.relative_error(rounded, right_x) - 1e-3)
+            out = ops.eight_bit_product(codes, scales, weight, None, dtype)
+            yield (f"eight bit product {kind} of {group} {num_rows}x{size}x{num_outputs}",
+                   cases.relative_error(out, cases.product(rounded, right, None)))
+
+
 CHECKS = [check_norms, check_layer_norms, check_head_norms, check_experts, check_activation, check_rotary,
           check_attention, check_attention_variants, check_copy, check_step, check_penalties, check_token_masks,
           check_sampling,
-          check_logprobs, check_product, check_wide_product, check_fixed_product]
+          check_logprobs, check_product, check_wide_product, check_fixed_product, check_packed_product,
+          check_eight_bit_product]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -26,6 +28,7 @@ from quire.kernels import (
     all_reduce,
     attention,
     blocks,
+    eight_bit_product,
     experts,
     fixed_product,
     head_norm,
@@ -33,6 +36,7 @@ from quire.kernels import (
     layer_norm,
     logprobs,
     norms,
+    packed_product,
     penalties,
     product,
     rotary,
@@ -44,6 +48,7 @@ from quire.kernels import (
 )
 from quire.kernels.attention_spec import Rotary, Style
 from quire.kernels.bench import cases
+from quire.kernels.packed_weight import Kind
 
 FAMILIES = {75: "default", 80: "ampere", 90: "hopper"}
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 90: 227 << 10}  # a program's, at most
@@ -64,17 +69,34 @@ def main() -> int:
         began, compiled = time.monotonic(), pretend(capability)
         for dtype in [torch.float16 if capability == 75 else torch.bfloat16, torch.float32]:
             for name, call in calls(dtype):
-                try:
-                    call()
-                except Exception as error:
+                if complaint := complaint_about(call):
                     failed += 1
-                    print(f"{capability} {str(dtype)[6:]} {name}: {type(error).__name__}: {error}", flush=True)
+                    print(f"{capability} {str(dtype)[6:]} {name}: {complaint}", flush=True)
         for kernel in compiled:
             if kernel.metadata.shared > SHARED_BYTES[capability]:
                 failed += 1
                 print(f"{capability} {kernel.metadata.name}: {kernel.metadata.shared} bytes of shared memory")
         print(f"{capability}: {len(compiled)} kernels in {time.monotonic() - began:.0f} s", flush=True)
     return 1 if failed else 0
+
+
+def complaint_about(call: Callable[[], object]) -> str:
+    """The error that it raises, or what the compiler, which is no Python, says of it on standard error; "" if nothing.
+
+    Triton goes on after most of these, with a loop that is not pipelined or the like.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said, os.fdopen(os.dup(2), "wb") as real:
+        os.dup2(said.fileno(), 2)
+        try:
+            call()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            sys.stderr.flush()
+            os.dup2(real.fileno(), 2)
+        said.seek(0)
+        return said.read().decode(errors="replace").strip()
 
 
 def pretend(capability: int) -> list[Any]:
@@ -95,9 +117,11 @@ def pretend(capability: int) -> list[Any]:
     JITFunction.__getitem__ = compile_only
     launch._family = lambda index: FAMILIES[capability]  # type: ignore[assignment]
     launch._num_multiprocessors = lambda index: 132  # type: ignore[assignment]
+    launch._capability = lambda index: divmod(capability, 10)  # type: ignore[assignment]
     for name in ("family", "num_multiprocessors", "decode_tile", "balanced_tile", "prefill_tile", "whole_prefill_tile",
                  "product_tile", "gated_product_tile", "wide_gated_tile", "experts_tile", "fixed_product_tile",
-                 "has_fast_logarithm", "early", "num_splits", "num_shared_splits"):
+                 "packed_tile", "eight_bit_tile", "multiplies", "has_fast_logarithm", "has_assembly", "early",
+                 "num_splits", "num_shared_splits"):
         real = getattr(getattr(launch, name), "asked_of_a_gpu", getattr(launch, name))
         getattr(real, "cache_clear", bool)()
         asked = functools.partial(real, torch.device("cuda", 0))
@@ -186,6 +210,25 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
         for num_rows, bias in ((3, None), (3, empty(num_outputs)), (1000, None)):
             yield "fixed_product", functools.partial(fixed_product.fixed_product, empty(num_rows, size),
                                                      empty(num_outputs, size), bias)
+    packed: list[tuple[Kind, int, bool]] = [
+        ("int4", 128, False), ("int4", 32, True), ("int8", 4096, False), ("e4m3", 4096, False), ("e4m3", 128, False),
+        ("nf4", 64, False), ("e2m1", 32, False), ("e2m1", 16, False)]
+    for kind, group, with_zeros in packed:
+        codes, _ = cases.packed_weight(kind, 256, 4096, group, with_zeros=with_zeros, with_outer=group == 16)
+        yield f"unpack {kind}", functools.partial(packed_product.unpack, codes, dtype)
+        for num_rows in (1, 20, 64, 200):
+            yield f"packed_product {kind} {group}", functools.partial(packed_product.packed_product,
+                                                                      empty(num_rows, 4096), codes, None)
+    eight_bits: list[tuple[Literal["int8", "e4m3"], int]] = [("int8", 4096), ("e4m3", 4096), ("e4m3", 128)]
+    for kind, group in eight_bits:
+        if not launch.multiplies(torch.device("cuda", 0), kind):
+            continue
+        codes, _ = cases.packed_weight(kind, 256, 4096, group)
+        yield f"round_rows {kind}", functools.partial(eight_bit_product.round_rows, empty(3, 4096), kind, group)
+        for num_rows in (40, 200, 2000):
+            yield f"eight_bit_product {kind} {group}", functools.partial(
+                eight_bit_product.eight_bit_product, ints(num_rows, 1024),
+                empty(num_rows, 4096 // group, of=torch.float32), codes, None, dtype)
     for ranks in (2, 8):
         x, addresses = empty(4, 5120), empty(ranks, of=torch.int64)
         for packet_rows in (0, 4):

@@ -1,4 +1,4 @@
-"""What a run of `quire bench serve` measured, as the points of plots: times in seconds, latencies in ms. Pure."""
+"""What a load test measured, as the points of plots: times in seconds, latencies in ms. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
 from quire.loadtest.report.axis import round_up
 from quire.loadtest.report.svg import Point
@@ -33,19 +32,60 @@ class Sent:
         """To its last token."""
         return self.ttft + sum(self.gaps)
 
+    def tokens_between(self, start: float, end: float) -> float:
+        """Of its tokens, as many as the share of its chunks that came then."""
+        times = list(accumulate(self.gaps, initial=self.at + self.ttft))
+        return self.num_tokens * sum(start <= time < end for time in times) / len(times)
+
+
+REQUESTS_A_SECOND, USERS = "offered load, requests/s", "users"  # the axes on which loads have a place
+
+
+@dataclass(frozen=True)
+class Load:
+    name: str
+    value: float | None = None  # its place on the axis; None where it has none
+    axis: str = REQUESTS_A_SECOND
+
+
+@dataclass(frozen=True)
+class Output:
+    """What came within a time."""
+
+    num_answers: int
+    num_tokens: float
+
 
 @dataclass(frozen=True)
 class Run:
-    """All requests of one rate. `rate` 0: all at once."""
+    """All requests of one load."""
 
-    rate: float
+    load: Load
     seconds: float
     sent: list[Sent]
-    summary: dict[str, Any]
+    output: Output | None = None  # of `seconds`, where requests began before them or ended after; else that of `sent`
+    users: list[Point] = field(default_factory=list)  # how many there were at a time, where users are what sends
 
-    @property
+    @cached_property
     def good(self) -> list[Sent]:
         return [sent for sent in self.sent if sent.error is None]
+
+    @property
+    def num_failed(self) -> int:
+        return len(self.sent) - len(self.good)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(sent.num_tokens for sent in self.good)
+
+    @property
+    def answered_per_s(self) -> float:
+        return (self.output.num_answers if self.output else len(self.good)) / self.seconds
+
+    @property
+    def output_per_s(self) -> float:
+        """In tokens."""
+        return (self.output.num_tokens if self.output else self.num_tokens) / self.seconds
 
     @cached_property
     def latencies(self) -> dict[str, list[tuple[float, float]]]:
@@ -78,6 +118,13 @@ class Run:
         for kind in ("time to first token", "inter-token latency"):
             for when, _ in self.latencies[kind]:
                 bins[int(when / self.bin_s)] += 1
+        return [((place + 0.5) * self.bin_s, bins[place] / self.bin_s) for place in range(max(bins, default=-1) + 1)]
+
+    def failed_per_s(self) -> list[Point]:
+        """Requests sent in each bin of time that failed, a second."""
+        bins: dict[int, int] = defaultdict(int)
+        for sent in self.sent:
+            bins[int(sent.at / self.bin_s)] += sent.error is not None
         return [((place + 0.5) * self.bin_s, bins[place] / self.bin_s) for place in range(max(bins, default=-1) + 1)]
 
     def in_flight(self) -> list[Point]:

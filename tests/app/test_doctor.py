@@ -260,6 +260,8 @@ def test_a_context_that_was_asked_for_must_fit_and_one_that_was_not_gives_way() 
     ({"torch": "2.5.1+cu121", "triton": "3.1.0"}, "515.1", [OK, OK, FAIL]),
     ({"torch": "2.9.0", "triton": "3.5", "nvidia-cuda-runtime-cu12": "12.8"}, "515.1", [OK, OK, FAIL]),
     ({"torch": "2.13.0", "triton": "3.6", "nvidia-cuda-runtime": "13.0.1"}, "570.1", [OK, OK, FAIL]),
+    ({"torch": "2.5.1", "triton": "3.9.0", "nvidia-cublas-cu12": "12.9.3"}, "515.1", [OK, OK, OK, FAIL]),
+    ({"torch": "2.5.1", "triton": "3.9.0", "nvidia-cublas-cu12": "12.9.3"}, "530.1", [OK, OK, OK]),
     ({"torch": "2.13.0+cu130"}, "580.1", [OK, FAIL]),
     ({"torch": "2.13.0+cpu"}, "580.1", [FAIL]),
     ({"torch": "2.4.0"}, "580.1", [FAIL]),

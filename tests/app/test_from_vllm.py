@@ -116,6 +116,7 @@ SERVED = [  # as people write them
     "MODEL --max-num-seqs 64 --max-num-batched-tokens 8k --enable-prefix-caching --block-size 16 --seed 0 -tp 1 -dp 1",
     "MODEL --max-model-len auto -O3 -cc.mode=0 --compilation-config.pass_config.fuse 1 --attention-backend FLASH_ATTN",
     "MODEL --uvicorn-log-level warning --disable-uvicorn-access-log --enable-request-id-headers --root-path /llm",
+    "MODEL -q awq", "MODEL --quantization fp8 --load-format dummy",
     "MODEL --task embed --runner pooling --convert embed",
     "MODEL --limit-mm-per-prompt image=4 --no-enable-prefix-caching --hf-overrides {} --quantization gguf",
 ]
@@ -128,7 +129,7 @@ def test_a_command_line_of_vllms_is_understood(line: str) -> None:
 
 @pytest.mark.parametrize(("line", "refused"), [
     ("MODEL --enable-auto-tool-choice --tool-call-parser hermes --tool-server demo", ["--tool-server"]),
-    ("MODEL -q awq", ["--quantization"]), ("MODEL -sc.method=ngram", ["--speculative-config"]),
+    ("MODEL --cpu-offload-gb 4", ["--cpu-offload-gb"]), ("MODEL -sc.method=ngram", ["--speculative-config"]),
     ("MODEL --enable-lora --lora-modules a=/a b=/b", ["--enable-lora", "--lora-modules"]),
     ("MODEL --nnodes 2 --node-rank 1 --headless", ["--nnodes", "--node-rank", "--headless"]),
     ("MODEL --task classify --runner draft", ["--task", "--runner"])])
@@ -155,8 +156,8 @@ def test_a_settings_file_of_vllms_is_judged_by_the_same_table(tmp_path: Path) ->
     assert loaded.settings.engine.max_queued_requests == 7
     assert (loaded.settings.docs, loaded.settings.allowed_origins) == (False, ["https://a.example"])
     assert [warning.split(" has no effect")[0] for warning in loaded.warnings] == [f"{file}: swap-space: 16"]
-    file.write_text("quantization: awq\n")
-    with pytest.raises(ConfigError, match="quantization: 'awq' is not supported by this version"):
+    file.write_text("cpu-offload-gb: 4\n")
+    with pytest.raises(ConfigError, match="cpu-offload-gb: 4 is not supported by this version"):
         load_settings("serve", ["--config", str(file)])
 
 

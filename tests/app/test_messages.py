@@ -147,6 +147,20 @@ async def test_thoughts_have_blocks_and_signatures(http: httpx2.AsyncClient, fak
     assert (variables["enable_thinking"], variables["thinking"], variables["reasoning_effort"]) == (True, "hard", "low")
 
 
+@pytest.mark.parametrize(("body", "is_bound"), [
+    ({}, True), ({"tools": TOOLS, "tool_choice": {"type": "none"}}, True), ({"tools": TOOLS}, False),
+    ({"tools": TOOLS, "tool_choice": {"type": "any"}}, True), ({"tools": [TOOLS[0] | {"strict": True}]}, True),
+    ({"tools": TOOLS, "output_config": {"format": {"type": "json_schema", "schema": {}}}}, True),
+])
+async def test_thinking_is_bound_but_where_tools_would_have_no_form(http: httpx2.AsyncClient, fake: FakeEngine,
+                                                                   monkeypatch: pytest.MonkeyPatch, body: Any,
+                                                                   is_bound: bool) -> None:
+    monkeypatch.setattr(fake.chat_template, "source", "<think></think>", raising=False)
+    await post(http, thinking={"type": "enabled", "budget_tokens": 1500}, **body)
+    form = fake.submitted[-1][1].structured_outputs
+    assert ("'max_tokens': 1500" in str(form)) is is_bound and (form is not None) is is_bound
+
+
 @pytest.mark.parametrize(("finish", "matched", "max_tokens", "stop_reason"), [
     ("stop", None, 50, "end_turn"), ("stop", "###", 50, "stop_sequence"), ("length", None, 5, "max_tokens"),
     ("length", None, 6, "model_context_window_exceeded"),
@@ -195,6 +209,14 @@ async def test_a_begun_answer_is_gone_on_with(http: httpx2.AsyncClient, fake: Fa
     await post(http, messages=[*ASK, {"role": "assistant", "content": "The best answer is ("}])
     variables = fake.chat_template.seen[-1][1]
     assert (variables["continue_final_message"], variables["add_generation_prompt"]) == (True, False)
+
+
+@pytest.mark.parametrize("content", ["", [], [{"type": "text", "text": ""}],
+                                     [{"type": "thinking", "thinking": "Hm", "signature": ""}]])
+async def test_an_answer_without_a_word_is_not_begun(http: httpx2.AsyncClient, fake: FakeEngine, content: Any) -> None:
+    await post(http, messages=[*ASK, {"role": "assistant", "content": content}])
+    [(messages, variables)] = fake.chat_template.seen[-1:]
+    assert messages == ASK and variables["add_generation_prompt"] and "continue_final_message" not in variables
 
 
 async def test_a_form_is_heeded(sdk: anthropic.AsyncAnthropic, fake: FakeEngine) -> None:
@@ -321,6 +343,9 @@ PNG = {"type": "image", "source": {"type": "base64", "media_type": "image/png", 
     ({"tools": [{"name": "f", "input_schema": {}, "description": 1}]}, "tools[0].description must be text, got 1."),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type is 'web_search_20250305'"),
     ({"tools": [{"name": "f", "inputschema": {}, "input_schema": {}}]}, "did you mean 'input_schema'?"),
+    ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, "tools[0].input_schema.type must be 'object'"),
+    ({"messages": [{"role": "assistant", "content": ""}]}, "messages must hold something that is said."),
+    ({"tool_choice": {"type": "any"}}, "tool_choice.type is 'any', and there are no tools"),
     ({"tool_choice": {"type": "some"}}, "tool_choice.type must be one of auto, any, none, tool; got 'some'."),
     ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "tool_choice.name is missing"),
     ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice names 'g', which is none of"),

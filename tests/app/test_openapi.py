@@ -21,6 +21,7 @@ from quire.app.openapi.operation import operation as states
 from quire.app.openapi.replies import STATUSES
 from quire.app.routes import DOCS_ROUTES, PUBLIC
 from quire.app.schemas.described import HOLDS
+from quire.app.schemas.responses import ResponsesRequest
 from quire.engine.errors import EngineDeadError, OverloadedError
 from quire.engine.messages import RateState
 from tests.app.conftest import KEY
@@ -108,6 +109,26 @@ async def test_its_references_lead_somewhere_and_its_schemas_are_schemas(documen
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
     assert "contentSchema" in json.dumps(document)
+
+
+async def test_it_says_of_each_field_what_it_is_for(document: Document) -> None:
+    bodies = {path: follow(document, methods["post"]["requestBody"]["content"]["application/json"]["schema"])
+              for path, methods in document["paths"].items() if "requestBody" in methods.get("post", {})}
+    assert len(bodies) >= 9
+    silent = [(path, name) for path, body in bodies.items() for name, field in body["properties"].items()
+              if not field.get("description")]
+    assert [one for one in silent if not one[0].startswith("/admin")] == []
+
+
+async def test_what_the_responses_api_refuses_is_not_in_it(document: Document, client: httpx.AsyncClient) -> None:
+    fields = document["components"]["schemas"]["ResponsesRequest"]["properties"]
+    assert not fields.keys() & ResponsesRequest.OF_OTHERS.keys() and "top_p" in fields
+    for name, other in ResponsesRequest.OF_OTHERS.items():
+        reply = await client.post("/v1/responses", json={"input": "Hi", name: "any"})
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == name
+        for value in other.neutral:
+            reply = await client.post("/v1/responses", json={"input": "Hi", name: value})
+            assert reply.status_code == 200
 
 
 async def test_public_is_what_it_calls_so(document: Document, guarded: httpx.AsyncClient) -> None:
@@ -241,7 +262,7 @@ async def test_it_is_the_same_with_a_prefix_and_leads_back_there(make_app: Calla
     async with app.router.lifespan_context(app), httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         documents = [(await client.get(f"{prefix}/openapi.json")).json() for prefix in ("", "/llm")]
-        assert documents[0] == documents[1] and documents[0]["servers"] == [{"url": "."}]
+        assert documents[0] == documents[1] and [one["url"] for one in documents[0]["servers"]] == ["."]
         for route in DOCS_ROUTES:
             assert (await client.get(f"/llm{route.path}")).status_code == 200
 

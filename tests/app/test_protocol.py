@@ -218,9 +218,9 @@ def test_what_follows_an_upgrade_is_dropped(request_: bytes, tail: bytes) -> Non
     """In the same packet, and in later ones while the reply is being made."""
     with wire(header_timeout=10.0) as server, connect(server.address) as client:
         client.sendall(request_.replace(b" /up ", b" /stream ") + tail)
-        time.sleep(0.2)
+        _until(lambda: server.app.seen)
         client.sendall(tail)
-        time.sleep(0.2)
+        time.sleep(0.05)  # for it to be dropped before the reply, not after
         server.app.go.set()
         answer = receive(client)
     assert answer.statuses[:1] in ([200], [])  # a reset may take the reply away
@@ -231,7 +231,7 @@ def test_what_follows_an_upgrade_is_dropped(request_: bytes, tail: bytes) -> Non
 
 
 def test_an_upgrade_behind_another_request_keeps_its_body(strict: Wire) -> None:
-    answer = strict.send(GET + UPGRADING[0] + SMUGGLED)
+    answer = strict.send(GET + UPGRADING[0] + SMUGGLED, num=2)
     assert [json.loads(reply.body)["bytes"] for reply in answer.replies] == [0, 5]
     assert answer.closed
     assert strict.app.seen == ["/x", "/up"]
@@ -263,7 +263,7 @@ def test_a_long_answer_to_an_upgrade_is_not_cut_by_the_deadlines_of_senders() ->
 
 def test_trailers_do_not_upgrade(strict: Wire) -> None:
     chunks = b"5\r\nhello\r\n0\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
-    answer = strict.send(posted("/x", "Transfer-Encoding: chunked") + chunks + GET)
+    answer = strict.send(posted("/x", "Transfer-Encoding: chunked") + chunks + GET, num=2)
     assert [json.loads(reply.body)["bytes"] for reply in answer.replies] == [5, 0]
 
 
@@ -283,7 +283,7 @@ def test_a_reply_of_unknown_length_to_http_1_0_ends_with_the_connection(connecti
 def test_pipelined_requests_are_answered_in_order(strict: Wire) -> None:
     body = b"hello"
     answer = strict.send(GET + posted("/y", "Content-Length: 5") + body + posted("/z", "Transfer-Encoding: chunked")
-                         + b"2\r\nhe\r\n3\r\nllo\r\n0\r\nX-Admin: yes\r\n\r\n" + GET)
+                         + b"2\r\nhe\r\n3\r\nllo\r\n0\r\nX-Admin: yes\r\n\r\n" + GET, num=4)
     seen = [json.loads(reply.body) for reply in answer.replies]
     assert [found["path"] for found in seen] == ["/x", "/y", "/z", "/x"]
     assert [found["bytes"] for found in seen] == [0, 5, 5, 0]
@@ -294,15 +294,15 @@ def test_a_few_requests_may_wait_for_a_reply_and_no_more() -> None:
     first = b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n"
     with wire(header_timeout=10.0) as server, connect(server.address) as client:
         client.sendall(first + GET * MAX_PIPELINED)
-        time.sleep(0.2)
+        _until(lambda: server.app.seen)
         server.app.go.set()
-        assert receive(client).statuses == [200] * (1 + MAX_PIPELINED)
+        assert receive(client, num=1 + MAX_PIPELINED).statuses == [200] * (1 + MAX_PIPELINED)
         server.app.go.clear()
         server.app.seen.clear()
         client.sendall(first + GET * (MAX_PIPELINED + 1))
-        time.sleep(0.2)
+        _until(lambda: server.refused)
         server.app.go.set()
-        answer = receive(client)
+        answer = receive(client, num=2)
         assert answer.statuses == [200, 503], "a reply that has begun is finished, those that wait are not"
         assert answer.closed
         assert server.app.seen == ["/stream"]
@@ -329,7 +329,7 @@ def test_a_flood_of_requests_holds_the_loop_for_a_moment_only() -> None:
 def test_what_comes_in_slices_comes_whole(strict: Wire) -> None:
     size = 1 << 20
     body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in in_pieces(b"a" * size, 777)) + b"0\r\n\r\n"
-    answer = strict.send(posted("/slow", "Transfer-Encoding: chunked") + body + GET)
+    answer = strict.send(posted("/slow", "Transfer-Encoding: chunked") + body + GET, num=2)
     assert [json.loads(reply.body)["bytes"] for reply in answer.replies] == [size, 0]
 
 
@@ -355,7 +355,7 @@ def test_a_full_worker_still_answers_probes() -> None:
         for _ in range(2):
             busy = stack.enter_context(connect(server.address))
             busy.sendall(b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n")
-            assert receive(busy).replies
+            assert receive(busy, num=0).replies
         refused = server.send(GET)
         assert (refused.statuses, refused.closed) == ([503], True)
         assert server.send(GET.replace(b"/x", b"/livez")).statuses == [200]
@@ -397,9 +397,9 @@ def test_trailers_are_not_headers(strict: Wire) -> None:
 def test_a_broken_request_behind_others_waits_for_their_replies() -> None:
     with wire(header_timeout=10.0) as server, connect(server.address) as client:
         client.sendall(b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n" + b"GET / HTTP/1.1\r\n\r\n" + SMUGGLED)
-        time.sleep(0.2)
+        _until(lambda: server.refused)
         server.app.go.set()
-        answer = receive(client)
+        answer = receive(client, num=2)
     assert answer.statuses == [200, 400]
     assert answer.replies[0].body == b"onetwo"
     assert answer.closed

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
 
 from quire.app.errors import ApiError
 from quire.app.in_flight import Running
 from quire.app.sse import DONE, PING, EventStream, LineStream
 from quire.app.telemetry.record import RequestRecord
+from tests.virtual_time import in_virtual_time
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -63,6 +63,7 @@ async def of(*parts: bytes | float | Exception) -> AsyncGenerator[bytes, None]:
             yield part
 
 
+@in_virtual_time
 async def test_the_head_comes_with_the_first_frame() -> None:
     wire = Wire()
     task = asyncio.create_task(run(of(0.1, b"a", b"b"), wire, 5.0))
@@ -78,16 +79,14 @@ async def test_the_head_comes_with_the_first_frame() -> None:
     assert wire.sent[-1]["more_body"] is False
 
 
+@in_virtual_time
 async def test_comments_come_while_nothing_else_does() -> None:
     wire = Wire()
-    await run(of(0.5, b"a", 0.5, b"b"), wire, 0.1)
-    before, between = wire.body.split(b"a")
-    assert between.endswith(b"b")
-    for quiet in (before, between.removesuffix(b"b")):
-        assert 1 <= quiet.count(PING) <= 5
-        assert quiet.replace(PING, b"") == b""
+    await run(of(50.0, b"a", 50.0, b"b"), wire, 15.0)
+    assert wire.body == 3 * PING + b"a" + 3 * PING + b"b"
 
 
+@in_virtual_time
 async def test_between_lines_an_empty_one_is_the_comment() -> None:
     wire = Wire()
     await run(of(0.25, b"{}\n", ApiError(503, "late")), wire, 0.1, kind=LineStream)
@@ -96,6 +95,7 @@ async def test_between_lines_an_empty_one_is_the_comment() -> None:
     assert rest == ApiError(503, "late").body() + b"\n"
 
 
+@in_virtual_time
 async def test_frames_put_comments_off() -> None:
     parts: list[bytes | float] = [b"a", 0.02] * 25
     wire = Wire()
@@ -103,6 +103,7 @@ async def test_frames_put_comments_off() -> None:
     assert wire.body == b"a" * 25
 
 
+@in_virtual_time
 async def test_an_interval_of_0_is_none() -> None:
     wire = Wire()
     await run(of(0.2, b"a"), wire, 0.0)
@@ -110,6 +111,7 @@ async def test_an_interval_of_0_is_none() -> None:
 
 
 @pytest.mark.parametrize("error", [ApiError(503, "late"), RuntimeError("bug")])
+@in_virtual_time
 async def test_a_failure_before_the_first_byte_is_the_callers_to_answer(error: Exception) -> None:
     wire = Wire()
     with pytest.raises(type(error)):
@@ -118,6 +120,7 @@ async def test_a_failure_before_the_first_byte_is_the_callers_to_answer(error: E
 
 
 @pytest.mark.parametrize(("first", "said"), [(b"a", b"a"), (0.3, PING)])
+@in_virtual_time
 async def test_a_failure_after_it_is_an_event(first: bytes | float, said: bytes) -> None:
     wire = Wire()
     error = ApiError(503, "late")
@@ -126,12 +129,14 @@ async def test_a_failure_after_it_is_an_event(first: bytes | float, said: bytes)
     assert wire.sent[-1]["more_body"] is False
 
 
+@in_virtual_time
 async def test_comments_never_mix_with_frames_however_slow_the_client_reads() -> None:
     wire = Wire(slow_s=0.03)
     await run(of(*[b"a", 0.01] * 8), wire, 0.01)
     assert wire.body.replace(PING, b"") == b"a" * 8
 
 
+@in_virtual_time
 async def test_comments_do_not_pile_up_for_a_client_that_reads_nothing() -> None:
     wire = Wire()
     task = asyncio.create_task(run(of(b"a", b"b"), wire, 0.02))
@@ -142,6 +147,7 @@ async def test_comments_do_not_pile_up_for_a_client_that_reads_nothing() -> None
     assert wire.body == b"ab"
 
 
+@in_virtual_time
 async def test_a_client_that_reads_nothing_does_not_hold_an_ended_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quire.app.sse.FAREWELL_S", 0.05)
     wire = Wire()
@@ -154,7 +160,8 @@ async def test_a_client_that_reads_nothing_does_not_hold_an_ended_request(monkey
     assert not wire.sent
 
 
-async def test_five_hundred_quiet_streams_cost_one_timer_each(make_app: Callable[..., Starlette]) -> None:
+@in_virtual_time
+async def test_five_hundred_quiet_streams_cost_one_timer_each() -> None:
     before = len(asyncio.all_tasks())
     wires = [Wire() for _ in range(500)]
     tasks = [asyncio.create_task(run(of(b"a", 0.5, b"b"), wire, 30.0)) for wire in wires]

@@ -116,6 +116,10 @@ async def test_messages_are_counted_as_chat_would_render_them(client: httpx.Asyn
     assert fake.chat_template.seen[-1] == (messages, {"tools": [tool], "add_generation_prompt": False, "deep": 1})
     assert reply.json() == {"count": 1, "max_model_len": INFO.max_model_len, "tokens": TOKENIZER.encode("Hi"),
                             "token_strs": ["Hi"]}
+    begun = [*messages, {"role": "assistant", "content": "So"}]
+    await client.post("/tokenize", json={"messages": begun, "add_generation_prompt": False,
+                                         "continue_final_message": True})
+    assert fake.chat_template.seen[-1][1]["continue_final_message"] is True
 
 
 @pytest.mark.parametrize(("body", "param"), [

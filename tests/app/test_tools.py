@@ -69,6 +69,42 @@ async def test_what_must_be_called_is_a_form(client: httpx.AsyncClient, fake: Fa
         f'<tool_call>\n{{"name": "{name}", "arguments": ' for name in names]
 
 
+async def test_of_the_tools_only_some_may_be_allowed(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    def only(name: str, mode: str = "required") -> dict[str, Any]:
+        return {"type": "allowed_tools", "allowed_tools": {
+            "mode": mode, "tools": [{"type": "function", "function": {"name": name}}]}}
+
+    fake.text = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    assert (await post(client, tool_choice=only("now"))).json()["choices"][0]["finish_reason"] == "tool_calls"
+    [(_, variables)] = fake.chat_template.seen[-1:]
+    assert variables["tools"] == [TOOLS[1]]
+    form = fake.submitted[-1][1].structured_outputs.structural_tag["format"]
+    assert [tag["begin"] for tag in form["tags"]] == ['<tool_call>\n{"name": "now", "arguments": ']
+    await post(client, tool_choice=only("now", "auto"))
+    assert fake.submitted[-1][1].structured_outputs is None
+    refused = [(only("then"), "tool_choice.allowed_tools.tools[0]"),
+               (only("now", "none"), "tool_choice.allowed_tools"), ({"type": "allowed_tools"}, "tool_choice")]
+    for wrong, param in refused:
+        reply = await client.post("/v1/chat/completions", json={"messages": ASK, "tools": TOOLS, "tool_choice": wrong})
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == param
+
+
+async def test_who_asks_for_one_call_gets_the_first(client: httpx.AsyncClient, fake: FakeEngine) -> None:
+    fake.text = TEXT
+    [call] = (await post(client, parallel_tool_calls=False)).json()["choices"][0]["message"]["tool_calls"]
+    assert (call["function"]["name"], call["function"]["arguments"]) == CALLS[0]
+    chunks = events(await post(client, parallel_tool_calls=False, stream=True))[:-1]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert {call["index"] for delta in deltas for call in delta.get("tool_calls", [])} == {0}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+async def test_parameters_are_an_object(client: httpx.AsyncClient) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}
+    reply = await client.post("/v1/chat/completions", json={"messages": ASK, "tools": [tool]})
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == "tools[0].function.parameters"
+
+
 async def test_strict_tools_bind_calls_but_do_not_ask_for_one(client: httpx.AsyncClient, fake: FakeEngine) -> None:
     strict = [{"function": {**TOOLS[0]["function"], "strict": True}}]  # type: ignore[dict-item]
     await post(client, tools=strict)

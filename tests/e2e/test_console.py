@@ -97,10 +97,16 @@ def test_without_a_key_or_with_a_wrong_one_the_page_asks_for_one_and_keeps_it_in
     browser.wait("#key-reason", "needs an API key")
     browser.type("#key", "a-wrong-key" + ENTER)
     browser.wait("#key-reason", "does not know this key")
+    browser.press(ESCAPE)
+    assert browser.text("#key-button") == "API key refused"
+    browser.click("nav a[href='#server']")
+    browser.wait("#server", "Models, Keys, Settings", "The server needs a key that it knows")
+    browser.click("nav a[href='#chat']")
+    browser.click("#key-button")
     browser.run("document.getElementById('key').value = ''")
     browser.type("#key", KEY + ENTER)
     browser.wait("#settings-note", "smollm2-135m-instruct")
-    assert browser.text("#key-dialog") == ""
+    assert (browser.text("#key-dialog"), browser.text("#key-button")) == ("", "API key ✓")
     assert browser.run("return JSON.stringify(localStorage) + document.cookie") == "{}"
     browser.reload()
     browser.wait("#settings-note", "smollm2-135m-instruct")
@@ -144,6 +150,20 @@ def test_escape_ends_an_answer_and_what_came_of_it_stays(console: Console) -> No
     assert said and browser.text(f"{LAST} .text") == said
     assert browser.text("#stop") == ""
     assert browser.run("return document.activeElement.id") == "question"
+
+
+def test_the_end_of_an_answer_takes_nobody_from_where_they_read(console: Console) -> None:
+    focused = "return document.activeElement.id || document.activeElement.hash"
+    browser = console.open()
+    browser.click("#suggestions button")
+    browser.wait(f"{LAST} .facts", "tokens/s")
+    browser.click("#stop")
+    browser.wait(f"{LAST} .facts", "stopped")
+    assert browser.run(focused) == "question", "not at a button that is hidden"
+    console.ask(QUESTION, **{"max-tokens": 4})
+    browser.run("document.querySelector('nav a[href=\"#state\"]').focus()")
+    browser.wait(f"{LAST} .copies", "Copy as curl")
+    assert browser.run(focused) == "#state"
 
 
 def test_an_answer_goes_on_when_the_engine_dies_in_its_midst(console: Console) -> None:
@@ -203,6 +223,7 @@ def test_a_tab_that_nobody_sees_asks_for_nothing(console: Console) -> None:
 HOSTILE = [
     "<script>alert(1)</script><img src=x onerror=alert(1)>", "[x](javascript:alert(1)) ![y](https://other.example/i.png)",
     "[x](data:text/html,<script>alert(1)</script>)", "```html\n<b onclick=alert(1)>\n```", "[a](https://b.example/\"onx=\")",
+    "[a](" + "(" * 5000, "<http://" * 3000, "\\(" * 5000, "$$" * 5001 + "a", "[a](h(" * 3000, "> - " * 3000 + "x",
     "*" * 5000 + "a", "[" * 5000, "> " * 3000 + "x", "`" * 3000 + "a" + "``" * 3000, "- " * 3000 + "x",
     "|-" * 3000 + "\n" + "|-" * 3000, "** _a" * 3000, "1. a\n" * 3000, "http://" * 3000,
 ]
@@ -212,11 +233,15 @@ def test_an_answer_becomes_text_and_elements_and_never_markup(console: Console) 
     browser = console.open()
     made = browser.run("""
         return import('./console/markdown.js').then(({Markdown}) => arguments[0].map((text) => {
-          const node = document.createElement('div');
-          const begun = performance.now();
-          new Markdown(node).update(text);
+          let node;
+          const times = [1, 2, 3].map(() => { // the least counts: others use this machine too
+            node = document.createElement('div');
+            const begun = performance.now();
+            new Markdown(node).update(text);
+            return performance.now() - begun;
+          });
           const all = [...node.querySelectorAll('*')];
-          return {names: [...new Set(all.map((e) => e.localName))], ms: performance.now() - begun,
+          return {names: [...new Set(all.map((e) => e.localName))], ms: Math.min(...times),
                   attributes: [...new Set(all.flatMap((e) => e.getAttributeNames()))],
                   links: all.map((e) => e.href).filter(Boolean), text: node.textContent};
         }))""", HOSTILE)
@@ -225,14 +250,18 @@ def test_an_answer_becomes_text_and_elements_and_never_markup(console: Console) 
         assert not set(one["names"]) & {"script", "img", "iframe", "svg", "b", "style"}
         assert not [name for name in one["attributes"] if name.startswith("on") or name in ("src", "style")]
         assert all(link.startswith(("https://", "http://")) for link in one["links"])
-        assert one["ms"] < 500
+        assert one["ms"] < 1500, "linear"
     assert made[0]["text"] == HOSTILE[0]
 
 
 def test_markdown_is_shown_as_meant_and_the_same_however_it_comes(console: Console) -> None:
     browser = console.open()
+    formula = r"\[ a_1 * b_1 * \frac{1}{2} \]"
     text = ("# Title\n\nSome *soft* and **loud** `code_x` in snake_case_words, 2 * 3 * 4.\n\n"
-            "1. one\n   - inner\n2. two\n\n> said\n\n| a | b |\n|---|:-:|\n| 1 | 2 |\n\n```py\nx = '<b>'\n```\nSee [it](https://a.example/).\n\n---\nend")
+            "1. one\n   - inner\n2. two\n\n> said\n\n| a | b |\n|---|:-:|\n| 1 | 2 |\n\n```py\nx = '<b>'\n```\nSee [it](https://a.example/).\n\n---\nend\n\n"
+            "***both***, [page](https://a.example/b_(c)) and <https://d.example/e>\n\n" + formula + " costs $5\n\n"
+            "- [ ] open\n- [x] done\n\n  more\n\n| l | r |\n|:--|--:|\n| `x\\|y` | 2 |\n| 3 | 4 |\n\n"
+            "> said\n>\n> - again\n\n***Note:*** so\n")
     whole, pieces = browser.run("""
         return import('./console/markdown.js').then(({Markdown}) => {
           const [whole, pieces] = [document.createElement('div'), document.createElement('div')];
@@ -245,8 +274,43 @@ def test_markdown_is_shown_as_meant_and_the_same_however_it_comes(console: Conso
     for part in ("<h3>Title</h3>", "<em>soft</em>", "<strong>loud</strong>", "<code>code_x</code>",
                  "snake_case_words, 2 * 3 * 4",
                  "<ol><li>one<ul><li>inner</li></ul></li><li>two</li></ol>", "<blockquote><p>said</p></blockquote>",
-                 "<td>1</td>", "x = '&lt;b&gt;'</code>", 'href="https://a.example/"', "<hr><p>end</p>"):
-        assert part in whole, (part, whole)
+                 "<td>1</td>", '<td class="middle">2</td>', '<td class="number">4</td>', "<code>x|y</code>",
+                 "<strong><em>both</em></strong>", 'href="https://a.example/b_(c)"',
+                 ">https://d.example/e</a>", f'<code class="formula">{formula}</code> costs $5', "<li>☐ open</li>",
+                 "<li>☑ done<p>more</p></li>", "<ul><li>again</li></ul></blockquote>", "x = '&lt;b&gt;'</code>",
+                 'href="https://a.example/"', "<hr><p>end</p>"):
+        assert part in whole.replace(' dir="auto"', ""), (part, whole)
+
+
+def test_what_of_a_growing_answer_is_there_already_is_not_made_again(console: Console) -> None:
+    browser = console.open()
+    kept = browser.run("""
+        return import('./console/markdown.js').then(({Markdown}) => arguments[0].map(([head, line]) => {
+          const node = document.createElement('div');
+          const growing = new Markdown(node);
+          let text = head + line.repeat(3);
+          growing.update(text);
+          const before = [...node.querySelectorAll('li, tr, blockquote > p')].slice(0, -1);
+          for (const letter of line.repeat(2)) growing.update(text += letter);
+          const after = [...node.querySelectorAll('li, tr, blockquote > p')];
+          return [before.length, before.filter((one, i) => one === after[i]).length, after.length];
+        }))""", [["", "- item **b**\n"], ["", "1. item\n\n   more\n\n"], ["| a | b |\n|---|---|\n", "| 1 | 2 |\n"],
+                 ["", "> said\n>\n"]])
+    assert kept == [[2, 2, 5], [2, 2, 5], [3, 3, 6], [2, 2, 5]]
+
+
+def test_a_text_is_read_from_the_side_where_its_script_begins(console: Console) -> None:
+    browser = console.open()
+    sides = browser.run("""
+        return import('./console/markdown.js').then(({Markdown}) => {
+          const node = document.getElementById('turns');
+          new Markdown(node).update(arguments[0]);
+          const sides = [...node.querySelectorAll('p, li, blockquote, td, pre')]
+            .map((e) => getComputedStyle(e).direction);
+          node.replaceChildren();
+          return sides;
+        })""", "سلام\n\nEnglish\n\n1. أولا\n\n> نص\n\n| واحد | 1 |\n|---|---|\n| واحد | 1 |\n\n```\nنص\n```")
+    assert sides == ["rtl", "ltr", "rtl", "rtl", "rtl", "rtl", "rtl", "ltr"]
 
 
 def test_percentiles_and_rates_come_from_what_counters_grew_by(console: Console) -> None:
@@ -297,7 +361,8 @@ def test_no_request_leaves_the_origin_and_the_policy_holds_it_there(console: Con
     assert complaints == []
     assert len(browser.requests) > 20
     origin = console.server.url + "/"
-    assert [url for url in browser.requests if not url.startswith((origin, "about:", "data:", "chrome:"))] == []
+    own = (origin, "about:", "data:", "chrome:", "chrome-untrusted:")  # the browser's own pages among them
+    assert [url for url in browser.requests if not url.startswith(own)] == []
     tried = browser.run("""
         const failed = (promise) => promise.then(() => 'let through', (error) => error.name);
         const thrown = (f) => { try { f(); return 'let through'; } catch (error) { return error.name; } };

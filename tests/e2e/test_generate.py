@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
-import threading
 from typing import Any
 
 import httpx
 import pytest
 
 from quire.engine.config import DEFAULT_MODEL
-from tests.e2e.server import KEY, Server, serving, until
+from tests.e2e.server import KEY, Server
 
 EXAMPLE: dict[str, Any] = {"prompt": "San Francisco is a", "use_beam_search": True, "n": 4, "temperature": 0}
 HEADERS = {"authorization": f"Bearer {KEY}"}
@@ -98,19 +95,3 @@ def test_what_cannot_be_served_is_refused_by_name(wish: dict[str, Any], param: s
     reply = post(server, "/generate", **{**EXAMPLE, **wish})
     assert reply.status_code == 400, reply.text
     assert reply.json()["error"]["param"] == param
-
-
-def test_a_beam_search_outlives_its_engine() -> None:
-    wish = {**EXAMPLE, "max_tokens": 100, "ignore_eos": True}
-    with serving() as server:
-        expected = post(server, "/generate", **wish).json()["text"]
-        replies: list[httpx.Response] = []
-        asking = threading.Thread(target=lambda: replies.append(post(server, "/generate", **wish)))
-        steps = server.metric("quire:engine_steps_total")
-        asking.start()
-        until(lambda: server.metric("quire:engine_steps_total") > steps + 20)
-        (engine,) = server.pids()["engine"]
-        os.kill(engine, signal.SIGKILL)
-        asking.join(90)
-        assert [reply.json() for reply in replies] == [{"text": expected}]
-        assert server.pids()["engine"] != [engine]

@@ -20,7 +20,7 @@ import pytest
 
 from quire.app.keys.key import Key, digest_of, new_secret
 from quire.app.keys.key_file import load_key_file, write_key_file
-from tests.e2e.server import KEY, Server, alive, serving, start, until
+from tests.e2e.server import ANY_WEIGHTS, KEY, Server, alive, serving, start, until
 
 MODEL = "smollm2-135m-instruct"
 NOW = datetime.now(timezone.utc)
@@ -79,7 +79,8 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     directory = tmp_path_factory.mktemp("keyed")
     write_key_file(str(directory / "keys.yaml"), KEYS)
     with serving("--host", "127.0.0.1", "-asc", "2", "--api-key-file", str(directory / "keys.yaml"), "--audit-log",
-                 str(directory / "audit"), "--admin-port", "0", "--run-dir", str(directory / "run")) as server:
+                 str(directory / "audit"), "--admin-port", "0", "--run-dir", str(directory / "run"),
+                 *ANY_WEIGHTS) as server:
         yield Keyed(server, directory)
 
 
@@ -242,7 +243,8 @@ def test_the_key_file_is_whole_whenever_it_is_read(restored: Keyed) -> None:
 
 
 def test_a_server_on_a_unix_socket_without_keys_has_an_admin_port_too(tmp_path: Path) -> None:
-    server = start("--uds", str(tmp_path / "q.sock"), "--admin-port", "0", "--audit-log", str(tmp_path / "audit"))
+    server = start("--uds", str(tmp_path / "q.sock"), "--admin-port", "0", "--audit-log", str(tmp_path / "audit"),
+                   *ANY_WEIGHTS)
     try:
         server.wait_ready()
         admin_url = server.events("admin port")[0]["url"]
@@ -267,7 +269,7 @@ def test_a_server_on_a_unix_socket_without_keys_has_an_admin_port_too(tmp_path: 
 def test_keys_as_systemd_hands_them_over_and_metrics_without_an_admin_port(tmp_path: Path) -> None:
     (tmp_path / "VLLM_API_KEY").write_text(KEY + "\n")
     write_key_file(str(tmp_path / "quire-keys"), KEYS)
-    server = start("--host", "127.0.0.1", environment={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    server = start("--host", "127.0.0.1", *ANY_WEIGHTS, environment={"CREDENTIALS_DIRECTORY": str(tmp_path)})
     try:
         server.wait_ready()
 

@@ -20,11 +20,12 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.server import KEY, Server, alive, serving, start, until
+from tests.e2e.server import ANY_WEIGHTS, KEY, Server, alive, serving, start, until
 
 PROMPT = "The story of the sea begins"
 REQUEST = {"model": "smollm2-135m-instruct", "prompt": PROMPT, "temperature": 0, "ignore_eos": True}
 MODEL = "smollm2-135m-instruct"
+BEAMS: dict[str, Any] = {"use_beam_search": True, "n": 3}
 
 
 class Stream(threading.Thread):
@@ -62,9 +63,9 @@ class Stream(threading.Thread):
 class Plain(threading.Thread):
     """A completion that is no stream, in the background."""
 
-    def __init__(self, server: Server, max_tokens: int) -> None:
+    def __init__(self, server: Server, max_tokens: int, **wish: Any) -> None:
         super().__init__(daemon=True)
-        self._url, self._body = f"{server.url}/v1/completions", REQUEST | {"max_tokens": max_tokens}
+        self._url, self._body = f"{server.url}/v1/completions", REQUEST | {"max_tokens": max_tokens} | wish
         self.reply: httpx.Response | None = None
         self.start()
 
@@ -247,10 +248,16 @@ def test_a_broken_file_at_sighup_changes_nothing(supervised: tuple[Server, Syste
     config.write_text("log_level: info\n")
 
 
-def test_systemd_hears_of_the_end(supervised: tuple[Server, Systemd, Path]) -> None:
+def test_systemd_hears_of_the_end_and_a_second_signal_is_now(supervised: tuple[Server, Systemd, Path]) -> None:
     server, systemd, _ = supervised
+    stream = Stream(server, 1000)
+    assert stream.begun.wait(60)
     server.process.send_signal(signal.SIGTERM)
-    assert server.wait_exit() == 0
+    until(lambda: server.events("draining"))
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait_exit(15) == 0
+    stream.result()
+    assert stream.error is not None
     stopping = systemd.heard[systemd.first("STOPPING")]
     assert int(stopping["EXTEND_TIMEOUT_USEC"]) > 60e6, "the drain takes its time"
 
@@ -272,21 +279,25 @@ def test_a_terminal_that_is_closed_ends_the_server() -> None:
 # Drain
 
 
-def test_a_stream_outlives_a_killed_engine_and_sigterm_lets_it_finish() -> None:
-    with serving() as server:
-        undisturbed = Stream(server, 30).result()
-        stream = Stream(server, 30)
-        assert stream.begun.wait(60)
-        os.kill(server.pids()["engine"][0], signal.SIGKILL)
+def test_what_runs_outlives_a_killed_engine_and_sigterm_lets_the_rest_finish(server: Server) -> None:
+    """What is expected comes from a server that nothing happens to."""
+    undisturbed, beams = Stream(server, 40).result(), Plain(server, 40, **BEAMS).result().json()["choices"]
+    with serving() as struck:
+        search = Plain(struck, 40, **BEAMS)
+        stream = Stream(struck, 40)
+        until(lambda: len(stream.text) > len(undisturbed) / 4, 60)
+        os.kill(struck.pids()["engine"][0], signal.SIGKILL)
         assert stream.result() == undisturbed
         assert stream.error is None
-        until(lambda: len(server.events("ready")) == 2, 60)
-        last = Stream(server, 30)
+        assert search.result().json()["choices"] == beams
+        until(lambda: len(struck.events("ready")) == 2, 60)
+        assert sum(event["requests"] for event in struck.events("requests resubmitted")) == 2, "both were running"
+        last = Stream(struck, 40)
         assert last.begun.wait(60)
-        server.process.send_signal(signal.SIGTERM)
+        struck.process.send_signal(signal.SIGTERM)
         assert last.result() == undisturbed
         assert last.finish == "length"
-        assert server.wait_exit() == 0
+        assert struck.wait_exit() == 0
 
 
 def test_a_drain_says_so_serves_on_for_a_while_and_then_ends_what_is_left() -> None:
@@ -317,18 +328,6 @@ def test_a_drain_says_so_serves_on_for_a_while_and_then_ends_what_is_left() -> N
         assert [event for event in server.events("request") if event["status"] == 503], "logged before the end"
 
 
-def test_a_second_signal_is_now() -> None:
-    with serving() as server:
-        stream = Stream(server, 1000)
-        assert stream.begun.wait(60)
-        server.process.send_signal(signal.SIGTERM)
-        until(lambda: server.events("draining"))
-        server.process.send_signal(signal.SIGTERM)
-        assert server.wait_exit(15) == 0
-        stream.result()
-        assert stream.error is not None
-
-
 # Ends that nobody asked for
 
 
@@ -347,7 +346,7 @@ def _draining(server: Server) -> None:
     until(lambda: server.events("draining"))
 
 
-@pytest.mark.parametrize("bring_to", [_loading, _streaming, _draining])
+@pytest.mark.parametrize("bring_to", [_loading, pytest.param(_streaming, marks=pytest.mark.slow), _draining])
 def test_nothing_outlives_a_killed_launcher(bring_to: Callable[[Server], None]) -> None:
     with tempfile.TemporaryDirectory() as run_dir:
         server = start("--run-dir", run_dir, environment={"VLLM_API_KEY": KEY})
@@ -362,7 +361,7 @@ def test_nothing_outlives_a_killed_launcher(bring_to: Callable[[Server], None]) 
 
 
 def test_without_gunicorns_master_the_server_ends_with_70() -> None:
-    with serving() as server:
+    with serving(*ANY_WEIGHTS) as server:
         pids = server.pids()
         os.kill(pids["master"][0], signal.SIGKILL)
         assert server.wait_exit() == 70

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.server import KEY, Server, serving, until
+from tests.e2e.server import ANY_WEIGHTS, KEY, Server, serving, until
 from tests.http_corpus import REFUSED, SMUGGLED
 from tests.raw_http import connect, receive, send
 
@@ -27,7 +27,7 @@ needs_slowhttptest = pytest.mark.skipif(shutil.which("slowhttptest") is None,
 def impatient() -> Iterator[Server]:
     with serving("--host", "127.0.0.1", "--allow-public-without-key", "--header-timeout", str(HEADER_TIMEOUT_S),
                  "--max-body-bytes", "1M", "--body-timeout", str(BODY_TIMEOUT_S),
-                 "--forwarded-allow-ips", "127.0.0.0/8", key=None) as server:
+                 "--forwarded-allow-ips", "127.0.0.0/8", *ANY_WEIGHTS, key=None) as server:
         yield server
 
 

@@ -18,6 +18,7 @@ from quire.engine.execution import kv_cache
 from quire.engine.kv_groups import BlockNeed
 from quire.engine.memory_need import MemoryNeed
 from quire.engine.oom_kills import OomKills
+from quire.engine.quantization_config import Quantization
 from quire.engine.weights.locate import resolve_model
 from quire.engine.weights.size import weight_bytes
 
@@ -37,6 +38,18 @@ def save(directory: Path, name: str, shapes: dict[str, list[int]], dtype: str = 
         table[tensor] = {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}
     raw = json.dumps(table).encode()
     (directory / name).write_bytes(len(raw).to_bytes(8, "little") + raw)
+
+
+def test_packed_weights_are_counted_as_they_are_packed(tmp_path: Path) -> None:
+    save(tmp_path, "a.safetensors", {"x.qweight": [1000, 10]}, "I32")
+    save(tmp_path, "b.safetensors", {"x.scales": [8, 80], "norm.weight": [64]}, "F16")
+    save(tmp_path, "c.safetensors", {"y.weight": [30, 20], "0.experts.3.w1.weight": [30, 20]}, "F8_E4M3")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(
+        {"weight_map": {name: f"{name}.safetensors" for name in "abc"}}))
+    model = replace(resolve_model(EngineArgs()), path=str(tmp_path), file_format="hf",
+                    quantization=Quantization("gptq"))
+    assert weight_bytes(model, "float16") == 40_000 + 2 * 704 + 600 + 2 * 600
+    assert weight_bytes(model, "float16", packed=False) == 2 * (80_000 + 704 + 600 + 600)
 
 
 def test_of_a_checkpoint_the_files_that_its_index_names_are_counted_by_their_headers(tmp_path: Path) -> None:

@@ -210,6 +210,13 @@ def test_structural_tags_bind_what_they_begin(llm: LLM) -> None:
     ({"structural_tag": {"triggers": ["<f"], "structures": [{"begin": "<f>", "end": ""}, 5]}}, "must be an object"),
     ({"structural_tag": {"format": {"type": "some_of", "elements": [{"type": "any_text"}], "optional": []}}},
      "format.optional must be a list of as many as there are elements"),
+    ({"structural_tag": {"triggers": ["<f"], "structures": [
+        {"begin": "<f=a>", "schema": {}, "end": ""},
+        {"begin": "<f=b>", "schema": strict(a={"type": "strin"}), "end": ""}]}},
+     r"^structured_outputs: Invalid type: strin \(at #/properties/a of the schema behind '<f=b>'\)\.$"),
+    ({"structural_tag": {"format": {"type": "or", "elements": [{"type": "any_text"}, {
+        "type": "tag", "begin": "a", "end": "b", "content": {"type": "any_text", "pattern": "("}}]}}},
+     r"^structured_outputs: regex: unclosed group \(behind 'a'\)\.$"),
     ({"structural_tag": {"format": {"type": "tag", "begin": "a", "end": "b", "content": {
         "type": "any_text", "max_tokens": -1}}}}, "format.content.max_tokens must be an integer from 0 to 1000000"),
 ])

@@ -160,9 +160,13 @@ def test_a_common_beginning_of_nothing_changes_nothing(kernels):
     check(kernels, case)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size"), [
-    (8, 2, 64, 16), (3, 3, 40, 32), (7, 1, 32, 8)])
-@pytest.mark.parametrize(("num_programs", "min_tiles"), [(2, 1), (6, 3), (40, 1)])
+SHAPES, SHARES = [(8, 2, 64, 16), (3, 3, 40, 32), (7, 1, 32, 8)], [(6, 3), (2, 1), (40, 1)]
+OF_EACH_ONE = [(*shape, *shares) for shape, shares in zip(SHAPES, SHARES)]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size", "num_programs", "min_tiles"), [
+    pytest.param(*shape, *shares, marks=[] if (*shape, *shares) in OF_EACH_ONE else pytest.mark.slow)
+    for shape in SHAPES for shares in SHARES])
 def test_many_decodes_in_equal_shares(kernels, monkeypatch, heads, kv_heads, head_dim, block_size, num_programs,
                                       min_tiles):
     if is_triton(kernels):

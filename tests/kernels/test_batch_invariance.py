@@ -35,8 +35,9 @@ def test_a_product_is_right_and_its_rows_are_as_if_alone(kernels, dtype, num_out
 
 
 @pytest.mark.parametrize("variant", [
-    {}, {"window": 20}, {"window": 1}, {"softcap": 3.0}, {"alibi": True}, {"sinks": True},
-    {"window": 9, "softcap": 2.0, "alibi": True, "sinks": True}], ids=str)
+    {}, {"window": 1}, {"window": 9, "softcap": 2.0, "alibi": True, "sinks": True},
+    *(pytest.param(variant, marks=pytest.mark.slow)
+      for variant in ({"window": 20}, {"softcap": 3.0}, {"alibi": True}, {"sinks": True}))], ids=str)
 def test_a_query_gets_the_same_alone_in_a_chunk_and_beside_others(kernels, variant):
     attention = kernels("attention")
     if attention.__name__ != "quire.kernels.attention":

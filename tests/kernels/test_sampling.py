@@ -58,9 +58,9 @@ def test_triton_draws_what_the_reference_draws():
     from quire.kernels import sampling
     if type(sampling._draw).__name__ != "InterpretedFunction":
         pytest.skip("Triton compiles on this machine: kernels/bench/check_gpu.py checks it")
-    logits = torch.randn(24, 5000) * 2
-    seeds = torch.randint(-2**63, 2**63 - 1, (24,))
-    positions = torch.randint(0, 100000, (24,), dtype=torch.int32)
+    logits = torch.randn(8, 5000) * 2
+    seeds = torch.randint(-2**63, 2**63 - 1, (8,))
+    positions = torch.randint(0, 100000, (8,), dtype=torch.int32)
     for filters in ({}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.02}, {"top_k": 100, "top_p": 0.8, "min_p": 0.001}):
         kwargs = {"temperature": 0.8, "seeds": seeds, "positions": positions, **filters}
         ours = draw(lambda _: sampling, logits, **kwargs)
@@ -68,10 +68,12 @@ def test_triton_draws_what_the_reference_draws():
 
 
 def test_frequencies_follow_the_softmax(kernels):
-    rows = 20000 if kernels("sampling") is reference else 300
+    rows = 20000
     probabilities = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.04, 0.01])
     logits = (probabilities.log() * 0.7).repeat(rows, 1)
-    drawn = draw(kernels, logits, temperature=0.7)
+    drawn = draw(reference_kernels, logits, temperature=0.7)
+    # The interpreter takes 50 ms a row: that Triton draws the same in the first ones is as good as its own frequencies.
+    assert draw(kernels, logits[:50], temperature=0.7).tolist() == drawn[:50].tolist()
     expected = probabilities * rows
     chi_square = float(((torch.bincount(drawn, minlength=6) - expected) ** 2 / expected).sum())
     assert chi_square < 20.5  # 5 degrees of freedom: exceeded once in a thousand; the draw itself never varies
@@ -109,12 +111,14 @@ def test_noise_is_exponential_and_uncorrelated_between_tokens():
 
 
 def test_only_kept_tokens_are_drawn_and_all_of_them(kernels):
-    rows = 3000 if kernels("sampling") is reference else 40
+    rows = 3000
     logits = torch.tensor([3.0, 2.5, 2.5, 2.0, 1.0, -1.0, -5.0])
     for filters in ({"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.3}, {"top_k": 4, "top_p": 0.7, "min_p": 0.1},
                     {"top_k": 100, "top_p": 1.0}, {"top_p": 0.0}, {"top_k": 1}):
         right = cases.kept(logits, 1.3, filters.get("top_k", 0), filters.get("top_p", 1.0), filters.get("min_p", 0.0))
-        drawn = set(draw(kernels, logits.repeat(rows, 1), temperature=1.3, filtered=True, **filters).tolist())
+        each = draw(reference_kernels, logits.repeat(rows, 1), temperature=1.3, filtered=True, **filters).tolist()
+        assert draw(kernels, logits.repeat(6, 1), temperature=1.3, filtered=True, **filters).tolist() == each[:6]
+        drawn = set(each)
         likely = right & (logits.softmax(0) > 0.05)
         assert drawn <= set(right.nonzero().flatten().tolist()), filters
         assert drawn >= set(likely.nonzero().flatten().tolist()), filters
@@ -144,9 +148,9 @@ def test_flat_rows_are_searched_to_their_end(kernels, top_p):
     logits = torch.rand(2, 3000) * 0.1
     logits[1, 5:] = -torch.inf
     from_sort = [cases.kept(row, 1.0, 0, top_p, 0.0) for row in logits]
-    seeds = torch.arange(40)
+    rows = 40 if kernels("sampling") is reference else 8
     for row, kept in zip(logits, from_sort):
-        drawn = draw(kernels, row.repeat(40, 1), top_p=top_p, seeds=seeds)
+        drawn = draw(kernels, row.repeat(rows, 1), top_p=top_p, seeds=torch.arange(rows))
         assert bool(kept[drawn.long()].all())
     thresholds = reference._thresholds(logits, torch.zeros(2).int(), torch.full((2,), top_p), torch.zeros(2))
     assert abs(int((logits[0] >= thresholds[0]).sum()) - int(from_sort[0].sum())) <= 1

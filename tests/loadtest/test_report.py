@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire.loadtest.report.axis import linear, logarithmic, round_down, round_up
-from quire.loadtest.report.measured import Run, Sent, percentile
+from quire.loadtest.report.measured import Load, Run, Sent, percentile
 from quire.loadtest.report.page import html
+from quire.loadtest.report.stages import Crowd, stages, whole
 from quire.loadtest.report.svg import HEIGHT, WIDTH, Series, histogram, line_plot
-from quire.loadtest.serve_client import summary
 
 numbers = st.floats(1e-6, 1e9)
 
@@ -42,7 +42,7 @@ def test_without_values_there_is_an_axis_too() -> None:
 
 
 def run_of(sent: list[Sent], rate: float = 2.0, seconds: float = 4.0) -> Run:
-    return Run(rate, seconds, sent, {"rate": rate, **summary(sent, seconds)})
+    return Run(Load(f"{rate:g} requests/s", rate) if rate else Load("all at once"), seconds, sent)
 
 
 RUN = run_of([Sent(at=0.0, ttft=0.5, gaps=[0.25, 0.75], num_tokens=3, tpot=0.5),
@@ -68,6 +68,37 @@ def test_bins_of_time_have_their_values_and_gaps_are_gaps() -> None:
 def test_percentiles_are_by_rank() -> None:
     assert [percentile(range(1, 101), q) for q in (0.5, 0.9, 0.99)] == [51, 91, 100]
     assert math.isnan(percentile([], 0.5))
+
+
+def crowds(*numbers: int, going: int = -1) -> list[Crowd]:
+    """A look each second from 100 on; at number `going` of them some users are still to come."""
+    return [Crowd(100.0 + i, number, is_whole=i != going) for i, number in enumerate(numbers)]
+
+
+# Sent at 100, 102 and 104.5: a chunk after half a second, and one each second from then on, of two tokens each.
+ASKED = [Sent(at=at, ttft=0.5, gaps=[1.0] * 3, num_tokens=8, tpot=0.43) for at in (100.0, 102.0, 104.5)]
+
+
+def test_a_part_is_the_time_in_which_the_users_stood_still() -> None:
+    parts = stages([*ASKED, Sent(at=103.0, error="gone")], crowds(1, 1, 1, 2, 4, 4, 4, going=3))
+    assert [(run.load.name, run.load.value, run.seconds) for run in parts] == [("1 user", 1, 3.0), ("4 users", 4, 2.0)]
+    assert [[sent.at for sent in run.good] for run in parts] == [[0.0, 2.0], [0.5]]
+    assert [run.num_failed for run in parts] == [0, 0], "one failed while users came"
+    # Chunks at 100.5, 101.5, 102.5, 103.5; 102.5 to 105.5; 105 to 108
+    assert [run.output_per_s for run in parts] == [(3 + 1) * 2 / 3, (2 + 1) * 2 / 2]
+    assert [run.answered_per_s for run in parts] == [0, 1 / 2]
+
+
+def test_the_whole_begins_with_the_first_look_and_ends_with_the_last_token() -> None:
+    run = whole(ASKED, crowds(1, 2, 2))
+    assert (run.seconds, run.output_per_s, run.load.value) == (8.0, 3.0, None)
+    assert [sent.at for sent in run.sent] == [0.0, 2.0, 4.5] and run.users == [(0, 1), (1, 2), (2, 2)]
+
+
+def test_without_users_who_stood_still_there_is_no_part() -> None:
+    for looks in ([], crowds(0, 0), crowds(1, 2, 3), crowds(1, 1, going=0)):
+        assert stages(ASKED, looks)[1:] == []
+    assert stages([], crowds(1, 1, 1)) == []
 
 
 class Page(HTMLParser):
@@ -107,15 +138,25 @@ def test_the_page_is_whole_asks_nobody_for_anything_and_shows_errors_as_text() -
     assert not {"src", "href", "onload", "onclick"} & page.attributes
     assert "url(" not in text and "@import" not in text and "default-src 'none'" in text
     assert "Load test of <i>m</i>" in page.text and "1 × 503 <script>alert(1)</script>" in page.text
-    # 5 plots by load; of each run 6
+    # 5 plots by load; of each run 6, and one of failures
     plots = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(plots) == 5 + 3 * 6
+    assert len(plots) == 5 + 3 * 7
     for plot in plots:
         root = ElementTree.fromstring(plot)
         for dot in root.iter("circle"):
             assert 0 <= float(dot.attrib["cx"]) <= WIDTH and 0 <= float(dot.attrib["cy"]) <= HEIGHT
     for name in ("TTFT", "ITL", "TPOT", "p50, p90, p99"):
         assert name in page.text
+
+
+def test_a_test_by_users_is_told_of_as_a_whole_and_by_their_number() -> None:
+    looks = crowds(1, 1, 1, 4, 4, 4)
+    page = Page(text := html(stages(ASKED, looks), {"server": "http://h"}, "Locust", whole(ASKED, looks)))
+    assert text.count("<svg") == 5 + 6 and text.count("<h2>") == 4
+    for said in ("Load test of http://h", "By users", "1 user", "4 users", "Whole run", "Users and requests in flight",
+                 "by Locust, quire "):
+        assert said in page.text
+    assert "offered" not in page.text
 
 
 def test_a_run_in_which_all_failed_has_a_page_too() -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 
+from quire.engine.errors import ConfigError
 from quire.loadtest import serve_client
 
 
@@ -17,10 +18,17 @@ class Server(BaseHTTPRequestHandler):
     """Streams as many chunks as tokens were asked for; refuses what the paths /refuse and /keyed are asked."""
 
     prompts: ClassVar[list[list[int]]] = []
+    models: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.send_response(401 if self.path.startswith("/keyed") else 200)
+        self.end_headers()
+        self.wfile.write(b'{"error": {"message": "who are you?"}, "data": [{"id": "first"}, {"id": "second"}]}')
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.prompts.append(body["prompt"])
+        self.models.append(body["model"])
         if self.path.startswith("/refuse"):
             self.send_response(503)
             self.end_headers()
@@ -118,15 +126,23 @@ def test_prompts_that_begin_alike_do_so_at_every_rate():
 
 
 def test_the_address_may_be_given_as_to_other_clients():
-    for url in ("http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"):
+    for url in ("http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", "h:1"):
         assert serve_client._parse(["--model", "m", "--url", url]).url == "http://h:1"
 
 
-@pytest.mark.parametrize("flags", [["--url", "h:1"], ["--num-requests", "0"], ["--clients", "0"], ["--rate", "-1"]])
+@pytest.mark.parametrize("flags", [
+    ["--url", "ftp://h:1"], ["--num-requests", "0"], ["--clients", "0"], ["--rate", "-1"]])
 def test_flags_that_make_no_sense_are_refused_by_name(capsys, flags):
     with pytest.raises(SystemExit):
         serve_client.main(["--model", "m", *flags])
     assert f"{flags[0]}: {flags[1]}" in capsys.readouterr().err
+
+
+def test_without_a_model_it_is_the_servers_first(capsys, url):
+    assert serve_client.main(["--url", url, "--num-requests", "1"]) == 0
+    assert Server.models[-1] == "first"
+    with pytest.raises(ConfigError, match=r"who are you\? -> give the key with --api-key"):
+        serve_client.main(["--url", f"{url}/keyed", "--num-requests", "1"])
 
 
 def test_quantiles_are_the_middle_and_the_worst_hundredth():

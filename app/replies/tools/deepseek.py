@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from quire.app.replies.tools.parser import Form, Schemas
-from quire.app.replies.tools.script import Step
+from quire.app.replies.tools.script import FENCE, Step
 from quire.app.replies.tools.section import SectionParser
 
 SECTION, SECTION_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, CALL_END, SEPARATOR = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"
 SHOWN = (SECTION, SECTION_END, CALL, CALL_END, SEPARATOR)
-_FENCE = "```"
 
 
 class DeepSeekParser(SectionParser):
@@ -27,8 +26,7 @@ class DeepSeekParser(SectionParser):
         yield from self.spaces()
         name = (yield from self.word()) or first
         yield from self.spaces()
-        if (yield from self.starts(_FENCE)):
-            yield from self.starts("json")
+        yield from self.fence()
         found = yield from self.spaces()
         if not name or found not in ("{", "`", "<"):
             return False
@@ -42,7 +40,7 @@ class DeepSeekParser(SectionParser):
 
 
 def tag_v3(name: str, schema: Mapping[str, Any]) -> Form:
-    return {"begin": f"{CALL}function{SEPARATOR}{name}\n{_FENCE}json\n", "end": f"\n{_FENCE}{CALL_END}",
+    return {"begin": f"{CALL}function{SEPARATOR}{name}\n{FENCE}json\n", "end": f"\n{FENCE}{CALL_END}",
             "content": {"type": "json_schema", "json_schema": dict(schema)}}
 
 

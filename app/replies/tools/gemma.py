@@ -49,7 +49,7 @@ class GemmaParser(Script):
         self._signs = Markers(marks.text, marks.end, *"{}[],:")
 
     def read(self) -> Step[None]:
-        while (mark := (yield from self.until(self._outside, self.say))):
+        while (mark := (yield from self.until_call(self._outside))):
             while mark == self._marks.begin:
                 self.keep(mark)
                 yield from self.spaces()
@@ -57,7 +57,7 @@ class GemmaParser(Script):
                     yield from self.spaces()
                 name = (yield from self.word()) if (yield from self.starts(_CALL)) else ""
                 if not name or (yield from self.spaces()) != "{":
-                    self.say(self.kept())
+                    self.no_call()
                     break
                 self.forget()
                 self.call(name)
@@ -69,13 +69,15 @@ class GemmaParser(Script):
         """Reads an object and gives it out as JSON. False: the call ended within."""
         within: list[str] = []  # the brackets that are open
         comma, bare = "", list[str]()
+        awaits_value = False  # a key was read, and nothing behind it
         while True:
             sign = yield from self.until(self._signs, bare.append)
-            word = "".join(bare).strip()
-            if sign == ":" and within and within[-1] == "[":
-                bare.append(sign)
+            if sign == ":" and within and (awaits_value or within[-1] == "["):
+                bare.append(sign)  # of a text without marks, such as a time of day
                 continue
+            word = "".join(bare).strip() or ('""' if awaits_value and sign in (",", "}") else "")
             bare.clear()
+            awaits_value = sign == ":"
             if word and sign:
                 written = quoted(word.strip('"')) if sign == ":" else as_json(word) or quoted(word)
                 self.argue(comma + written)

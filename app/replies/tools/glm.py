@@ -23,7 +23,7 @@ SHOWN = (BEGIN, END, _KEY, _KEY_END, _VALUE, _VALUE_END)
 
 class GlmParser(ParameterScript):
     def read(self) -> Step[None]:
-        while (mark := (yield from self.until(_OUTSIDE, self.say))):
+        while (mark := (yield from self.until_call(_OUTSIDE))):
             while mark == BEGIN:
                 self.keep(mark)
                 yield from self.spaces()
@@ -33,7 +33,7 @@ class GlmParser(ParameterScript):
                 yield from self.spaces()
                 mark = (yield from self.starts(_KEY, END)) if name else ""
                 if not mark:
-                    self.say(self.kept())
+                    self.no_call()
                     break
                 self.open_call(name)
                 mark = yield from self._parameters(mark)

@@ -54,7 +54,7 @@ class InvokeParser(ParameterScript):
         self._ends = Markers(tags.end("parameter"))
 
     def read(self) -> Step[None]:
-        while (mark := (yield from self.until(self._outside, self.say))):
+        while (mark := (yield from self.until_call(self._outside))):
             self.keep(mark)
             yield from self.spaces()
             while (yield from self.starts(*self._tags.opening)):
@@ -73,7 +73,7 @@ class InvokeParser(ParameterScript):
                 if mark == self._invoke_end:
                     mark = yield from self.next_of(self._invoke, *self._tags.closing)
             if not has_call:
-                self.say(self.kept())
+                self.no_call()
 
     def _parameters(self) -> Step[str]:
         mark = yield from self.until(self._inside, self.drop)

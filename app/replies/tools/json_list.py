@@ -18,7 +18,7 @@ class JsonListParser(Script):
         self._outside = Markers(*marks)
 
     def read(self) -> Step[None]:
-        while (mark := (yield from self.until(self._outside, self.say))):
+        while (mark := (yield from self.until_call(self._outside))):
             self.keep(mark)
             yield from self.spaces()
             while (yield from self.starts(*self._marks)):
@@ -32,7 +32,7 @@ class JsonListParser(Script):
         while True:
             yield from self.spaces()
             if not (yield from self.json_call()):
-                self.say(self.kept())
+                self.no_call()
                 return
             if not is_list or (found := (yield from self.next_of("]", ","))) != ",":
                 return

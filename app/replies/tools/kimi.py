@@ -28,12 +28,16 @@ class KimiParser(SectionParser):
         yield from self.spaces()
         if not name or not (yield from self.starts(ARGUMENTS)):
             return False
-        if (yield from self.spaces()) != "{":
+        found = yield from self.spaces()
+        if found not in ("{", "<"):
             return False
         self.forget()
         self.call(name, None if id in self._ids else id)
         self._ids.add(id)
-        yield from self.json()
+        if found == "{":
+            yield from self.json()
+        else:
+            self.argue("{}")
         return True
 
 

@@ -1,5 +1,5 @@
-"""Llama 3.1 to 3.3: a reply that begins with a JSON object calls; several are parted by `;`. `<|python_tag|>` may stand
-before it, and then also after a text."""
+"""Llama 3.1 to 3.3: a reply that begins with a JSON object calls; several are parted by `;`, a comma or
+nothing. `<|python_tag|>` may stand before it, and then also after a text."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ class Llama3Parser(Script):
             if (yield from self.spaces()) == "{":
                 yield from self._calls(is_marked=bool(mark))
             else:
-                self.say(self.kept())
-            mark = yield from self.until(_TAG, self.say)
+                self.no_call()
+            mark = yield from self.until_call(_TAG)
             if not mark:
                 return
 
     def _calls(self, *, is_marked: bool) -> Step[None]:
         while (yield from self.json_call(is_marked=is_marked)):
-            found = yield from self.next_of(";")
-            if not found:
-                return
-            self.keep(found)
-            if not (yield from self.spaces()):
+            self.keep()
+            yield from self.spaces()
+            yield from self.starts(";", ",")
+            found = yield from self.spaces()
+            if not found:  # the end
                 self.forget()
                 return
-        self.say(self.kept())
+            if found != "{":
+                break
+        self.no_call()

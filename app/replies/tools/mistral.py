@@ -38,7 +38,7 @@ class MistralParser(JsonListParser):
             id = yield from self.word(_ID)
         yield from self.starts(ARGUMENTS)
         if (yield from self.spaces()) != "{":
-            self.say(self.kept())
+            self.no_call()
             return
         self.forget()
         self.call(name, id if id and len(id) == 9 else None)

@@ -43,9 +43,10 @@ class ParameterScript(Script):
         parts = [self.kept()]
 
         def seen(text: str) -> None:
+            nonlocal json
             parts.append(text)
-            if json is not None:
-                json.find(text)
+            if json is not None and json.find(text) is not None:
+                json = None  # what follows it is no part of a string
 
         while (end := (yield from self.until(ends, seen))) and json is not None and json.is_in_text:
             seen(end)  # it is a part of a string

@@ -21,6 +21,7 @@ class ToolParser(ABC):
     def __init__(self, schemas: Schemas) -> None:
         self.schemas = schemas
         self.num_calls = 0
+        self.is_behind_call = False  # a call began, and nothing was said since
         self._spaces: list[str] = []  # at the end of the content so far
 
     @abstractmethod
@@ -41,6 +42,7 @@ class ToolParser(ABC):
         if not said:
             self._spaces.append(text)
             return []
+        self.is_behind_call = False
         before, self._spaces = self._spaces, [text[len(said):]]
         return [Content("".join([*before, said]))]
 
@@ -53,6 +55,7 @@ class ToolParser(ABC):
         """`id`: the model's own."""
         self._spaces.clear()
         self.num_calls += 1
+        self.is_behind_call = True
         return Call(self.num_calls - 1, id or self.new_id(), name)
 
     def arguments(self, text: str) -> Arguments:

@@ -15,6 +15,7 @@ _TEXT = rf"[bBrRuU]?(?:{_THREE}|{_ONE})"
 _WORD = re.compile(rf"\s*(?:({_TEXT})|([A-Za-z_]\w*)|([-+]?[\d.][\w.]*(?:(?<=[eE])[-+]\d+)?)|([\[\](){{}},:]))")
 _NAMES = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 _BRACKETS = {"(": "[", ")": "]"}
+_ZEROS_FIRST = re.compile(r"-?0\d")
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
@@ -22,12 +23,16 @@ def as_json(literal: str) -> str | None:
     """None: it is no literal, or one that JSON does not have."""
     written: list[str] = []
     place, end = 0, len(literal.rstrip())
+    after_word = False  # whether a text, name or number was the last: another one may not follow it
     while place < end:
         found = _WORD.match(literal, place)
         if found is None:
             return None
         place = found.end()
         text, name, number, sign = found.groups()
+        if after_word and sign is None:
+            return None
+        after_word = sign is None
         if text is not None:
             word = _text(text)
         elif name is not None:
@@ -71,6 +76,8 @@ def _number(text: str) -> str | None:
     plain = text.lstrip("+").replace("_", "")
     if _JSON_NUMBER.fullmatch(plain):
         return plain
+    if _ZEROS_FIRST.match(plain):  # a code of some kind, such as a postal one, and no number to Python either
+        return None
     try:
         value = float(plain)
     except ValueError:

@@ -40,8 +40,8 @@ class PythonicParser(Script):
         if not self.needs_mark and (yield from self.spaces()) == "[":
             yield from self._calls()
         else:
-            self.say(self.kept())
-        while (mark := (yield from self.until(self._outside, self.say))):
+            self.no_call()
+        while (mark := (yield from self.until_call(self._outside))):
             self.keep(mark)
             yield from self.spaces()
             while (yield from self.starts(self._mark)):
@@ -52,12 +52,12 @@ class PythonicParser(Script):
     def _calls(self) -> Step[None]:
         is_list = bool((yield from self.starts("[")))
         if self.needs_brackets and not is_list:
-            self.say(self.kept())
+            self.no_call()
             return
         while True:
             yield from self.spaces()
             if not (yield from self._call()):
-                self.say(self.kept())
+                self.no_call()
                 return
             if is_list:
                 if (found := (yield from self.next_of("]", ","))) != ",":
@@ -70,7 +70,7 @@ class PythonicParser(Script):
             else:
                 self.keep()
                 if not (yield from self.spaces()).isidentifier():
-                    self.say(self.kept())
+                    self.no_call()
                     return
 
     def _call(self) -> Step[bool]:

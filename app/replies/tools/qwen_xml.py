@@ -32,15 +32,18 @@ class QwenXmlParser(ParameterScript):
         self._inside = Markers(_PARAMETER, _FUNCTION_END, self._end, self._begin, _FUNCTION)
 
     def read(self) -> Step[None]:
-        while (mark := (yield from self.until(self._outside, self.say))):
+        while (mark := (yield from self.until_call(self._outside))):
+            has_begun = False
             while mark in (self._begin, _FUNCTION):
                 self.keep(mark)
+                has_begun = has_begun or mark == self._begin  # without the outer tag, any text may hold the inner one
                 while mark == self._begin:
                     yield from self.spaces()
                     mark = yield from self.starts(self._begin, _FUNCTION)
                 name = yield from self.word()
-                if not name or not (yield from self.starts(">")):
-                    self.say(self.kept())
+                is_call = bool(name) and (has_begun or name in self.schemas)
+                if not is_call or not (yield from self.starts(">")):
+                    self.no_call()
                     break
                 self.open_call(name)
                 mark = yield from self._parameters(self._ends(name))

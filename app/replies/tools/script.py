@@ -21,6 +21,7 @@ T = TypeVar("T")
 Step = Generator[None, None, T]
 MAX_NAME = 128  # characters of a tool's name, as in a request, or of a parameter's
 _PART = 4096  # characters that are looked at in one go: what follows a call within is copied
+FENCE = "```"
 _SPACES = re.compile(r"\s*")
 WORD = re.compile(r"[\w.-]*")
 KEY = re.compile(r"[^<>\"\n]*")  # of a parameter, in XML
@@ -31,6 +32,7 @@ class Script(ToolParser):
         super().__init__(schemas)
         self._text, self._at = "", 0  # what has come, and how far it was read; what is done with is dropped
         self._is_whole = False
+        self._is_cut = False  # more was waited for, and did not come
         self._kept: list[str] | None = None
         self._found: list[Piece] = []
         self._steps = self.read()
@@ -83,11 +85,21 @@ class Script(ToolParser):
     def forget(self) -> None:
         self._kept = None
 
+    def no_call(self) -> None:
+        """What was kept is said: it is no call. Of a reply that is cut off there, the beginning of another call is not.
+        """
+        kept = self.kept()
+        if self.is_behind_call and self._is_cut:
+            self.take(len(self._text))
+        else:
+            self.say(kept)
+
     # Reading
 
     def more(self) -> Step[bool]:
         """Waits for more of the text; False at its end."""
         if self._is_whole:
+            self._is_cut = True
             return False
         self._text, self._at = self._text[self._at:], 0
         yield
@@ -106,18 +118,30 @@ class Script(ToolParser):
         if self._kept and num_characters:
             self._kept[-1] = self._kept[-1][:-num_characters]
 
-    def until(self, markers: Markers, into: Callable[[str], None]) -> Step[str]:
+    def until_call(self, markers: Markers) -> Step[str]:
+        """As `until`; what is before is said. Of a reply that is cut off there, the beginning of another call is not.
+        """
+        def say_end(text: str) -> None:
+            if not self.is_behind_call:
+                self.say(text)
+
+        return (yield from self.until(markers, self.say, say_end))
+
+    def until(self, markers: Markers, into: Callable[[str], None],
+              last: Callable[[str], None] | None = None) -> Step[str]:
         """Reads up to and with one of the markers, which it returns, or to the end of the text: then it returns none.
-        What is before it goes `into`, as it comes."""
+        What is before it goes `into`, as it comes; what may be half of one at the end of the text, to `last`."""
         while True:
             found = markers.find(self._text, self._at)
             if found is not None:
                 into(self.take(found[0]))
                 return self.take(found[1])
-            end = len(self._text) if self._is_whole else markers.certain(self._text, self._at)
+            end = markers.certain(self._text, self._at)
             if end > self._at:
                 into(self.take(end))
             if not (yield from self.more()):
+                if self._at < len(self._text):
+                    (last or into)(self.take(len(self._text)))
                 return ""
 
     def spaces(self) -> Step[str]:
@@ -165,12 +189,10 @@ class Script(ToolParser):
             if found.end() < len(self._text) or not (yield from self.more()):
                 return self.take(found.end())
 
-    def rest(self) -> Step[None]:
-        """All that follows is content."""
-        while True:
-            self.say(self.take(len(self._text)))
-            if not (yield from self.more()):
-                return
+    def fence(self) -> Step[None]:
+        """Reads the first line of a Markdown block of JSON, if that comes next."""
+        if (yield from self.starts(FENCE)):
+            yield from self.starts("json")
 
     def json_call(self, *, is_marked: bool = True) -> Step[bool]:
         """Reads a call that is a JSON object and gives it out. False: it is none, and what was read is kept.

@@ -21,7 +21,7 @@ class SectionParser(Script):
         """Reads what follows a call's mark, up to its end; False: it is no call, and what was read is kept."""
 
     def read(self) -> Step[None]:
-        while (mark := (yield from self.until(self._outside, self.say))):
+        while (mark := (yield from self.until_call(self._outside))):
             self.keep(mark)
             has_call = False
             while mark and mark != self._section_end:
@@ -42,4 +42,4 @@ class SectionParser(Script):
                     break
                 mark = yield from self.until(self._inside, self.drop)
             if not has_call:
-                self.say(self.kept())
+                self.no_call()

@@ -11,7 +11,9 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import quote, urljoin, urlsplit
 
 import h11
@@ -26,6 +28,8 @@ MAX_REDIRECTS = 3
 MAX_URL_CHARS = 8192
 _MAX_HEAD_BYTES = 64 * 2**10
 _READ_BYTES = 64 * 2**10
+# Their own: a name server that a stranger chose may be slow, and holds up other strangers' names alone.
+_RESOLVERS = ThreadPoolExecutor(8, thread_name_prefix="resolve")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PORTS = {"http": 80, "https": 443}
 _KEPT = "%/:=&?~#+!$,;'@()*[]-._"  # of a path: escaped already, or needs no escape
@@ -74,7 +78,8 @@ def target_of(url: str) -> Target:
 
 async def resolved(host: str, port: int) -> list[str]:
     """As the system resolves names. Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(
+        _RESOLVERS, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 

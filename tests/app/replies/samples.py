@@ -77,7 +77,12 @@ def _qwen(begin: str, end: str) -> list[Sample]:
         (f"{begin}\n<function=weather>\n<parameter=days>\n2\n</parameter>\n", "", [("weather", {"days": 2})]),
         (f"{begin}<function=other>{other}</function>{end}{now}", "",
          [("other", {"a": [1, 2], "b": True, "c": "  x"}), ("now", {})]),
-        *((text, text, []) for text in (f"{begin}\nno text {end}", "<function=no text", f"{begin}<function=>x")),
+        (f'{begin}\n<function=weather>\n<parameter=tags>\n["</parameter>", }}"]\n</parameter>\n</function>\n{end} text',
+         " text", [("weather", {"tags": '["</parameter>", }"]'})]),
+        (f"{begin}\n<function=other>\n<parameter=zip>\n0123\n</parameter>\n</function>\n{end}", "",
+         [("other", {"zip": "0123"})]),
+        *((text, text, []) for text in (f"{begin}\nno text {end}", "<function=no text", f"{begin}<function=>x",
+                                        "Write `<function=name>` here.")),
         (f"{begin}\n<function=weather>\n<parameter=city>\nUl", "", [("weather", '{"city": "Ul')]),
     ]
 
@@ -131,6 +136,7 @@ def _pythonic(begin: str, end: str, between: str = ", ") -> list[Sample]:
          [("other.f", {"a": [1, [2.5, -1e3]], "b": {"x": None, "y": True}, "c": 'it\'s "1', "d": "f(x)", "e": ""})]),
         *((text, text, []) for text in (f"{begin}link](text)", f"{begin}weather('Ulm'){end}", f"{begin}1, 2{end}",
                                         f"{begin}weather(", f"Hm {begin[1:]}")),
+        (f"{begin}weather(days=1+2, city='a' 'b'){end}", "", [("weather", {"days": "1+2", "city": "'a' 'b'"})]),
         (f"{begin}weather(days=3, city='Ul", "", [("weather", '{"days": 3')]),
     ]
 
@@ -142,6 +148,7 @@ def _gemma(begin: str, end: str, mark: str) -> list[Sample]:
         (f"Hm {begin[:-1]} \n{begin}{begin}{one} text", f"Hm {begin[:-1]} text", ONE),
         (f'{begin}call:other{{a:[1,{mark}x,{mark},{{"b":null , c : true,}}], d:{{}}, e:some text}}{end}', "",
          [("other", {"a": [1, "x,", {"b": None, "c": True}], "d": {}, "e": "some text"})]),
+        (f"{begin}call:other{{a:12:30,b:,c:}}{end}", "", [("other", {"a": "12:30", "b": "", "c": ""})]),
         *((text, text, []) for text in (f"{begin}no text{end}", f"{begin}call:{{}}{end}", f"{begin}call:text")),
         (f"{begin}call:weather{{city:{mark}Ul", "", [("weather", '{"city": "Ul')]),
     ]
@@ -160,6 +167,9 @@ SAMPLES: dict[str, list[Sample]] = {
         ('<tool_call>\n{"name": "now", "arguments": null}\n<tool_call>\n{"name": "other", "arguments": "{}"}', "",
          [("now", {}), ("other", {})]),
         (f"<tool_call>\n<tool_call>{CALL}</tool_call>", "", ONE),
+        *((f"<tool_call>{text}</tool_call>", "", BOTH) for text in (
+            LIST, f'```json\n{CALL}\n{{"name": "now"}}\n```', f'{CALL}{{"name": "now"}} oops {{"a": 1}}')),
+        (f'<tool_call>{{"name": "weather", "name": "other", "arguments": {JSON}, "input": {{}}}}</tool_call>', "", ONE),
         *((text, text, []) for text in ("<tool_call>\nno call\n</tool_call> and on",
                                         '<tool_call>\n{"nom": 1}\n</tool_call>')),
         ('<tool_call>\n{"name": "weather", "arguments": {"city": "Ul', "", [("weather", '{"city": "Ul')]),
@@ -178,6 +188,7 @@ SAMPLES: dict[str, list[Sample]] = {
     "llama3_json": [
         (f'{_LLAMA}; {{"name": "now", "parameters": {{}}}}', "", BOTH),
         (f" <|python_tag|>{_LLAMA};{_LLAMA}; ", "", ONE * 2),
+        (f"{_LLAMA}\n{_LLAMA}, {_LLAMA}", "", ONE * 3),
         (f"Text.\n<|python_tag|><|python_tag|> {CALL} text", "Text. text", ONE),
         ('{"name": "now"}', "", [("now", {})]),
         ('{"name": "other", "parameters": {}}, text', ", text", [("other", {})]),
@@ -212,9 +223,11 @@ SAMPLES: dict[str, list[Sample]] = {
                   "<｜tool▁calls▁end｜>"),
         ("<｜tool▁call▁begin｜>now<｜tool▁sep｜><｜tool▁call▁end｜>", "", [("now", {})]),
     ],
-    "kimi_k2": _section("<|tool_calls_section_begin|>", "<|tool_call_begin|>",
-                        "functions.NAME:0<|tool_call_argument_begin|>", "<|tool_call_end|>",
-                        "<|tool_calls_section_end|>"),
+    "kimi_k2": [
+        *_section("<|tool_calls_section_begin|>", "<|tool_call_begin|>",
+                  "functions.NAME:0<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>"),
+        ("<|tool_call_begin|>functions.now:0<|tool_call_argument_begin|><|tool_call_end|>", "", [("now", {})]),
+    ],
     "qwen3_coder": _qwen("<tool_call>", "</tool_call>"),
     "seed_oss": _qwen("<seed:tool_call>", "</seed:tool_call>"),
     "gemma4": _gemma("<|tool_call>", "<tool_call|>", '<|"|>'),

@@ -74,6 +74,14 @@ def test_a_text_that_stops_anywhere_gives_the_beginnings_of_its_calls(format: st
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_of_a_call_that_is_cut_off_behind_another_nothing_is_said(format: str) -> None:
+    text = SAMPLES[format][0][0]
+    for end in range(len(text)):
+        _, said, calls = told(parser(format), [text[:end]])
+        assert not (said and calls), text[:end]
+
+
+@pytest.mark.parametrize("format", FORMATS)
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_however_marks_come_the_cut_changes_nothing(format: str, data: st.DataObject) -> None:

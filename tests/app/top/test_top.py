@@ -167,7 +167,14 @@ def test_once_prints_the_page_with_percentiles_since_the_start(monkeypatch: pyte
     assert "first token           150 ms    190 ms    199 ms         3" in shown
     assert "ann                                1           0          10  60 requests/min, 2 at once" in shown
     assert main(["top", "--url", "127.0.0.1:1", "--once"]) == 1
-    assert main(["top", "--url", "ftp://h", "--once"]) == 2
+    for address in ("ftp://h", "two words", "h/\u00fc", "h:x", ""):
+        assert main(["top", "--url", address, "--once"]) == 2, address
+
+
+def test_what_went_wrong_is_told_to_its_end_in_a_narrow_terminal() -> None:
+    said = "http://a-host-with-a-long-name.example:8000 does not answer: Connection refused"
+    lines = [line.text for line in page("", ServerState(said), None, 20)[1:]]
+    assert "".join(lines).replace(" ", "") == said.replace(" ", "") and max(map(len, lines)) <= 20
 
 
 def start(url: str, **options: Any) -> subprocess.Popen[bytes]:

@@ -102,8 +102,8 @@ async def test_what_the_engine_could_not_read_is_refused_here(llm: AsyncLLMEngin
 
 def test_arguments_of_vllms_engine_are_taken_where_they_ask_for_nothing():
     assert AsyncEngineArgs(max_model_len=512, quantization=None, disable_log_stats=True).max_model_len == 512
-    with pytest.raises(ConfigError, match="quantization: 'awq' is not supported"):
-        AsyncEngineArgs(quantization="awq")
+    with pytest.raises(ConfigError, match="rope_theta: 5 is not supported"):
+        AsyncEngineArgs(rope_theta=5)
     assert AsyncEngineArgs(disable_log_requests=True, engine_use_ray=False, rope_scaling=None).model  # of older ones
     with pytest.raises(ConfigError, match="there is no engine argument 'max_model_length'"):
         AsyncEngineArgs(max_model_length=512)

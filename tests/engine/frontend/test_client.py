@@ -14,7 +14,7 @@ from quire.engine.errors import EngineDeadError, QuireError
 from quire.engine.frontend.engine_group import EngineGroup
 from quire.engine.frontend.generation import SampleUpdate
 from quire.engine.frontend.request import Request
-from quire.engine.messages import Accepted, Delta, Deltas, Part, Rejected, Started, Up
+from quire.engine.messages import Accepted, Delta, Deltas, Loading, Part, Rejected, Started, Up
 from tests.engine.frontend.test_engine_group import Engine, request, until
 
 
@@ -127,6 +127,14 @@ async def test_a_frame_that_cannot_be_read_before_the_engine_is_ready_ends_the_c
         await next_of(one)
     with pytest.raises(EngineDeadError):
         await asyncio.wait_for(group.watch(), 10)
+
+
+async def test_an_engine_that_was_lost_is_as_far_as_the_one_that_follows(group: EngineGroup, engine: Engine) -> None:
+    await engine.say(Loading("ready", 1.0))
+    await until(lambda: group.loading == ("ready", 1.0))
+    await engine.fall()
+    await until(lambda: group.state == "down")
+    assert group.loading == ("starting", 0.0)
 
 
 async def test_a_request_that_cannot_be_sent_again_fails_alone_when_the_engine_is_back(group: EngineGroup,

@@ -159,9 +159,9 @@ def test_an_engine_built_with_defaults_of_vllm_runs(tmp_path: Path) -> None:
 
 def test_engine_arguments_that_ask_for_something_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        asked_for({"quantization": "awq", "enable_lora": True, "max_model_len": 5, "cpu_offload_gb": 0})
+        asked_for({"rope_theta": 5, "enable_lora": True, "max_model_len": 5, "cpu_offload_gb": 0})
     assert caught.value.problems == [VLLM_ARGUMENTS[name].problem(name, value)
-                                     for name, value in (("quantization", "awq"), ("enable_lora", True))]
+                                     for name, value in (("rope_theta", 5), ("enable_lora", True))]
     assert "is not supported by this version: " in caught.value.problems[0]
 
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,7 +44,7 @@ class RankPair:
         self._folder = folder
         self._ranks: list[subprocess.Popen[str]] = []
 
-    def run(self, path: Path, prompt: list[int]) -> list[dict[str, torch.Tensor] | str]:
+    def run(self, path: Path, prompt: list[int], **args: Any) -> list[dict[str, torch.Tensor] | str]:
         """Of each rank, what `logits_of_steps` gave, or by which words the checkpoint at `path` was refused.
 
         Raises RuntimeError where a rank failed; why is on stderr.
@@ -54,7 +55,7 @@ class RankPair:
                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE) for rank in range(SIZE)]
         try:
             for rank in self._ranks:
-                print(json.dumps([str(path), prompt]), file=rank.stdin, flush=True)
+                print(json.dumps([str(path), prompt, args]), file=rank.stdin, flush=True)
             answers = [rank.stdout.readline().rstrip() for rank in self._ranks]
             if not all(answers):
                 raise RuntimeError(f"rank {answers.index('')} ended")
@@ -74,12 +75,12 @@ def serve(rank: int, meeting: str) -> None:
     torch.set_num_threads(1)
     parallel = None
     for line in sys.stdin:
-        path, prompt = json.loads(line)
+        path, prompt, args = json.loads(line)
         if parallel is None:
             store = torch.distributed.FileStore(f"{meeting}/store", SIZE)
             parallel = join(rank, config_of(path, tensor_parallel_size=SIZE), store, torch.device("cpu"))
         try:
-            save_file(logits_of_steps(load(path, parallel=parallel), prompt), f"{path}/rank{rank}")
+            save_file(logits_of_steps(load(path, parallel=parallel, **args), prompt), f"{path}/rank{rank}")
             answer = "done"
         except ConfigError as error:
             answer = str(error)

@@ -95,7 +95,19 @@ def test_rope_scaling_tells_how_long_a_context_may_be(rope: dict[str, Any], posi
     ({"hidden_size": None}, "hidden_size must be a positive integer, is missing"),
     ({"num_hidden_layers": "2"}, "num_hidden_layers must be a positive integer, is '2'"),
     ({"hidden_size": 65}, "hidden_size 65 is not a multiple"),
-    ({"quantization_config": {"quant_method": "awq"}}, "'awq'"),
+    ({"quantization_config": {"quant_method": "spqr"}}, "by 'spqr', which is not supported; supported are awq"),
+    ({"quantization_config": {"quant_method": "awq", "bits": 3}}, "bits 3 is not supported with AWQ"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}}, "'marlin' is not"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4, "dynamic": {"+:(": {}}}}, "holds .*no pattern"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4, "dynamic": ["x"]}}, "must be an object of obj"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": "4"}}, "bits must be an integer, is '4'"),
+    ({"quantization_config": {"quant_method": "fp8", "fmt": "e5m2"}}, "fmt 'e5m2' is not supported"),
+    ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}}, "'W4A8_AWQ' is not supported"),
+    ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}},
+     "bnb_4bit_quant_type 'fp4' is not supported"),
+    ({"quantization_config": {"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": {
+        "group_0": {"weights": {"type": "int", "num_bits": 4, "group_size": 128}}}}}, "format marlin-24, which is not"),
+    ({"quantization_config": {"quant_method": "compressed-tensors"}}, "config_groups must be an object with a group"),
     ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope' needs a list short_factor"),
     ({"rope_scaling": {"rope_type": "spiral"}}, "'spiral' is not supported"),
     ({"rope_scaling": {"rope_type": "linear"}}, "needs a positive factor"),
@@ -103,6 +115,34 @@ def test_rope_scaling_tells_how_long_a_context_may_be(rope: dict[str, Any], posi
 def test_configs_that_cannot_run_are_refused_by_field(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve_model(checkpoint(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(("stated", "asked", "message"), [
+    (None, "awq", "awq was asked for, and the weights at .* are not quantised"),
+    ("gptq", "awq", "awq was asked for, and the weights at .* are quantised by gptq"),
+    ("gptq", "fp8", "are quantised by gptq")])
+def test_another_quantisation_than_the_files_is_refused(stated: str | None, asked: str, message: str,
+                                                        tmp_path: Path) -> None:
+    config = {} if stated is None else {"quantization_config": {"quant_method": stated, "bits": 4}}
+    args = checkpoint(tmp_path, **config)
+    args.quantization = asked
+    with pytest.raises(ConfigError, match=f"--quantization: .*{message}"):
+        resolve_model(args)
+
+
+def test_the_files_quantisation_may_be_named(tmp_path: Path, smollm2_path: Path) -> None:
+    args = checkpoint(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
+    for args.quantization in (None, "", "gptq", "gptq_marlin"):
+        found = resolve_model(args).quantization
+        assert found is not None
+        assert found.says == "GPTQ, 4 bits, groups of 128"
+    args.quantization = "fp4"
+    assert [problem for problem in args.problems() if "--quantization: 'fp4' is not one of" in problem]
+    args = EngineArgs(model=str(smollm2_path), quantization="awq")
+    with pytest.raises(ConfigError, match="is a GGUF file"):
+        resolve_model(args)
+    args.quantization = "gguf"
+    assert resolve_model(args).quantization is None
 
 
 def test_places_without_a_model_are_refused(tmp_path: Path) -> None:

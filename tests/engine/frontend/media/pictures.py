@@ -108,7 +108,7 @@ def corpus() -> dict[str, tuple[bytes, str | None]]:
         "too many bytes": (file_of(Image.frombytes("RGB", (400, 400), noise(480_000))), "300000 bytes"),
         # Refused while they are decoded.
         "truncated png": (png[:len(png) // 2], ""), "truncated jpeg": (jpeg[:len(jpeg) // 2], BROKEN),
-        "truncated webp": (file_of(rgb, "WEBP")[:-40], ""), "truncated gif": (file_of(rgb, "GIF")[:400], BROKEN),
+        "truncated webp": (file_of(rgb, "WEBP")[:-40], ""), "truncated gif": (file_of(rgb, "GIF")[:-300], BROKEN),
         "truncated bmp": (file_of(rgb, "BMP")[:4000], BROKEN), "png without data": (png_of(64, 48), ""),
         "png of rubbish": (png_of(64, 48, noise(2000)), BROKEN), "jpeg of rubbish": (jpeg[:300] + noise(500), ""),
         "png with a wrong checksum": (png[:-20] + b"\0\0\0\0" + png[-16:], ""),

@@ -28,6 +28,7 @@ from quire.engine.model_facts.vision import VisionFacts
 from tests.engine.conftest import model_at
 from tests.engine.frontend.media import pictures, web
 from tests.engine.frontend.media.pictures import file_of, picture, turned, url_of
+from tests.engine.frontend.media.test_pool import SCRIPTED
 from tests.engine.frontend.media.web import Web
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -230,7 +231,16 @@ async def test_images_are_counted_and_for_models_that_see(shared: Shared, pool: 
             await load(loader, url)
 
 
-async def test_a_server_that_cannot_process_images_says_so(model: ModelConfig, tmp_path: Path) -> None:
+async def test_a_server_that_cannot_process_images_says_so(model: ModelConfig) -> None:
+    broken = ProcessPool(Setup(model.path, 1, {}), 1, 30.0, [*SCRIPTED, "broken"])
+    async with loading(model, broken) as loader:
+        with pytest.raises(OverloadedError, match="cannot process images now"):
+            await load(loader, url_of(file_of(picture())))
+    await broken.close()
+
+
+@pytest.mark.slow  # a process of its own
+async def test_a_model_whose_processor_nobody_knows_is_told_of(model: ModelConfig, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchProcessor"}')
     async with loading(model_at(tmp_path, vision=model.vision)) as loader:
         with pytest.raises(OverloadedError, match="cannot process images now"):

@@ -1,0 +1,83 @@
+"""From a checkpoint's tensors to a product: as floats, or packed where the view says that they are.
+
+Called by whatever multiplies: linear layers, heads, experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from quire.engine.errors import WeightError
+from quire.engine.layers.product import Product, gated_product, product
+from quire.engine.quantization.product import QuantizedProduct
+from quire.engine.weights.checkpoint import ALL, View
+from quire.engine.weights.scheme import Part, WeightScheme
+from quire.kernels import ops
+from quire.kernels.packed_weight import PackedWeight, joined
+
+
+def load_product(view: View, parts: Sequence[Part], in_features: int, bias: torch.Tensor | None, *,
+                 columns: slice = ALL, gate: str = "", transposed: bool = False, has_bias: bool | None = None,
+                 is_layer: bool = True) -> Product:
+    """[n, this rank's inputs] -> [n, out], the parts one after the other. `bias`: [out], added to it.
+
+    With `gate`, an activation's name, act(first half) * second half is returned. `has_bias`: whether the model has one,
+    where this rank does not add it. `is_layer`: as View.scheme's.
+    """
+    schemes = [view.scheme(part.name, is_layer=is_layer) for part in parts]
+    if any(schemes) and not (bias is not None if has_bias is None else has_bias):
+        for part in parts:
+            _refuse_bias(view.sub(part.name), part)
+    if not any(schemes) or not view.stays_packed:
+        weight = load_weight(view, parts, in_features, columns=columns, transposed=transposed)
+        return gated_product(weight, bias, gate) if gate else product(weight, bias)
+    pieces = [_piece(view, part, scheme, in_features, columns, transposed) for part, scheme in zip(parts, schemes)]
+    plain = _product_of(pieces, bias)
+    return plain if not gate else lambda x: ops.gated_activation(plain(x), gate)
+
+
+def load_weight(view: View, parts: Sequence[Part], in_features: int, *, columns: slice = ALL, transposed: bool = False,
+                out: torch.Tensor | None = None) -> torch.Tensor:
+    """[out, this rank's inputs] of floats, whatever it is in the checkpoint; into `out` where given."""
+    if out is None:
+        size = len(range(*columns.indices(in_features)))
+        out = view.empty(sum(part.size for part in parts), size)
+    for part, place in zip(parts, out.split([part.size for part in parts])):
+        module = view.sub(part.name)
+        if (scheme := module.scheme(is_layer=False)) is None:
+            module.take("weight", (part.num_rows, in_features), rows=part.rows, columns=columns, transposed=transposed,
+                        out=place)
+            continue
+        packed = scheme.read(module, part, in_features, columns, transposed=transposed)
+        if not out.is_meta:
+            floats = ops.unpack(packed, out.dtype)
+            place.zero_().index_add_(1, packed.order, floats) if packed.order is not None else place.copy_(floats)
+    return out
+
+
+def _piece(view: View, part: Part, scheme: WeightScheme | None, in_features: int, columns: slice, transposed: bool
+           ) -> PackedWeight | torch.Tensor:
+    if scheme is None:
+        return load_weight(view, [part], in_features, columns=columns, transposed=transposed)
+    return scheme.read(view.sub(part.name), part, in_features, columns, transposed=transposed)
+
+
+def _product_of(pieces: Sequence[PackedWeight | torch.Tensor], bias: torch.Tensor | None) -> Product:
+    packed = [piece for piece in pieces if isinstance(piece, PackedWeight)]
+    whole = joined(packed) if len(packed) == len(pieces) else None
+    if whole is not None:
+        return QuantizedProduct(whole, bias)
+    # Parts in several forms, as a checkpoint may leave one of them alone
+    counts = [piece.outputs if isinstance(piece, PackedWeight) else piece.shape[0] for piece in pieces]
+    biases = [None] * len(pieces) if bias is None else bias.split(counts)
+    products = [QuantizedProduct(piece, own) if isinstance(piece, PackedWeight) else product(piece, own)
+                for piece, own in zip(pieces, biases)]
+    return lambda x: torch.cat([one(x) for one in products], -1)
+
+
+def _refuse_bias(view: View, part: Part) -> None:
+    """Tools of old wrote a bias of zeros with every quantised layer, also where the model has none."""
+    if view.has("bias") and not (bias := view.take("bias", (part.num_rows,))).is_meta and bool(bias.any()):
+        raise WeightError(f"tensor '{view.name}.bias' is not zero, and the model has no place for it")

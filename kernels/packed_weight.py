@@ -1,0 +1,121 @@
+"""A matrix in 4 or 8 bits an element, in the one layout that the kernels read. Every quantised format is put into it
+when it is loaded.
+
+w[n, k] = (value(code[n, k]) - zero[g, n]) * scale[g, n] * outer[n], with g = k // group. Refuses to know where weights
+come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+import torch
+
+# int4: the code less 8. e2m1, e4m3: OCP's small floats. nf4: QLoRA's table (Dettmers et al. 2023, appendix E).
+Kind = Literal["int4", "e2m1", "nf4", "int8", "e4m3"]
+BITS: dict[Kind, int] = {"int4": 4, "e2m1": 4, "nf4": 4, "int8": 8, "e4m3": 8}
+WORDS = 16  # of a run: word c has elements c, 16 + c, 32 + c and so on, from its lowest bits up
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+TABLES: dict[str, tuple[float, ...]] = {
+    "int4": tuple(float(code - 8) for code in range(16)),
+    "e2m1": (*_E2M1, *(-value for value in _E2M1)),
+    "nf4": (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+            -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+            0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """[outputs, size], of `kind`."""
+
+    kind: Kind
+    codes: torch.Tensor  # int32 [outputs, words]: whole runs of WORDS
+    scales: torch.Tensor  # [groups, outputs] of a float type
+    size: int
+    group: int  # elements of a row that share a scale, from a multiple of it on; the row's last group may be shorter
+    zeros: torch.Tensor | None = None  # [groups, outputs] of a float type; None: all are 0
+    outer: torch.Tensor | None = None  # float32 [outputs]; None: all are 1
+    order: torch.Tensor | None = None  # int64 [size]: column k is what x[:, order[k]] is multiplied with
+    # The type that a product with many rows may round its inputs to, row by row, where that is faster.
+    inputs: Literal["int8", "e4m3", None] = None
+
+    def __post_init__(self) -> None:
+        assert self.codes.dtype == torch.int32
+        runs = -(-self.size // run(self.kind))
+        assert self.codes.shape == (self.outputs, runs * WORDS), (self.codes.shape, self.size)
+        assert self.scales.shape == (-(-self.size // self.group), self.outputs), (self.scales.shape, self.group)
+        assert self.zeros is None or self.zeros.shape == self.scales.shape
+        assert self.outer is None or self.outer.shape == (self.outputs,)
+
+    @property
+    def outputs(self) -> int:
+        return self.codes.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+    @property
+    def num_bytes(self) -> int:
+        held = (self.codes, self.scales, self.zeros, self.outer, self.order)
+        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
+
+    def rows(self, rows: slice) -> PackedWeight:
+        """Those outputs; views of this one's tensors."""
+        return replace(self, codes=self.codes[rows], scales=self.scales[:, rows],
+                       zeros=None if self.zeros is None else self.zeros[:, rows],
+                       outer=None if self.outer is None else self.outer[rows])
+
+
+def joined(weights: Sequence[PackedWeight]) -> PackedWeight | None:
+    """One behind the other, as one matrix; None where they differ too much for that."""
+    first = weights[0]
+    if len(weights) == 1:
+        return first
+    alike = all((other.kind, other.size, other.group, other.inputs, other.scales.dtype) ==
+                (first.kind, first.size, first.group, first.inputs, first.scales.dtype) for other in weights)
+    if not alike or not _same_order(weights):
+        return None
+    zeros = outer = None
+    if any(weight.zeros is not None for weight in weights):
+        zeros = torch.cat([torch.zeros_like(weight.scales) if weight.zeros is None else weight.zeros
+                           for weight in weights], 1)
+    if any(weight.outer is not None for weight in weights):
+        outer = torch.cat([torch.ones(weight.outputs, device=weight.device) if weight.outer is None else weight.outer
+                           for weight in weights])
+    return replace(first, codes=torch.cat([weight.codes for weight in weights]),
+                   scales=torch.cat([weight.scales for weight in weights], 1), zeros=zeros, outer=outer)
+
+
+def _same_order(weights: Sequence[PackedWeight]) -> bool:
+    orders = [weight.order for weight in weights if weight.order is not None]
+    if len(orders) < len(weights):
+        return not orders
+    return all(order.is_meta or torch.equal(order, orders[0]) for order in orders)
+
+
+def run(kind: Kind) -> int:
+    """Elements of a run."""
+    return WORDS * 32 // BITS[kind]
+
+
+def packed_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 [outputs, size], one to a byte -> the words of a PackedWeight. What fills up the last run is 0."""
+    outputs, size = codes.shape
+    count = 32 // bits
+    padded = torch.nn.functional.pad(codes, (0, -size % (count * WORDS)))
+    places = padded.view(outputs, -1, count, WORDS).unbind(2)
+    words = places[0].int()
+    for place, part in enumerate(places[1:], 1):
+        words |= part.int() << place * bits
+    return words.flatten(1).contiguous()
+
+
+@cache
+def table(kind: str, device: torch.device) -> torch.Tensor:
+    """What each code of a 4-bit kind stands for: float32 [16]."""
+    return torch.tensor(TABLES[kind], device=device)
