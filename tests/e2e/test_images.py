@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -80,9 +81,10 @@ def files_of(server: Server) -> list[str]:
     found = []
     for pid in server.pids()["workers"]:
         for link in Path(f"/proc/{pid}/fd").iterdir():
-            target = os.readlink(link)
-            if target.startswith("/dev/shm/quire-"):
-                found += [name for name in os.listdir(os.path.dirname(target)) if not name.startswith(".")]
+            with contextlib.suppress(FileNotFoundError):  # closed since the list was made
+                target = os.readlink(link)
+                if target.startswith("/dev/shm/quire-"):
+                    found += [name for name in os.listdir(os.path.dirname(target)) if not name.startswith(".")]
     return found
 
 
