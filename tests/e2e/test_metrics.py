@@ -132,7 +132,7 @@ def test_prometheus_counts_what_was_asked_through_kills(scraped: tuple[Server, P
 
     # The engine is killed: what workers count goes on, the restart is seen the same whichever worker answers.
     os.kill(server.pids()["engine"][0], signal.SIGKILL)
-    until(lambda: len(server.events("ready")) == 2, 60)
+    until(lambda: len(server.events("ready")) == 2, 90)
     ask(server)
     prometheus.wait_for('sum(vllm:request_success_total{finished_reason="length"})', 2 * NUM_REQUESTS)
     prometheus.wait_for("quire:engine_restarts_total", 1)

@@ -145,7 +145,7 @@ class House:
         self.unfinished -= mine
 
     def wait(self) -> None:
-        self.clock.now += 3
+        self.clock.now += 6
         for owner, refusal in self.core.expire():
             gone = {(owner, id) for id in refusal.ids}
             assert gone <= self.unfinished
