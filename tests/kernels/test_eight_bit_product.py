@@ -30,8 +30,8 @@ def test_rows_are_rounded_to_the_nearest_by_their_own_scales(kernels, kind, num_
 
 
 @pytest.mark.parametrize("kind", ["int8", "e4m3"])
-@pytest.mark.parametrize(("num_rows", "num_outputs", "size", "group"), [(1, 1, 16, 16), (17, 20, 200, 200),
-                                                                        (20, 33, 272, 128)])
+@pytest.mark.parametrize(("num_rows", "num_outputs", "size", "group"), [(1, 1, 16, 16), (3, 17, 200, 200),
+                                                                        (17, 17, 144, 128)])
 def test_eight_bit_product_is_the_product(kernels, kind, num_rows, num_outputs, size, group):
     module = kernels("eight_bit_product")
     weight, right = cases.packed_weight(kind, num_outputs, size, group)

@@ -8,7 +8,9 @@ from quire.kernels.packed_weight import joined
 
 KINDS = ["int4", "int8", "e4m3", "e2m1", "nf4"]
 # outputs, inputs, elements of a group: whole and ragged runs, steps and groups
-SHAPES = [(1, 32, 32), (20, 96, 32), (33, 600, 600), (16, 128, 128), (24, 112, 16), (9, 144, 48)]
+SHAPES = [(1, 32, 32), (20, 96, 32), (33, 300, 300), (16, 128, 128), (24, 112, 16), (9, 144, 48)]
+# All with one kind of each number of bits; the others' numbers alone differ.
+CASES = [(kind, shape) for kind in KINDS for shape in (SHAPES if kind in ("int4", "e4m3") else SHAPES[1:5:3])]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -21,9 +23,9 @@ def test_unpacked_weights_are_their_codes_scaled(kernels, kind, num_outputs, siz
     assert cases.relative_error(out, right) < 1e-6
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("num_outputs", "size", "group"), SHAPES)
-def test_packed_product_is_the_product(kernels, kind, num_outputs, size, group):
+@pytest.mark.parametrize(("kind", "shape"), CASES)
+def test_packed_product_is_the_product(kernels, kind, shape):
+    num_outputs, size, group = shape
     dtype, tolerance = (torch.float16, 1e-3) if num_outputs == 16 else (torch.float32, 1e-6)
     num_rows = {20: 1, 33: 17}.get(num_outputs, 3)
     weight, right = cases.packed_weight(kind, num_outputs, size, group, with_zeros=num_outputs in (33, 16, 24),

@@ -111,7 +111,13 @@ class Written:
     expected: dict[str, torch.Tensor]  # as rank_pair.logits_of_steps
 
 
-@pytest.fixture(scope="module", params=CASES)
+# One of each way to store numbers; the others with the slow tests.
+QUICK = ("awq", "gptq, act order", "gptq, 3 bits", "pack-quantized, asymmetric", "int8 of tokens", "fp8, blocks",
+         "modelopt, fp8", "nvfp4", "mxfp4", "nf4, nested")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+                                        for name in CASES])
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
     case, path = CASES[request.param], tmp_path_factory.mktemp("model")
     tiny.write(path, case.family, **{**SIZES, **case.sizes})
@@ -136,6 +142,7 @@ def test_logits_are_those_of_the_floats(written: Written) -> None:
     assert_close(logits_of_steps(load(written.path, quantization=written.method), PROMPT), written.expected)
 
 
+@pytest.mark.slow
 def test_a_cpu_makes_floats_of_them_where_nobody_asks_for_less_memory(written: Written) -> None:
     assert_close(logits_of_steps(load(written.path), PROMPT), written.expected)
 
