@@ -298,7 +298,7 @@ def packed_tile(device: torch.device, element_bytes: int, num_rows: int, num_out
     stages = {"hopper": 4, "ampere": 3}.get(family(device), 1)
     if _is_batch_invariant:
         return PackedTile(64, 64, 1, 1, 4, stages)
-    if num_rows > PACKED_ROWS:
+    if num_rows > (PACKED_ROWS if has_assembly(device) else SKINNY_ROWS):  # larger tiles do not fit Turing's registers
         return None
     if num_rows > 64:
         return PackedTile(128, 128, 1, 1, 8, stages)
