@@ -27,7 +27,7 @@ class MemoryNeed:
     def of(cls, args: EngineArgs, model: ModelConfig, dtype: str, free: int) -> MemoryNeed:
         """`free` is what there is for all engines. Raises WeightError for files that do not say how large they are."""
         weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy",
-                               packed=stays_packed("cpu", args.quantization))
+                               packed=stays_packed("cpu", args.quantization, model.file_format))
         ranks_here = args.num_ranks
         if args.distributed_executor_backend == "ray":  # this machine has one, for all we know
             ranks_here, weights = 1, weights // args.num_ranks

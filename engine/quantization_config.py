@@ -182,10 +182,10 @@ def agreed(asked: str | None, stated: Quantization | None, path: str) -> Quantiz
     return stated
 
 
-def stays_packed(device: str, asked: str | None) -> bool:
-    """Whether products read weights as they are packed. A CPU is many times faster with floats, which take more memory:
-    there it is as `--quantization` asks, by naming what the checkpoint is."""
-    return device != "cpu" or bool(asked)
+def stays_packed(device: str, asked: str | None, file_format: str) -> bool:
+    """Whether products read weights as they are packed. A CPU is many times faster with floats, and so is a GPU with
+    many rows of a GGUF file's blocks: there it is as `--quantization` asks, by naming what the checkpoint is."""
+    return bool(asked) or (device != "cpu" and file_format != GGUF)
 
 
 def refuse_unless_gguf(asked: str | None, path: str) -> None:

@@ -35,7 +35,8 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
         _log.info("the model runs by transformers' code, slower than a family of Quire's own",
                   architecture=model.architecture)
     if model.quantization is not None:
-        _log.info("the weights are quantised", form=model.quantization.says, product=_product(args, device, hardware))
+        _log.info("the weights are quantised", form=model.quantization.says,
+                  product=_product(args, model, device, hardware))
     if args.batch_invariant:
         _check_batch_invariant(args, model)
     return EngineConfig(
@@ -51,9 +52,9 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
     )
 
 
-def _product(args: EngineArgs, device: str, hardware: Hardware) -> str:
+def _product(args: EngineArgs, model: ModelConfig, device: str, hardware: Hardware) -> str:
     """What multiplies with quantised weights, for people."""
-    if not stays_packed(device, args.quantization):
+    if not stays_packed(device, args.quantization, model.file_format):
         return "made floats as they are read"
     if device == "cpu":
         return "made floats tile by tile, at every step, as --quantization asks"

@@ -397,8 +397,10 @@ def check_eight_bit_product(dtype: torch.dtype, quick: bool) -> Errors:
             # A scale's last bit may differ, and with it some number that lies between two others.
             yield f"round_rows {kind} {num_rows}x{size}", max(0.0, cases.relative_error(rounded, right_x) - 1e-3)
             out = ops.eight_bit_product(codes, scales, weight, None, dtype)
-            yield (f"eight bit product {kind} of {group} {num_rows}x{size}x{num_outputs}",
-                   cases.relative_error(out, cases.product(rounded, right, None)))
+            error = cases.relative_error(out, cases.product(rounded, right, None))
+            if kind == "e4m3":  # Hopper sums products of FP8 with some 14 bits
+                error = max(0.0, error - 4e-4)
+            yield f"eight bit product {kind} of {group} {num_rows}x{size}x{num_outputs}", error
 
 
 CHECKS = [check_norms, check_layer_norms, check_head_norms, check_experts, check_activation, check_rotary,
