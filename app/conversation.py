@@ -18,8 +18,9 @@ from quire.app.schemas.body import unknown_of
 from quire.app.schemas.media import SentImages
 from quire.app.schemas.tools import ToolChoice
 from quire.app.service import Service, key_of, service_of
-from quire.engine.errors import InvalidRequestError
-from quire.engine.frontend.media.loader import NO_IMAGES, LoadedImages
+from quire.engine.errors import InvalidRequestError, OverloadedError
+from quire.engine.frontend.media.errors import RETRY_S
+from quire.engine.frontend.media.loader import NO_IMAGES, ImageLoader, LoadedImages
 from quire.engine.image_options import checked_options
 from quire.engine.sampling_params import SamplingParams
 
@@ -69,7 +70,15 @@ async def loaded_images(service: Service, sent: SentImages) -> LoadedImages:
     if not sent.images:
         return NO_IMAGES
     images, sent.images = sent.images, []
-    return await service.engine.image_loader().load(images, sent.options, sent.salt)
+    return await _image_loader(service).load(images, sent.options, sent.salt)
+
+
+def _image_loader(service: Service) -> ImageLoader:
+    try:
+        return service.engine.image_loader(shared_by=service.settings.serve.num_http_workers)
+    except OSError as error:  # there is no room for a directory
+        raise OverloadedError(f"This server cannot keep images now: {error.strerror}.", RETRY_S,
+                              reason="image_memory") from None
 
 
 async def submit_conversation(service: Service, exchange: Exchange, messages: list[dict[str, Any]], choice: ToolChoice,

@@ -20,6 +20,7 @@ import h11
 
 from quire.engine.frontend.media.address import refusal
 from quire.engine.frontend.media.errors import BadImageError
+from quire.engine.image_options import checked_domains, network_name
 
 # Of a host's name and a port, the addresses.
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -67,9 +68,7 @@ def target_of(url: str) -> Target:
                             "like")
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-        if not host.isascii():
-            host = host.encode("idna").decode()
+        host, port = network_name(parts.hostname or ""), parts.port
     except (ValueError, UnicodeError):
         raise BadImageError("its URL cannot be read") from None
     if parts.scheme not in _PORTS or not host or "%" in host:
@@ -77,7 +76,7 @@ def target_of(url: str) -> Target:
     if parts.username is not None or parts.password is not None:
         raise BadImageError("its URL holds a user's name or password, which this server does not send")
     path = quote(parts.path or "/", safe=_KEPT) + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
-    return Target(parts.scheme, host.rstrip(".").lower(), port or _PORTS[parts.scheme], path)
+    return Target(parts.scheme, host, port or _PORTS[parts.scheme], path)
 
 
 async def resolved(host: str, port: int) -> list[str]:
@@ -99,7 +98,7 @@ class Fetcher:
                  resolve: Resolve = resolved, tls: ssl.SSLContext | None = None) -> None:
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
-        self._domains = None if domains is None else {domain.lower().rstrip(".") for domain in domains}
+        self._domains = None if domains is None else checked_domains(domains)
         self._resolve = resolve
         self._tls = tls
 

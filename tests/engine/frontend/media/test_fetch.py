@@ -171,6 +171,13 @@ def test_what_is_no_plain_url_is_refused_before_anything_is_resolved(url: str) -
         target_of(url)
 
 
+async def test_hosts_are_allowed_by_any_spelling_of_their_name() -> None:
+    async with Web({"/": reply(IMAGE)}).serving() as server:
+        allowing = fetcher(domains=("B\u00fccher.Example.", "[::1]"))
+        for host in ("b\u00fccher.example", "xn--bcher-kva.EXAMPLE", "[::1]"):
+            assert await allowing.fetch(f"http://{host}:{server.port}/") == IMAGE
+
+
 def test_a_url_is_read_once_and_asked_for_as_it_was_read() -> None:
     target = target_of("HTTP://B\u00fccher.Example.:8080/a/%20\u00fc?q=\u00fc#part")
     assert (target.host, target.port, target.path) == ("xn--bcher-kva.example", 8080, "/a/%20%C3%BC?q=%C3%BC")
