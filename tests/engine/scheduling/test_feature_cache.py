@@ -32,7 +32,9 @@ def scheduler(**changes: Any) -> Scheduler:
 
 
 def request(key: str, num_tokens: int, images: list[Image], max_tokens: int = 3, salt: str = "") -> Request:
-    tokens = [7 if any(i.first <= place < i.end for i in images) else place % 5 for place in range(num_tokens)]
+    tokens = [place % 5 for place in range(num_tokens)]
+    for one in images:
+        tokens[one.first:one.end] = [7] * one.num_tokens
     return Request(key, tokens, Sampling(max_tokens=max_tokens), 0, images=images, cache_salt=salt)
 
 
@@ -133,7 +135,7 @@ def test_equal_images_under_other_salts_are_encoded_again() -> None:
     assert s.num_encoded_images == 2
 
 
-def test_a_large_image_in_place_of_thousands_of_small_ones_takes_no_time() -> None:
+def test_thousands_of_small_images_and_a_large_one_in_their_place_take_no_time() -> None:
     """A step that other requests wait for."""
     rows = 16_384
     s = scheduler(encoder_tokens=rows, max_num_batched_tokens=rows, num_blocks=3 * rows // 4, max_model_len=2 * rows)
@@ -145,7 +147,7 @@ def test_a_large_image_in_place_of_thousands_of_small_ones_takes_no_time() -> No
         run(s, None)
         took.append(time.process_time() - began)
     assert s.num_encoded_images == len(small) + 2
-    assert took[2] < 0.3, took
+    assert sum(took) < 1, took
 
 
 def test_the_least_recently_used_goes_first() -> None:
