@@ -17,9 +17,10 @@ from quire.app.replies.choice import Choice
 from quire.app.schemas.body import unknown_of
 from quire.app.schemas.media import SentImages
 from quire.app.schemas.tools import ToolChoice
-from quire.app.service import Service, service_of
-from quire.engine.errors import InvalidRequestError
-from quire.engine.frontend.media.loader import NO_IMAGES, LoadedImages
+from quire.app.service import Service, key_of, service_of
+from quire.engine.errors import InvalidRequestError, OverloadedError
+from quire.engine.frontend.media.errors import RETRY_S
+from quire.engine.frontend.media.loader import NO_IMAGES, ImageLoader, LoadedImages
 from quire.engine.image_options import checked_options
 from quire.engine.sampling_params import SamplingParams
 
@@ -56,9 +57,11 @@ def prompt_of(service: Service, messages: list[dict[str, Any]], choice: ToolChoi
                                                add_generation_prompt=add_generation_prompt, **continued, **variables)
 
 
-def images_to_be_sent(request: Request, options: Mapping[str, Any] | None = None) -> SentImages:
+def images_to_be_sent(request: Request, options: Mapping[str, Any] | None = None, cache_salt: str = "") -> SentImages:
     """To be filled by the messages of `request`; `options` are its mm_processor_kwargs."""
-    return SentImages(service_of(request).engine.takes_images, unknown_of(request), checked_options(options))
+    service = service_of(request)
+    return SentImages(service.engine.takes_images, unknown_of(request), checked_options(options),
+                      service.prefix_salt(key_of(request), cache_salt))
 
 
 async def loaded_images(service: Service, sent: SentImages) -> LoadedImages:
@@ -67,7 +70,15 @@ async def loaded_images(service: Service, sent: SentImages) -> LoadedImages:
     if not sent.images:
         return NO_IMAGES
     images, sent.images = sent.images, []
-    return await service.engine.image_loader().load(images, sent.options)
+    return await _image_loader(service).load(images, sent.options, sent.salt)
+
+
+def _image_loader(service: Service) -> ImageLoader:
+    try:
+        return service.engine.image_loader(shared_by=service.settings.serve.num_http_workers)
+    except OSError as error:  # there is no room for a directory
+        raise OverloadedError(f"This server cannot keep images now: {error.strerror}.", RETRY_S,
+                              reason="image_memory") from None
 
 
 async def submit_conversation(service: Service, exchange: Exchange, messages: list[dict[str, Any]], choice: ToolChoice,

@@ -7,14 +7,14 @@ Flag names and defaults are vLLM's. Refuses to know torch: what needs a device i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import msgspec
 
 from quire.engine.errors import ConfigError, InvalidRequestError
-from quire.engine.image_options import area_of, checked_limits, checked_options
+from quire.engine.image_options import area_of, checked_domains, checked_limits, checked_options
 from quire.engine.kv_groups import BlockNeed, Window
 from quire.engine.model_config import ModelConfig
 from quire.engine.quantization_config import NAMES
@@ -166,7 +166,10 @@ class EngineArgs:
 
     def _image_problems(self) -> list[str]:
         found = []
-        for name, check in (("limit_mm_per_prompt", checked_limits), ("mm_processor_kwargs", checked_options)):
+        checks: dict[str, Callable[[Any, str], object]] = {
+            "limit_mm_per_prompt": checked_limits, "mm_processor_kwargs": checked_options,
+            "allowed_media_domains": lambda domains, name: checked_domains(domains or (), name)}
+        for name, check in checks.items():
             try:
                 check(getattr(self, name), name)
             except InvalidRequestError as error:

@@ -1,4 +1,5 @@
-"""What may be set of images: how many a prompt may have, and how many pixels of one the model sees.
+"""What may be set of images: how many a prompt may have, how many pixels of one the model sees, and which hosts they
+are fetched from.
 
 Everything else of an image processor is part of how the model was trained. Called by `config` for the server's
 settings, by the front end for a request's, and by the process that applies them.
@@ -6,7 +7,8 @@ settings, by the front end for a request's, and by the process that applies them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from quire.engine.arguments import is_integer, shown
@@ -17,6 +19,7 @@ _KINDS = ("image", "video", "audio")
 _NAMES = ("min_pixels", "max_pixels", "size")
 _EDGES = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 _MOST = 2**31
+_HOST = re.compile(r"[\w.-]+|\[?[0-9a-f:.]+\]?")  # a name, or an address
 
 
 def checked_options(options: Any, field: str = "mm_processor_kwargs") -> dict[str, int]:
@@ -75,3 +78,23 @@ def checked_limits(limits: Any, field: str = "limit_mm_per_prompt") -> int:
     if not is_integer(count) or count < 0:
         raise InvalidRequestError(f"{field}.image must be a number, got {shown(count)}.", field)
     return int(count)
+
+
+def checked_domains(domains: Collection[str], field: str = "allowed_media_domains") -> frozenset[str]:
+    """Hosts' names as URLs have them on the network. Raises InvalidRequestError for what is no host's name."""
+    return frozenset(_host(domain, field) for domain in domains)
+
+
+def _host(domain: str, field: str) -> str:
+    try:
+        if not _HOST.fullmatch(domain.lower()):
+            raise ValueError
+        return network_name(domain.strip("[]"))
+    except ValueError:  # a UnicodeError is one
+        raise InvalidRequestError(f"{field} must hold hosts' names such as 'images.example', without scheme, port, "
+                                  f"path or '*'; got {shown(domain)}.", field) from None
+
+
+def network_name(host: str) -> str:
+    """Raises UnicodeError for what cannot be a name."""
+    return (host if host.isascii() else host.encode("idna").decode()).rstrip(".").lower()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from quire.engine.model_facts.vision import Grid, VisionFacts
 
 _ITEM_BYTES = 4  # float32
 _RETRY_AFTER_S = 1.0
+_SPARE_FILES = 64  # that images leave to all else: a step that could not open one would be the engine's end
 
 
 class PixelFile:
@@ -27,6 +29,8 @@ class PixelFile:
     def __init__(self, path: str, num_bytes: int) -> None:
         """Raises OSError where it cannot be opened, ValueError where it is no file of so many bytes."""
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # which no pipe holds up
+        if self._fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES:  # numbers are given from 0 on
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         found = os.fstat(self._fd)
         if not stat.S_ISREG(found.st_mode) or found.st_size != num_bytes:
             raise ValueError(f"{found.st_size} bytes, not the {num_bytes} that its grid has")
@@ -64,6 +68,7 @@ def open_images(message: Submit, config: EngineConfig) -> list[Image]:
         raise InvalidRequestError("Images are not supported by an engine whose ranks are a Ray cluster's "
                                   "(--distributed-executor-backend ray): they share no memory.", "media")
     images: list[Image] = []
+    files: dict[str, PixelFile] = {}  # a prompt may have an image more than once
     for number, media in enumerate(message.media, 1):
         _refuse_misplaced(media, number, images[-1].end if images else 0, len(message.prompt_token_ids), vision)
         if media.num_tokens > config.encoder_tokens:
@@ -71,8 +76,9 @@ def open_images(message: Submit, config: EngineConfig) -> list[Image]:
                 f"Image {number} becomes {media.num_tokens} tokens, and this server takes images of at most "
                 f"{config.encoder_tokens}; send a smaller one, or start the server with more "
                 "(--max-num-batched-tokens).", "media")
-        images.append(Image(media.first, media.first + media.num_tokens, media.digest, media.grid,
-                            _opened(media, number, vision)))
+        if media.path not in files:
+            files[media.path] = _opened(media, number, vision)
+        images.append(Image(media.first, media.first + media.num_tokens, media.digest, media.grid, files[media.path]))
     return images
 
 

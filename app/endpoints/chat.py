@@ -45,7 +45,7 @@ async def chat_completions(request: Request) -> Response:
         params = body.sampling_params(service.model_defaults, body.most_tokens, logprobs)
     record.asked = Asked("chat", model, body.stream, params, f"chatcmpl-{record.request_id}")
     choice = checked_choice(body.tools, body.tool_choice, several=body.parallel_tool_calls)
-    images = images_to_be_sent(request, body.mm_processor_kwargs)
+    images = images_to_be_sent(request, body.mm_processor_kwargs, body.cache_salt)
     messages = await by_weight(body.weight, body.conversation, images, exchange.max_model_len)
     # The reply lives long, and would hold all of what was sent.
     body, weight = msgspec.structs.replace(body, messages=[], tools=None), body.weight

@@ -65,7 +65,7 @@ async def create_message(request: Request) -> Response:
         params.structured_outputs = body.form
         choice = body.choice(unknown)
     record.asked = Asked("chat", model, body.stream, params, f"msg_{record.request_id}")
-    images = images_to_be_sent(request)
+    images = images_to_be_sent(request, cache_salt=chat.cache_salt)
     messages = await by_weight(body.weight, body.conversation, images, exchange.max_model_len)
     # The reply lives long, and would hold all of what was sent.
     is_streamed, max_tokens, shown, weight = body.stream, body.max_tokens, body.shown_thoughts, body.weight

@@ -56,7 +56,7 @@ async def responses(request: Request) -> Response:
     choice = body.checked_choice()
     begun = body.reply(id, service.now(), model, params)
     with named_as_sent("max_output_tokens", "input"):
-        images = images_to_be_sent(request, body.mm_processor_kwargs)
+        images = images_to_be_sent(request, body.mm_processor_kwargs, body.cache_salt)
         messages = await by_weight(body.weight, conversation_of, body.input, body.instructions, images,
                                    exchange.max_model_len)
         # The reply lives long, and would hold all of what was sent.

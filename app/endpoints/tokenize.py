@@ -19,7 +19,7 @@ from quire.app.schemas.media import SentImages
 from quire.app.schemas.sampling import check_at_most
 from quire.app.schemas.tools import checked_choice
 from quire.app.service import Service, service_of
-from quire.engine.frontend.media.placeholders import expanded
+from quire.engine.frontend.media.placeholders import expanded, num_image_tokens
 from quire.engine.frontend.prompts import check_characters, off_the_loop
 
 # What may be counted where the context is shorter, so that a client sees by how much its text is too long.
@@ -106,9 +106,12 @@ async def counted(service: Service, text: str, field: str, images: SentImages, *
                   ) -> list[int]:
     """The tokens of a prompt, images among them. Raises what `token_ids` and `loaded_images` raise."""
     tokens = await off_the_loop(token_ids, service, text, field, with_special=with_special)
+    vision = service.engine.model_config.vision
     loaded = await loaded_images(service, images)
     try:
-        return expanded(tokens, loaded.images, service.engine.model_config.vision)[0]
+        of_images = num_image_tokens(loaded.images, vision)
+        _check_count(service, len(tokens) - len(loaded.images) + of_images, field)
+        return expanded(tokens, loaded.images, vision)[0]
     finally:
         loaded.release()
 
@@ -119,11 +122,14 @@ def token_ids(service: Service, text: str, field: str, *, with_special: bool) ->
     check_characters(text, most)
     least = tokenizer.counted_tokens(text, most + 1)
     tokens = [] if least > most else tokenizer.encode(text, with_special)
-    found = max(least, len(tokens))
-    if found > most:
-        raise ApiError(400, f"The text has at least {found} tokens; at most {most} are counted. Please send it in "
-                       "parts.", field)
+    _check_count(service, max(least, len(tokens)), field)
     return tokens
+
+
+def _check_count(service: Service, found: int, field: str) -> None:
+    if found > (most := most_tokens(service)):
+        raise ApiError(400, f"The prompt has at least {found} tokens; at most {most} are counted. Please send it in "
+                       "parts.", field)
 
 
 @operation("Turn token ids into a text", "tokens", takes=DetokenizeRequest, gives=DetokenizeReply,

@@ -32,11 +32,12 @@ Part = dict[str, msgspec.Raw]
 @dataclass
 class SentImages:
     """Those of one request, in the order in which its prompt has them. `taken`: the model sees images; `options` are
-    those of its image processor."""
+    those of its image processor; `salt` is that of the request's prefixes."""
 
     taken: bool
     unknown: UnknownFields
     options: Mapping[str, int] = field(default_factory=dict)
+    salt: str = ""
     images: list[SentImage] = field(default_factory=list)
 
     @property

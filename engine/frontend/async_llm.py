@@ -27,7 +27,7 @@ from quire.engine.frontend.engine_process import EngineProcess
 from quire.engine.frontend.generation import Generation, SampleUpdate
 from quire.engine.frontend.media.given import images_of, options_of, without_images
 from quire.engine.frontend.media.loader import NO_IMAGES, ImageLoader, LoadedImages
-from quire.engine.frontend.media.placeholders import expanded, naming_image_tokens
+from quire.engine.frontend.media.placeholders import expanded, naming_image_tokens, num_image_tokens
 from quire.engine.frontend.outputs import (
     OutputBuilder,
     PoolingOutput,
@@ -271,15 +271,17 @@ class AsyncLLMEngine:
         else:
             text, prompt_token_ids = to_token_ids(prompt, self.tokenizer, add_special_tokens)
         check_prompt(prompt_token_ids, info.vocab_size)
-        prompt_token_ids, media = expanded(prompt_token_ids, images.images, self.model_config.vision)
+        of_images = num_image_tokens(images.images, self.model_config.vision)
+        num_prompt = len(prompt_token_ids) - len(images.images) + of_images
         grammar = "" if params.structured_outputs is None else await off_the_loop(
             self._grammars(info).grammar, params.structured_outputs)
-        with naming_image_tokens(media):
-            sampling = numbers(params, len(prompt_token_ids), max_model_len=info.max_model_len,
+        with naming_image_tokens(of_images):  # before there is a list of so many
+            sampling = numbers(params, num_prompt, max_model_len=info.max_model_len,
                                max_logprobs=info.max_logprobs, vocab_size=info.vocab_size,
                                clamp=clamp,
                                eos_token_ids=end_token_ids(self.model_config, self.tokenizer), tokenizer=self.tokenizer,
                                grammar=grammar)
+        prompt_token_ids, media = expanded(prompt_token_ids, images.images, self.model_config.vision)
         generation = Generation(params, prompt_token_ids, self.tokenizer, params.n)
         request = Request(request_id, prompt_token_ids, sampling, samples(params, group.new_ids(params.n)), generation,
                           media=media, **of_request)

@@ -378,7 +378,7 @@ class _Run:
         info = self._core.info
         params = dataclasses.replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
         check_prompt(ids, info.vocab_size)
-        with naming_image_tokens(media):
+        with naming_image_tokens(sum(image.num_tokens for image in media)):
             sampling = numbers(params, len(ids), max_model_len=info.max_model_len, max_logprobs=info.max_logprobs,
                                vocab_size=info.vocab_size, clamp=True,
                                eos_token_ids=end_token_ids(self._core.config.model, self._tokenizer),

@@ -1,6 +1,9 @@
 """Which images' features the ranks keep, in which rows, and who still needs them. Pure integers; the rows themselves
 are `engine/execution/feature_rows.py`'s, on every rank alike.
 
+Requests share features under equal salts alone, as they do prefixes: how soon an answer comes would tell one client
+what images another has sent.
+
 An image is encoded whole in the step that first computes a token of it. Its features are held while a running request
 misses tokens of it, and stay behind for others with an equal digest until their rows are needed, the least recently
 used first. Called by `scheduler`.
@@ -16,7 +19,10 @@ from dataclasses import dataclass
 
 from quire.engine.prompt_images import Image
 from quire.engine.scheduling.draft import Draft
+from quire.engine.scheduling.free_rows import FreeRows
 from quire.engine.scheduling.request import Request
+
+Key = tuple[bytes, bytes]  # the root of the request's prefixes, which its salt makes, and the image's digest
 
 
 @dataclass(slots=True, eq=False)
@@ -27,19 +33,20 @@ class Held:
 
 
 class FeatureCache:
-    __slots__ = ("_kept", "_num_rows", "num_encoded")
+    __slots__ = ("_free", "_kept", "_unheld", "num_encoded")
 
     def __init__(self, num_rows: int) -> None:
-        self._num_rows = num_rows
-        self._kept: OrderedDict[bytes, Held] = OrderedDict()  # by digest, the least recently used first
+        self._kept: OrderedDict[Key, Held] = OrderedDict()  # the least recently used first
+        self._free = FreeRows(num_rows)  # where nothing is kept
+        self._unheld = FreeRows(num_rows)  # and where no holder needs what is kept
         self.num_encoded = 0
 
     def can_start(self, request: Request, start: int, draft: Draft) -> bool:
         """Whether the step can compute the token at `start`."""
         image = next((image for image in request.images if image.first <= start < image.end), None)
-        if image is None or image.digest in self._kept:
+        if image is None or (request.root, image.digest) in self._kept:
             return True
-        if not draft.encodes_no_more and self._gap(image.num_tokens, held_only=True) is None:
+        if not draft.encodes_no_more and self._unheld.find(image.num_tokens) is None:
             draft.encodes_no_more = True
         return not draft.encodes_no_more
 
@@ -57,44 +64,49 @@ class FeatureCache:
         """Lets go of images whose tokens are all planned: steps in flight read the rows before later ones write."""
         passed = [first for first, held in request.held.items() if first + held.num_rows <= request.num_computed]
         for first in passed:
-            request.held.pop(first).num_holders -= 1
+            self._let_go(request.held.pop(first))
 
     def release(self, request: Request) -> None:
         for held in request.held.values():
-            held.num_holders -= 1
+            self._let_go(held)
         request.held.clear()
 
     def _hold(self, request: Request, image: Image, draft: Draft) -> bool:
         if image.first in request.held:
             return True
-        held = self._kept.get(image.digest)
+        key = request.root, image.digest
+        held = self._kept.get(key)
         if held is None:
             if draft.encodes_no_more or (first_row := self._make_room(image.num_tokens)) is None:
                 draft.encodes_no_more = True
                 return False
-            held = self._kept[image.digest] = Held(first_row, image.num_tokens)
+            self._free.take(first_row, image.num_tokens)
+            held = self._kept[key] = Held(first_row, image.num_tokens)
             draft.encode(image, first_row)
             self.num_encoded += 1
-        self._kept.move_to_end(image.digest)
+        self._kept.move_to_end(key)
+        if not held.num_holders:
+            self._unheld.take(held.first_row, held.num_rows)
         held.num_holders += 1
         request.held[image.first] = held
         return True
 
+    def _let_go(self, held: Held) -> None:
+        held.num_holders -= 1
+        if not held.num_holders:
+            self._unheld.give(held.first_row, held.num_rows)
+
     def _make_room(self, num_rows: int) -> int | None:
         """The first of so many rows that are free now; None where those that are held leave no such stretch."""
-        if self._gap(num_rows, held_only=True) is None:
+        if self._unheld.find(num_rows) is None:
             return None
-        unheld = iter([digest for digest, held in self._kept.items() if not held.num_holders])
-        while (first_row := self._gap(num_rows)) is None:
-            del self._kept[next(unheld)]
-        return first_row
-
-    def _gap(self, num_rows: int, *, held_only: bool = False) -> int | None:
-        """The first of the first so many rows that nobody has; with `held_only`, that no holder needs."""
-        end = 0
-        for held in sorted(self._kept.values(), key=lambda held: held.first_row):
-            if held.num_holders or not held_only:
-                if held.first_row - end >= num_rows:
-                    return end
-                end = held.first_row + held.num_rows
-        return end if self._num_rows - end >= num_rows else None
+        forgotten = []
+        for key, held in self._kept.items():
+            if self._free.find(num_rows) is not None:
+                break
+            if not held.num_holders:
+                self._free.give(held.first_row, held.num_rows)
+                forgotten.append(key)
+        for key in forgotten:
+            del self._kept[key]
+        return self._free.find(num_rows)

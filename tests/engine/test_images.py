@@ -334,6 +334,24 @@ def test_without_a_free_file_a_request_is_to_come_back(qwen3: Family, monkeypatc
     assert (answer.kind, answer.retry_after_s) == ("overloaded", 1.0)
 
 
+def test_images_leave_files_for_the_steps_to_open(qwen3: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = picture("qwen3_vl", 4, 6), picture("qwen3_vl", 4, 6, seed=1)
+    engine = qwen3.engine()
+    free = os.open("/dev/null", os.O_RDONLY)  # the least number that is free
+    os.close(free)
+    monkeypatch.setattr(prompt_images.resource, "getrlimit", lambda what: (free + 1 + prompt_images._SPARE_FILES, 0))
+    ids = prompt_of(4, one, 9, one)
+    media = media_of(ids, [one, one], qwen3.folder)
+    same = [media[0], Media(media[0].digest, media[1].first, media[1].num_tokens, media[1].grid, media[0].path)]
+    [sample] = [engine.try_submit(ids, same)]
+    assert not isinstance(sample, Rejected), "one file for an image that comes twice"
+    answer = engine.try_submit(prompt_of(4, other, 9), media_of(prompt_of(4, other, 9), [other], qwen3.folder))
+    assert isinstance(answer, Rejected) and answer.reason == "queue_requests"
+    monkeypatch.undo()
+    engine.run()
+    qwen3.check(sample[0], ids, [one, one])
+
+
 def test_files_are_closed_when_their_requests_have_ended(qwen3: Family) -> None:
     engine = qwen3.engine()
     before = os.listdir("/proc/self/fd")

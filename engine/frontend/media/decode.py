@@ -19,8 +19,6 @@ MAX_ASPECT = 200  # of the sides; beyond it the model would see no more than a l
 _ORIENTATION = 0x0112  # in EXIF
 _WHITE = (255, 255, 255)
 
-Image.MAX_IMAGE_PIXELS = None  # `opened` has a limit of its own, which refuses where this one only warns
-
 
 def opened(encoded: bytes, max_pixels: int) -> Image.Image:
     """The image, of which only the head was read. Raises BadImageError."""

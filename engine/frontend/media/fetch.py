@@ -20,14 +20,19 @@ import h11
 
 from quire.engine.frontend.media.address import refusal
 from quire.engine.frontend.media.errors import BadImageError
+from quire.engine.image_options import checked_domains, network_name
 
 # Of a host's name and a port, the addresses.
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 MAX_REDIRECTS = 3
 MAX_URL_CHARS = 8192
-_MAX_HEAD_BYTES = 64 * 2**10
-_READ_BYTES = 64 * 2**10
+_MAX_HEAD_BYTES = 16 * 2**10
+_READ_BYTES = 16 * 2**10  # parsed at a time, on the event loop
+_MAX_INTERIM_REPLIES = 8  # before the one that counts
+# Parsing costs time for each piece: beyond the first of them, pieces hold so many bytes on average.
+_PIECES_OF_ANY_SIZE = 1024
+_BYTES_A_PIECE = 256
 # Their own: a name server that a stranger chose may be slow, and holds up other strangers' names alone.
 _RESOLVERS = ThreadPoolExecutor(8, thread_name_prefix="resolve")
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -63,9 +68,7 @@ def target_of(url: str) -> Target:
                             "like")
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-        if not host.isascii():
-            host = host.encode("idna").decode()
+        host, port = network_name(parts.hostname or ""), parts.port
     except (ValueError, UnicodeError):
         raise BadImageError("its URL cannot be read") from None
     if parts.scheme not in _PORTS or not host or "%" in host:
@@ -73,7 +76,7 @@ def target_of(url: str) -> Target:
     if parts.username is not None or parts.password is not None:
         raise BadImageError("its URL holds a user's name or password, which this server does not send")
     path = quote(parts.path or "/", safe=_KEPT) + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
-    return Target(parts.scheme, host.rstrip(".").lower(), port or _PORTS[parts.scheme], path)
+    return Target(parts.scheme, host, port or _PORTS[parts.scheme], path)
 
 
 async def resolved(host: str, port: int) -> list[str]:
@@ -95,7 +98,7 @@ class Fetcher:
                  resolve: Resolve = resolved, tls: ssl.SSLContext | None = None) -> None:
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
-        self._domains = None if domains is None else {domain.lower().rstrip(".") for domain in domains}
+        self._domains = None if domains is None else checked_domains(domains)
         self._resolve = resolve
         self._tls = tls
 
@@ -112,7 +115,10 @@ class Fetcher:
             body, location = await self._get(target)
             if location is None:
                 return body
-            url = urljoin(target.url, location)
+            try:
+                url = urljoin(target.url, location)
+            except ValueError:
+                raise BadImageError("its server redirects to a URL that cannot be read") from None
             if target.scheme == "https" and not url.lower().startswith("https:"):
                 raise BadImageError("its server redirects from https to an address without it")
         raise BadImageError(f"its server redirects more than {MAX_REDIRECTS} times")
@@ -122,7 +128,7 @@ class Fetcher:
         reader, writer = await self._connected(target, await self._addresses(target))
         try:
             return await _Exchange(target, self._max_bytes, reader, writer).run()
-        except (OSError, h11.ProtocolError):
+        except (OSError, h11.ProtocolError, ValueError):  # ValueError: a length of thousands of digits
             raise BadImageError("its server broke off, or does not speak HTTP") from None
         finally:
             writer.transport.abort()
@@ -178,9 +184,7 @@ class _Exchange:
             ("host", target.authority), ("user-agent", "quire"), ("accept", "image/*"),
             ("accept-encoding", "identity"), ("connection", "close")])
         self._writer.write((self._http.send(request) or b"") + (self._http.send(h11.EndOfMessage()) or b""))
-        head = await self._next_event()
-        while isinstance(head, h11.InformationalResponse):
-            head = await self._next_event()
+        head = await self._head()
         if not isinstance(head, h11.Response):
             raise BadImageError("its server answers nothing")
         headers = {name: value.decode("latin-1") for name, value in head.headers}
@@ -188,6 +192,12 @@ class _Exchange:
             return b"", headers[b"location"]
         self._check(head.status_code, headers)
         return await self._body(), None
+
+    async def _head(self) -> object:
+        for _ in range(_MAX_INTERIM_REPLIES + 1):
+            if not isinstance(event := await self._next_event(), h11.InformationalResponse):
+                return event
+        raise BadImageError("its server announces a reply again and again")
 
     def _check(self, status: int, headers: dict[bytes, str]) -> None:
         if status != 200:
@@ -199,13 +209,17 @@ class _Exchange:
 
     async def _body(self) -> bytes:
         found = bytearray()
+        num_pieces = 0
         while not isinstance(event := await self._next_event(), h11.EndOfMessage):
             if isinstance(event, h11.ConnectionClosed):
                 raise BadImageError("its server broke off")
             if isinstance(event, h11.Data):
                 found += event.data
+                num_pieces += 1
                 if len(found) > self._max_bytes:
                     raise self._too_long()
+                if num_pieces > _PIECES_OF_ANY_SIZE + len(found) // _BYTES_A_PIECE:
+                    raise BadImageError("its server sends it in crumbs")
         return bytes(found)
 
     def _too_long(self) -> BadImageError:
@@ -213,5 +227,6 @@ class _Exchange:
 
     async def _next_event(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:
+            await asyncio.sleep(0)  # a read that need not wait would let nobody else in
             self._http.receive_data(await self._reader.read(_READ_BYTES))
         return event

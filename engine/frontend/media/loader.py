@@ -25,7 +25,9 @@ from quire.engine.image_options import checked_limits, checked_options
 from quire.engine.model_config import ModelConfig
 
 PROCESS_TIMEOUT_S = 30.0
-MOST_WAITING = 256  # images that are not processed yet; beyond it requests are refused
+MOST_WAITING = 256  # images that are not processed yet; where so many are, requests are refused
+_MOST_COUNTED = 64  # of these, for one request: its others are no reason to refuse somebody else
+_MOST_OF_ONE = 8  # images of one request at a time, so that others come between them
 _MOST_READ = 16  # at once: so many encoded images are in memory, and
 _MOST_FETCHES = 32  # that are being fetched
 _MOST_PROCESSES = 4
@@ -89,8 +91,8 @@ class ImageLoader:
         """Begin to start what the first image needs."""
         self._pool.warm_up()
 
-    async def load(self, images: Sequence[SentImage], options: Mapping[str, int]) -> LoadedImages:
-        """`options` are as `checked_options` gives them.
+    async def load(self, images: Sequence[SentImage], options: Mapping[str, int], salt: str = "") -> LoadedImages:
+        """`options` are as `checked_options` gives them; with different salts, equal images share nothing.
 
         Raises:
             InvalidRequestError: an image cannot be taken; says which and why.
@@ -99,17 +101,24 @@ class ImageLoader:
         if not images:
             return NO_IMAGES
         self._check_number(images)
-        if self._num_waiting + len(images) > MOST_WAITING:
+        if self._num_waiting >= MOST_WAITING:
             raise OverloadedError(f"{self._num_waiting} images wait to be processed already; at most {MOST_WAITING} "
                                   "may. Please try again.", RETRY_S, reason="images")
-        self._num_waiting += len(images)
+        num_counted = min(len(images), _MOST_COUNTED)
+        self._num_waiting += num_counted
         held: list[PixelFile] = []
 
         def release() -> None:
             while held:
                 self._files.release(held.pop())
 
-        tasks = [asyncio.ensure_future(self._load(image, options, held)) for image in images]
+        turns = asyncio.Semaphore(_MOST_OF_ONE)
+
+        async def in_turn(image: SentImage) -> LoadedImage:
+            async with turns:
+                return await self._load(image, repr((salt, sorted(options.items()))), options, held)
+
+        tasks = [asyncio.ensure_future(in_turn(image)) for image in images]
         try:
             return LoadedImages(await asyncio.gather(*tasks), release)
         except BaseException:
@@ -119,7 +128,7 @@ class ImageLoader:
             release()
             raise
         finally:
-            self._num_waiting -= len(images)
+            self._num_waiting -= num_counted
 
     async def close(self) -> None:
         await self._pool.close()
@@ -133,12 +142,13 @@ class ImageLoader:
             raise InvalidRequestError(f"The prompt has {len(images)} images; at most {self._most_images} are taken "
                                       "(--limit-mm-per-prompt).", images[self._most_images].where)
 
-    async def _load(self, image: SentImage, options: Mapping[str, int], held: list[PixelFile]) -> LoadedImage:
+    async def _load(self, image: SentImage, shared_with: str, options: Mapping[str, int], held: list[PixelFile]
+                    ) -> LoadedImage:
         try:
             async with self._turn_with(image.source) as (data, size):
-                key = await asyncio.to_thread(_key, data, repr((size, sorted(options.items()), image.most_pixels)))
-                file = self._files.hold(key, lambda path, admit: self._pool.run(
-                    Job(data, size, dict(options), image.most_pixels, path), admit))
+                key = await asyncio.to_thread(_key, data, repr((size, image.most_pixels, shared_with)))
+                file = self._files.hold(key, lambda path, admit, begin: self._pool.run(
+                    Job(data, size, dict(options), image.most_pixels, path), admit, begin))
                 held.append(file)
                 # Others may wait for the same: whoever leaves does not end it.
                 done = await asyncio.shield(file.made)
@@ -148,7 +158,6 @@ class ImageLoader:
             raise OverloadedError("This server cannot process images now; its log says why.", _BROKEN_S,
                                   reason="images") from None
         return LoadedImage(done.digest, done.grid, file.path)
-
 
     @asynccontextmanager
     async def _turn_with(self, source: str | RawImage) -> AsyncIterator[tuple[bytes, tuple[int, int] | None]]:

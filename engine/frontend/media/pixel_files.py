@@ -16,8 +16,8 @@ from quire.engine.frontend.media.errors import BadImageError, no_room
 from quire.engine.frontend.media.jobs import Done
 from quire.engine.private_dir import PrivateDirectory
 
-# Writes a file of this path, and tells its size before.
-Make = Callable[[str, Callable[[int], None]], Awaitable[Done]]
+# Writes a file of this path; tells its size before, and when it begins at all.
+Make = Callable[[str, Callable[[int], None], Callable[[], None]], Awaitable[Done]]
 
 SHARED_MEMORY = "/dev/shm"
 MOST_BYTES = 4 * 2**30  # where nobody says how many
@@ -29,6 +29,7 @@ class PixelFile:
     key: bytes  # of the image and what is made of it
     path: str
     made: asyncio.Task[Done]
+    is_begun: bool = False  # it is not only in line
     num_bytes: int = 0
     num_holders: int = 0
 
@@ -70,8 +71,11 @@ class PixelFiles:
         self._num_made += 1
         path = f"{self._directory.path}/{self._num_made}"
 
+        def begin() -> None:
+            file.is_begun = True
+
         async def making() -> Done:
-            return await make(path, lambda num_bytes: self._admit(file, num_bytes))
+            return await make(path, lambda num_bytes: self._admit(file, num_bytes), begin)
 
         file = PixelFile(key, path, asyncio.get_running_loop().create_task(making()))
         file.made.add_done_callback(lambda made: self._ended(file, made))
@@ -79,8 +83,14 @@ class PixelFiles:
 
     def release(self, file: PixelFile) -> None:
         file.num_holders -= 1
-        if not file.num_holders and file.made.done():
+        if file.num_holders:
+            return
+        if file.made.done():
             self._remove(file)
+        elif not file.is_begun:
+            # Nobody wants what nobody has begun: clients that come and leave would fill the line, and memory.
+            self._remove(file)
+            file.made.cancel()
 
     def remove_all(self) -> None:
         self._files.clear()

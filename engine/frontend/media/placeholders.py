@@ -43,13 +43,18 @@ def expanded(token_ids: list[int], images: Sequence[LoadedImage], vision: Vision
     return found + token_ids[end:], media
 
 
+def num_image_tokens(images: Sequence[LoadedImage], vision: VisionFacts | None) -> int:
+    """How many tokens of the prompt will be theirs."""
+    return sum(vision.num_tokens(image.grid) for image in images) if vision is not None else 0
+
+
 @contextmanager
-def naming_image_tokens(media: Sequence[Media]) -> Iterator[None]:
+def naming_image_tokens(num_tokens: int) -> Iterator[None]:
     """What is refused inside as too long says how much of it is images."""
     try:
         yield
     except ContextLengthError as error:
-        raise error.of_images(sum(image.num_tokens for image in media)) from None
+        raise error.of_images(num_tokens) from None
 
 
 def _count(number: int, noun: str) -> str:

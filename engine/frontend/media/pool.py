@@ -30,6 +30,7 @@ _PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "LD
               "LC_ALL", "TMPDIR")
 _OWN = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONSAFEPATH": "1",
         "TRANSFORMERS_VERBOSITY": "error"}
+_MOST_ANSWER_BYTES = 2**16
 _encode = msgspec.msgpack.encode
 _answer: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
@@ -60,8 +61,9 @@ class ProcessPool:
         if not self._all and not self._starting:
             self._start_one()
 
-    async def run(self, job: Job, admit: Callable[[int], None]) -> Done:
-        """`admit` is told how many bytes the file will have, and raises what ends the job.
+    async def run(self, job: Job, admit: Callable[[int], None], begin: Callable[[], None] = lambda: None) -> Done:
+        """`admit` is told how many bytes the file will have, and raises what ends the job. `begin` is called when a
+        process has the job: to cancel it from then on costs that process.
 
         Raises:
             BadImageError: this image cannot be processed.
@@ -69,6 +71,7 @@ class ProcessPool:
             OverloadedError: there is no room for the file.
         """
         process = await self._taken()
+        begin()
         try:
             return await asyncio.wait_for(process.run(job, admit), self._timeout_s)
         except asyncio.TimeoutError:
@@ -219,4 +222,6 @@ class _Process:
     async def _hear(self) -> Answer:
         assert self._reader is not None
         length = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))[0]
+        if length > _MOST_ANSWER_BYTES:  # whatever took the process over
+            raise EOFError
         return _answer.decode(await self._reader.readexactly(length))

@@ -56,9 +56,12 @@ def main() -> None:
     channel = Channel(socket.socket(fileno=os.dup(0)))
     setup = msgspec.msgpack.decode(channel.hear(), type=Setup)
     try:
+        from PIL import Image
+
         from quire.engine.frontend.media.processor import Processor
 
         processor = Processor(setup.model, setup.options)
+        Image.MAX_IMAGE_PIXELS = None  # `decode` has a limit of its own, which refuses where this one only warns
     except ImportError as error:
         channel.say(Broken(f"a package is missing ({error}); run: pip install pillow transformers"))
         return

@@ -108,12 +108,13 @@ class Sources:
 
 
 def _read_regular(path: Path, most: int) -> bytes:
-    """So many bytes of a file at most. Raises OSError, also for what is no regular file. Follows no link: one that took
-    the file's place since the path was judged would lead elsewhere; waits for no pipe."""
+    """So many bytes of a file at most, by its resolved path. Raises OSError, also for what is no regular file. Follows
+    no link: one that took the place of the file, or of a folder above it, since the path was judged would lead
+    elsewhere; waits for no pipe."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("no regular file")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or os.readlink(f"/proc/self/fd/{descriptor}") != str(path):
+            raise OSError("no regular file, or not this one")
         return io.FileIO(descriptor, closefd=False).read(most)
     finally:
         os.close(descriptor)

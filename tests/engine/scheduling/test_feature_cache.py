@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,9 +31,11 @@ def scheduler(**changes: Any) -> Scheduler:
                                         **changes}))
 
 
-def request(key: str, num_tokens: int, images: list[Image], max_tokens: int = 3) -> Request:
-    tokens = [7 if any(i.first <= place < i.end for i in images) else place % 5 for place in range(num_tokens)]
-    return Request(key, tokens, Sampling(max_tokens=max_tokens), 0, images=images)
+def request(key: str, num_tokens: int, images: list[Image], max_tokens: int = 3, salt: str = "") -> Request:
+    tokens = [place % 5 for place in range(num_tokens)]
+    for one in images:
+        tokens[one.first:one.end] = [7] * one.num_tokens
+    return Request(key, tokens, Sampling(max_tokens=max_tokens), 0, images=images, cache_salt=salt)
 
 
 class Ranks:
@@ -63,8 +66,8 @@ class Ranks:
         assert seen == computed, "every token of an image, and no other, is told where its features are"
 
 
-def run(s: Scheduler, ranks: Ranks, after_each: Callable[[int], None] = lambda step: None, *, ahead: bool = False
-        ) -> None:
+def run(s: Scheduler, ranks: Ranks | None, after_each: Callable[[int], None] = lambda step: None, *,
+        ahead: bool = False) -> None:
     in_flight: list[StepPlan] = []
     steps = 0
     while s.has_work:
@@ -72,7 +75,8 @@ def run(s: Scheduler, ranks: Ranks, after_each: Callable[[int], None] = lambda s
         assert steps < 500, "nothing gets on"
         plan = s.plan()
         if plan is not None:
-            ranks.carry_out(plan, {r.row: r for r in s._running.requests})
+            if ranks is not None:
+                ranks.carry_out(plan, {r.row: r for r in s._running.requests})
             in_flight.append(plan)
         if in_flight and (plan is None or len(in_flight) > ahead):
             oldest = in_flight.pop(0)
@@ -122,12 +126,36 @@ def test_equal_images_of_one_step_are_encoded_once_and_kept() -> None:
     assert ranks.num_encoded == s.num_encoded_images == 1
 
 
+def test_equal_images_under_other_salts_are_encoded_again() -> None:
+    """How soon an answer comes tells nobody what another has sent."""
+    s, ranks = scheduler(), Ranks()
+    for key, salt in (("a", "one"), ("b", "other"), ("c", "one")):
+        s.add([request(key, 6, [image(0, 2, "x")], salt=salt)])
+        run(s, ranks)
+    assert s.num_encoded_images == 2
+
+
+def test_thousands_of_small_images_and_a_large_one_in_their_place_take_no_time() -> None:
+    """A step that other requests wait for."""
+    rows = 16_384
+    s = scheduler(encoder_tokens=rows, max_num_batched_tokens=rows, num_blocks=3 * rows // 4, max_model_len=2 * rows)
+    small = [image(4 * i, 4, f"small {i}") for i in range(rows // 4)]
+    took = []
+    for key, images in (("a", small), ("b", [image(0, 4, "one more")]), ("c", [image(0, rows, "large")])):
+        s.add([request(key, images[-1].end, images, max_tokens=1)])
+        began = time.process_time()
+        run(s, None)
+        took.append(time.process_time() - began)
+    assert s.num_encoded_images == len(small) + 2
+    assert sum(took) < 1, took
+
+
 def test_the_least_recently_used_goes_first() -> None:
     s, ranks = scheduler(enable_prefix_caching=False), Ranks()
     for key, name in (("a", "x"), ("b", "y"), ("c", "x"), ("d", "z")):  # of 10 rows each, and there are 24
         s.add([request(key, 12, [image(0, 10, name)])])
         run(s, ranks)
-    assert set(s._features._kept) == {b"x", b"z"}
+    assert {digest for _, digest in s._features._kept} == {b"x", b"z"}
 
 
 def test_a_step_computes_only_up_to_an_image_for_which_there_is_no_room() -> None:

@@ -17,6 +17,7 @@ from tests.engine.frontend.media.web import Web, redirect, reply
 
 NAMED = "images.example"  # which the operator allows, so that it may be on loopback
 IMAGE = b"\x89PNG and so on"
+CRUMBS = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n"
 
 
 def fetcher(*answers: list[str], domains: tuple[str, ...] | None = (NAMED,), timeout_s: float = 5.0,
@@ -60,12 +61,17 @@ async def test_what_a_server_does_wrong_is_said_without_its_words() -> None:
         "/bad-length": b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n", "/to-file": redirect("file:///etc/passwd"),
         "/to-data": redirect("data:image/png;base64,AAAA"), "/to-gopher": redirect("gopher://x/"),
         "/to-userinfo": redirect("http://a:b@images.example/"), "/to-other": redirect("http://other.example/"),
-        "/to-loopback": redirect("http://127.0.0.1/"), "/to-nothing": reply(b"", "302 Found")}
+        "/to-loopback": redirect("http://127.0.0.1/"), "/to-nothing": reply(b"", "302 Found"),
+        "/to-no-url": redirect("http://[::1"),
+        "/no-length": b"HTTP/1.1 200 OK\r\ncontent-length: %b\r\n\r\n" % (b"9" * 5000),
+        "/interim": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 10_000, "/crumbs": CRUMBS}
     said = {}
     async with Web(pages).serving() as server:
         for path in pages:
             said[path] = await refused(fetcher(), f"http://{NAMED}:{server.port}{path}")
     assert not [text for text in said.values() if "SECRET" in text or "passwd" in text]
+    assert "cannot be read" in said["/to-no-url"] and "HTTP" in said["/no-length"]
+    assert "again and again" in said["/interim"] and "in crumbs" in said["/crumbs"]
     assert "status 404" in said["/404"] and "status 204" in said["/204"] and "status 302" in said["/to-nothing"]
     assert "100000 bytes" in said["/announced"] and "100000 bytes" in said["/endless"]
     assert f"more than {MAX_REDIRECTS} times" in said["/loop"]
@@ -163,6 +169,13 @@ async def test_certificates_are_checked_against_the_name_and_https_is_not_left(t
 def test_what_is_no_plain_url_is_refused_before_anything_is_resolved(url: str) -> None:
     with pytest.raises(BadImageError):
         target_of(url)
+
+
+async def test_hosts_are_allowed_by_any_spelling_of_their_name() -> None:
+    async with Web({"/": reply(IMAGE)}).serving() as server:
+        allowing = fetcher(domains=("B\u00fccher.Example.", "[::1]"))
+        for host in ("b\u00fccher.example", "xn--bcher-kva.EXAMPLE", "[::1]"):
+            assert await allowing.fetch(f"http://{host}:{server.port}/") == IMAGE
 
 
 def test_a_url_is_read_once_and_asked_for_as_it_was_read() -> None:

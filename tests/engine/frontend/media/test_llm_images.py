@@ -130,6 +130,8 @@ def test_limits_of_settings_are_checked_at_the_start() -> None:
     from quire.engine.config import EngineArgs
 
     problems = EngineArgs(limit_mm_per_prompt={"picture": 1}, mm_processor_kwargs={"max_pixels": 0},
-                          allowed_local_media_path="/no/such/place", image_fetch_timeout=0).problems()
+                          allowed_local_media_path="/no/such/place", image_fetch_timeout=0,
+                          allowed_media_domains=["cdn.example", "https://cdn.example", "*.example"]).problems()
     assert [problem.split(":")[0] for problem in problems] == [
-        "--limit-mm-per-prompt", "--mm-processor-kwargs", "--image-fetch-timeout", "--allowed-local-media-path"]
+        "--limit-mm-per-prompt", "--mm-processor-kwargs", "--allowed-media-domains", "--image-fetch-timeout",
+        "--allowed-local-media-path"]

@@ -38,12 +38,11 @@ def test_each_placeholder_becomes_as_many_as_its_image_has_tokens(checkpoint: Pa
 
 
 def test_what_is_too_long_says_how_much_of_it_is_images() -> None:
-    media = [Media(b"", 0, 2, (1, 2, 4), ""), Media(b"", 2, 6, (1, 4, 6), "")]
     with pytest.raises(ContextLengthError, match="images take 8 of the prompt's tokens") as caught, \
-            naming_image_tokens(media):
+            naming_image_tokens(8):
         raise ContextLengthError(100, 200, 1)
     assert "images take 8" in caught.value.explained(" here", ", or more").message
-    with pytest.raises(ContextLengthError) as caught, naming_image_tokens([]):
+    with pytest.raises(ContextLengthError) as caught, naming_image_tokens(0):
         raise ContextLengthError(100, 200, 1)
     assert "images" not in caught.value.message
 
