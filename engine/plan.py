@@ -16,11 +16,9 @@ from operator import add
 import msgspec
 
 from quire.engine.messages import Sampling
+from quire.engine.model_facts.vision import Grid
 
 NOTHING_LEFT = -1  # in place of a sampled token: none could be drawn
-
-
-Grid = tuple[int, int, int]  # frames, rows and columns of an image, in patches
 
 
 class NewRow(msgspec.Struct, array_like=True, frozen=True):
