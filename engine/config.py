@@ -51,7 +51,8 @@ class EngineArgs:
     dtype: str = _argument("auto", "auto (the checkpoint's), half, bfloat16 or float32.")
     quantization: str | None = _argument(
         None, "fp8: round the checkpoint's floats to 8 bits as they are read. Other names, as awq, make sure that the "
-        "checkpoint is that, and keep it packed on a CPU; what it says of itself counts if unset.")
+        "checkpoint is that, and keep it packed on a CPU; gguf keeps a file's blocks packed, on a GPU too. What the "
+        "checkpoint says of itself counts if unset.")
     load_format: str = _argument("auto", "auto, safetensors, gguf, or dummy (random weights).")
     model_impl: str = _argument(
         "auto", "quire (its own code; vllm says the same), transformers (that library's, slower), or auto: its own "

@@ -17,7 +17,6 @@ from quire.engine.model_registry import OTHER, family_of, overflows_float16
 from quire.engine.quantization_config import stays_packed
 
 BFLOAT16_CAPABILITY = (8, 0)
-FP8_CAPABILITY = (8, 9)
 LARGE_GPU_BYTES = 70 * 10**9
 # Its own printer, so that lines go to stderr in a program that never configured structlog too.
 _log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
@@ -36,7 +35,7 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
                   architecture=model.architecture)
     if model.quantization is not None:
         _log.info("the weights are quantised", form=model.quantization.says,
-                  product=_product(args, model, device, hardware))
+                  product=_product(args, model, device))
     if args.batch_invariant:
         _check_batch_invariant(args, model)
     return EngineConfig(
@@ -52,15 +51,15 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
     )
 
 
-def _product(args: EngineArgs, model: ModelConfig, device: str, hardware: Hardware) -> str:
+def _product(args: EngineArgs, model: ModelConfig, device: str) -> str:
     """What multiplies with quantised weights, for people."""
     if not stays_packed(device, args.quantization, model.file_format):
         return "made floats as they are read"
     if device == "cpu":
         return "made floats tile by tile, at every step, as --quantization asks"
-    if hardware.capability >= FP8_CAPABILITY:
-        return "read packed; with many rows, inputs are rounded to 8 bits where the checkpoint is made for it"
-    return "read packed; with many rows, made floats"
+    if args.batch_invariant:
+        return "read packed; inputs are never rounded"
+    return "read packed; with many rows made floats, or inputs rounded to 8 bits where checkpoint and GPU allow it"
 
 
 def _device(args: EngineArgs, hardware: Hardware) -> str:
