@@ -25,9 +25,16 @@ BACKENDS = ("mp", "ray")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 MODEL_IMPLS = ("auto", "quire", "transformers", "vllm")
 DEFAULT_MODEL = "smollm2-135m-instruct"
-CPU_STEP_TOKENS = 512  # of a step, where nobody says how many
+CPU_STEP_TOKENS, GPU_STEP_TOKENS = 512, 8192  # of a step, where nobody says how many
+LARGE_GPU_BYTES = 70 * 10**9
 # Contexts longer than any model was trained on are for whoever asks for them: each has tables that take gigabytes.
 LONGEST_UNASKED = 2**22
+
+
+def gpu_rows(memory_bytes: float) -> int:
+    """Of a GPU with that much memory, where nobody says how many. Large ones have the KV memory to run a thousand
+    samples at once; waiting ones would keep it idle."""
+    return 1024 if memory_bytes >= LARGE_GPU_BYTES else 256
 
 
 def _argument(default: Any, help: str) -> Any:
