@@ -244,8 +244,8 @@ class EngineConfig:
 
     @property
     def encoder_tokens(self) -> int:
-        """Of images, that a rank keeps the features of: those of a step, or of the largest image that the server's
-        mm_processor_kwargs let through. 0: the model takes none."""
+        """Tokens of images whose features a rank keeps: as many as a step has, or as the largest image that the
+        server's mm_processor_kwargs let through. 0: the model takes no images."""
         vision = self.model.vision
         if vision is None:
             return 0

@@ -76,9 +76,9 @@ class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     # Rows (by place in `rows`) whose hidden states are wanted: of so many tokens, the last that are computed of each.
     pooled_places: list[int] = []
     pooled_counts: list[int] = []
-    # Images of which the step computes tokens: those of the row at that place of `rows`, so many from this position on,
-    # whose features are in rows from there on.
     encodes: list[Encode] = []
+    # Tokens of images that the step computes, an entry for each image: in the row at that place of `rows`, the position
+    # of the first, how many they are, and which row of features is the first one's; the others' follow it.
     media_places: list[int] = []
     media_firsts: list[int] = []
     media_counts: list[int] = []
