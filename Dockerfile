@@ -18,8 +18,8 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv --without-pip --system-site-packages /opt/quire && \
     python3 -m pip --python /opt/quire/bin/python install --quiet \
         --ignore-installed --no-deps --require-hashes -r requirements/image.txt && \
-    cd /opt/quire/lib/python3.11/site-packages/triton/backends/nvidia && \
-    rm -r lib/cupti* bin/ptxas-blackwell && cd - && \
+    nvidia=/opt/quire/lib/python3.11/site-packages/triton/backends/nvidia && \
+    rm -r "$nvidia"/lib/cupti* "$nvidia/bin/ptxas-blackwell" && \
     python3 -m venv --without-pip /opt/tools && \
     python3 -m pip --python /opt/tools/bin/python install --quiet \
         --no-deps --require-hashes -r requirements/image-tools.txt

@@ -36,9 +36,9 @@ OTHER_KEYS = "other"
 TICK_S = 0.5
 LABELS = ("model_name", "engine")
 # Label values that are known ahead. Beside the engine's REJECTIONS, what is refused before it is asked.
-EARLY_REJECTIONS = ("key", "host", "loading", "draining", "body_too_large", "bodies", "deadline_ttft", "deadline_total",
-                    CLIENT_DEADLINE, "malformed", "method", "head_too_large", "http_version", "header_timeout",
-                    "body_timeout", "connections", "pipelining", "client_certificate")
+EARLY_REJECTIONS = ("key", "host", "loading", "draining", "body_too_large", "bodies", "images", "image_memory",
+                    "deadline_ttft", "deadline_total", CLIENT_DEADLINE, "malformed", "method", "head_too_large",
+                    "http_version", "header_timeout", "body_timeout", "connections", "pipelining", "client_certificate")
 ABORTS = ("disconnect", "deadline", "shutdown")
 SOURCES = ("local_compute", "local_cache_hit")
 OF_MODEL = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages")

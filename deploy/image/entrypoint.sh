@@ -3,7 +3,7 @@
 # also `ray ...`, a node of a cluster; Quire runs beside the head.
 set -eu
 case ${1-} in
-    serve | check | doctor | models | pull | keys | chat | complete | bench | run-batch | top | version | -h | --help | --version) ;;
+    serve | check | doctor | models | pull | keys | chat | complete | bench | run-batch | simulate | top | version | -h | --help | --version) ;;
     ray)
         case " $* " in *" --head "*) exec "${0%/*}/ray-head.sh" "$@" ;; esac
         exec "$@"
