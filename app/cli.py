@@ -104,6 +104,23 @@ def _run(argv: list[str]) -> int:
         return top(argv[1:])
     if argv[:1] in (["serve"], ["check"]):
         return _serve_or_check(argv[0], argv[1:])
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return EXIT_CONFIG
+    if options.command == "version":
+        print(f"quire {__version__}")
+        return 0
+    if options.command == "keys":
+        return keys.main(options)
+    from quire.app import terminal
+
+    return terminal.chat(options) if options.command == "chat" else terminal.complete(options)
+
+
+def _parser() -> CommandParser:
+    """Of all commands; those added without help parse their flags themselves, and are only listed here."""
     parser = CommandParser(prog="quire", description="A server for open-weight language models.",
                            epilog="To begin: quire serve; then, in another terminal, quire chat.")
     parser.add_argument("--version", action="version", version=f"quire {__version__}")
@@ -128,18 +145,7 @@ def _run(argv: list[str]) -> int:
     commands.add_parser("simulate", help="work out how a load would be served by a GPU, without one", add_help=False)
     commands.add_parser("bench", help="measure (quire bench --help)", add_help=False)
     commands.add_parser("version", help="print the version")
-    options = parser.parse_args(argv)
-    if options.command is None:
-        parser.print_help(sys.stderr)
-        return EXIT_CONFIG
-    if options.command == "version":
-        print(f"quire {__version__}")
-        return 0
-    if options.command == "keys":
-        return keys.main(options)
-    from quire.app import terminal
-
-    return terminal.chat(options) if options.command == "chat" else terminal.complete(options)
+    return parser
 
 
 # serve and check

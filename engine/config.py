@@ -25,9 +25,16 @@ BACKENDS = ("mp", "ray")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 MODEL_IMPLS = ("auto", "quire", "transformers", "vllm")
 DEFAULT_MODEL = "smollm2-135m-instruct"
-CPU_STEP_TOKENS = 512  # of a step, where nobody says how many
+CPU_STEP_TOKENS, GPU_STEP_TOKENS = 512, 8192  # of a step, where nobody says how many
+LARGE_GPU_BYTES = 70 * 10**9
 # Contexts longer than any model was trained on are for whoever asks for them: each has tables that take gigabytes.
 LONGEST_UNASKED = 2**22
+
+
+def gpu_rows(memory_bytes: float) -> int:
+    """Of a GPU with that much memory, where nobody says how many. Large ones have the KV memory to run a thousand
+    samples at once; waiting ones would keep it idle."""
+    return 1024 if memory_bytes >= LARGE_GPU_BYTES else 256
 
 
 def _argument(default: Any, help: str) -> Any:
@@ -51,7 +58,8 @@ class EngineArgs:
     dtype: str = _argument("auto", "auto (the checkpoint's), half, bfloat16 or float32.")
     quantization: str | None = _argument(
         None, "fp8: round the checkpoint's floats to 8 bits as they are read. Other names, as awq, make sure that the "
-        "checkpoint is that, and keep it packed on a CPU; what it says of itself counts if unset.")
+        "checkpoint is that, and keep it packed on a CPU; gguf keeps a file's blocks packed, on a GPU too. What the "
+        "checkpoint says of itself counts if unset.")
     load_format: str = _argument("auto", "auto, safetensors, gguf, or dummy (random weights).")
     model_impl: str = _argument(
         "auto", "quire (its own code; vllm says the same), transformers (that library's, slower), or auto: its own "
@@ -239,8 +247,8 @@ class EngineConfig:
 
     @property
     def encoder_tokens(self) -> int:
-        """Of images, that a rank keeps the features of: those of a step, or of the largest image that the server's
-        mm_processor_kwargs let through. 0: the model takes none."""
+        """Tokens of images whose features a rank keeps: as many as a step has, or as the largest image that the
+        server's mm_processor_kwargs let through. 0: the model takes no images."""
         vision = self.model.vision
         if vision is None:
             return 0

@@ -16,11 +16,9 @@ from operator import add
 import msgspec
 
 from quire.engine.messages import Sampling
+from quire.engine.model_facts.vision import Grid
 
 NOTHING_LEFT = -1  # in place of a sampled token: none could be drawn
-
-
-Grid = tuple[int, int, int]  # frames, rows and columns of an image, in patches
 
 
 class NewRow(msgspec.Struct, array_like=True, frozen=True):
@@ -78,9 +76,9 @@ class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     # Rows (by place in `rows`) whose hidden states are wanted: of so many tokens, the last that are computed of each.
     pooled_places: list[int] = []
     pooled_counts: list[int] = []
-    # Images of which the step computes tokens: those of the row at that place of `rows`, so many from this position on,
-    # whose features are in rows from there on.
     encodes: list[Encode] = []
+    # Tokens of images that the step computes, an entry for each image: in the row at that place of `rows`, the position
+    # of the first, how many they are, and which row of features is the first one's; the others' follow it.
     media_places: list[int] = []
     media_firsts: list[int] = []
     media_counts: list[int] = []

@@ -30,7 +30,7 @@ class Method:
 
     schemes: str
     says: Callable[[dict[str, Any]], str]
-    aliases: tuple[str, ...] = ()  # vLLM's names of kernels for the same checkpoints
+    aliases: tuple[str, ...] = ()  # other names of the method in checkpoints, and vLLM's of its kernels
 
 
 def _int(config: dict[str, Any], *names: str, default: int | None = None) -> int:

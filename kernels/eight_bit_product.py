@@ -41,6 +41,7 @@ def _round_rows(x, codes, scales, size, row_bytes, x_stride, num_groups, BLOCK: 
     pdl.begin(EARLY)
     row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = group * BLOCK + tl.arange(0, BLOCK)  # of a byte among the row's
+    # The element that a PackedWeight has there: a run is 16 words, each of four elements that are 16 apart.
     column = place // 64 * 64 + place % 4 * 16 + place % 64 // 4
     value = tl.load(x + row * x_stride + column, mask=column < size, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(value), 0) / MOST, LEAST)

@@ -33,6 +33,7 @@ from quire.engine.messages import Media, Rejected, SampleSpec, Sampling, Submit
 from quire.engine.model_facts.vision import Grid, VisionFacts
 from quire.loadtest import workloads
 from quire.loadtest.arguments import add_engine_flags, count, engine_flags, writable
+from quire.loadtest.report.measured import percentile
 
 TEXT_TOKENS, OUTPUT_TOKENS = 32, 16
 NUM_PROBES = 5
@@ -148,11 +149,6 @@ def beside(client: Client, grid: Grid, num_streams: int, stream_tokens: int, int
         if images:
             found |= {"images": len(images), "image_ttft_ms": statistics.median(map(client.ttft_ms, images))}
     return found
-
-
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def table(results: dict[str, dict[str, float]]) -> list[str]:

@@ -53,7 +53,7 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
         found += _fails("tokenizer", error)
     try:
         weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy",
-                               packed=stays_packed("cuda" if on_gpu else "cpu", args.quantization))
+                               packed=stays_packed("cuda" if on_gpu else "cpu", args.quantization, model.file_format))
     except (WeightError, OSError) as error:
         return [*found, fail("model", str(error), "fetch the model again")]
     context = min(args.max_model_len or SHORT_CONTEXT, model.max_position_embeddings)

@@ -12,6 +12,7 @@ from quire.app.conversation import images_to_be_sent, loaded_images, prompt_of
 from quire.app.endpoints.models import check_model
 from quire.app.errors import ApiError
 from quire.app.openapi.operation import NAMES_MODEL, READS_BODY, operation
+from quire.app.schemas import meanings
 from quire.app.schemas.body import AtMost, read_body
 from quire.app.schemas.chat import ChatRequest, RawMessages
 from quire.app.schemas.described import about
@@ -31,7 +32,7 @@ _BYTES_OF_A_TEXTS_TOKEN = 64  # the same; a text that hardly has tokens may have
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Either `prompt` or `messages`."""
 
-    model: Annotated[str | None, about("A name of `/v1/models`; left out, the model that is served.")] = None
+    model: Annotated[str | None, meanings.MODEL] = None
     prompt: Annotated[str | None, about("A text.")] = None
     messages: Annotated[RawMessages | None, about("A conversation, which the chat template makes a prompt of.")] = None
     add_special_tokens: Annotated[
@@ -44,8 +45,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     chat_template_kwargs: Annotated[
         dict[str, Any], about("Of a conversation: variables of the chat template.")
     ] = msgspec.field(default_factory=dict)
-    mm_processor_kwargs: Annotated[
-        dict[str, Any] | None, about("Options of the model's image processor, such as `max_pixels`.")] = None
+    mm_processor_kwargs: Annotated[dict[str, Any] | None, meanings.PROCESSOR_KWARGS] = None
     return_token_strs: Annotated[bool, about("Whether the reply has each token's text, too.")] = False
 
 
@@ -57,7 +57,7 @@ class TokenizeReply(msgspec.Struct):
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    model: Annotated[str | None, about("A name of `/v1/models`; left out, the model that is served.")] = None
+    model: Annotated[str | None, meanings.MODEL] = None
     tokens: Annotated[list[int], about("Token ids.")]
 
 

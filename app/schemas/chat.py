@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 
 from quire.app.errors import ApiError
+from quire.app.schemas import meanings
 from quire.app.schemas.body import decode_field
 from quire.app.schemas.described import about, json_of
 from quire.app.schemas.media import SentImages, is_image
@@ -50,9 +51,7 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     OF_OTHERS: ClassVar[dict[str, OfOthers]] = {"echo": OfOthers("a reply never repeats the conversation", False)}
 
     messages: Annotated[RawMessages, about("The conversation so far, the last message being what is to be answered.")]
-    max_completion_tokens: Annotated[
-        int | None, about("The most tokens of the reply, thoughts included; left out, what the context has room for."),
-    ] = None
+    max_completion_tokens: Annotated[int | None, meanings.MOST_TOKENS] = None
     logprobs: Annotated[bool, about("Whether the reply tells its tokens' logprobs.")] = False
     top_logprobs: Annotated[int | None, about("With `logprobs`: this many alternatives to each token.")] = None
     add_generation_prompt: Annotated[
@@ -60,21 +59,18 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     continue_final_message: Annotated[
         bool, about("Whether the reply goes on where the last message, the assistant's, ends; with "
                     "`add_generation_prompt: false`.")] = False
-    chat_template_kwargs: Annotated[
-        dict[str, Any], about("Variables of the model's chat template, such as `enable_thinking`.")
-    ] = msgspec.field(default_factory=dict)
+    chat_template_kwargs: Annotated[dict[str, Any], meanings.TEMPLATE_KWARGS] = msgspec.field(default_factory=dict)
     tools: Annotated[list[dict[str, Any]] | None, about("Functions that the model may call.")] = None
     tool_choice: Annotated[
         str | dict[str, Any] | None,
         about("`auto`, `none`, `required`, or one function by its name. Calls that must be fit the function's schema.")
     ] = None
-    parallel_tool_calls: Annotated[bool, about("Whether more than one function may be called at once.")] = True
-    include_reasoning: Annotated[bool, about("Whether the reply has what the model thought.")] = True
+    parallel_tool_calls: Annotated[bool, meanings.PARALLEL_CALLS] = True
+    include_reasoning: Annotated[bool, meanings.INCLUDE_REASONING] = True
     reasoning_effort: Annotated[
         str | None, about("How much the model thinks, where its template knows that; `none`: not at all.")] = None
     thinking_token_budget: Annotated[int | None, about("The most tokens of the thinking; -1: no limit.")] = None
-    mm_processor_kwargs: Annotated[
-        dict[str, Any] | None, about("Options of the model's image processor, such as `max_pixels`.")] = None
+    mm_processor_kwargs: Annotated[dict[str, Any] | None, meanings.PROCESSOR_KWARGS] = None
 
     @property
     def thinking_budget(self) -> int | None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from quire.app.errors import ApiError
+from quire.app.schemas import meanings
 from quire.app.schemas.described import about, json_of
 from quire.app.schemas.prompt_logprobs import ToldOfPrompt
 from quire.app.schemas.prompts import PROMPTS, prompts_of
@@ -20,7 +21,7 @@ _CHARACTERS_OF_AN_ID = 4
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
-    prompt: Annotated[msgspec.Raw, PROMPTS, about("A text, token ids, or several of either.")]  # see `prompts`
+    prompt: Annotated[msgspec.Raw, PROMPTS, meanings.PROMPT]  # see `prompts`
     echo: Annotated[bool, about("Whether the reply begins with the prompt.")] = False
     logprobs: Annotated[
         int | bool | None, about("With the tokens' logprobs, and this many alternatives to each.")] = None

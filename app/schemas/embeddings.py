@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from quire.app.errors import ApiError
+from quire.app.schemas import meanings
 from quire.app.schemas.described import about, json_of, one_of
 from quire.app.schemas.prompts import PROMPTS, prompts_of
 from quire.app.schemas.sampling import check_place
@@ -17,8 +18,8 @@ _CHOICES = {"encoding_format": ("float", "base64"), "embed_dtype": ("float32",),
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    input: Annotated[msgspec.Raw, PROMPTS, about("A text, token ids, or several of either.")]  # see `inputs`
-    model: Annotated[str | None, about("A name of `/v1/models`; left out, the model that is served.")] = None
+    input: Annotated[msgspec.Raw, PROMPTS, meanings.PROMPT]  # see `inputs`
+    model: Annotated[str | None, meanings.MODEL] = None
     encoding_format: Annotated[
         str, one_of(*_CHOICES["encoding_format"]), about("Numbers, or float32 in base64.")] = "float"
     dimensions: Annotated[
@@ -30,7 +31,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
         int | None, about("Tokens that a longer text is cut to; -1: what the model takes.")] = None
     truncation_side: Annotated[str | None, about("`left` or `right`: where it is cut.")] = None
     add_special_tokens: Annotated[bool, about("Whether the tokenizer puts its own tokens around the text.")] = True
-    priority: Annotated[int, about("Place in the queue: lower goes first.")] = 0
+    priority: Annotated[int, meanings.PRIORITY] = 0
     cache_salt: Annotated[
         str, about("Only requests with the same salt share what the prefix cache holds of their texts.")] = ""
     # What vLLM takes beside; of each, the form that base64 has anyway.

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from quire.app.errors import ApiError
+from quire.app.schemas import meanings
 from quire.app.schemas.blocks import conversation_of
 from quire.app.schemas.chat import ChatRequest, RawMessages
 from quire.app.schemas.described import about, json_of
@@ -65,7 +66,7 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     messages: Annotated[
         RawMessages, about("The conversation so far; one that ends with the assistant's is gone on with.")]
-    model: Annotated[str | None, about("A name of `/v1/models`; left out, the model that is served.")] = None
+    model: Annotated[str | None, meanings.MODEL] = None
     system: Annotated[
         msgspec.Raw, json_of(str | list[dict[str, Any]]), about("The system message: a text, or blocks of text.")
     ] = msgspec.field(default_factory=_null)
@@ -79,9 +80,7 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
     output_config: Annotated[
         OutputConfig | None, about("`format`: JSON by a schema; `effort`: how much the model thinks.")] = None
     output_format: Annotated[dict[str, Any] | None, about("Older name of `output_config.format`.")] = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any], about("Variables of the model's chat template, such as `enable_thinking`.")
-    ] = msgspec.field(default_factory=dict)
+    chat_template_kwargs: Annotated[dict[str, Any], meanings.TEMPLATE_KWARGS] = msgspec.field(default_factory=dict)
     context_management: Annotated[
         msgspec.Raw, json_of(dict[str, Any]), about("Without effect: nothing of a conversation is left out here.")
     ] = msgspec.field(default_factory=_null)
@@ -165,18 +164,15 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class MessagesRequest(CountRequest, frozen=True, kw_only=True):
     max_tokens: Annotated[int, about("The most tokens of the reply, thoughts included.")]
-    stream: Annotated[bool, about("Whether the reply comes as server-sent events, as it is written.")] = False
+    stream: Annotated[bool, meanings.STREAM] = False
     stop_sequences: Annotated[list[str] | None, about("Texts at which the reply ends, without them.")] = None
-    temperature: Annotated[float | None, about("How freely tokens are drawn; 0 takes the likeliest.")] = None
-    top_p: Annotated[
-        float | None, about("Tokens are drawn from the likeliest, which together have this probability.")] = None
+    temperature: Annotated[float | None, meanings.TEMPERATURE] = None
+    top_p: Annotated[float | None, meanings.TOP_P] = None
     top_k: Annotated[int | None, about("Tokens are drawn from this many of the likeliest.")] = None
     # vLLM's and Quire's.
-    seed: Annotated[
-        int | None, about("The same seed draws the same tokens from the same probabilities.")] = None
-    priority: Annotated[int, about("Place in the queue: lower goes first.")] = 0
-    cache_salt: Annotated[
-        str, about("Only requests with the same salt share what the prefix cache holds of their prompts.")] = ""
+    seed: Annotated[int | None, meanings.SEED] = None
+    priority: Annotated[int, meanings.PRIORITY] = 0
+    cache_salt: Annotated[str, meanings.CACHE_SALT] = ""
 
     @property
     def as_chat(self) -> ChatRequest:

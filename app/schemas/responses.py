@@ -8,6 +8,7 @@ import msgspec
 
 from quire.app.errors import ApiError
 from quire.app.json_pieces import as_raw
+from quire.app.schemas import meanings
 from quire.app.schemas.described import about, json_of
 from quire.app.schemas.form import stated_form
 from quire.app.schemas.sampling import SamplingFields, check_at_most, check_logprobs, check_max_tokens
@@ -65,9 +66,7 @@ class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
         msgspec.Raw, json_of(str | list[dict[str, Any]]),  # see `response_input`
         about("What is said: a text, or items as a reply's output has them, messages and results of functions.")]
     instructions: Annotated[str | None, about("The system message.")] = None
-    max_output_tokens: Annotated[
-        int | None, about("The most tokens of the reply, thoughts included; left out, what the context has room for."),
-    ] = None
+    max_output_tokens: Annotated[int | None, meanings.MOST_TOKENS] = None
     max_tool_calls: Annotated[
         int | None, about("Of the server's own tools, of which there are none: without effect.")] = None
     metadata: Annotated[
@@ -85,13 +84,10 @@ class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
     tool_choice: Annotated[
         str | dict[str, Any], about("`auto`, `none`, `required`, one function by its name, or those that are allowed.")
     ] = "auto"
-    parallel_tool_calls: Annotated[bool, about("Whether more than one function may be called at once.")] = True
-    include_reasoning: Annotated[bool, about("Whether the reply has what the model thought.")] = True
-    chat_template_kwargs: Annotated[
-        dict[str, Any], about("Variables of the model's chat template, such as `enable_thinking`.")
-    ] = msgspec.field(default_factory=dict)
-    mm_processor_kwargs: Annotated[
-        dict[str, Any] | None, about("Options of the model's image processor, such as `max_pixels`.")] = None
+    parallel_tool_calls: Annotated[bool, meanings.PARALLEL_CALLS] = True
+    include_reasoning: Annotated[bool, meanings.INCLUDE_REASONING] = True
+    chat_template_kwargs: Annotated[dict[str, Any], meanings.TEMPLATE_KWARGS] = msgspec.field(default_factory=dict)
+    mm_processor_kwargs: Annotated[dict[str, Any] | None, meanings.PROCESSOR_KWARGS] = None
 
     @property
     def num_logprobs(self) -> int | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from quire.app.errors import ApiError
+from quire.app.schemas import meanings
 from quire.app.schemas.described import about, json_of, within
 from quire.app.schemas.form import FormFields, stated_form
 from quire.app.schemas.response_format import ResponseFormat
@@ -73,25 +74,20 @@ class StreamOptions(msgspec.Struct, frozen=True):
 class SamplingFields(FormFields, frozen=True, kw_only=True):
     """What every API takes that generates. None everywhere means "not given"."""
 
-    model: Annotated[str | None, about("A name of `/v1/models`; left out, the model that is served.")] = None
-    stream: Annotated[bool, about("Whether the reply comes as server-sent events, as it is written.")] = False
+    model: Annotated[str | None, meanings.MODEL] = None
+    stream: Annotated[bool, meanings.STREAM] = False
     stream_options: Annotated[StreamOptions | None, about("What a stream tells beside the text.")] = None
     min_tokens: Annotated[
         Annotated[int, within(0)] | None, about("Tokens before which the output does not end.")] = None
-    temperature: Annotated[
-        Annotated[float, within(0, 2)] | None, about("How freely tokens are drawn; 0 takes the likeliest.")] = None
-    top_p: Annotated[
-        Annotated[float, within(above=0, high=1)] | None,
-        about("Tokens are drawn from the likeliest, which together have this probability.")] = None
+    temperature: Annotated[Annotated[float, within(0, 2)] | None, meanings.TEMPERATURE] = None
+    top_p: Annotated[Annotated[float, within(above=0, high=1)] | None, meanings.TOP_P] = None
     top_k: Annotated[
         Annotated[int, within(-1, 2**31 - 1)] | None,
         about("Tokens are drawn from this many of the likeliest; 0 and -1: from all.")] = None
     min_p: Annotated[
         Annotated[float, within(0, 1)] | None,
         about("The least probability of a token that may be drawn, as a share of the likeliest one's.")] = None
-    seed: Annotated[
-        Annotated[int, within(-(2**63), 2**63 - 1)] | None,
-        about("The same seed draws the same tokens from the same probabilities.")] = None
+    seed: Annotated[Annotated[int, within(-(2**63), 2**63 - 1)] | None, meanings.SEED] = None
     stop: Annotated[str | list[str] | None, about("Texts at which the output ends, without them.")] = None
     stop_token_ids: Annotated[list[int] | None, about("Tokens at which the output ends.")] = None
     presence_penalty: Annotated[
@@ -112,10 +108,8 @@ class SamplingFields(FormFields, frozen=True, kw_only=True):
         bool | None, about("Whether special tokens in the text have spaces between them (true).")] = None
     include_stop_str_in_output: Annotated[
         bool | None, about("Whether the text ends with the stop text that it ended at (false).")] = None
-    priority: Annotated[
-        int, within(-(2**31), 2**31 - 1), about("Place in the queue: lower goes first.")] = 0
-    cache_salt: Annotated[
-        str, about("Only requests with the same salt share what the prefix cache holds of their prompts.")] = ""
+    priority: Annotated[int, within(-(2**31), 2**31 - 1), meanings.PRIORITY] = 0
+    cache_salt: Annotated[str, meanings.CACHE_SALT] = ""
     add_special_tokens: Annotated[
         bool | None, about("Whether the tokenizer puts its own tokens around the prompt.")] = None
 

@@ -16,10 +16,10 @@ class StepFeatures:
     features: torch.Tensor  # [n, hidden * (1 + levels)]: for the embedding, then for each level of DeepStack
 
     def put(self, hidden: torch.Tensor) -> None:
-        """Over the embeddings of the images' tokens, in place. hidden: [tokens, hidden]."""
+        """Writes the features over the embeddings of the images' tokens. hidden: [tokens, hidden], changed in place."""
         hidden.index_copy_(0, self.places.long(), self.features[:, :hidden.shape[1]])
 
     def add(self, hidden: torch.Tensor, level: int) -> None:
-        """That level's, in place."""
+        """Adds the features of that level of DeepStack. hidden: as above."""
         width = hidden.shape[1]
         hidden.index_add_(0, self.places, self.features[:, (level + 1) * width:(level + 2) * width])

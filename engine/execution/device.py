@@ -9,7 +9,15 @@ import sys
 import structlog
 import torch
 
-from quire.engine.config import CPU_STEP_TOKENS, DTYPES, EngineArgs, EngineConfig
+from quire.engine.config import (
+    CPU_STEP_TOKENS,
+    DTYPES,
+    GPU_STEP_TOKENS,
+    LARGE_GPU_BYTES,
+    EngineArgs,
+    EngineConfig,
+    gpu_rows,
+)
 from quire.engine.errors import ConfigError
 from quire.engine.execution.hardware import Hardware
 from quire.engine.model_config import ModelConfig
@@ -17,8 +25,6 @@ from quire.engine.model_registry import OTHER, family_of, overflows_float16
 from quire.engine.quantization_config import stays_packed
 
 BFLOAT16_CAPABILITY = (8, 0)
-FP8_CAPABILITY = (8, 9)
-LARGE_GPU_BYTES = 70 * 10**9
 # Its own printer, so that lines go to stderr in a program that never configured structlog too.
 _log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
 
@@ -36,7 +42,7 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
                   architecture=model.architecture)
     if model.quantization is not None:
         _log.info("the weights are quantised", form=model.quantization.says,
-                  product=_product(args, model, device, hardware))
+                  product=_product(args, model, device))
     if args.batch_invariant:
         _check_batch_invariant(args, model)
     return EngineConfig(
@@ -45,22 +51,22 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
         device=device,
         dtype=_dtype(args, model, device, hardware),
         max_model_len=args.model_len(model),
-        max_num_seqs=args.max_num_seqs or (64 if cpu else _most_gpu_rows(hardware)),
+        max_num_seqs=args.max_num_seqs or (64 if cpu else gpu_rows(hardware.memory_bytes)),
         max_num_batched_tokens=args.max_num_batched_tokens or (
             CPU_STEP_TOKENS if cpu else _gpu_tokens(hardware, offline)),
         num_steps_ahead=_num_steps_ahead(args, device),
     )
 
 
-def _product(args: EngineArgs, model: ModelConfig, device: str, hardware: Hardware) -> str:
+def _product(args: EngineArgs, model: ModelConfig, device: str) -> str:
     """What multiplies with quantised weights, for people."""
     if not stays_packed(device, args.quantization, model.file_format):
         return "made floats as they are read"
     if device == "cpu":
         return "made floats tile by tile, at every step, as --quantization asks"
-    if hardware.capability >= FP8_CAPABILITY:
-        return "read packed; with many rows, inputs are rounded to 8 bits where the checkpoint is made for it"
-    return "read packed; with many rows, made floats"
+    if args.batch_invariant:
+        return "read packed; inputs are never rounded"
+    return "read packed; with many rows made floats, or inputs rounded to 8 bits where checkpoint and GPU allow it"
 
 
 def _device(args: EngineArgs, hardware: Hardware) -> str:
@@ -111,14 +117,9 @@ def _dtype(args: EngineArgs, model: ModelConfig, device: str, hardware: Hardware
     return wanted
 
 
-def _most_gpu_rows(hardware: Hardware) -> int:
-    """Large GPUs have the KV memory to run a thousand samples at once; waiting ones would keep it idle."""
-    return 1024 if hardware.memory_bytes >= LARGE_GPU_BYTES else 256
-
-
 def _gpu_tokens(hardware: Hardware, offline: bool) -> int:
     """Longer steps keep a small model's GPU busy while the host prepares the next, and hold up whoever decodes."""
-    return 16384 if offline and hardware.memory_bytes >= LARGE_GPU_BYTES else 8192
+    return 2 * GPU_STEP_TOKENS if offline and hardware.memory_bytes >= LARGE_GPU_BYTES else GPU_STEP_TOKENS
 
 
 def _num_steps_ahead(args: EngineArgs, device: str) -> int:

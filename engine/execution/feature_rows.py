@@ -15,7 +15,7 @@ import torch
 from quire.engine.attention.media import StepFeatures
 from quire.engine.execution.upload import Upload
 from quire.engine.layers.vision.tower import Tower
-from quire.engine.plan import Encode, Grid, StepPlan
+from quire.engine.plan import Encode, StepPlan
 
 _MOST_REHEARSED = 1024  # tokens of an image: what a tower allocates grows with all images' tokens together
 
@@ -68,15 +68,11 @@ class FeatureRows:
 
     def _pixels(self, encodes: list[Encode]) -> torch.Tensor:
         """[patches, patch values] float32, images one after the other."""
-        device, counts = self._tower.device, [_num_patches(encode.grid) for encode in encodes]
+        device, counts = self._tower.device, [math.prod(encode.grid) for encode in encodes]
         host = torch.empty(sum(counts), self._tower.facts.patch_values, pin_memory=device.type == "cuda")
         for encode, part in zip(encodes, host.split(counts)):
             _read(encode.path, memoryview(part.numpy()).cast("B"))
         return host.to(device, non_blocking=True)
-
-
-def _num_patches(grid: Grid) -> int:
-    return math.prod(grid)
 
 
 def _read(path: str, memory: memoryview) -> None:

@@ -53,9 +53,9 @@ class ModelRunner:
         self.table = RequestTable.empty(config.max_num_seqs, config.max_model_len, self.block_size, self.device,
                                         len(self.model.kv_groups.windows), with_deltas=self.model.mrope is not None)
         vision, tower = config.model.vision, self.model.tower
-        self.positions = None if self.model.mrope is None or vision is None else MRopeRows(vision.merge_size)
-        self.features = None if tower is None else FeatureRows(tower, config.encoder_tokens,
-                                                               one_by_one=config.args.batch_invariant)
+        self.mrope_rows = None if self.model.mrope is None or vision is None else MRopeRows(vision.merge_size)
+        self.feature_rows = None if tower is None else FeatureRows(tower, config.encoder_tokens,
+                                                                   one_by_one=config.args.batch_invariant)
         self.grammars = GrammarRows(partial(_grammar_vocabulary, config, self.model.vocab_size), self.model.vocab_size,
                                     pins=self.device.type == "cuda")
         self._storage: list[kv_cache.KVCache] = []
@@ -121,8 +121,8 @@ class ModelRunner:
     @torch.inference_mode()
     def rehearse_tower(self, num_tokens: int | None = None) -> None:
         """A batch of images of so many tokens in all, or the largest that a step may encode."""
-        if self.features is not None:
-            self.features.rehearse(num_tokens)
+        if self.feature_rows is not None:
+            self.feature_rows.rehearse(num_tokens)
 
     @torch.inference_mode()
     def _capture(self, progress: Progress) -> None:
@@ -163,17 +163,17 @@ class ModelRunner:
         # Graphs keep nothing of what the last layer makes, and know no images.
         eager = self.graphs is None or bool(plan.told_places) or bool(plan.pooled_places) or bool(plan.media_places)
         has_angles = False
-        if self.positions is not None:
-            self.positions.enter(plan.new_rows)
-            has_angles = self.positions.differ(plan)
+        if self.mrope_rows is not None:
+            self.mrope_rows.enter(plan.new_rows)
+            has_angles = self.mrope_rows.differ(plan)
             eager = eager or has_angles
         size = None if self.graphs is None or eager else self.graphs.size_for(plan)
         upload = Upload()
         self.table.pack(plan, upload)  # first: what follows asks the host's share of the table about new rows too
-        if self.positions is not None:
-            self.positions.pack(plan, upload, differ=has_angles)
-        if self.features is not None:
-            self.features.pack(plan, upload)
+        if self.mrope_rows is not None:
+            self.mrope_rows.pack(plan, upload, differ=has_angles)
+        if self.feature_rows is not None:
+            self.feature_rows.pack(plan, upload)
         self.grammars.enter(plan.new_rows)
         is_special = not self.table.special_rows.isdisjoint(plan.rows)
         special = SpecialRows(plan, self.table) if is_special else None
@@ -239,10 +239,10 @@ class ModelRunner:
         angles = media = None
         if has_angles and self.model.mrope is not None:
             angles = self.model.mrope.angles(upload["mrope_positions"])
-        if self.features is not None:
+        if self.feature_rows is not None:
             if plan.encodes:
-                self.features.encode(plan.encodes)
-            media = self.features.of_step(plan, upload)
+                self.feature_rows.encode(plan.encodes)
+            media = self.feature_rows.of_step(plan, upload)
         token_ids, attention = batch.gather(plan, upload, self.table, self.block_size,
                                             host_lists=self.device.type == "cpu", advances=self._advances,
                                             angles=angles, media=media)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from quire.engine.execution.upload import Upload
-from quire.engine.plan import Grid, NewRow, StepPlan
+from quire.engine.model_facts.vision import Grid
+from quire.engine.plan import NewRow, StepPlan
 
 
 class _Row(NamedTuple):

@@ -12,10 +12,9 @@ from quire.engine.arguments import shown
 from quire.engine.errors import ConfigError
 from quire.engine.model_facts.fields import refuse_malformed, refuse_no_count
 from quire.engine.model_facts.llama_like import qwen2
-from quire.engine.model_facts.vision import VisionFacts
+from quire.engine.model_facts.vision import ACTIVATIONS, VisionFacts
 
 _MOST = 2**20
-_ACTIVATIONS = ("quick_gelu", "gelu_pytorch_tanh", "gelu", "silu")
 _IDS = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652,
         "vision_end_token_id": 151653}
 
@@ -158,10 +157,10 @@ def _token_id(hf: dict[str, Any], name: str) -> int:
 
 def _activation(config: dict[str, Any], default: str) -> str:
     name = config.get("hidden_act", default)
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"vision_config: hidden_act {shown(name)} is not supported; supported are "
-                          f"{', '.join(_ACTIVATIONS)}")
-    return str(name)
+                          f"{', '.join(ACTIVATIONS)}")
+    return name
 
 
 def _layers(config: dict[str, Any], name: str, default: list[int]) -> tuple[int, ...]:

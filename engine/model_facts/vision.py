@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 Grid = tuple[int, int, int]  # (t, h, w): frames, rows and columns, in patches
 
+# Activations that a tower may have: config.json's hidden_act -> the kernel's kind
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionFacts:
@@ -31,7 +34,7 @@ class VisionFacts:
     width: int
     num_heads: int
     intermediate_size: int
-    hidden_act: str
+    hidden_act: str  # one of ACTIVATIONS
     out_width: int  # of a feature: the decoder's hidden size
     full_attention_layers: tuple[int, ...] = ()  # where all others have windows
     window_pixels: int = 0  # a window's side; 0: there are none

@@ -62,7 +62,7 @@ class VisionLanguage(Llama):
 class DeepStackLayer:
     """A layer, and what the tower's layer of that level adds behind it.
 
-    To the residual, whose last update the next norm adds: the sum is the same.
+    It is added to the residual. The next norm adds the layer's own update to that, so the sum is the same.
     """
 
     def __init__(self, layer: DecoderLayer, level: int) -> None:

@@ -117,7 +117,7 @@ class GgufBlocks:
         q, scales, zeros = numbers.q, numbers.scales, None
         group = q.shape[-1] // scales.shape[-1]
         if numbers.least is not None:
-            # A group without a scale is all its least: its numbers are 0, its zero what is wanted the other way round.
+            # Where the scale is 0, all weights of a group are its least: q 0, a scale of 1 and -least as the zero.
             is_flat = scales == 0
             q = q.masked_fill(is_flat.repeat_interleave(group, -1), 0)
             scales = scales.masked_fill(is_flat, 1.0)

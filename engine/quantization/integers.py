@@ -14,7 +14,7 @@ from quire.engine.weights.checkpoint import ALL, Rows
 from quire.kernels.packed_weight import WORDS, PackedWeight, packed_codes
 
 WORD = 32
-_FILLED = 2 * WORDS  # columns that groups of no whole number of them are filled up to multiples of
+_FILLED = 2 * WORDS  # columns: where a rank has parts of groups, each is filled up to a multiple of these
 
 
 def unpacked(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:

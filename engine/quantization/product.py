@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from quire.kernels import launch, ops
 from quire.kernels.packed_weight import PackedWeight
 
-Product = Callable[[torch.Tensor], torch.Tensor]
-
 
 class QuantizedProduct:
-    """[n, in] -> [n, out]."""
+    """[n, in] -> [n, out]; `bias` is [out]."""
 
     def __init__(self, weight: PackedWeight, bias: torch.Tensor | None) -> None:
         self._weight = weight

@@ -24,14 +24,14 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False, packed: bool = True) -> int:
-    """As `dtype`: a GGUF file's numbers are unpacked, floats of another type are converted; what a checkpoint has
-    packed stays so, but for experts, where it is `packed`.
+    """As `dtype`: a GGUF file's numbers are unpacked, floats of another type are converted. With `packed`, what a
+    checkpoint of safetensors has packed stays so, but for experts.
 
     Raises WeightError for files that do not say it.
     """
     if model.quantization is not None and not dummy and has_checkpoint(Path(model.path), "model.safetensors"):
         bits = model.quantization.config.get("bits") or 4
-        per_code = {"I32": 32 // bits, "U8": 2}  # elements; of other types 1
+        per_code = {"I32": 32 // bits, "U8": 2}  # weights in a number of that type; in others one
         return sum(_held_bytes(name, entry, ITEM_BYTES[dtype], per_code, packed)
                    for name, entry in _entries(Path(model.path)))
     return _num_elements(model, dummy) * ITEM_BYTES[dtype]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire.app.command_parser import CommandParser
-from quire.engine.config import DTYPES, EngineArgs, SchedulerConfig
+from quire.engine.config import DTYPES, GPU_STEP_TOKENS, EngineArgs, SchedulerConfig, gpu_rows
 from quire.engine.errors import ConfigError, QuireError
 from quire.engine.model_config import ModelConfig
 from quire.engine.weights.locate import resolve_model
@@ -24,9 +24,6 @@ from quire.loadtest.simulate.cost_model import TYPICAL, CostModel, Reached
 from quire.loadtest.simulate.figures import figures, lines
 from quire.loadtest.simulate.gpus import GPUS, Gpu
 from quire.loadtest.simulate.replay import Replay
-
-# As the engine settles them for a GPU (engine/execution/device.py), which needs torch to look at one.
-LARGE_GPU_BYTES, ROWS_LARGE, ROWS, STEP_TOKENS = 70e9, 1024, 256, 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +99,10 @@ def build(args: EngineArgs, gpu: Gpu, reached: Reached) -> Plant:
     model = resolve_model(args)
     dtype = model.dtype if args.dtype == "auto" else DTYPES[args.dtype]
     num_weight_bytes = weight_bytes(model, dtype, dummy=args.load_format == "dummy")
-    is_large = gpu.memory_bytes >= LARGE_GPU_BYTES
-    step_tokens = args.max_num_batched_tokens or STEP_TOKENS
-    num_blocks = _num_blocks(args, model, dtype, gpu, num_weight_bytes)
     scheduler = SchedulerConfig(
-        num_blocks=num_blocks, block_size=args.block_size,
-        max_num_seqs=args.max_num_seqs or (ROWS_LARGE if is_large else ROWS), max_num_batched_tokens=step_tokens,
+        num_blocks=_num_blocks(args, model, dtype, gpu, num_weight_bytes), block_size=args.block_size,
+        max_num_seqs=args.max_num_seqs or gpu_rows(gpu.memory_bytes),
+        max_num_batched_tokens=args.max_num_batched_tokens or GPU_STEP_TOKENS,
         max_model_len=args.model_len(model), enable_prefix_caching=args.enable_prefix_caching,
         windows=model.kv_groups.windows)
     return Plant(scheduler, CostModel(model, dtype, gpu, num_weight_bytes, reached), num_weight_bytes)

@@ -13,12 +13,11 @@ import torch.nn.functional as F
 
 from quire.engine.layers.vision.rotary import Angles
 from quire.engine.layers.vision.segments import Segments
+from quire.engine.model_facts.vision import ACTIVATIONS
 from quire.engine.weights.checkpoint import View
 from quire.kernels import ops
 
 EPS = 1e-6
-# config.json's hidden_act -> the kernel's kind
-KINDS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
 Apply = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -84,11 +83,11 @@ class Attention:
 class MLP:
     """down(act(up x)); `names` are the tensors'."""
 
-    def __init__(self, view: View, names: tuple[str, str], sizes: tuple[int, int, int], kind: str) -> None:
+    def __init__(self, view: View, names: tuple[str, str], sizes: tuple[int, int, int], activation: str) -> None:
         """`sizes`: in, between, out."""
         up, down = names
         self._up, self._down = Linear(view, (up,), *sizes[:2]), Linear(view, (down,), *sizes[1:])
-        self._kind = KINDS[kind]
+        self._kind = ACTIVATIONS[activation]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._down(ops.activation(self._up(x), self._kind))
@@ -97,10 +96,10 @@ class MLP:
 class GatedMLP:
     """down(act(gate x) * up x)."""
 
-    def __init__(self, view: View, width: int, between: int, kind: str) -> None:
+    def __init__(self, view: View, width: int, between: int, activation: str) -> None:
         self._gate_up = Linear(view, ("gate_proj", "up_proj"), width, between)
         self._down = Linear(view, ("down_proj",), between, width)
-        self._kind = KINDS[kind]
+        self._kind = ACTIVATIONS[activation]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._down(ops.gated_activation(self._gate_up(x), self._kind))

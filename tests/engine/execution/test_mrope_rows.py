@@ -5,7 +5,8 @@ import numpy as np
 from quire.engine.execution.mrope_rows import MRopeRows
 from quire.engine.execution.upload import Upload
 from quire.engine.messages import Sampling
-from quire.engine.plan import Grid, NewRow, StepPlan
+from quire.engine.model_facts.vision import Grid
+from quire.engine.plan import NewRow, StepPlan
 
 
 def new_row(row: int, num_tokens: int, images: list[tuple[int, Grid]]) -> NewRow:
