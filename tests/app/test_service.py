@@ -25,7 +25,8 @@ CHAT = {"messages": [{"role": "user", "content": "my secret prompt"}]}
 
 
 def paths() -> list[tuple[str, str]]:
-    return [(method, route.path.replace("{model:path}", "m")) for route in ROUTES for method in route.methods or ()]
+    return [(method, route.path.replace("{model:path}", "m")) for route in ROUTES
+            for method in sorted(route.methods or ())]
 
 
 @pytest.mark.parametrize(("method", "path"), [p for p in paths() if p[1] not in PUBLIC] + [("GET", "/nowhere")])
