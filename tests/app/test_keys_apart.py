@@ -63,6 +63,9 @@ class Loader:
     def __init__(self) -> None:
         self.salts: list[str] = []
 
+    def warm_up(self) -> None:
+        pass
+
     async def load(self, images: Any, options: Any, salt: str) -> LoadedImages:
         self.salts.append(salt)
         return LoadedImages()
