@@ -5,7 +5,7 @@ Each block is decoded by itself, and what nobody reads is passed over without be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,7 @@ _TYPES: dict[str, type[Block]] = {"text": TextBlock, "image": ImageBlock, "tool_
 _DECODERS: dict[str, msgspec.json.Decoder[Block]] = {
     name: msgspec.json.Decoder(kind, float_hook=float) for name, kind in _TYPES.items()}
 _IMAGE = msgspec.Raw(b'"image"')
+_TOOL_RESULT = msgspec.Raw(b'"tool_result"')
 _TEXT_ONLY = ("text",)
 _OF_ROLE = {"user": ("text", "image", "tool_result"), "system": _TEXT_ONLY,
             "assistant": ("text", "tool_use", "thinking", "redacted_thinking")}
@@ -190,8 +191,7 @@ class _Reader:
         parts = decode_field(where, _LIST, content)
         check_at_most(where, len(parts), MAX_PARTS, what="blocks")
         opened = [decode_field(f"{where}[{i}]", _OBJECT, raw) for i, raw in enumerate(parts)]
-        check_json(b"".join(value for fields in opened if fields.get("type") != _IMAGE for value in fields.values()),
-                   self.max_model_len)
+        check_json(b"".join(value for fields in opened for value in _texts(fields)), self.max_model_len)
         return [self._block(raw, fields, f"{where}[{i}]", kinds)
                 for i, (raw, fields) in enumerate(zip(parts, opened))]
 
@@ -210,6 +210,14 @@ class _Reader:
             if name not in block.__struct_fields__ and name not in _HARMLESS and value != NULL:
                 self.images.unknown.meet(name, f"{where}.{name}", block.__struct_fields__)
         return block
+
+
+def _texts(fields: dict[str, msgspec.Raw]) -> Iterable[msgspec.Raw]:
+    """Of a block, what may be as long as a text may: no image, and no list of blocks, each of which is looked at."""
+    kind = fields.get("type")
+    if kind == _IMAGE:
+        return ()
+    return (value for name, value in fields.items() if kind != _TOOL_RESULT or name != "content")
 
 
 def _without_billing(text: str) -> str:

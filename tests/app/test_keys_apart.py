@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 
 from quire.app.keys.key import NEVER, Key, digest_of
 from quire.app.keys.key_file import write_key_file
+from quire.engine.frontend.media.loader import LoadedImages
 from tests.app.fake_engine import FakeEngine
 
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
@@ -54,6 +55,38 @@ async def test_the_switch_lets_all_keys_share_and_without_keys_nothing_is_kept_a
     shared = make_app(api_key_file=key_file, share_prefixes=True)
     assert await salts(shared, fake, ("ann", ""), ("bob", ""), ("bob", "s")) == ["", "", "s"]
     assert await salts(make_app(), fake, ("nobody", ""), ("nobody", "s")) == ["", "s"]
+
+
+class Loader:
+    """Of images that nobody looks at."""
+
+    def __init__(self) -> None:
+        self.salts: list[str] = []
+
+    def warm_up(self) -> None:
+        pass
+
+    async def load(self, images: Any, options: Any, salt: str) -> LoadedImages:
+        self.salts.append(salt)
+        return LoadedImages()
+
+
+async def test_images_go_by_the_salt_of_their_prefix(make_app: Callable[..., Starlette], fake: FakeEngine,
+                                                     key_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, loader = make_app(api_key_file=key_file), Loader()
+    monkeypatch.setattr(fake, "takes_images", True)
+    monkeypatch.setattr(fake, "image_loader", lambda shared_by: loader, raising=False)
+    chat = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:"}]}]}
+    response = {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}]}
+    source = {"type": "url", "url": "data:"}
+    message = {"max_tokens": 5, "messages": [{"role": "user", "content": [{"type": "image", "source": source}]}]}
+    asked = [("/v1/chat/completions", chat), ("/v1/responses", response), ("/v1/messages", message)]
+    for path, body in asked:
+        for key, salt in (("ann", ""), ("bob", ""), ("ann", "s")):
+            reply = await ask(app, key, path, body | {"cache_salt": salt})
+            assert reply.status_code == 200, reply.text
+    assert loader.salts == [arguments["cache_salt"] for _, _, arguments in fake.submitted]
+    assert len(set(loader.salts)) == 3
 
 
 @pytest.mark.parametrize(("key", "said"), [("few", "may have 2 unfinished requests"),

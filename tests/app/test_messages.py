@@ -12,6 +12,7 @@ from typing import Any
 
 import anthropic
 import httpx2
+import msgspec
 import pytest
 from pydantic import BaseModel
 from starlette.applications import Starlette
@@ -20,7 +21,11 @@ from quire.app.anthropic_errors import PATHS
 from quire.app.endpoints.messages import MessageStream
 from quire.app.errors import ApiError
 from quire.app.routes import ROUTES
-from quire.engine.errors import OverloadedError, context_length_error
+from quire.app.schemas.blocks import conversation_of
+from quire.app.schemas.media import SentImages
+from quire.app.schemas.raw import NULL
+from quire.app.schemas.unknown import UnknownFields
+from quire.engine.errors import InvalidRequestError, OverloadedError, context_length_error
 from tests.app import coding_agent
 from tests.app.fake_engine import FakeEngine
 from tests.app.test_streams import Wire, of, run
@@ -440,3 +445,16 @@ async def test_pings_and_failures_are_events() -> None:
     assert ping == b'event: ping\ndata: {"type":"ping"}\n\n'
     assert failure == (b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Later."}}'
                        b"\n\n")
+
+
+def test_an_image_in_a_tools_result_is_called_one_whatever_its_size() -> None:
+    def refused(block: Any) -> str:
+        result = {"type": "tool_result", "tool_use_id": "1", "content": [block]}
+        message = {"role": b'"user"', "content": msgspec.json.encode([result])}
+        with pytest.raises((ApiError, InvalidRequestError)) as caught:
+            conversation_of(NULL, [{name: msgspec.Raw(value) for name, value in message.items()}],
+                            SentImages(True, UnknownFields()), 512)
+        return str(caught.value)
+
+    assert "type is 'image'; here it must be 'text'" in refused({"type": "image", "source": "A" * 3_000_000})
+    assert "reduce the length of the prompt" in refused({"type": "text", "text": "A" * 3_000_000})

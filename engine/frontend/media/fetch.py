@@ -146,7 +146,8 @@ class Fetcher:
             raise BadImageError(f"its host {target.host!r} cannot be found")
         for address in found:
             if why := refusal(address, private_too=is_named):
-                hint = "" if is_named else "; whoever runs the server can allow it by --allowed-media-domains"
+                is_hopeless = is_named or refusal(address, private_too=True)
+                hint = "" if is_hopeless else "; whoever runs the server can allow it by --allowed-media-domains"
                 raise BadImageError(f"the address of its host {target.host!r} is not fetched from: {why}{hint}")
         return found
 

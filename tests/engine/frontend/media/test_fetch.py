@@ -125,6 +125,8 @@ async def test_a_name_is_resolved_once_for_each_connection() -> None:
 async def test_one_address_among_several_is_enough_to_refuse() -> None:
     said = await refused(fetcher(["8.8.8.8", "10.0.0.1"], domains=None), "http://both.example/")
     assert "private network" in said and "10.0.0.1" not in said  # whoever asks learns no inner address
+    assert "--allowed-media-domains" in said
+    assert "allow" not in await refused(fetcher(["169.254.169.254"], domains=None), "http://never.example/")
 
 
 async def test_a_redirect_is_judged_anew() -> None:

@@ -253,6 +253,8 @@ async def test_images_that_clients_left_behind_are_not_begun_and_those_that_wait
         await asyncio.sleep(0)
         with pytest.raises(OverloadedError, match="257 images wait"):
             await load(loader, url_of(b"one more"))
+        for task in many:
+            task.cancel()
         os.kill(pool.pids[0], signal.SIGKILL)
         await asyncio.gather(slow, *many, return_exceptions=True)
         (await load(loader, url_of(b"one more"))).release()
