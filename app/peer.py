@@ -60,7 +60,10 @@ class Peer:
             raise ValueError(f"{address} names no host")
         if not parts.path.isascii():
             raise ValueError(f"{address}: the path may hold ASCII characters alone")
-        parts.hostname.encode("idna")
+        try:
+            parts.hostname.encode("idna")
+        except UnicodeError:
+            raise ValueError(f"{address} is no address: no host can have this name") from None
         self._host, self._port, self.prefix = parts.hostname, parts.port, parts.path
         self._context = ssl.create_default_context() if parts.scheme == "https" else None
 

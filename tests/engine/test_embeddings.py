@@ -127,7 +127,7 @@ def test_they_share_steps_with_generation_and_change_none_of_it(kind: str, model
     def prepare(run: Any) -> None:
         for i, prompt in enumerate(reversed(PROMPTS)):
             if i < 4:
-                run.prepare(f"g{i}", None, PROMPTS[i], greedy, 0, 0, "")
+                run.prepare(f"g{i}", None, PROMPTS[i], greedy, 0, 0, "", [])
             run.prepare_embedding(f"e{i}", prompt, RAW, priority=int(len(prompt) > 20))
 
     mixed = llm._run(prepare, use_tqdm=False)

@@ -42,5 +42,7 @@ def test_prefix_workload_shares_exactly_its_prefix():
 def test_every_model_shape_is_a_readable_config():
     shapes = {path.name: json.loads((path / "config.json").read_text()) for path in workloads.MODELS.iterdir()}
     assert set(shapes) == {"llama-7b", "llama-13b", "llama-3.1-8b", "qwen2.5-7b", "qwen2.5-0.5b", "qwen3-8b",
-                           "qwen3-30b-a3b", "gemma-3-4b"}
-    assert all(config["hidden_size"] % config["num_attention_heads"] == 0 for config in shapes.values())
+                           "qwen3-30b-a3b", "gemma-3-4b", "llama-7b-awq", "llama-7b-gptq", "qwen2.5-7b-awq",
+                           "qwen2.5-7b-gptq", "qwen2-vl-2b", "qwen3-vl-4b"}
+    texts = [config.get("text_config", config) for config in shapes.values()]
+    assert all(config["hidden_size"] % config["num_attention_heads"] == 0 for config in texts)
