@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests speak to loopback only
 # So they need none of the world's certificate authorities, which each HTTP client would read for 40 ms.
@@ -19,7 +19,7 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # How long an example takes says how busy the machine is.
-settings.register_profile("quire", deadline=None)
+settings.register_profile("quire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("quire")
 
 
