@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from quire.app.command_parser import CommandParser
 from quire.app.options import OPTIONS, parse
 from quire.app.settings import flag
 
@@ -34,6 +35,16 @@ def writable(text: str) -> Path:
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{text} cannot be written: {error.strerror}") from None
     return Path(text)
+
+
+def offline_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Of `quire bench NAME`, which runs an engine in its own process; `doc` is what --help says first."""
+    parser = CommandParser(prog=f"quire bench {name}", description=doc,
+                           usage=f"quire bench {name} --model MODEL [--flag VALUE ...]",
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model directory; loadtest/models holds the shapes of our log")
+    parser.add_argument("--load-format", default="dummy", help="dummy (random weights), or as quire serve's")
+    return parser
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:

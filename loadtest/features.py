@@ -15,9 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from quire import LLM, SamplingParams
-from quire.app.command_parser import CommandParser
 from quire.loadtest import workloads
-from quire.loadtest.arguments import add_engine_flags, count, engine_flags, writable
+from quire.loadtest.arguments import add_engine_flags, count, engine_flags, offline_parser, writable
 
 PROMPT_LEN = 32
 SHORT, LONG = 8, 72  # new tokens
@@ -130,12 +129,8 @@ def _seconds(llm: LLM, rows: list[dict[str, Any]], num_tokens: int) -> float:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = CommandParser(prog="quire bench features", description=__doc__,
-                           usage="quire bench features --model MODEL [--flag VALUE ...]",
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory; loadtest/models holds the shapes of our log")
+    parser = offline_parser("features", __doc__)
     parser.add_argument("--tokenizer", help="directory of one, where the model has none; grammars need it")
-    parser.add_argument("--load-format", default="dummy", help="dummy (random weights), or as quire serve's")
     parser.add_argument("--batch", type=lambda text: [count(part) for part in text.split(",")], default=[1, 64, 256],
                         metavar="N,N,...", help="rows at once; a CPU takes hours for all of them [1,64,256]")
     parser.add_argument("--feature", action="append", default=[], choices=list(FEATURES), metavar="NAME",

@@ -24,7 +24,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from quire.app.command_parser import CommandParser
 from quire.engine.assembly import assemble
 from quire.engine.config import EngineArgs
 from quire.engine.core import EngineCore
@@ -32,7 +31,7 @@ from quire.engine.errors import ConfigError
 from quire.engine.messages import Media, Rejected, SampleSpec, Sampling, Submit
 from quire.engine.model_facts.vision import Grid, VisionFacts
 from quire.loadtest import workloads
-from quire.loadtest.arguments import add_engine_flags, count, engine_flags, writable
+from quire.loadtest.arguments import add_engine_flags, count, engine_flags, offline_parser, writable
 from quire.loadtest.report.measured import percentile
 
 TEXT_TOKENS, OUTPUT_TOKENS = 32, 16
@@ -201,11 +200,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = CommandParser(prog="quire bench images", description=__doc__,
-                           usage="quire bench images --model MODEL [--flag VALUE ...]",
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory; loadtest/models holds the shapes of our log")
-    parser.add_argument("--load-format", default="dummy", help="dummy (random weights), or as quire serve's")
+    parser = offline_parser("images", __doc__)
     parser.add_argument("--size", type=lambda text: [_size(part) for part in text.split(",")],
                         default=[(480, 640), (1080, 1920)], metavar="WxH,...", help="of pictures [640x480,1920x1080]")
     parser.add_argument("--num-requests", type=count, default=128, metavar="N", help="all at once [%(default)s]")

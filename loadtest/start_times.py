@@ -16,8 +16,7 @@ import sys
 import tempfile
 import time
 
-from quire.app.command_parser import CommandParser
-from quire.loadtest.arguments import add_engine_flags, count, engine_flags
+from quire.loadtest.arguments import add_engine_flags, count, engine_flags, offline_parser
 
 CHILD = "QUIRE_BENCH_START"  # in the environment of a process that starts an engine: when it was made, and the flags
 
@@ -67,11 +66,7 @@ def start(made_at: float, flags: dict[str, object]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = CommandParser(prog="quire bench start", description=__doc__,
-                           usage="quire bench start --model MODEL [--flag VALUE ...]",
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory; loadtest/models holds the shapes of our log")
-    parser.add_argument("--load-format", default="dummy", help="dummy (random weights), or as quire serve's")
+    parser = offline_parser("start", __doc__)
     parser.add_argument("--starts", type=count, default=2, metavar="N", help="one after the other [2]")
     parser.add_argument("--kernel-cache", metavar="DIR", help="Triton's cache [an empty folder]")
     add_engine_flags(parser)

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from quire import LLM, SamplingParams
-from quire.app.command_parser import CommandParser
 from quire.engine.errors import ConfigError
 from quire.loadtest import workloads
-from quire.loadtest.arguments import add_engine_flags, count, engine_flags, writable
+from quire.loadtest.arguments import add_engine_flags, count, engine_flags, offline_parser, writable
 
 NUM_TTFT_PROBES = 5
 FIGURES = ("s", "out_tok_s", "total_tok_s", "ttft_ms", "tpot_ms")
@@ -51,12 +50,8 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="quire bench throughput", description=__doc__,
-                           usage="quire bench throughput --model MODEL [--flag VALUE ...]",
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory; loadtest/models holds the shapes of our log")
+    parser = offline_parser("throughput", __doc__)
     parser.add_argument("--workload", default="all", help="names joined by commas, or all")
-    parser.add_argument("--load-format", default="dummy", help="dummy (random weights), or as quire serve's")
     parser.add_argument("--num-requests", type=count, help="only the first N requests of each workload")
     parser.add_argument("--compare", metavar="FILE", help="recorded figures, such as loadtest/peers/h200.json")
     parser.add_argument("--peer-shape", help="the model's name in that file; the directory's name if unset")

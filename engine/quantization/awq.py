@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from quire.engine.quantization.integers import cut_groups, packed_integers, selected, whole_groups
+from quire.engine.quantization.integers import cut_integers, selected, whole_groups
 from quire.engine.quantization_config import group_size
 from quire.engine.weights.checkpoint import View
 from quire.engine.weights.scheme import Part, WeightScheme, is_kv_scale
@@ -44,10 +44,8 @@ class Awq:
         q = view.take_raw("qweight", (in_features, words), (torch.int32,), rows=columns)
         zeros = view.take_raw("qzeros", (groups, words), (torch.int32,))
         scales = view.take_raw("scales", (groups, part.num_rows), _FLOATS)
-        zeros, cut = cut_groups(_outputs(zeros), group, in_features, columns, view.name)
-        scales, _ = cut_groups(scales, group, in_features, columns, view.name)
-        return packed_integers(selected(_outputs(q).T, part.rows), selected(zeros.T, part.rows).T,
-                               selected(scales.T, part.rows).T, cut, 4)
+        return cut_integers(selected(_outputs(q).T, part.rows), selected(_outputs(zeros).T, part.rows).T,
+                            selected(scales.T, part.rows).T, 4, group, in_features, columns, view.name)
 
 
 def _outputs(words: torch.Tensor) -> torch.Tensor:

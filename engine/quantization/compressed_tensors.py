@@ -15,9 +15,8 @@ from quire.engine.compressed_tensors_config import Group, groups_of
 from quire.engine.quantization.eight_bits import EightBits
 from quire.engine.quantization.integers import (
     WORD,
-    cut_groups,
+    cut_integers,
     group_by_group,
-    packed_integers,
     selected,
     unpacked,
     whole_groups,
@@ -56,9 +55,7 @@ class PackQuantized:
             if bool((own >= 0).all()):  # -1: there is no order
                 return group_by_group(q, zeros, scales, own[columns], self.bits, group, view.name)
         view.skip("weight_g_idx")
-        zeros = None if zeros is None else cut_groups(zeros, group, in_features, columns, view.name)[0]
-        scales, cut = cut_groups(scales, group, in_features, columns, view.name)
-        return packed_integers(q, zeros, scales, cut, self.bits)
+        return cut_integers(q, zeros, scales, self.bits, group, in_features, columns, view.name)
 
 
 @dataclass(frozen=True)

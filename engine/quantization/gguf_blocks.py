@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from quire.engine.quantization.integers import cut_groups, packed_integers
+from quire.engine.quantization.integers import cut_integers
 from quire.engine.weights.checkpoint import View
 from quire.engine.weights.scheme import Part, WeightScheme
 from quire.kernels.packed_weight import WORDS, PackedWeight
@@ -121,9 +121,9 @@ class GgufBlocks:
             is_flat = scales == 0
             q = q.masked_fill(is_flat.repeat_interleave(group, -1), 0)
             scales = scales.masked_fill(is_flat, 1.0)
-            zeros, _ = cut_groups((-numbers.least / scales).flatten(1).T, group, in_features, columns, view.name)
-        scales, cut = cut_groups(scales.flatten(1).T, group, in_features, columns, view.name)
-        return packed_integers(q.flatten(1)[:, columns], zeros, scales, cut, numbers.bits)
+            zeros = (-numbers.least / scales).flatten(1).T
+        return cut_integers(q.flatten(1)[:, columns], zeros, scales.flatten(1).T, numbers.bits, group, in_features,
+                            columns, view.name)
 
 
 class GgufSchemes:

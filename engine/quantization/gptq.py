@@ -16,9 +16,8 @@ import torch
 
 from quire.engine.quantization.integers import (
     WORD,
-    cut_groups,
+    cut_integers,
     group_by_group,
-    packed_integers,
     selected,
     unpacked,
     whole_groups,
@@ -56,9 +55,7 @@ class GptqScheme:
             if not torch.equal(own, torch.arange(in_features, device=own.device) // group):
                 return group_by_group(q, zeros, scales, own[columns], bits, group, view.name)
         view.skip("g_idx")
-        zeros = None if zeros is None else cut_groups(zeros, group, in_features, columns, view.name)[0]
-        scales, cut = cut_groups(scales, group, in_features, columns, view.name)
-        return packed_integers(q, zeros, scales, cut, bits)
+        return cut_integers(q, zeros, scales, bits, group, in_features, columns, view.name)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,19 @@ def cut_groups(per_group: torch.Tensor, group: int, size: int, columns: slice, n
     return per_group[firsts], smaller
 
 
+def cut_integers(q: torch.Tensor, zeros: torch.Tensor | None, scales: torch.Tensor, bits: int, group: int, size: int,
+                 columns: slice, name: str) -> PackedWeight:
+    """As `packed_integers`: q has `columns` of the `size` inputs alone, zeros and scales the groups of all.
+
+    Raises:
+        ConfigError: groups cannot be cut so; names the tensor.
+    """
+    if zeros is not None:
+        zeros, _ = cut_groups(zeros, group, size, columns, name)
+    scales, cut = cut_groups(scales, group, size, columns, name)
+    return packed_integers(q, zeros, scales, cut, bits)
+
+
 def whole_groups(size: int, group: int, name: str) -> int:
     """The number of groups in a row. Raises WeightError where the last would not be whole."""
     if size % group:
