@@ -5,6 +5,7 @@ Knows numbers only. Called by the kernels' wrappers; a new device family is one 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass, replace
 from functools import cache
@@ -59,11 +60,22 @@ class WideTile:
 
 @dataclass(frozen=True, slots=True)
 class PackedTile:
-    """Of a product with a packed weight: a program's rows and outputs, runs of a step at most, parts of the depth."""
+    """Of a product with a packed weight: a program's rows and outputs, parts of the depth."""
 
     rows: int
     outputs: int
-    runs: int
+    num_splits: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class EightBitTile:
+    """Of a product of two matrices of 8 bits: a program's rows, outputs and depth of a step, parts of the depth."""
+
+    rows: int
+    outputs: int
+    depth: int
     num_splits: int
     num_warps: int
     num_stages: int
@@ -119,10 +131,12 @@ _PREFILL = {
 _is_batch_invariant = False
 
 SKINNY_ROWS = 32  # most rows that kernels/product.py takes: with more, the library reads the weights as fast
-PACKED_ROWS = 256  # most that kernels/packed_product.py takes: with more, floats for the library cost less
-EIGHT_BIT_ROWS = 64  # from more rows on, inputs are rounded to 8 bits where the checkpoint is made for that
+PACKED_ROWS = 64  # most that kernels/packed_product.py takes: with more, floats for the library cost less
+EIGHT_BIT_ROWS = 16  # from more rows on, inputs are rounded to 8 bits where the checkpoint is made for that
+LIBRARY_EIGHT_BIT_ROWS = 256  # from more rows on, the library's product of two matrices of e4m3 is faster than ours
 EIGHT_BIT_DEPTH = 128  # of a step of such products, which lies within a group
 PACKED_SPLIT_DEPTH = 512  # of a program's part at least
+PACKED_WARPS = 14  # wanted for each multiprocessor
 SPLIT_MIN_TOKENS = 64  # of a decode's context
 SHARED_SPLIT_MIN_TOKENS = 256  # of what many decodes begin with
 MAX_SPLITS = 64
@@ -288,40 +302,72 @@ def fixed_product_tile(device: torch.device, element_bytes: int, num_rows: int, 
     return WideTile(64, outputs, 64, 4, 4) if outputs == 128 else WideTile(64, outputs, 128, 4, 5)
 
 
-def packed_tile(device: torch.device, element_bytes: int, num_rows: int, num_outputs: int, size: int
+def packed_tile(device: torch.device, element_bytes: int, bits: int, num_rows: int, num_outputs: int, size: int
                 ) -> PackedTile | None:
     """None: the weight is made floats for the library."""
     if device.type == "cpu":
-        return PackedTile(16, 16, 2, 1 if size <= 256 or _is_batch_invariant else 2, 4, 1)  # the interpreter
+        return PackedTile(16, 16, 1 if size <= 256 or _is_batch_invariant else 2, 4, 1)  # the interpreter
     if element_bytes == 4:
-        return PackedTile(16, 32, 1, 1, 4, 2) if num_rows <= 16 or _is_batch_invariant else None
-    stages = {"hopper": 4, "ampere": 3}.get(family(device), 1)
+        return PackedTile(16, 32, 1, 4, 2) if num_rows <= 16 or _is_batch_invariant else None
+    is_hopper = family(device) == "hopper"
     if _is_batch_invariant:
-        return PackedTile(64, 64, 1, 1, 4, stages)
+        return PackedTile(32, 32, 1, 4, 2 if has_assembly(device) else 1)
     if num_rows > (PACKED_ROWS if has_assembly(device) else SKINNY_ROWS):  # larger tiles do not fit Turing's registers
         return None
-    if num_rows > 64:
-        return PackedTile(128, 128, 1, 1, 8, stages)
-    rows = next(rows for rows in (16, 32, 64) if num_rows <= rows)
-    wanted = max(1, 4 * num_multiprocessors(device) * 64 // num_outputs)
-    num_splits = _power_of_two(min(wanted, 8), size // PACKED_SPLIT_DEPTH)
-    return PackedTile(rows, 64, 2, num_splits, 4, stages)
+    if num_rows > 32:
+        tile = PackedTile(64, 128, 1, 8, 2) if is_hopper else PackedTile(64, 64, 1, 4, 2)
+        return _split(tile, device, num_outputs, size)
+    rows = next(rows for rows in (8 if is_hopper and _has_descriptors() else 16, 16, 32) if num_rows <= rows)
+    if bits == 8:
+        tile = PackedTile(rows, 32, 1, 2, 3) if rows <= 16 else PackedTile(rows, 64, 1, 4, 3)
+    else:
+        tile = PackedTile(rows, 64, 1, 4, 3 if rows <= 8 else 2)
+    if not is_hopper:
+        tile = replace(tile, num_stages=2 if has_assembly(device) else 1)
+    return _split(tile, device, num_outputs, size)
 
 
-def eight_bit_tile(device: torch.device, num_rows: int) -> WideTile:
+def _split(tile: PackedTile, device: torch.device, num_outputs: int, size: int) -> PackedTile:
+    """Parts of the depth for as many threads as hide how long reading takes."""
+    wanted = PACKED_WARPS * num_multiprocessors(device) * tile.outputs // (num_outputs * tile.num_warps)
+    return replace(tile, num_splits=_power_of_two(max(1, min(wanted, 8)), max(1, size // PACKED_SPLIT_DEPTH)))
+
+
+def eight_bit_tile(device: torch.device, num_rows: int, num_outputs: int, size: int, one_group: bool
+                   ) -> EightBitTile:
     if device.type == "cpu":
-        return WideTile(16, 16, EIGHT_BIT_DEPTH, 4, 1)  # the interpreter
-    stages = 4 if family(device) == "hopper" else 3
-    if num_rows <= 64:
-        return WideTile(64, 64, EIGHT_BIT_DEPTH, 4, stages)
-    if num_rows <= 512:
-        return WideTile(64, 128, EIGHT_BIT_DEPTH, 4, stages)
-    return WideTile(128, 128, EIGHT_BIT_DEPTH, 8, stages)
+        return EightBitTile(16, 16, EIGHT_BIT_DEPTH, 1 if size <= 256 else 2, 4, 1)  # the interpreter
+    if family(device) != "hopper":
+        edge, num_warps = (64, 4) if num_rows <= 64 else (128, 8)
+        return EightBitTile(edge, edge, EIGHT_BIT_DEPTH, 1, num_warps, 3)
+    num_sms = num_multiprocessors(device)
+    if num_rows > 512:
+        return EightBitTile(128, 128, 2 * EIGHT_BIT_DEPTH if one_group else EIGHT_BIT_DEPTH, 1, 8, 3)
+    tiles = -(-num_rows // 64) * -(-num_outputs // 64)
+    if tiles > 2.4 * num_sms or not one_group:
+        return EightBitTile(64, 128 if tiles > num_sms else 64, EIGHT_BIT_DEPTH, 1, 4, 3)
+    if tiles > 1.2 * num_sms:
+        return EightBitTile(64, 128, 2 * EIGHT_BIT_DEPTH, 1, 4, 4)
+    is_deep = 2 * tiles <= num_sms and size >= 8192
+    return EightBitTile(64, 64, 2 * EIGHT_BIT_DEPTH, 2 if is_deep else 1, 4, 6)
 
 
 def multiplies(device: torch.device, kind: str) -> bool:
-    """Whether matrix units take two matrices of this kind of 8 bits."""
-    return device.type == "cuda" and _capability(device.index or 0) >= ((8, 9) if kind == "e4m3" else (8, 0))
+    """Whether matrix units take two matrices of this kind of 8 bits, and Triton has what our product of them needs."""
+    return (device.type == "cuda" and _has_descriptors()
+            and _capability(device.index or 0) >= ((8, 9) if kind == "e4m3" else (8, 0)))
+
+
+def library_multiplies(device: torch.device) -> bool:
+    """Whether torch's product of two e4m3 matrices, with a scale for each row and output, is known to be right."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    return family(device) == "hopper" and version >= (2, 9)
+
+
+@cache
+def _has_descriptors() -> bool:
+    """Triton 3.4 and newer."""
+    return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
 
 
 @cache

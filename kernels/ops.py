@@ -178,8 +178,8 @@ def unpack(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     return _FUNCTIONS[weight.device.type]["unpack"](weight, dtype)
 
 
-def round_rows(x: torch.Tensor, kind: str, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return _FUNCTIONS[x.device.type]["round_rows"](x, kind, group)
+def round_rows(x: torch.Tensor, kind: str, group: int, words: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _FUNCTIONS[x.device.type]["round_rows"](x, kind, group, words)
 
 
 def eight_bit_product(codes: torch.Tensor, scales: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None,

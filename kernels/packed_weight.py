@@ -17,7 +17,7 @@ import torch
 # int4: the code less 8. e2m1, e4m3: OCP's small floats. nf4: QLoRA's table (Dettmers et al. 2023, appendix E).
 Kind = Literal["int4", "e2m1", "nf4", "int8", "e4m3"]
 BITS: dict[Kind, int] = {"int4": 4, "e2m1": 4, "nf4": 4, "int8": 8, "e4m3": 8}
-WORDS = 16  # of a run: word c has elements c, 16 + c, 32 + c and so on, from its lowest bits up
+WORDS = (64, 32, 16)  # that a run may have
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 TABLES: dict[str, tuple[float, ...]] = {
     "int4": tuple(float(code - 8) for code in range(16)),
@@ -33,11 +33,12 @@ class PackedWeight:
     """[outputs, size], of `kind`."""
 
     kind: Kind
-    codes: torch.Tensor  # int32 [outputs, words]: whole runs of WORDS
+    codes: torch.Tensor  # int32 [outputs, whole runs of `words`]
     scales: torch.Tensor  # [groups, outputs] of a float type
     size: int
+    words: int  # of a run: word c has elements c, words + c, 2 * words + c and so on, from its lowest bits up
     group: int  # elements of a row that share a scale, from a multiple of it on; the row's last group may be shorter
-    zeros: torch.Tensor | None = None  # [groups, outputs] of a float type; None: all are 0
+    zeros: torch.Tensor | None = None  # [groups, outputs], int8 (of int4 and int8) or of a float type; None: all are 0
     outer: torch.Tensor | None = None  # float32 [outputs]; None: all are 1
     order: torch.Tensor | None = None  # int64 [size]: column k is what x[:, order[k]] is multiplied with
     # The type that a product with many rows may round its inputs to, row by row, where that is faster.
@@ -45,8 +46,8 @@ class PackedWeight:
 
     def __post_init__(self) -> None:
         assert self.codes.dtype == torch.int32
-        runs = -(-self.size // run(self.kind))
-        assert self.codes.shape == (self.outputs, runs * WORDS), (self.codes.shape, self.size)
+        assert self.words in WORDS
+        assert self.codes.shape == (self.outputs, -(-self.size // self.run) * self.words), (self.codes.shape, self.size)
         assert self.scales.shape == (-(-self.size // self.group), self.outputs), (self.scales.shape, self.group)
         assert self.zeros is None or self.zeros.shape == self.scales.shape
         assert self.outer is None or self.outer.shape == (self.outputs,)
@@ -54,6 +55,11 @@ class PackedWeight:
     @property
     def outputs(self) -> int:
         return self.codes.shape[0]
+
+    @property
+    def run(self) -> int:
+        """Elements of a run."""
+        return run_of(self.kind, self.words)
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +88,7 @@ def joined(weights: Sequence[PackedWeight]) -> PackedWeight | None:
         return None
     zeros = outer = None
     if any(weight.zeros is not None for weight in weights):
-        zeros = torch.cat([torch.zeros_like(weight.scales) if weight.zeros is None else weight.zeros
+        zeros = torch.cat([torch.zeros_like(weight.scales, dtype=torch.int8) if weight.zeros is None else weight.zeros
                            for weight in weights], 1)
     if any(weight.outer is not None for weight in weights):
         outer = torch.cat([torch.ones(weight.outputs, device=weight.device) if weight.outer is None else weight.outer
@@ -98,21 +104,42 @@ def _same_order(weights: Sequence[PackedWeight]) -> bool:
     return all(order.is_meta or torch.equal(order, orders[0]) for order in orders)
 
 
-def run(kind: Kind) -> int:
-    """Elements of a run."""
-    return WORDS * 32 // BITS[kind]
+def run_of(kind: Kind, words: int) -> int:
+    return words * 32 // BITS[kind]
 
 
-def packed_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 [outputs, size], one to a byte -> the words of a PackedWeight. What fills up the last run is 0."""
+def packed(kind: Kind, codes: torch.Tensor, scales: torch.Tensor, group: int, zeros: torch.Tensor | None = None,
+           outer: torch.Tensor | None = None, order: torch.Tensor | None = None,
+           inputs: Literal["int8", "e4m3", None] = None) -> PackedWeight:
+    """codes: uint8 [outputs, size], one to a byte; the rest as a PackedWeight has it."""
+    size = codes.shape[1]
+    words = words_for(kind, size, group)
+    return PackedWeight(kind, packed_codes(codes, BITS[kind], words), scales.contiguous(), size, words, group, zeros,
+                        outer, order, inputs)
+
+
+def words_for(kind: Kind, size: int, group: int) -> int:
+    """The longest runs that leave nothing to fill up, and whose places each lie in one group."""
+    if kind == "nf4":  # its table is looked up in shared memory, where more do not fit
+        return WORDS[-1]
+    for words in WORDS:
+        run = run_of(kind, words)
+        is_within = group % run == 0 or (BITS[kind] == 4 and run % group == 0 and group % words == 0)
+        if size % run == 0 and (group >= size or is_within):
+            return words
+    return WORDS[-1]
+
+
+def packed_codes(codes: torch.Tensor, bits: int, words: int) -> torch.Tensor:
+    """uint8 [outputs, size], one to a byte -> int32 [outputs, whole runs]. What fills up the last run is 0."""
     outputs, size = codes.shape
     count = 32 // bits
-    padded = torch.nn.functional.pad(codes, (0, -size % (count * WORDS)))
-    places = padded.view(outputs, -1, count, WORDS).unbind(2)
-    words = places[0].int()
+    filled = torch.nn.functional.pad(codes, (0, -size % (count * words)))
+    places = filled.view(outputs, -1, count, words).unbind(2)
+    packed = places[0].int()
     for place, part in enumerate(places[1:], 1):
-        words |= part.int() << place * bits
-    return words.flatten(1).contiguous()
+        packed |= part.int() << place * bits
+    return packed.flatten(1).contiguous()
 
 
 @cache

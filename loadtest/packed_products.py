@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,8 @@ import triton
 from quire.engine.layers.product import product
 from quire.engine.quantization.product import QuantizedProduct
 from quire.kernels import compile_ahead, launch, ops
-from quire.kernels.bench import cases
 from quire.kernels.bench.time_gpu import CEILING_TB_S, copies_for, median_us
-from quire.kernels.packed_weight import Kind, PackedWeight
+from quire.kernels.packed_weight import Kind, PackedWeight, run_of, words_for
 
 DEVICE, DTYPE = "cuda", torch.bfloat16
 # outputs and inputs of qkv, o, gate and up, down
@@ -39,14 +39,18 @@ FORMS: dict[str, tuple[Kind, int, bool]] = {
 
 def weights_of(form: str, num_outputs: int, size: int) -> list[PackedWeight]:
     kind, group, with_zeros = FORMS[form]
+    group = group or size
+    words = words_for(kind, size, group)
+    shape = (num_outputs, -(-size // run_of(kind, words)) * words)
+    groups = (-(-size // group), num_outputs)
     made = []
     for _ in range(copies_for(num_outputs * size // 2)):
-        weight, _ = cases.packed_weight(kind, num_outputs, 256, group or 256, with_zeros=with_zeros, device=DEVICE)
-        columns = -(-size // 256)
-        groups = -(-size // group) if group else 1
-        scales = weight.scales.half().repeat(columns, 1)[:groups].contiguous()
-        zeros = None if weight.zeros is None else weight.zeros.half().repeat(columns, 1)[:groups].contiguous()
-        made.append(PackedWeight(kind, weight.codes.repeat(1, columns), scales, size, group or size, zeros,
+        codes = torch.randint(-2 ** 31, 2 ** 31, shape, dtype=torch.int32, device=DEVICE)
+        if kind == "e4m3":
+            codes &= ~0x08080808  # no NaN
+        zeros = torch.randint(-8, 8, groups, device=DEVICE, dtype=torch.int8) if with_zeros else None
+        scales = torch.rand(groups, device=DEVICE).half() / 100
+        made.append(PackedWeight(kind, codes, scales, size, words, group, zeros,
                                  inputs="e4m3" if kind == "e4m3" else "int8" if kind == "int8" else None))
     return made
 
@@ -56,7 +60,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=["int4", "int4-zeros", "e4m3", "e4m3-blocks"], choices=FORMS)
     parser.add_argument("--models", nargs="*", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
-    parser.add_argument("--tune", action="store_true", help="try other tiles for 1, 16, 32, 64 and 128 rows")
+    parser.add_argument("--tune", action="store_true", help="try other tiles of the packed product")
     options = parser.parse_args()
     torch.manual_seed(0)
     lines: list[str] = []
@@ -67,17 +71,18 @@ def main() -> None:
 
     show(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for model in options.models:
+        if options.tune:
+            for form in options.kinds:
+                tune(form, model, options.rows, show)
+            continue
         for num_outputs, size in SHAPES[model]:
-            floats = {} if options.tune else time_floats(num_outputs, size, options.rows)
+            floats = time_floats(num_outputs, size, options.rows)
             for form in options.kinds:
                 weights = weights_of(form, num_outputs, size)
-                if options.tune:
-                    tune(form, weights, show)
-                    continue
                 for num_rows in options.rows:
                     us = time_product(weights, num_rows)
                     theirs = ""
-                    if form == "e4m3" and num_rows > 32:
+                    if form == "e4m3" and num_rows >= 16:
                         theirs = f"; torch's product {time_torch(weights, num_rows):.1f} us"
                     rate = weights[0].num_bytes / us / 1e6
                     show(f"{model} {num_outputs}x{size} {form:<12}{num_rows:>5} rows {us:>9.1f} us {rate:>6.2f} TB/s "
@@ -113,46 +118,68 @@ def time_torch(weights: list[PackedWeight], num_rows: int) -> float:
     x = torch.randn(num_rows, weights[0].size, device=DEVICE, dtype=DTYPE)
 
     def call(weight: PackedWeight) -> torch.Tensor:
-        codes, scales = ops.round_rows(x, "e4m3", weight.size)
+        codes, scales = ops.round_rows(x, "e4m3", weight.size, weight.words)
         return torch._scaled_mm(codes.view(torch.float8_e4m3fn), weight.codes.view(torch.float8_e4m3fn).t(),
                                 scale_a=scales, scale_b=weight.scales.float(), out_dtype=DTYPE)
 
     return median_us([partial(call, weight) for weight in weights])
 
 
-def tune(form: str, weights: list[PackedWeight], show: Callable[[str], None]) -> None:
-    num_outputs, size = weights[0].outputs, weights[0].size
+def tune(form: str, model: str, rows: list[int], show: Callable[[str], None]) -> None:
+    """The best tiles of each of the model's layers, and the tiles that lose least over all of them."""
     chosen = launch.packed_tile
-    for num_rows in (1, 16, 32, 64, 128):
-        x = torch.randn(num_rows, size, device=DEVICE, dtype=DTYPE)
-        calls: list[Callable[[], object]] = [partial(ops.packed_product, x, weight, None) for weight in weights]
-        own = chosen(x.device, 2, num_rows, num_outputs, size)
-        assert own is not None
-        tiles = [own, *tiles_for(num_rows, weights[0].scales.shape[0] == 1)]
-        times: dict[launch.PackedTile, float] = {}
-        try:
-            compile_ahead.kernels_of(partial(_once_each, tiles, calls[0]), torch.cuda.current_device())
-            for tile in tiles:
-                launch.packed_tile = partial(_always, tile)
-                with contextlib.suppress(triton.runtime.errors.OutOfResources):  # a tile that does not fit is none
-                    times[tile] = median_us(calls)
-        finally:
-            launch.packed_tile = chosen
-        best = sorted(times, key=lambda tile: times[tile])[:3]
-        show(f"{form} {num_outputs}x{size} {num_rows} rows: own {own} {times[own]:.1f} us; best "
-             + "; ".join(f"{tile} {times[tile]:.1f}" for tile in best))
+    layers = [(shape, weights_of(form, *shape)) for shape in SHAPES[model]]
+    for num_rows in rows:
+        calls: list[list[Callable[[], object]]] = []
+        for (_, size), weights in layers:
+            x = torch.randn(num_rows, size, device=DEVICE, dtype=DTYPE)
+            calls.append([partial(ops.packed_product, x, weight, None) for weight in weights])
+        tiles = tiles_for(num_rows)
+        firsts = [one for one, *_ in calls]
+        start = time.monotonic()
+        compile_ahead.kernels_of(lambda tiles=tiles, firsts=firsts: _once_each(tiles, firsts),  # type: ignore[misc]
+                                 torch.cuda.current_device())
+        compiled = time.monotonic()
+        times: dict[tuple[int, launch.PackedTile], float] = {}
+        own: list[float] = []
+        for place, layer in enumerate(calls):
+            own.append(median_us(layer))
+            try:
+                for tile in tiles:
+                    launch.packed_tile = partial(_always, tile)
+                    with contextlib.suppress(triton.runtime.errors.OutOfResources):  # a tile that does not fit is none
+                        times[place, tile] = median_us(layer, replays=5)
+            finally:
+                launch.packed_tile = chosen
+        show(f"{form} {model} {num_rows} rows (compiled in {compiled - start:.0f} s)")
+        for place, (shape, weights) in enumerate(layers):
+            best = sorted((tile for at, tile in times if at == place), key=lambda tile: times[place, tile])[:4]
+            rates = "; ".join(f"{_short(tile)} {times[place, tile]:.1f} us "
+                              f"{weights[0].num_bytes / times[place, tile] / 1e6:.2f} TB/s" for tile in best)
+            show(f"  {shape[0]}x{shape[1]}: own {own[place]:.1f} us; {rates}")
 
 
-def tiles_for(num_rows: int, has_one_group: bool) -> list[launch.PackedTile]:
-    rows = max(16, 1 << (num_rows - 1).bit_length())
-    return [launch.PackedTile(rows, outputs, runs, splits, warps, stages) for outputs, runs, splits, warps, stages in
-            itertools.product((32, 64, 128), (1, 2, 4) if has_one_group else (1,), (1, 2, 4, 8), (4, 8), (3, 4, 6))]
+def _short(tile: launch.PackedTile) -> str:
+    return f"({tile.rows},{tile.outputs},{tile.num_splits},{tile.num_warps},{tile.num_stages})"
 
 
-def _once_each(tiles: list[launch.PackedTile], call: Callable[[], object]) -> None:
-    for tile in tiles:
-        launch.packed_tile = partial(_always, tile)
-        call()
+def tiles_for(num_rows: int) -> list[launch.PackedTile]:
+    least = max(16, 1 << (num_rows - 1).bit_length())
+    warps = [(16, 1), (32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8)]
+    return [launch.PackedTile(rows, outputs, splits, num_warps, stages)
+            for rows, (outputs, num_warps), splits, stages in itertools.product(
+                (8,) if num_rows <= 8 else (least,), warps, (1, 2, 4, 8), (2, 3, 4))
+            if rows * outputs // num_warps <= 4096]
+
+
+def _once_each(tiles: list[launch.PackedTile], calls: list[Callable[[], object]]) -> None:
+    chosen = launch.packed_tile
+    try:
+        for tile, call in itertools.product(tiles, calls):
+            launch.packed_tile = partial(_always, tile)
+            call()
+    finally:
+        launch.packed_tile = chosen
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """`quire bench throughput`: how fast the engine works off a workload, offline and warm, beside what others did.
 
 Random token ids, temperature 1, eos ignored; a model directory with nothing but a config.json will do (dummy weights).
-Figures per workload: s (all of it), out_tok_s, total_tok_s, and for `single` ttft_ms and tpot_ms.
+Figures per workload: s (all of it), out_tok_s, total_tok_s, and for `single`
+and `batch4` to `batch64` (so many alike) ttft_ms and tpot_ms.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from quire.loadtest import workloads
 from quire.loadtest.arguments import add_engine_flags, count, engine_flags, offline_parser, writable
 
 NUM_TTFT_PROBES = 5
+MOST_IN_STEP = 64  # alike requests that decode side by side: their time a token is told
 FIGURES = ("s", "out_tok_s", "total_tok_s", "ttft_ms", "tpot_ms")
 LESS_IS_BETTER = ("s", "ttft_ms", "tpot_ms")
 
@@ -87,21 +89,22 @@ def _measure(llm: LLM, name: str, num_requests: int | None) -> dict[str, float]:
     num_output = sum(got)
     result = {"s": round(seconds, 3), "out_tok_s": round(num_output / seconds, 1),
               "total_tok_s": round((num_output + sum(map(len, ids))) / seconds, 1)}
-    if len(ids) == 1:
-        ttft_s = _ttft_s(llm, len(ids[0]))
+    lengths = {(len(prompt), length) for prompt, length in zip(ids, output_lens, strict=True)}
+    if len(ids) <= MOST_IN_STEP and len(lengths) == 1:
+        ttft_s = _ttft_s(llm, len(ids), len(ids[0]))
         result["ttft_ms"] = round(ttft_s * 1e3, 2)
-        if num_output > 1:
-            result["tpot_ms"] = round((seconds - ttft_s) / (num_output - 1) * 1e3, 3)
+        if output_lens[0] > 1:
+            result["tpot_ms"] = round((seconds - ttft_s) / (output_lens[0] - 1) * 1e3, 3)
     return result
 
 
-def _ttft_s(llm: LLM, prompt_len: int) -> float:
-    """Seconds from a lone prompt of this length to its first token: the median of a few."""
+def _ttft_s(llm: LLM, count: int, prompt_len: int) -> float:
+    """Seconds from so many prompts of this length to the first token of all: the median of a few."""
     times = []
     for probe in range(NUM_TTFT_PROBES):
-        ids = _random_prompt(probe, prompt_len, llm.info.vocab_size)
+        ids = [_random_prompt(probe * count + place, prompt_len, llm.info.vocab_size) for place in range(count)]
         begin = time.perf_counter()
-        llm.generate([ids], _params(1), use_tqdm=False)
+        llm.generate(list(ids), _params(1), use_tqdm=False)
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
 

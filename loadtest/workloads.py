@@ -60,6 +60,7 @@ def generate() -> dict[str, Any]:
         "prefill": {"seed": 1, "requests": [[2048, 16]] * 128},
         "decode": {"seed": 2, "requests": [[128, 512]] * 256},
         "single": {"seed": 3, "requests": [[128, 256]]},
+        **{f"batch{size}": {"seed": 4 + size, "requests": [[512, 128]] * size} for size in (4, 16, 64)},
         "prefix": {"seed": 4, "shared_prefix": 2048, "requests": [[2048 + 64, 64]] * 256},
     }
 

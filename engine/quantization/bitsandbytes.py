@@ -17,7 +17,7 @@ from quire.engine.errors import WeightError
 from quire.engine.quantization.integers import cut_groups, selected
 from quire.engine.weights.checkpoint import View
 from quire.engine.weights.scheme import Part, WeightScheme, is_kv_scale
-from quire.kernels.packed_weight import PackedWeight, packed_codes
+from quire.kernels.packed_weight import PackedWeight, packed
 
 _STATE = "weight.quant_state.bitsandbytes__nf4"
 _BLOCK = 64  # elements that share a scale, where nothing is said
@@ -38,7 +38,7 @@ class NormalFloats:
         scales = selected(self._scales(view, outputs * in_features // block, state).view(outputs, -1), part.rows).T
         view.skip("weight.quant_map")
         scales, cut = cut_groups(scales, block, in_features, columns, view.name)
-        return PackedWeight("nf4", packed_codes(q, 4), scales.contiguous(), q.shape[1], cut)
+        return packed("nf4", q, scales, cut)
 
     def _state(self, view: View) -> dict[str, Any]:
         if view.has_any:
@@ -72,9 +72,7 @@ class Int8:
         codes = view.take_raw("weight", (part.num_rows, in_features), (torch.int8,), rows=part.rows, columns=columns)
         largest = view.take_raw("SCB", (part.num_rows,), (torch.float32,), rows=part.rows)
         view.skip("weight_format")
-        size = codes.shape[1]
-        return PackedWeight("int8", packed_codes(codes.view(torch.uint8), 8), (largest / _LARGEST_INT8).unsqueeze(0),
-                            size, size)
+        return packed("int8", codes.view(torch.uint8), (largest / _LARGEST_INT8).unsqueeze(0), codes.shape[1])
 
 
 class BitsAndBytes:

@@ -15,7 +15,7 @@ from quire.engine.errors import WeightError
 from quire.engine.quantization.integers import cut_groups, selected
 from quire.engine.weights.checkpoint import View
 from quire.engine.weights.scheme import Part
-from quire.kernels.packed_weight import PackedWeight, packed_codes
+from quire.kernels.packed_weight import PackedWeight, packed
 
 _SCALES = ("weight_scale", "weight_scale_inv")  # both multiply
 _OF_INPUTS = ("input_scale", "input_zero_point", "input_scale_ub")  # inputs are measured as they come
@@ -38,8 +38,7 @@ class EightBits:
         view.skip(*_OF_INPUTS)
         kind: Literal["int8", "e4m3"] = "int8" if codes.dtype == torch.int8 else "e4m3"
         inputs = self.inputs if self.inputs == kind else None
-        return PackedWeight(kind, packed_codes(codes.view(torch.uint8), 8), scales.contiguous(), codes.shape[1], cut,
-                            inputs=inputs)
+        return packed(kind, codes.view(torch.uint8), scales, cut, inputs=inputs)
 
     def _scales(self, view: View, part: Part, in_features: int) -> tuple[torch.Tensor, int]:
         """[groups, this rank's outputs], and how many inputs share one."""
@@ -66,5 +65,4 @@ def rounded_to_e4m3(weight: torch.Tensor) -> PackedWeight:
     wide = weight.float()
     scale = (wide.abs().amax(1, keepdim=True) / E4M3_MOST).clamp(min=1 / (E4M3_MOST * 512))
     codes = (wide / scale).clamp(-E4M3_MOST, E4M3_MOST).to(torch.float8_e4m3fn).view(torch.uint8)
-    size = weight.shape[1]
-    return PackedWeight("e4m3", packed_codes(codes, 8), scale.T.contiguous(), size, size, inputs="e4m3")
+    return packed("e4m3", codes, scale.T, weight.shape[1], inputs="e4m3")

@@ -15,7 +15,7 @@ import torch
 from quire.engine.quantization.integers import cut_integers
 from quire.engine.weights.checkpoint import View
 from quire.engine.weights.scheme import Part, WeightScheme
-from quire.kernels.packed_weight import WORDS, PackedWeight
+from quire.kernels.packed_weight import PackedWeight, packed
 
 _IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -110,9 +110,8 @@ class GgufBlocks:
     def read(self, view: View, part: Part, in_features: int, columns: slice, *, transposed: bool) -> PackedWeight:
         blocks = view.take_blocks("weight", (part.num_rows, in_features), rows=part.rows)
         if blocks.is_meta:
-            words = -(-in_features // WORDS) * WORDS
-            return PackedWeight("int8", blocks.new_empty((part.size, words // 4), dtype=torch.int32),
-                                blocks.new_empty((1, part.size), dtype=torch.float32), words, words)
+            return packed("int8", blocks.new_empty((part.size, in_features), dtype=torch.uint8),
+                          blocks.new_empty((1, part.size), dtype=torch.float32), in_features)
         numbers = _TYPES[self.type](blocks)
         q, scales, zeros = numbers.q, numbers.scales, None
         group = q.shape[-1] // scales.shape[-1]

@@ -11,10 +11,10 @@ import torch
 
 from quire.engine.errors import ConfigError, WeightError
 from quire.engine.weights.checkpoint import ALL, Rows
-from quire.kernels.packed_weight import WORDS, PackedWeight, packed_codes
+from quire.kernels.packed_weight import WORDS, PackedWeight, packed
 
 WORD = 32
-_FILLED = 2 * WORDS  # columns: where a rank has parts of groups, each is filled up to a multiple of these
+_FILLED = 32  # columns: where a rank has parts of groups, each is filled up to a multiple of these
 
 
 def unpacked(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
@@ -41,11 +41,13 @@ def packed_integers(q: torch.Tensor, zeros: torch.Tensor | None, scales: torch.T
     scales [groups, outputs]. Both numbers are taken less the middle, so that codes of 4 bits are int4's."""
     middle = 1 << (bits - 1)
     if zeros is not None:
-        zeros = zeros.to(scales.dtype) - middle
+        is_float = zeros.is_floating_point()
+        zeros = zeros.to(scales.dtype) - middle if is_float else (zeros.short() - middle).to(torch.int8)
     # int4's codes are 8 more than what they stand for, int8's are two's complement
-    codes = packed_codes(q + (8 - middle), 4) if bits <= 4 else packed_codes(q - middle, 8)
-    return PackedWeight("int4" if bits <= 4 else "int8", codes, scales.contiguous(), q.shape[1], group,
-                        None if zeros is None else zeros.contiguous(), order=order)
+    zeros = None if zeros is None else zeros.contiguous()
+    if bits <= 4:
+        return packed("int4", q + (8 - middle), scales, group, zeros, order=order)
+    return packed("int8", q - middle, scales, group, zeros, order=order)
 
 
 def group_by_group(q: torch.Tensor, zeros: torch.Tensor | None, scales: torch.Tensor, own: torch.Tensor, bits: int,
@@ -72,7 +74,7 @@ def group_by_group(q: torch.Tensor, zeros: torch.Tensor | None, scales: torch.Te
     return packed_integers(filled, None if zeros is None else zeros[of_run], scales[of_run], _FILLED, bits, source)
 
 
-def cut_groups(per_group: torch.Tensor, group: int, size: int, columns: slice, name: str, least: int = WORDS
+def cut_groups(per_group: torch.Tensor, group: int, size: int, columns: slice, name: str, least: int = WORDS[-1]
                ) -> tuple[torch.Tensor, int]:
     """Of [groups, outputs] those that `columns` of the `size` inputs lie in, and how many inputs then share one.
 

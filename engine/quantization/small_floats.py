@@ -13,7 +13,7 @@ import torch
 from quire.engine.quantization.integers import cut_groups, whole_groups
 from quire.engine.weights.checkpoint import View
 from quire.engine.weights.scheme import Part
-from quire.kernels.packed_weight import PackedWeight, packed_codes
+from quire.kernels.packed_weight import PackedWeight, packed
 
 _MX_GROUP, _NV_GROUP = 32, 16
 _EXPONENT_BIAS = 127
@@ -29,7 +29,7 @@ class MxFp4:
         exponents = view.take_raw("weight_scale", (part.num_rows, groups), (torch.uint8,), rows=part.rows).T
         scales = torch.exp2(exponents.float() - _EXPONENT_BIAS).bfloat16()  # which has the same exponents
         scales, cut = cut_groups(scales, _MX_GROUP, in_features, columns, view.name)
-        return PackedWeight("e2m1", packed_codes(codes, 4), scales.contiguous(), codes.shape[1], cut)
+        return packed("e2m1", codes, scales, cut)
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class NvFp4:
         scales, cut = cut_groups(scales.bfloat16(), group, in_features, columns, view.name)
         outer = view.take_raw(self.of_tensor, view.shape(self.of_tensor) or (), (torch.float32,)).reshape(1)
         view.skip("input_scale", "input_global_scale")
-        return PackedWeight("e2m1", packed_codes(codes, 4), scales.contiguous(), codes.shape[1], cut,
-                            outer=(1 / outer if self.is_divisor else outer).expand(part.size).contiguous())
+        return packed("e2m1", codes, scales, cut,
+                      outer=(1 / outer if self.is_divisor else outer).expand(part.size).contiguous())
 
 
 def _codes(view: View, name: str, part: Part, in_features: int, columns: slice) -> torch.Tensor:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import torch
 
 from quire.kernels.attention_spec import AttentionSpec, Fresh, Rotary, Style
-from quire.kernels.packed_weight import BITS, TABLES, Kind, PackedWeight, packed_codes
+from quire.kernels.packed_weight import BITS, TABLES, Kind, PackedWeight, packed
 
 _NOBODYS = 1 << 30
 # OCP 8-bit floating point, by its formula: a sign, four bits of exponent, three of mantissa; no infinities, one NaN
@@ -271,7 +271,8 @@ def penalized(logits: torch.Tensor, prompt: list[int], output: list[int], repeti
 
 
 def packed_weight(kind: Kind, num_outputs: int, size: int, group: int, *, with_zeros: bool = False,
-                  with_outer: bool = False, device: str = "cpu") -> tuple[PackedWeight, torch.Tensor]:
+                  whole_zeros: bool = False, with_outer: bool = False, device: str = "cpu"
+                  ) -> tuple[PackedWeight, torch.Tensor]:
     """A random one, and the matrix that it stands for, float64 [outputs, size]."""
     values = torch.tensor(TABLES[kind] if BITS[kind] == 4 else range(-128, 128) if kind == "int8" else
                           E4M3, dtype=torch.float64)
@@ -279,6 +280,8 @@ def packed_weight(kind: Kind, num_outputs: int, size: int, group: int, *, with_z
     groups = -(-size // group)
     scales = (torch.rand(groups, num_outputs) + 0.5) / (values.std() * size ** 0.5)
     zeros = torch.randn(groups, num_outputs) * values.std() if with_zeros else None
+    if with_zeros and whole_zeros:
+        zeros = torch.randint(-8, 8, (groups, num_outputs), dtype=torch.int8)
     own = torch.arange(size) // group
     right = values[chosen]
     if zeros is not None:
@@ -290,9 +293,8 @@ def packed_weight(kind: Kind, num_outputs: int, size: int, group: int, *, with_z
         codes = (chosen - 128).to(torch.int8).view(torch.uint8)
     else:
         codes = values[chosen].to(torch.float8_e4m3fn).view(torch.uint8)
-    codes = packed_codes(codes, BITS[kind])
     outer = torch.rand(num_outputs) + 0.5 if with_outer else None
     if outer is not None:
         right = right * outer.double().unsqueeze(1)
     zeros, outer = (None if tensor is None else tensor.to(device) for tensor in (zeros, outer))
-    return PackedWeight(kind, codes.to(device), scales.to(device), size, group, zeros, outer), right.to(device)
+    return packed(kind, codes.to(device), scales.to(device), group, zeros, outer), right.to(device)

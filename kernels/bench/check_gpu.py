@@ -387,12 +387,14 @@ def check_eight_bit_product(dtype: torch.dtype, quick: bool) -> Errors:
         if not launch.multiplies(torch.device(DEVICE, torch.cuda.current_device()), kind):
             continue
         weight, right = cases.packed_weight(kind, num_outputs, size, group or size, device=DEVICE)
+        words = weight.words
         for num_rows in (1, 65, 200, 513, 2000):
             x = torch.randn(num_rows, size, device=DEVICE, dtype=dtype)
-            codes, scales = ops.round_rows(x, kind, group or size)
-            rounded = ops.unpack(PackedWeight(kind, codes, scales.T.contiguous(), size, group or size), torch.float32)
-            theirs = ops.round_rows(x.cpu(), kind, group or size)
-            right_x = ops.unpack(PackedWeight(kind, theirs[0], theirs[1].T.contiguous(), size, group or size),
+            codes, scales = ops.round_rows(x, kind, group or size, words)
+            rounded = ops.unpack(PackedWeight(kind, codes, scales.T.contiguous(), size, words, group or size),
+                                 torch.float32)
+            theirs = ops.round_rows(x.cpu(), kind, group or size, words)
+            right_x = ops.unpack(PackedWeight(kind, theirs[0], theirs[1].T.contiguous(), size, words, group or size),
                                  torch.float32).to(DEVICE)
             # A scale's last bit may differ, and with it some number that lies between two others.
             yield f"round_rows {kind} {num_rows}x{size}", max(0.0, cases.relative_error(rounded, right_x) - 1e-3)

@@ -120,8 +120,8 @@ def pretend(capability: int) -> list[Any]:
     launch._capability = lambda index: divmod(capability, 10)  # type: ignore[assignment]
     for name in ("family", "num_multiprocessors", "decode_tile", "balanced_tile", "prefill_tile", "whole_prefill_tile",
                  "product_tile", "gated_product_tile", "wide_gated_tile", "experts_tile", "fixed_product_tile",
-                 "packed_tile", "eight_bit_tile", "multiplies", "has_fast_logarithm", "has_assembly", "early",
-                 "num_splits", "num_shared_splits"):
+                 "packed_tile", "eight_bit_tile", "multiplies", "library_multiplies", "has_fast_logarithm",
+                 "has_assembly", "early", "num_splits", "num_shared_splits"):
         real = getattr(getattr(launch, name), "asked_of_a_gpu", getattr(launch, name))
         getattr(real, "cache_clear", bool)()
         asked = functools.partial(real, torch.device("cuda", 0))
@@ -224,7 +224,8 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
         if not launch.multiplies(torch.device("cuda", 0), kind):
             continue
         codes, _ = cases.packed_weight(kind, 256, 4096, group)
-        yield f"round_rows {kind}", functools.partial(eight_bit_product.round_rows, empty(3, 4096), kind, group)
+        yield f"round_rows {kind}", functools.partial(eight_bit_product.round_rows, empty(3, 4096), kind, group,
+                                                        codes.words)
         for num_rows in (40, 200, 2000):
             yield f"eight_bit_product {kind} {group}", functools.partial(
                 eight_bit_product.eight_bit_product, ints(num_rows, 1024),

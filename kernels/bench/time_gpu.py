@@ -24,7 +24,7 @@ L2_BYTES = 64 << 20
 REPLAYS = 20
 
 
-def median_us(calls: list[Callable[[], object]]) -> float:
+def median_us(calls: list[Callable[[], object]], replays: int = REPLAYS) -> float:
     """Microseconds of one call: all of them captured in one graph, replayed, divided."""
     for call in calls:
         call()
@@ -34,7 +34,7 @@ def median_us(calls: list[Callable[[], object]]) -> float:
         for call in calls:
             call()
     times = []
-    for _ in range(REPLAYS):
+    for _ in range(replays):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         graph.replay()

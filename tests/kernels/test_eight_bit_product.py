@@ -14,8 +14,9 @@ MOST = {"int8": 127.0, "e4m3": 448.0}
 def test_rows_are_rounded_to_the_nearest_by_their_own_scales(kernels, kind, num_rows, size, group):
     x = torch.randn(num_rows, size + 8)[:, :size]
     x[0] = 0
-    codes, scales = kernels("eight_bit_product").round_rows(x, kind, group)
-    out = kernels("packed_product").unpack(PackedWeight(kind, codes, scales.T.contiguous(), size, group), torch.float32)
+    codes, scales = kernels("eight_bit_product").round_rows(x, kind, group, 16)
+    rounded = PackedWeight(kind, codes, scales.T.contiguous(), size, 16, group)
+    out = kernels("packed_product").unpack(rounded, torch.float32)
     assert (out[0] == 0).all()
     for start in range(0, size, group):
         part = x[:, start:start + group].double()
@@ -35,8 +36,9 @@ def test_rows_are_rounded_to_the_nearest_by_their_own_scales(kernels, kind, num_
 def test_eight_bit_product_is_the_product(kernels, kind, num_rows, num_outputs, size, group):
     module = kernels("eight_bit_product")
     weight, right = cases.packed_weight(kind, num_outputs, size, group)
-    codes, scales = module.round_rows(torch.randn(num_rows, size), kind, group)
-    x = kernels("packed_product").unpack(PackedWeight(kind, codes, scales.T.contiguous(), size, group), torch.float32)
+    codes, scales = module.round_rows(torch.randn(num_rows, size), kind, group, weight.words)
+    rounded = PackedWeight(kind, codes, scales.T.contiguous(), size, weight.words, group)
+    x = kernels("packed_product").unpack(rounded, torch.float32)
     bias = torch.randn(num_outputs) if num_rows > 1 else None
     out = module.eight_bit_product(codes, scales, weight, bias, torch.float32)
     assert cases.relative_error(out, cases.product(x, right, bias)) < 1e-6

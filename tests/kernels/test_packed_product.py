@@ -29,6 +29,7 @@ def test_packed_product_is_the_product(kernels, kind, shape):
     dtype, tolerance = (torch.float16, 1e-3) if num_outputs == 16 else (torch.float32, 1e-6)
     num_rows = {20: 1, 33: 17}.get(num_outputs, 3)
     weight, right = cases.packed_weight(kind, num_outputs, size, group, with_zeros=num_outputs in (33, 16, 24),
+                                        whole_zeros=kind.startswith("int") and num_outputs != 33,
                                         with_outer=num_outputs in (33, 24))
     x = torch.randn(num_rows, size + 8).to(dtype)[:, :size]  # rows with a gap between them
     bias = torch.randn(num_outputs).to(dtype) if num_rows > 1 else None
@@ -40,6 +41,7 @@ def test_packed_product_is_the_product(kernels, kind, shape):
 
 def test_matrices_one_behind_the_other_are_one_matrix(kernels):
     made = [cases.packed_weight("int4", n, 64, 32, with_zeros=zeros) for n, zeros in ((3, False), (5, True))]
+    made.append(cases.packed_weight("int4", 4, 64, 32, with_zeros=True, whole_zeros=True))
     weight = joined([weight for weight, _ in made])
     out = kernels("packed_product").unpack(weight, torch.float32)
     assert cases.relative_error(out, torch.cat([right for _, right in made])) < 1e-6
