@@ -246,15 +246,18 @@ def check_coded_attention(dtype: torch.dtype, quick: bool) -> Errors:
         for variant in ({}, {"window": 101, **biased}):
             case = cases.paged(*step, heads=heads, kv_heads=kv_heads, head_dim=head_dim, block_size=block_size,
                                dtype=dtype, device=DEVICE, poisoned=True, codes=codes, **variant)
-            name = f"{name} {str(codes)[6:]} {heads}/{kv_heads} d{head_dim} {variant}"
+            full = f"{name} {str(codes)[6:]} {heads}/{kv_heads} d{head_dim} {variant}"
             out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
-            yield f"attention {name}", _beyond_float16(cases.relative_error(out, cases.attention(case)))
-            yield from _check_fresh_codes(cases.with_fresh(case, head_dim // 2 if name == "many" else head_dim), name)
+            yield f"attention {full}", _beyond_float16(cases.relative_error(out, cases.attention(case)))
+            yield from _check_fresh_codes(cases.with_fresh(case, head_dim // 2 if name == "many" else head_dim), full)
+        if name != "decodes":
+            continue
         case = cases.paged([3 + 128 * 9 + 7 * (i % 30) for i in range(90)], [1] * 90, heads=heads, kv_heads=kv_heads,
                            head_dim=head_dim, block_size=block_size, dtype=dtype, device=DEVICE, poisoned=True,
                            num_shared_blocks=128 * 8 // block_size, outsiders=(0, 5, 89), codes=codes)
         out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
-        yield f"attention shared {name}", _beyond_float16(cases.relative_error(out, cases.attention(case)))
+        error = cases.relative_error(out, cases.attention(case))
+        yield f"attention shared {str(codes)[6:]} {shape}", _beyond_float16(error)
 
 
 def _check_fresh_codes(case: cases.NotCached, name: str) -> Errors:
