@@ -91,8 +91,9 @@ def serve(server: EngineServer, args: EngineArgs, heartbeat: Heartbeat) -> int:
             log.exception("model not loaded", model=args.model)
             return EXIT_LOAD
     info = core.info
-    log.info("engine ready", device=info.device, dtype=info.dtype, max_model_len=info.max_model_len,
-             kv_tokens=info.kv_tokens, max_num_seqs=info.max_num_seqs, load_s=round(info.load_s, 1))
+    log.info("engine ready", device=info.device, dtype=info.dtype, kv_type=info.kv_type,
+             max_model_len=info.max_model_len, kv_tokens=info.kv_tokens, max_num_seqs=info.max_num_seqs,
+             load_s=round(info.load_s, 1))
     heartbeat.serving()
     gc.freeze()  # what is here stays: looking through it again and again would halt steps for 0.1 s each time
     try:

@@ -21,6 +21,9 @@ from quire.engine.quantization_config import NAMES
 
 DTYPES = {"auto": "auto", "half": "float16", "float16": "float16", "bfloat16": "bfloat16", "float": "float32",
           "float32": "float32"}
+# Of the KV cache, by vLLM's names; "" is the type that the model computes in.
+KV_CACHE_DTYPES = {"auto": "", "fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2",
+                   "half": "float16", "float16": "float16", "bfloat16": "bfloat16", "float32": "float32"}
 BACKENDS = ("mp", "ray")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 MODEL_IMPLS = ("auto", "quire", "transformers", "vllm")
@@ -71,6 +74,9 @@ class EngineArgs:
     gpu_memory_utilization: float = _argument(0.92, "Share of the GPU's memory to take.")
     kv_cache_memory_bytes: int | None = _argument(
         None, "Bytes of KV cache per device; overrides gpu_memory_utilization. On CPU, if unset: one context's.")
+    kv_cache_dtype: str = _argument(
+        "auto", "auto (the type that the model computes in), or in half the room fp8 (fp8_e4m3, by the checkpoint's "
+        "scales) or fp8_e5m2 (more range, less precision).")
     num_gpu_blocks_override: int | None = _argument(None, "Exact number of KV blocks (tests).")
     block_size: int = _argument(16, "Tokens a KV block holds: 16, 32, 64 or 128.")
     enable_prefix_caching: bool = _argument(True, "Reuse the KV blocks of equal prompt prefixes.")
@@ -146,6 +152,8 @@ class EngineArgs:
             found.append(f"--load-format: {self.load_format!r} is not one of {', '.join(LOAD_FORMATS)}")
         if self.quantization and self.quantization not in NAMES:
             found.append(f"--quantization: {self.quantization!r} is not one of {', '.join(NAMES)}")
+        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            found.append(f"--kv-cache-dtype: {self.kv_cache_dtype!r} is not one of {', '.join(KV_CACHE_DTYPES)}")
         if self.model_impl not in MODEL_IMPLS:
             found.append(f"--model-impl: {self.model_impl!r} is not one of {', '.join(MODEL_IMPLS)}")
         if self.device not in ("auto", "cuda", "cpu"):
@@ -212,6 +220,19 @@ def refuse_unknown(names: Iterable[str]) -> None:
         raise ConfigError([f"there is no engine argument {name!r}" for name in unknown])
 
 
+def kv_type(args: EngineArgs, dtype: str) -> str:
+    """torch's name of the KV cache's type, where the model computes in `dtype`.
+
+    Raises:
+        ConfigError: another type of 16 or 32 bits was asked for.
+    """
+    wanted = KV_CACHE_DTYPES[args.kv_cache_dtype] or dtype
+    if wanted != dtype and not wanted.startswith("float8"):
+        raise ConfigError(f"--kv-cache-dtype: {args.kv_cache_dtype} was asked for, and the model computes in {dtype}; "
+                          f"the cache is of that type (auto) or of 8 bits (fp8, fp8_e5m2), or take --dtype {wanted}")
+    return wanted
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """What the scheduler must know; no model, no device."""
@@ -244,6 +265,11 @@ class EngineConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     num_steps_ahead: int  # steps launched before the result of the one before them is taken
+
+    @property
+    def kv_type(self) -> str:
+        """torch's name of the KV cache's type."""
+        return kv_type(self.args, self.dtype)
 
     @property
     def encoder_tokens(self) -> int:

@@ -106,6 +106,7 @@ class EngineCore:
             instance=uuid.uuid4().hex,
             load_s=load_s,
             generates=executor.generates,
+            kv_type=config.kv_type,
         )
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quire.engine import cpu_cache
-from quire.engine.config import EngineArgs
+from quire.engine.config import EngineArgs, kv_type
 from quire.engine.errors import ConfigError, MemoryShortageError
 from quire.engine.host_memory import free_and_total
 from quire.engine.model_config import ModelConfig
@@ -31,7 +31,7 @@ class MemoryNeed:
         ranks_here = args.num_ranks
         if args.distributed_executor_backend == "ray":  # this machine has one, for all we know
             ranks_here, weights = 1, weights // args.num_ranks
-        block = kv_block_bytes(model, dtype, args.block_size) // ranks_here
+        block = kv_block_bytes(model, kv_type(args, dtype), args.block_size) // ranks_here
         if args.kv_cache_memory_bytes is not None:
             cache = args.kv_cache_memory_bytes
         elif args.num_gpu_blocks_override is not None:
@@ -60,7 +60,7 @@ def require_host_memory(args: EngineArgs, model: ModelConfig, dtype: str) -> Non
     raise error(f"{flag}: {model.path} needs {_gib(need.total)} of memory, {_gib(need.weights)} for weights in "
                 f"{dtype} and {_gib(need.cache)} for KV cache, and {_gib(free)} of {_gib(total)} are free, by machine "
                 "and container; free memory or raise the container's limit, or take a smaller model, --dtype half, "
-                "or fewer --kv-cache-memory-bytes")
+                "--kv-cache-dtype fp8, or fewer --kv-cache-memory-bytes")
 
 
 def _gib(count: int) -> str:

@@ -130,6 +130,7 @@ class EngineInfo(msgspec.Struct, array_like=True, frozen=True):
     instance: str  # changes with every engine start; a worker that sees a new one resubmits
     load_s: float = 0.0
     generates: bool = True  # False: the model has no head, and only prompts to be pooled are taken
+    kv_type: str = ""  # of the KV cache's numbers, by torch's name
 
 
 class Ready(msgspec.Struct, array_like=True, tag="ready", frozen=True):

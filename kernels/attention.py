@@ -30,15 +30,15 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     num_kv_heads, block_size = k_cache.shape[1:3]
     balanced = None
     if inputs.shared is None or spec.window is not None:
-        balanced = launch.balanced_tile(q.device, q.element_size(), q.shape[2], block_size, num_decodes, num_kv_heads,
-                                       q.shape[1] // num_kv_heads)
+        balanced = launch.balanced_tile(q.device, k_cache.element_size(), q.shape[2], block_size, num_decodes,
+                                       num_kv_heads, q.shape[1] // num_kv_heads)
     fused = balanced is None and num_decodes * num_kv_heads <= launch.FUSED_ROTARY_PROGRAMS
     if fresh is not None:
         first = num_decodes if fused else 0  # decoding sequences come first, with one token each
         if first < q.shape[0]:
             k, v, rotary = fresh
             rotary_and_cache(q[first:], k[first:], v[first:], rotary, inputs.positions[first:], inputs.slots[first:],
-                             k_cache, v_cache)
+                             k_cache, v_cache, spec.k_scale, spec.v_scale)
     if num_decodes and balanced is not None:
         balanced_decode(q, k_cache, v_cache, inputs, num_decodes, spec, balanced, out)
     elif num_decodes:

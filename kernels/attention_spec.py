@@ -26,6 +26,9 @@ class AttentionSpec:
     softcap: float = 0.0  # 0: none
     slopes: torch.Tensor | None = None  # [num_heads] float32, ALiBi's
     sinks: torch.Tensor | None = None  # [num_heads] float32, a logit in each softmax that has no value
+    # What the numbers of a cache in 8 bits are multiplied by; other caches hold K and V themselves.
+    k_scale: float = 1.0
+    v_scale: float = 1.0
 
     def of_heads(self, heads: slice, kv_heads: slice) -> AttentionSpec:
         """The spec of a rank that has only these heads."""

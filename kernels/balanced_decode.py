@@ -13,10 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.kernels import counters, launch, pdl
+from quire.kernels import counters, kv_codes, launch, pdl
 from quire.kernels.attention_merge import merge_group
 from quire.kernels.attention_spec import AttentionSpec
-from quire.kernels.attention_tile import IN_EXP2, first_state, scale_and_cap, softmax_step
+from quire.kernels.attention_tile import IN_EXP2, first_state, scale_and_cap, softmax_step, softmax_step_of_codes
 
 _SEQS = 1024  # looked through at a time
 _TILES = 64  # written at a time
@@ -48,18 +48,22 @@ def balanced_decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     tiles = inputs.scratch.get(key)
     if tiles is None:
         tiles = inputs.scratch[key] = _tiles(inputs, num_decodes, block_size, tile.columns, window)
-    scale, softcap = scale_and_cap(spec)
+    codes = kv_codes.codes_of(k_cache)
+    scale, softcap = scale_and_cap(spec, codes)
+    v_scale = spec.v_scale if codes.kind else None
     num_programs = tile.num_programs * launch.num_multiprocessors(q.device)
     # Of each program: what it has of a sequence that it begins and another ends; and of one that another begins.
     partial = torch.empty((group, 2, num_programs, head_dim), dtype=torch.float32, device=q.device)
     stats = torch.empty((2, group, 2, num_programs), dtype=torch.float32, device=q.device)
     done = counters.at_zero(q.device, num_decodes * num_kv_heads)
     _balanced[(num_programs,)](
-        q, k_cache, v_cache, *tiles, None if spec.slopes is None else inputs.context_lens, out, partial, stats, done,
-        spec.slopes, spec.sinks, scale, q.stride(0), q.stride(1), num_decodes,
+        q, kv_codes.words_of(k_cache), kv_codes.words_of(v_cache), *tiles,
+        None if spec.slopes is None else inputs.context_lens, out, partial, stats, done,
+        spec.slopes, spec.sinks, v_scale, scale, q.stride(0), q.stride(1), num_decodes,
         KV_HEADS=num_kv_heads, GROUP=group, GROUP_PADDED=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
         HEAD_DIM_PADDED=padded_dim, BLOCK_SIZE=block_size, COLUMNS=tile.columns, MIN_TILES=launch.BALANCED_MIN_TILES,
-        WINDOW=window, SOFTCAP=softcap, num_warps=tile.num_warps, num_stages=tile.num_stages, **launch.early(q.device))
+        WINDOW=window, SOFTCAP=softcap, KIND=codes.kind, HOW=codes.how, num_warps=tile.num_warps,
+        num_stages=tile.num_stages, **launch.early(q.device))
 
 
 def _tiles(inputs: Any, num_decodes: int, block_size: int, columns: int, window: int) -> Tiles:
@@ -122,11 +126,11 @@ def _first_position(context, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr):
 
 @triton.jit(do_not_specialize=_VARYING)
 def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, context_lens, out, partial, stats, done, slopes,
-              sinks, scale, q_stride, q_head_stride, num_decodes,
+              sinks, v_scale, scale, q_stride, q_head_stride, num_decodes,
               KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, HEAD_DIM: tl.constexpr,
               HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, COLUMNS: tl.constexpr, MIN_TILES: tl.constexpr,
-              WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, EARLY: tl.constexpr):
-    """`context_lens` is None without `slopes`."""
+              WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr, EARLY: tl.constexpr):
+    """`context_lens` is None without `slopes`. With KIND, HOW the caches hold codes, two tokens in a word."""
     pdl.begin(EARLY)
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     num_tiles = tl.load(first_tiles + num_decodes)
@@ -139,7 +143,11 @@ def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, context_
                                                            KV_HEADS)
     rows = tl.arange(0, GROUP_PADDED)
     dims = tl.arange(0, HEAD_DIM_PADDED)
-    columns = tl.arange(0, COLUMNS)
+    if KIND == "":
+        columns = tl.arange(0, COLUMNS)
+    else:
+        columns = 2 * tl.arange(0, COLUMNS // 2)  # of the words' even tokens
+    TOKENS: tl.constexpr = 1 if KIND == "" else 2  # of what is loaded as one
     wanted = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
     best = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PADDED], tl.float32)
@@ -151,7 +159,8 @@ def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, context_
         mark = tl.load(marks + tile)
         tokens, is_first, is_last = mark >> 2, (mark & 1) != 0, (mark & 2) != 0
         blocks = tl.load(block_ids + tile * (COLUMNS // BLOCK_SIZE) + columns // BLOCK_SIZE).to(tl.int64)
-        offsets = (blocks * KV_HEADS + kv_head) * (BLOCK_SIZE * HEAD_DIM) + columns % BLOCK_SIZE * HEAD_DIM
+        offsets = ((blocks * KV_HEADS + kv_head) * (BLOCK_SIZE * HEAD_DIM // TOKENS)
+                   + columns % BLOCK_SIZE // TOKENS * HEAD_DIM)
         heads = kv_head * GROUP + rows
         queries = tl.load(q + seq * q_stride + heads[:, None] * q_head_stride + dims[None, :], mask=wanted, other=0.0)
         lows = None
@@ -160,7 +169,7 @@ def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, context_
             skipped = mark // _SKIPPED
             tokens = tokens - skipped * (_SKIPPED // 4)
             lows = tl.zeros([GROUP_PADDED], tl.int32) + skipped
-            seen = (columns >= skipped) & (columns < tokens)
+            seen = (columns + (TOKENS - 1) >= skipped) & (columns < tokens)
         row_slopes, own = None, None
         if slopes is not None:
             row_slopes = tl.load(slopes + heads, mask=rows < GROUP, other=0.0) * IN_EXP2
@@ -168,8 +177,8 @@ def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, context_
             start = _first_position(context, BLOCK_SIZE, WINDOW) + (tile - tl.load(first_tiles + seq)) * COLUMNS
             own = tl.zeros([GROUP_PADDED], tl.int32) + (context - 1 - start)
         inside = seen[:, None] & (dims < HEAD_DIM)[None, :]
-        keys = tl.load(k_cache + offsets[:, None] + dims[None, :], mask=inside, other=0.0)
-        values = tl.load(v_cache + offsets[:, None] + dims[None, :], mask=inside, other=0.0)
+        keys = tl.load(k_cache + offsets[:, None] + dims[None, :], mask=inside, other=0)
+        values = tl.load(v_cache + offsets[:, None] + dims[None, :], mask=inside, other=0)
         begun = begun | is_first
         first_best, first_total, _ = first_state(sinks, heads, rows < GROUP, GROUP_PADDED, HEAD_DIM_PADDED)
         best = tl.where(is_first, first_best, best)
@@ -177,10 +186,17 @@ def _balanced(q, k_cache, v_cache, block_ids, seqs, marks, first_tiles, context_
         total = tl.where(is_first, first_total, total)
         acc = tl.where(is_first, 0.0, acc)
         limits = tl.zeros([GROUP_PADDED], tl.int32) + tl.maximum(tokens, 1)  # 1: of zeros
-        best, total, acc = softmax_step(queries, best, total, acc, keys, values, columns, lows, limits, own, row_slopes,
-                                        scale, SOFTCAP, True)
+        if KIND == "":
+            best, total, acc = softmax_step(queries, best, total, acc, keys, values, columns, lows, limits, own,
+                                            row_slopes, scale, SOFTCAP, True)
+        else:
+            best, total, acc = softmax_step_of_codes(kv_codes.beside_codes(queries), best, total, acc, keys, values,
+                                                     columns, lows, limits, own, row_slopes, scale, SOFTCAP, True, KIND,
+                                                     HOW)
         if is_last | (place == end - 1):
             result = acc / total[:, None]
+            if KIND != "":
+                result = result * v_scale
             if is_last & begun:
                 tl.store(out + ((seq * KV_HEADS + kv_head) * GROUP + rows)[:, None] * HEAD_DIM + dims[None, :],
                          result.to(out.dtype.element_ty), mask=wanted)

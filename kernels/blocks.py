@@ -4,12 +4,13 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.kernels import launch
+from quire.kernels import kv_codes, launch
 
 
 def copy_blocks(k_cache: torch.Tensor, v_cache: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> None:
     assert k_cache.is_contiguous()
     assert v_cache.is_contiguous()
+    k_cache, v_cache = kv_codes.words_of(k_cache), kv_codes.words_of(v_cache)
     block_numel = k_cache.stride(0)
     if sources.numel():
         _copy_blocks[(sources.numel(), triton.cdiv(block_numel, launch.COPY_BLOCK))](

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.kernels import counters, launch, pdl
+from quire.kernels import counters, kv_codes, launch, pdl
 from quire.kernels.attention_merge import merge_group
 from quire.kernels.attention_spec import AttentionSpec, Fresh
 from quire.kernels.attention_tile import IN_EXP2, first_state, paged_step, scale_and_cap
@@ -52,23 +52,25 @@ def decode(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs
     assert k.stride() == v.stride()
     table, half, interleaved = (q, 0, False) if rotary is None else (rotary.table, rotary.half, rotary.interleaved)
     turn_rows = inputs.positions if rotary is not None and rotary.moved else None
-    scale, softcap = scale_and_cap(spec)
+    codes = kv_codes.codes_of(k_cache)
+    scale, softcap = scale_and_cap(spec, codes)
+    k_factor, v_factor, v_scale = (1 / spec.k_scale, 1 / spec.v_scale, spec.v_scale) if codes.kind else (None,) * 3
+    k_cache, v_cache = kv_codes.words_of(k_cache), kv_codes.words_of(v_cache)
     sizes = {"GROUP": group, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded_dim, "BLOCK_SIZE": block_size,
-             "HALF": half, "INTERLEAVED": interleaved, "SOFTCAP": softcap}
+             "HALF": half, "INTERLEAVED": interleaved, "SOFTCAP": softcap, "KIND": codes.kind, "HOW": codes.how}
     early = launch.early(q.device)
     _decode[(num_decodes, num_kv_heads, own_splits)](
         q, k, v, table, k_cache, v_cache, inputs.context_lens, shared_lens, inputs.block_tables, out, partial, stats,
-        done, spec.slopes, spec.sinks, turn_rows, scale, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
-        table.stride(0), inputs.block_tables.stride(0), own_splits, num_splits, stats_numel,
+        done, spec.slopes, spec.sinks, turn_rows, k_factor, v_factor, v_scale, scale, q.stride(0), q.stride(1),
+        k.stride(0), k.stride(1), table.stride(0), inputs.block_tables.stride(0), own_splits, num_splits, stats_numel,
         KV_HEADS=num_kv_heads, GROUP_PADDED=tile.rows, COLUMNS=tile.columns,
         CUT=num_splits > 1, SHARED=shared_splits > 0, FRESH=fresh is not None, WINDOW=spec.window or 0,
         MIN_SPLIT=launch.SPLIT_MIN_TOKENS, **sizes, num_warps=tile.num_warps, num_stages=tile.num_stages, **early)
     if shared_splits:
         _shared[(num_tiles, num_kv_heads, shared_splits)](
             q, table, k_cache, v_cache, inputs.context_lens, shared_lens, members, inputs.block_tables, partial,
-            stats, spec.slopes, turn_rows, scale, q.stride(0), q.stride(1), table.stride(0),
-            inputs.block_tables.stride(0),
-            num_decodes, own_splits, num_splits, stats_numel,
+            stats, spec.slopes, turn_rows, v_scale, scale, q.stride(0), q.stride(1), table.stride(0),
+            inputs.block_tables.stride(0), num_decodes, own_splits, num_splits, stats_numel,
             KV_HEADS=num_kv_heads, ROWS=wide.rows, COLUMNS=wide.columns, **sizes, num_warps=wide.num_warps,
             num_stages=wide.num_stages, **early)
         _merge[(num_decodes, num_kv_heads)](
@@ -86,21 +88,25 @@ def _split_length(context, num_splits, COLUMNS: tl.constexpr, MIN_SPLIT: tl.cons
 
 @triton.jit(do_not_specialize=_VARYING)
 def _decode(q, k, v, angles, k_cache, v_cache, context_lens, shared_lens, block_tables, out, partial, stats, done,
-            slopes, sinks, turn_rows, scale, q_stride, q_head_stride, k_stride, k_head_stride, angles_stride,
-            table_stride, own_splits, num_splits, stats_numel,
+            slopes, sinks, turn_rows, k_factor, v_factor, v_scale, scale, q_stride, q_head_stride, k_stride,
+            k_head_stride, angles_stride, table_stride, own_splits, num_splits, stats_numel,
             KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, HEAD_DIM: tl.constexpr,
             HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr,
-            INTERLEAVED: tl.constexpr, SOFTCAP: tl.constexpr, COLUMNS: tl.constexpr, CUT: tl.constexpr,
-            SHARED: tl.constexpr, FRESH: tl.constexpr, WINDOW: tl.constexpr, MIN_SPLIT: tl.constexpr,
-            EARLY: tl.constexpr):
+            INTERLEAVED: tl.constexpr, SOFTCAP: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr,
+            COLUMNS: tl.constexpr, CUT: tl.constexpr, SHARED: tl.constexpr, FRESH: tl.constexpr, WINDOW: tl.constexpr,
+            MIN_SPLIT: tl.constexpr, EARLY: tl.constexpr):
     """With FRESH, q, k and v come as they left the product: HALF pairs of dimensions are still to be rotated, and the
     newest k and v to be written. Sequences turn by row turn_rows[seq] of the angles, or without it by their place."""
     pdl.begin(EARLY)
     seq, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     context = tl.load(context_lens + seq)
     begin = tl.load(shared_lens + seq) if SHARED else 0
+    low = None
     if WINDOW > 0:
         begin = tl.maximum(context - WINDOW, 0)
+        if KIND != "":
+            low = begin
+            begin = begin // 2 * 2  # words are of two tokens
     length = _split_length(context - begin, own_splits, COLUMNS, MIN_SPLIT) if CUT else context
     start = begin + split * length
     end = tl.minimum(start + length, context)
@@ -119,18 +125,31 @@ def _decode(q, k, v, angles, k_cache, v_cache, context_lens, shared_lens, block_
             block = tl.load(table + (context - 1) // BLOCK_SIZE).to(tl.int64)
             target = (block * KV_HEADS + kv_head) * (BLOCK_SIZE * HEAD_DIM) + (context - 1) % BLOCK_SIZE * HEAD_DIM
             newest = seq * k_stride + kv_head * k_head_stride
-            tl.store(k_cache + target + dims, _rotated(k + newest, turns, dims, dims < HEAD_DIM, HALF,
-                                                         INTERLEAVED), mask=dims < HEAD_DIM)
-            tl.store(v_cache + target + dims, tl.load(v + newest + dims, mask=dims < HEAD_DIM, other=0.0),
-                     mask=dims < HEAD_DIM)
+            if KIND == "":
+                tl.store(k_cache + target + dims, _rotated(k + newest, turns, dims, dims < HEAD_DIM, HALF,
+                                                           INTERLEAVED), mask=dims < HEAD_DIM)
+                tl.store(v_cache + target + dims, tl.load(v + newest + dims, mask=dims < HEAD_DIM, other=0.0),
+                         mask=dims < HEAD_DIM)
+            else:
+                key = _rotated(k + newest, turns, dims, dims < HEAD_DIM, HALF, INTERLEAVED)
+                value = tl.load(v + newest + dims, mask=dims < HEAD_DIM, other=0.0)
+                place = (context - 1) % BLOCK_SIZE
+                kv_codes.store_codes(k_cache, block * KV_HEADS + kv_head, place, dims, key, k_factor, dims < HEAD_DIM,
+                                     KIND, BLOCK_SIZE, HEAD_DIM)
+                kv_codes.store_codes(v_cache, block * KV_HEADS + kv_head, place, dims, value, v_factor,
+                                     dims < HEAD_DIM, KIND, BLOCK_SIZE, HEAD_DIM)
             tl.debug_barrier()  # the last tile reads them back
         row_slopes = None if slopes is None else tl.load(slopes + heads, mask=rows < GROUP, other=0.0) * IN_EXP2
         own = tl.zeros([GROUP_PADDED], tl.int32) + (context - 1)
         best, total, acc = first_state(sinks, heads, (rows < GROUP) & (split == 0), GROUP_PADDED, HEAD_DIM_PADDED)
+        if KIND != "":
+            queries = kv_codes.beside_codes(queries)
         best, total, acc = _attend(queries, best, total, acc, start, end, own, row_slopes, table, k_cache, v_cache,
                                    kv_head, scale, KV_HEADS, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, GROUP_PADDED,
-                                   COLUMNS, SOFTCAP)
+                                   COLUMNS, SOFTCAP, KIND, HOW, low)
         result = acc / total[:, None]
+        if KIND != "":
+            result = result * v_scale
         alone = (not SHARED) & (length >= context - begin)
         if alone:
             tl.store(places, result.to(out.dtype.element_ty), mask=inside)
@@ -171,31 +190,36 @@ def _rotated(start, turns, dims, inside, HALF: tl.constexpr, INTERLEAVED: tl.con
 @triton.jit
 def _attend(queries, best, total, acc, start, end, own, slopes, table, k_cache, v_cache, kv_head, scale,
             KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-            ROWS: tl.constexpr, COLUMNS: tl.constexpr, SOFTCAP: tl.constexpr):
-    """Rows of queries over positions start .. end - 1, all of which each row sees."""
+            ROWS: tl.constexpr, COLUMNS: tl.constexpr, SOFTCAP: tl.constexpr, KIND: tl.constexpr, HOW: tl.constexpr,
+            low=None):
+    """Rows of queries over positions start .. end - 1, all of which each row sees, but for one before `low`."""
     limits = tl.zeros([ROWS], tl.int32) + end
-    k_head = k_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
-    v_head = v_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
+    HEAD_SIZE: tl.constexpr = BLOCK_SIZE * HEAD_DIM if KIND == "" else BLOCK_SIZE * HEAD_DIM // 2
+    k_head = k_cache + kv_head * HEAD_SIZE
+    v_head = v_cache + kv_head * HEAD_SIZE
     block_stride = KV_HEADS * BLOCK_SIZE * HEAD_DIM
     whole = start + (end - start) // COLUMNS * COLUMNS
+    lows = None
+    if low is not None:
+        lows = tl.zeros([ROWS], tl.int32) + low
     for place in range(start, whole, COLUMNS):
-        best, total, acc = paged_step(queries, best, total, acc, place, None, limits, end, own, slopes, table,
+        best, total, acc = paged_step(queries, best, total, acc, place, lows, limits, end, own, slopes, table,
                                       k_head, v_head, block_stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE,
-                                      COLUMNS, SOFTCAP, False)
+                                      COLUMNS, SOFTCAP, low is not None, KIND, HOW, low)
     if whole < end:
-        best, total, acc = paged_step(queries, best, total, acc, whole, None, limits, end, own, slopes, table,
+        best, total, acc = paged_step(queries, best, total, acc, whole, lows, limits, end, own, slopes, table,
                                       k_head, v_head, block_stride, scale, HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE,
-                                      COLUMNS, SOFTCAP, True)
+                                      COLUMNS, SOFTCAP, True, KIND, HOW, low)
     return best, total, acc
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def _shared(q, angles, k_cache, v_cache, context_lens, shared_lens, members, block_tables, partial, stats, slopes,
-            turn_rows, scale, q_stride, q_head_stride, angles_stride, table_stride, num_decodes, own_splits,
+            turn_rows, v_scale, scale, q_stride, q_head_stride, angles_stride, table_stride, num_decodes, own_splits,
             num_splits, stats_numel,
             KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr,
             BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, SOFTCAP: tl.constexpr,
-            ROWS: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr):
+            KIND: tl.constexpr, HOW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr):
     """Rows are (member, head of the group); members are packed to the front, then comes -1."""
     pdl.begin(EARLY)
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -221,9 +245,13 @@ def _shared(q, angles, k_cache, v_cache, context_lens, shared_lens, members, blo
                                angles + turns[:, None] * angles_stride, dims[None, :], inside, HALF, INTERLEAVED)
             row_slopes = None if slopes is None else tl.load(slopes + heads) * IN_EXP2
             best, total, acc = first_state(None, heads, seqs >= 0, ROWS, HEAD_DIM_PADDED)  # sinks count with own splits
+            if KIND != "":
+                queries = kv_codes.beside_codes(queries)
             best, total, acc = _attend(queries, best, total, acc, start, end, positions, row_slopes,
                                        block_tables + first * table_stride, k_cache, v_cache, kv_head, scale, KV_HEADS,
-                                       HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, ROWS, COLUMNS, SOFTCAP)
+                                       HEAD_DIM, HEAD_DIM_PADDED, BLOCK_SIZE, ROWS, COLUMNS, SOFTCAP, KIND, HOW)
+            if KIND != "":
+                acc = acc * v_scale
             entries = (seqs * (KV_HEADS * GROUP) + heads) * num_splits + own_splits + split
             tl.store(partial + entries[:, None] * HEAD_DIM + dims[None, :], acc / total[:, None], mask=inside)
             tl.store(stats + entries, best, mask=seqs >= 0)

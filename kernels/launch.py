@@ -92,22 +92,29 @@ class ExpertsTile:
     num_stages: int
 
 
-# family -> {(bytes of an element, widest padded head_dim that it is for): tile}, narrowest first.
+# family -> {(bytes of an element, widest padded head_dim that it is for): tile}, narrowest first. Of 1 byte an element,
+# a step of so many columns reads half as many words.
 _DECODE = {
     "hopper": {
         (2, 64): Tile(16, 128, 4, 3), (2, 128): Tile(16, 64, 4, 3), (2, 256): Tile(16, 32, 4, 3),
         (4, 64): Tile(16, 64, 4, 2), (4, 128): Tile(16, 32, 4, 2), (4, 256): Tile(16, 16, 4, 2),
         (2, 512): Tile(16, 32, 8, 2), (4, 512): Tile(16, 16, 8, 1),
+        (1, 64): Tile(16, 128, 4, 3), (1, 128): Tile(16, 64, 4, 3), (1, 256): Tile(16, 32, 4, 3),
+        (1, 512): Tile(16, 32, 8, 2),
     },
     "ampere": {
         (2, 64): Tile(16, 128, 4, 2), (2, 128): Tile(16, 64, 4, 2), (2, 256): Tile(16, 32, 4, 2),
         (4, 64): Tile(16, 64, 4, 2), (4, 128): Tile(16, 32, 4, 2), (4, 256): Tile(16, 16, 4, 2),
         (2, 512): Tile(16, 32, 8, 2), (4, 512): Tile(16, 16, 8, 1),
+        (1, 64): Tile(16, 128, 4, 2), (1, 128): Tile(16, 64, 4, 2), (1, 256): Tile(16, 32, 4, 2),
+        (1, 512): Tile(16, 32, 8, 2),
     },
     "default": {
         (2, 64): Tile(16, 64, 4, 1), (2, 128): Tile(16, 32, 4, 1), (2, 256): Tile(16, 16, 4, 1),
         (4, 64): Tile(16, 32, 4, 1), (4, 128): Tile(16, 16, 4, 1), (4, 256): Tile(16, 16, 4, 1),
         (2, 512): Tile(16, 16, 8, 1), (4, 512): Tile(16, 16, 8, 1),
+        (1, 64): Tile(16, 64, 4, 1), (1, 128): Tile(16, 32, 4, 1), (1, 256): Tile(16, 32, 4, 1),
+        (1, 512): Tile(16, 32, 8, 1),
     },
 }
 _PREFILL = {
@@ -115,16 +122,22 @@ _PREFILL = {
         (2, 64): Tile(64, 64, 4, 2), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(128, 64, 8, 2),
         (4, 64): Tile(64, 32, 8, 2), (4, 128): Tile(32, 32, 8, 2), (4, 256): Tile(16, 16, 4, 2),
         (2, 512): Tile(32, 32, 8, 2), (4, 512): Tile(16, 16, 8, 1),
+        (1, 64): Tile(64, 64, 4, 2), (1, 128): Tile(64, 64, 4, 2), (1, 256): Tile(64, 64, 8, 2),
+        (1, 512): Tile(32, 32, 8, 2),
     },
     "ampere": {
         (2, 64): Tile(128, 64, 8, 2), (2, 128): Tile(64, 64, 4, 2), (2, 256): Tile(64, 32, 8, 2),
         (4, 64): Tile(32, 32, 4, 2), (4, 128): Tile(32, 16, 4, 2), (4, 256): Tile(16, 16, 4, 1),
         (2, 512): Tile(32, 16, 8, 2), (4, 512): Tile(16, 16, 8, 1),
+        (1, 64): Tile(128, 64, 8, 2), (1, 128): Tile(64, 64, 4, 2), (1, 256): Tile(64, 32, 8, 2),
+        (1, 512): Tile(32, 32, 8, 2),
     },
     "default": {
         (2, 64): Tile(64, 32, 4, 1), (2, 128): Tile(32, 32, 4, 1), (2, 256): Tile(16, 16, 4, 1),
         (4, 64): Tile(16, 32, 4, 1), (4, 128): Tile(16, 16, 4, 1), (4, 256): Tile(16, 16, 4, 1),
         (2, 512): Tile(16, 16, 8, 1), (4, 512): Tile(16, 16, 8, 1),
+        (1, 64): Tile(64, 32, 4, 1), (1, 128): Tile(32, 32, 4, 1), (1, 256): Tile(16, 32, 4, 1),
+        (1, 512): Tile(16, 32, 8, 1),
     },
 }
 
@@ -205,8 +218,8 @@ def decode_tile(device: torch.device, element_bytes: int, padded_head_dim: int, 
         # few, Triton 3.1 does not compile.
         num_warps = 8 if rows > 64 or (rows == 64 and family(device) != "hopper") else tile.num_warps
         return replace(tile, rows=rows, num_warps=num_warps)
-    if family(device) == "hopper" and (element_bytes, padded_head_dim) == (2, 128) and group > 1:
-        return Tile(16, 64, 2, 3)
+    if family(device) == "hopper" and element_bytes < 4 and padded_head_dim == 128 and group > 1:
+        return Tile(16, 64, 2, 3) if element_bytes == 2 else Tile(16, 128, 2, 3)
     return tile
 
 
@@ -217,6 +230,8 @@ def balanced_tile(device: torch.device, element_bytes: int, head_dim: int, block
         return None
     if device.type == "cpu":
         tile = BalancedTile(32, 2, 4, 1)  # the interpreter
+    elif family(device) == "hopper" and element_bytes == 1 and head_dim <= 128 and group <= 16:
+        tile = BalancedTile(128, 6 if head_dim <= 64 else 4, 2, 2)
     elif family(device) == "hopper" and element_bytes == 2 and head_dim <= 128 and group <= 16:
         tile = BalancedTile(64, 6 if head_dim <= 64 else 4, 2, 2)  # so many programs that they just fit
     else:
@@ -373,6 +388,13 @@ def _has_descriptors() -> bool:
 @cache
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
+
+
+def code_reader(device: torch.device) -> str:
+    """How kernels make float16 of e4m3: by an instruction, by assembly that moves bits, or plainly."""
+    if not has_assembly(device):
+        return "plain"
+    return "instruction" if multiplies(device, "e4m3") else "bits"
 
 
 def unpack_tile() -> Tile:

@@ -103,8 +103,9 @@ def gated_experts(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, id
 
 
 def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary | None, positions: torch.Tensor,
-                     slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
-    _FUNCTIONS[q.device.type]["rotary_and_cache"](q, k, v, rotary, positions, slots, k_cache, v_cache)
+                     slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_scale: float = 1.0,
+                     v_scale: float = 1.0) -> None:
+    _FUNCTIONS[q.device.type]["rotary_and_cache"](q, k, v, rotary, positions, slots, k_cache, v_cache, k_scale, v_scale)
 
 
 def rotate(x: torch.Tensor, rotary: Rotary, positions: torch.Tensor) -> None:

@@ -4,12 +4,13 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.kernels import launch, pdl
+from quire.kernels import kv_codes, launch, pdl
 from quire.kernels.attention_spec import Rotary
 
 
 def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary | None, positions: torch.Tensor,
-                     slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+                     slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_scale: float = 1.0,
+                     v_scale: float = 1.0) -> None:
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1:3]
     assert q.stride(2) == k.stride(2) == v.stride(2) == 1
@@ -18,13 +19,15 @@ def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: 
     if num_tokens == 0:
         return
     table, half, interleaved = (q, 0, False) if rotary is None else (rotary.table, rotary.half, rotary.interleaved)
+    kind = kv_codes.codes_of(k_cache).kind
+    factors = (1 / k_scale, 1 / v_scale) if kind else (None, None)
     _rotary_and_cache[(num_tokens,)](
-        q, k, v, table, positions, slots, k_cache, v_cache,
+        q, k, v, table, positions, slots, kv_codes.words_of(k_cache), kv_codes.words_of(v_cache), *factors,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), table.stride(0),
         HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=half, INTERLEAVED=interleaved,
         BLOCK_SIZE=block_size, HEADS_PADDED=triton.next_power_of_2(num_heads),
         KV_HEADS_PADDED=triton.next_power_of_2(num_kv_heads), HEAD_DIM_PADDED=triton.next_power_of_2(head_dim),
-        HALF_PADDED=triton.next_power_of_2(max(half, 1)), **launch.early(q.device))
+        HALF_PADDED=triton.next_power_of_2(max(half, 1)), KIND=kind, **launch.early(q.device))
 
 
 def rotate(x: torch.Tensor, rotary: Rotary, positions: torch.Tensor) -> None:
@@ -35,12 +38,12 @@ def rotate(x: torch.Tensor, rotary: Rotary, positions: torch.Tensor) -> None:
 
 # The step's tensors are cut out of larger ones: compiled once for any alignment.
 @triton.jit(do_not_specialize=["positions", "slots"])
-def _rotary_and_cache(q, k, v, table, positions, slots, k_cache, v_cache,
+def _rotary_and_cache(q, k, v, table, positions, slots, k_cache, v_cache, k_factor, v_factor,
                       q_stride, q_head_stride, k_stride, k_head_stride, v_stride, v_head_stride, angles_stride,
                       HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
                       INTERLEAVED: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEADS_PADDED: tl.constexpr,
                       KV_HEADS_PADDED: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr, HALF_PADDED: tl.constexpr,
-                      EARLY: tl.constexpr):
+                      KIND: tl.constexpr, EARLY: tl.constexpr):
     # The next kernel is not let go early: this one wants no shared memory, and where it still runs, a multiprocessor
     # cannot grant much of it; of attention's programs too few would fit there, to the end.
     pdl.wait_for_previous(EARLY)
@@ -74,8 +77,14 @@ def _rotary_and_cache(q, k, v, table, positions, slots, k_cache, v_cache,
             k_b = tl.load(source + apart + first[None, :], mask=inside_half, other=0.0).to(tl.float32)
             target = k_cache + begin + first[None, :]
             k_a, k_b = k_a * cos - k_b * sin, k_b * cos + k_a * sin
-            tl.store(target, k_a.to(k_cache.dtype.element_ty), mask=inside_half)
-            tl.store(target + apart, k_b.to(k_cache.dtype.element_ty), mask=inside_half)
+            if KIND != "":
+                k_a = _rounded(k_cache, slot, kv_heads, first[None, :], k_a.to(k.dtype.element_ty), k_factor,
+                               inside_half, KIND, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+                k_b = _rounded(k_cache, slot, kv_heads, apart + first[None, :], k_b.to(k.dtype.element_ty), k_factor,
+                               inside_half, KIND, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+            else:
+                tl.store(target, k_a.to(k_cache.dtype.element_ty), mask=inside_half)
+                tl.store(target + apart, k_b.to(k_cache.dtype.element_ty), mask=inside_half)
             tl.store(source + first[None, :], k_a.to(k.dtype.element_ty), mask=inside_half)
             tl.store(source + apart + first[None, :], k_b.to(k.dtype.element_ty), mask=inside_half)
 
@@ -83,6 +92,27 @@ def _rotary_and_cache(q, k, v, table, positions, slots, k_cache, v_cache,
         inside_head = (kv_heads < KV_HEADS) & (dims < HEAD_DIM)
         if 2 * HALF < HEAD_DIM:
             rest = inside_head & (dims >= 2 * HALF)
-            tl.store(k_cache + begin + dims, tl.load(source + dims, mask=rest, other=0.0), mask=rest)
-        values = tl.load(v + token * v_stride + kv_heads * v_head_stride + dims, mask=inside_head, other=0.0)
-        tl.store(v_cache + begin + dims, values, mask=inside_head)
+            still = tl.load(source + dims, mask=rest, other=0.0)
+            if KIND != "":
+                still = _rounded(k_cache, slot, kv_heads, dims, still, k_factor, rest, KIND, KV_HEADS, BLOCK_SIZE,
+                                 HEAD_DIM)
+                tl.store(source + dims, still.to(k.dtype.element_ty), mask=rest)
+            else:
+                tl.store(k_cache + begin + dims, still, mask=rest)
+        own = v + token * v_stride + kv_heads * v_head_stride + dims
+        values = tl.load(own, mask=inside_head, other=0.0)
+        if KIND != "":
+            values = _rounded(v_cache, slot, kv_heads, dims, values, v_factor, inside_head, KIND, KV_HEADS, BLOCK_SIZE,
+                              HEAD_DIM)
+            tl.store(own, values.to(v.dtype.element_ty), mask=inside_head)
+        else:
+            tl.store(v_cache + begin + dims, values, mask=inside_head)
+
+
+@triton.jit
+def _rounded(cache, slot, kv_heads, dims, x, factor, inside, KIND: tl.constexpr, KV_HEADS: tl.constexpr,
+             BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Writes x * factor to the slot of a cache of codes; returns the numbers that it then holds, in float16."""
+    code = kv_codes.store_codes(cache, (slot // BLOCK_SIZE) * KV_HEADS + kv_heads, slot % BLOCK_SIZE, dims, x, factor,
+                                inside, KIND, BLOCK_SIZE, HEAD_DIM)
+    return kv_codes.decoded(code, KIND)

@@ -38,12 +38,24 @@ def smollm2_path() -> Path:
 class ReferenceModel:
     """SmolLM2 in float32 by transformers, from the same file by transformers' own reader."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kept: Path) -> None:
+        """`kept`: where the first process of a test run leaves it, as reading GGUF takes transformers long."""
         import torch
-        from transformers import AutoModelForCausalLM
+        from filelock import FileLock
+        from safetensors.torch import load_file, save_file
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         self._torch = torch
-        self.model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        with FileLock(kept.with_suffix(".lock")):
+            if kept.exists():
+                self.model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept), dtype=torch.float32)
+                self.model.model.load_state_dict(load_file(kept / "body.safetensors"))
+            else:
+                self.model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+                kept.mkdir()
+                save_file(self.model.model.state_dict(), kept / "body.safetensors")
+                del self.model.config.quantization_config  # as it is in the file
+                self.model.config.save_pretrained(kept)
         self.model.lm_head.weight = self.model.model.embed_tokens.weight  # some versions leave the tied head random
         self.model.eval()
 
@@ -59,5 +71,7 @@ class ReferenceModel:
 
 
 @pytest.fixture(scope="session")
-def reference_model(smollm2_path: Path) -> ReferenceModel:
-    return ReferenceModel(smollm2_path)
+def reference_model(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ReferenceModel:
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # by the processes of this run
+    return ReferenceModel(smollm2_path, shared / "reference")

@@ -9,7 +9,7 @@ from functools import partial
 
 from quire.app.doctor.finding import Finding, fail, gib, ok, warn
 from quire.app.doctor.gpu import Gpu
-from quire.engine.config import DTYPES, EngineArgs
+from quire.engine.config import DTYPES, EngineArgs, kv_type
 from quire.engine.division import require_divisible
 from quire.engine.errors import ConfigError, WeightError
 from quire.engine.frontend.chat_template import load_chat_template
@@ -46,6 +46,10 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
     if dtype == "auto":
         dtype = model.dtype if on_gpu else "float32"
     try:
+        kv = kv_type(args, dtype)
+    except ConfigError as error:
+        return [*found, *_fails("model", error)]
+    try:
         tokenizer = None if args.skip_tokenizer_init else load_tokenizer(model, args.tokenizer)
         if args.chat_template is not None:
             load_chat_template(model, args.chat_template, tokenizer)
@@ -58,7 +62,7 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
         return [*found, fail("model", str(error), "fetch the model again")]
     context = min(args.max_model_len or SHORT_CONTEXT, model.max_position_embeddings)
     blocks = args.cpu_block_need(model).blocks_for(context)
-    token = -(-blocks * kv_block_bytes(model, dtype, args.block_size) // context)
+    token = -(-blocks * kv_block_bytes(model, kv, args.block_size) // context)
     if not on_gpu:
         available = available_bytes()
         return [*found, check_host_memory(args, MemoryNeed.of(args, model, dtype, available), token, available)]

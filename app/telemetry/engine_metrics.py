@@ -96,7 +96,8 @@ class _Said:
         return family
 
     def _cache_config(self, info: EngineInfo) -> Metric:
-        facts = {"block_size": info.block_size, "num_gpu_blocks": info.num_blocks, "cache_dtype": info.dtype,
+        facts = {"block_size": info.block_size, "num_gpu_blocks": info.num_blocks,
+                 "cache_dtype": info.kv_type or info.dtype,
                  "enable_prefix_caching": self._args.enable_prefix_caching,
                  "gpu_memory_utilization": self._args.gpu_memory_utilization, "device": info.device,
                  "max_model_len": info.max_model_len, "max_num_seqs": info.max_num_seqs,

@@ -5,6 +5,8 @@ Refuses to know weights and where blocks come from. Called by `quire.engine.laye
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from quire.engine.attention.inputs import AttentionInputs
@@ -20,6 +22,11 @@ class PagedAttention:
         self.spec = spec
         self._group = group
         self._rotary = rotary
+
+    def scaled(self, k_scale: float, v_scale: float) -> PagedAttention:
+        """The same, with these scales of a cache in 8 bits."""
+        spec = replace(self.spec, k_scale=k_scale, v_scale=v_scale)
+        return PagedAttention(spec, self._rotary, self._group)
 
     def __call__(self, qkv: torch.Tensor, inputs: AttentionInputs, kv_cache: tuple[torch.Tensor, torch.Tensor],
                  *, only_last: bool) -> torch.Tensor:
@@ -39,6 +46,7 @@ class PagedAttention:
             rotary = Rotary(inputs.angles, rotary.style, moved=True)
         if not only_last:
             return ops.paged_attention(q, k_cache, v_cache, inputs, spec, (k, v, rotary)).flatten(1)
-        ops.rotary_and_cache(q, k, v, rotary, inputs.positions, inputs.slots, k_cache, v_cache)
+        ops.rotary_and_cache(q, k, v, rotary, inputs.positions, inputs.slots, k_cache, v_cache, spec.k_scale,
+                             spec.v_scale)
         q = q.index_select(0, inputs.last_tokens)
         return ops.paged_attention(q, k_cache, v_cache, inputs.of_last_tokens(), spec).flatten(1)

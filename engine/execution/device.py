@@ -17,6 +17,7 @@ from quire.engine.config import (
     EngineArgs,
     EngineConfig,
     gpu_rows,
+    kv_type,
 )
 from quire.engine.errors import ConfigError
 from quire.engine.execution.hardware import Hardware
@@ -45,11 +46,13 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
                   product=_product(args, model, device))
     if args.batch_invariant:
         _check_batch_invariant(args, model)
+    dtype = _dtype(args, model, device, hardware)
+    kv_type(args, dtype)  # refuses one that does not go with it
     return EngineConfig(
         args=args,
         model=model,
         device=device,
-        dtype=_dtype(args, model, device, hardware),
+        dtype=dtype,
         max_model_len=args.model_len(model),
         max_num_seqs=args.max_num_seqs or (64 if cpu else gpu_rows(hardware.memory_bytes)),
         max_num_batched_tokens=args.max_num_batched_tokens or (

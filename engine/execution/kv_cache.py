@@ -9,7 +9,8 @@ import mmap
 
 import torch
 
-KVCache = tuple[torch.Tensor, torch.Tensor]  # each [num_blocks, num_kv_heads, block_size, head_dim]
+# Each [num_blocks, num_kv_heads, block_size, head_dim]; in 8 bits the order is that of kernels/reference/kv_codes.py.
+KVCache = tuple[torch.Tensor, torch.Tensor]
 
 
 def block_bytes(depth: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
@@ -28,6 +29,8 @@ def allocate(depth: int, num_blocks: int, num_kv_heads: int, block_size: int, he
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if dtype.itemsize == 1 and dtype != torch.uint8:
+        return _zeros(shape, torch.uint8, device).view(dtype)  # torch makes few things of 8-bit floats
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     # Anonymous pages read as zero and cost no memory until they are written.

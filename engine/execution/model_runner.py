@@ -48,6 +48,7 @@ class ModelRunner:
         self.device = torch.device(config.device)
         self._advances = advances if self.device.type == "cpu" else None
         self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self._kv_type: torch.dtype = getattr(torch, config.kv_type)
         self.block_size = config.args.block_size
         self.model = load_model(config, parallel, self.device, self.dtype, progress)
         self.table = RequestTable.empty(config.max_num_seqs, config.max_model_len, self.block_size, self.device,
@@ -71,7 +72,7 @@ class ModelRunner:
     @property
     def block_bytes(self) -> int:
         m = self.model
-        return kv_cache.block_bytes(m.kv_groups.depth, m.num_kv_heads, m.head_dim, self.block_size, self.dtype)
+        return kv_cache.block_bytes(m.kv_groups.depth, m.num_kv_heads, m.head_dim, self.block_size, self._kv_type)
 
     @property
     def _captures(self) -> bool:
@@ -80,7 +81,7 @@ class ModelRunner:
     def allocate(self, num_blocks: int) -> None:
         m = self.model
         self._storage = kv_cache.allocate(m.kv_groups.depth, num_blocks, m.num_kv_heads, self.block_size, m.head_dim,
-                                          self.dtype, self.device)
+                                          self._kv_type, self.device)
         self.kv_caches = [self._storage[depth] for depth in m.kv_groups.depths]
 
     def free_cache(self) -> None:

@@ -123,8 +123,9 @@ _ENGINE: dict[str, Foreign] = {
     "disable_sliding_window": _idle_switch("a window belongs to its model; --max-model-len keeps requests within it",
                                            False),
     # Memory and the KV cache.
-    "kv_cache_dtype": _no("the KV cache has the weights' type; for more room lower --max-model-len", "auto"),
-    "calculate_kv_scales": _idle_switch("the KV cache is not quantised", False),
+    "kv_cache_dtype_skip_layers": Foreign("all layers' K and V are of one type", takes="values"),
+    "calculate_kv_scales": _no_switch("the checkpoint's scales count: measured on a first request, they would make "
+                                      "replies depend on it; fp8_e5m2 needs none"),
     "kv_sharing_fast_prefill": _idle_switch(_SCHEDULING, False),
     "cpu_offload_gb": _no(_NO_OFFLOAD, 0, 0.0),
     "cpu_offload_params": _no(_NO_OFFLOAD),

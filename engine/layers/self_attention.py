@@ -16,6 +16,7 @@ from quire.engine.layers.linear import ColumnParallelLinear, RowParallelLinear
 from quire.engine.layers.qkv import Heads
 from quire.engine.parallel import Parallel
 from quire.engine.weights.checkpoint import View
+from quire.engine.weights.kv_scales import kv_scales
 from quire.engine.weights.scheme import Part
 from quire.kernels import ops
 
@@ -87,7 +88,7 @@ class SelfAttention:
         columns = slice(heads.mine.start * heads.dim, heads.mine.stop * heads.dim)
         self._out = RowParallelLinear(view.sub(projections.out), heads.num * heads.dim, hidden_size, columns, parallel,
                                       bias=projections.out_bias, transposed=projections.transposed)
-        self._attention = attention
+        self._attention = attention.scaled(*kv_scales(view))
         self._heads = heads
         self._norms = norms
         self._clip = clip

@@ -200,6 +200,10 @@ class View:
             if (shape := self.shape(name)) is not None:
                 self._took(self._prefix + name, shape)
 
+    def took(self, is_one: Callable[[str], bool]) -> bool:
+        """Whether any tensor of such a name was taken."""
+        return any(is_one(name) for name in self._taken)
+
     def _took(self, name: str, shape: Shape) -> None:
         if name not in self._taken:
             self._taken.add(name)

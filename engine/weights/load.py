@@ -6,10 +6,12 @@ Refuses to know families and formats beyond their names. Called by `quire.engine
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
 import torch
 
 from quire.engine.config import EngineConfig
@@ -19,11 +21,12 @@ from quire.engine.quantization_config import GGUF, SCHEMES, Quantization, stays_
 from quire.engine.weights.checkpoint import Checkpoint, View
 from quire.engine.weights.dummy import DummyCheckpoint
 from quire.engine.weights.index import has_checkpoint
-from quire.engine.weights.scheme import Schemes
+from quire.engine.weights.scheme import Schemes, is_kv_scale
 
 if TYPE_CHECKING:
     from quire.engine.models.base import CausalLM  # above this module: models import weights
 
+_log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
 _PHASE = "loading weights"
 _DEFAULT_STD = 0.02
 _REPORTED_STEP = 0.01
@@ -45,11 +48,23 @@ def load_model(config: EngineConfig, parallel: Parallel, device: torch.device, d
                     stays_packed=stays_packed(device.type, config.args.quantization, config.model.file_format))
         progress(_PHASE, 0.0)
         model: CausalLM = model_class(config.model, config.max_model_len, view, parallel)
-        view.refuse_unread(lambda name: model.ignores(name) or (schemes is not None and schemes.ignores(name)))
+        view.refuse_unread(lambda name: model.ignores(name) or is_kv_scale(name)
+                           or (schemes is not None and schemes.ignores(name)))
     finally:
         checkpoint.close()
     progress(_PHASE, 1.0)
+    if config.kv_type.startswith("float8"):
+        _tell_of_scales(view)
     return model
+
+
+def _tell_of_scales(view: View) -> None:
+    if view.took(is_kv_scale):
+        _log.info("the KV cache is in 8 bits", scales="the checkpoint's")
+    else:
+        _log.warning("the KV cache is in 8 bits, and the checkpoint has no scales for it", scales=1.0,
+                     advice="compare replies with those of --kv-cache-dtype auto; of models whose keys are large, "
+                            "fp8_e5m2 may be the better one")
 
 
 def _model_class(architecture: str, model_impl: str) -> Any:

@@ -20,7 +20,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _PACKED_BYTES = {"I64": 8, "I32": 4}  # others: 1
 _EXPERT = ".experts."
 _CODES = ("weight", "qweight", "weight_packed")
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 
 def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False, packed: bool = True) -> int:
@@ -37,9 +37,9 @@ def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False, packed:
     return _num_elements(model, dummy) * ITEM_BYTES[dtype]
 
 
-def kv_block_bytes(model: ModelConfig, dtype: str, block_size: int) -> int:
-    """Of a block that has room for as many layers as a KV group has, of all ranks."""
-    return 2 * model.kv_groups.depth * block_size * model.num_kv_heads * model.head_dim * ITEM_BYTES[dtype]
+def kv_block_bytes(model: ModelConfig, kv_type: str, block_size: int) -> int:
+    """Of a block that has room for as many layers as a KV group has, of all ranks. `kv_type`: config.kv_type's."""
+    return 2 * model.kv_groups.depth * block_size * model.num_kv_heads * model.head_dim * ITEM_BYTES[kv_type]
 
 
 def _num_elements(model: ModelConfig, dummy: bool) -> int:

@@ -5,13 +5,14 @@ Shared by tests/kernels and by check_gpu.py and time_gpu.py beside it; not used 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
 
 from quire.kernels.attention_spec import AttentionSpec, Fresh, Rotary, Style
 from quire.kernels.packed_weight import BITS, TABLES, Kind, PackedWeight, packed
+from quire.kernels.reference import kv_codes
 
 _NOBODYS = 1 << 30
 # OCP 8-bit floating point, by its formula: a sign, four bits of exponent, three of mantissa; no infinities, one NaN
@@ -51,13 +52,15 @@ class Paged:
 def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int, head_dim: int, block_size: int = 16,
           dtype: torch.dtype = torch.float32, device: str = "cpu", poisoned: bool = False, num_shared_blocks: int = 0,
           outsiders: tuple[int, ...] = (), window: int | None = None, softcap: float = 0.0, alibi: bool = False,
-          sinks: bool = False) -> Paged:
+          sinks: bool = False, codes: torch.dtype | None = None) -> Paged:
     """Sequences with their blocks scattered over the cache; those of one query come first.
 
     The first num_shared_blocks are the same ones for all decoding sequences that are no outsiders.
 
     Poisoned: all places of the cache that hold nothing are NaN, and unused block table entries lead to such a block.
     With a window, so do those of blocks that it has left behind, poisoned or not.
+
+    `codes`: the type of 8 bits that the cache is in.
     """
     num_decodes = next((i for i, n in enumerate(queries) if n > 1), len(queries))
     max_context = max(*contexts, 1)
@@ -109,7 +112,30 @@ def paged(contexts: list[int], queries: list[int], *, heads: int, kv_heads: int,
     spec = AttentionSpec(heads, kv_heads, head_dim, head_dim**-0.5, window, softcap,
                          torch.rand(heads, device=device) if alibi else None,
                          torch.randn(heads, device=device) * 2 if sinks else None)
+    if codes is not None:
+        spec = replace(spec, k_scale=0.03, v_scale=0.01)  # that few numbers are beyond the largest
+        k_cache, v_cache = (coded(cache, scale, codes) for cache, scale in ((k_cache, 0.03), (v_cache, 0.01)))
     return Paged(fused[:, :heads], k_cache, v_cache, inputs, contexts, queries, spec)
+
+
+def coded(cache: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    """As a cache of that type holds it. What is NaN is NaN there too, unless it shares a word with what is not: such a
+    place holds some number, as kernels that write codes leave it."""
+    num_blocks, kv_heads, block_size, head_dim = cache.shape
+    codes = kv_codes.encoded(cache, scale, dtype).view(torch.uint8)
+    words = cache.view(num_blocks, kv_heads, block_size // 2, 2, head_dim)
+    poisoned = words.isnan().all(3, keepdim=True).expand_as(words).reshape(cache.shape)
+    codes[poisoned] = 127  # NaN, in either type
+    held = torch.zeros_like(codes).view(dtype)
+    blocks, offsets = (x.flatten().to(cache.device) for x in torch.meshgrid(
+        torch.arange(num_blocks), torch.arange(block_size), indexing="ij"))
+    kv_codes.put(held, blocks, offsets, codes.view(dtype).transpose(1, 2).flatten(0, 1))
+    return held
+
+
+def numbers(cache: torch.Tensor, scale: float) -> torch.Tensor:
+    """A cache's K or V in the order of its shape, whatever it holds them in."""
+    return kv_codes.numbers(cache) * scale if kv_codes.is_coded(cache) else cache
 
 
 def first_seen(context: int, num_queries: int, window: int | None) -> int:
@@ -123,6 +149,7 @@ def attention(case: Paged) -> torch.Tensor:
     _, kv_heads, block_size, _ = case.k_cache.shape
     group = case.q.shape[1] // kv_heads
     spec = case.spec
+    caches = numbers(case.k_cache, spec.k_scale), numbers(case.v_cache, spec.v_scale)
     start = 0
     for row, (context, count) in enumerate(zip(case.contexts, case.queries)):
         tokens = slice(start, start + count)
@@ -132,7 +159,7 @@ def attention(case: Paged) -> torch.Tensor:
         places = torch.arange(first_seen(context, count, spec.window), context, device=case.q.device)
         blocks = case.inputs.block_tables[row].long()[places // block_size]
         keys, values = (cache[blocks, :, places % block_size].double().repeat_interleave(group, dim=1)
-                        for cache in (case.k_cache, case.v_cache))  # [context, heads, head_dim]
+                        for cache in caches)  # [context, heads, head_dim]
         scores = torch.einsum("qhd,chd->hqc", case.q[tokens].double(), keys) * spec.scale
         if spec.softcap:
             scores = spec.softcap * (scores / spec.softcap).tanh()
@@ -175,8 +202,12 @@ def with_fresh(case: Paged, rotary_dim: int, style: Style = "half", *, moved: bo
     k_cache, v_cache = case.k_cache.clone(), case.v_cache.clone()
     real = inputs.slots >= 0
     blocks, offsets = (inputs.slots[real] // k_cache.shape[2]).long(), (inputs.slots[real] % k_cache.shape[2]).long()
-    k_cache[blocks, :, offsets] = rotated(k, at, style)[real].to(dtype)
-    v_cache[blocks, :, offsets] = v[real]
+    newest = rotated(k, at, style)[real].to(dtype), v[real]
+    if kv_codes.is_coded(k_cache):
+        for cache, x, scale in zip((k_cache, v_cache), newest, (case.spec.k_scale, case.spec.v_scale)):
+            kv_codes.put(cache, blocks, offsets, kv_codes.encoded(x, scale, cache.dtype))
+    else:
+        k_cache[blocks, :, offsets], v_cache[blocks, :, offsets] = newest
     turned = Paged(rotated(q, at, style).to(dtype), k_cache, v_cache, inputs, case.contexts, case.queries, case.spec)
     before = Paged(q, case.k_cache, case.v_cache, inputs, case.contexts, case.queries, case.spec)
     table = rotary(angles, style, moved=moved) if rotary_dim else None

@@ -20,6 +20,7 @@ from quire.kernels import compile_ahead, launch, ops
 from quire.kernels.attention_spec import Style
 from quire.kernels.bench import cases
 from quire.kernels.packed_weight import Kind, PackedWeight
+from quire.kernels.reference import kv_codes
 from quire.kernels.reference.step import Gathered
 
 DEVICE = "cuda"
@@ -228,6 +229,52 @@ def _check_fresh(case: cases.NotCached, name: str) -> Errors:
         yield f"fresh keys and values {name}", cases.relative_error(ours.nan_to_num(7.0), right.nan_to_num(7.0))
 
 
+def check_coded_attention(dtype: torch.dtype, quick: bool) -> Errors:
+    """Caches in 8 bits, for all that reads and writes them."""
+    biased: dict[str, Any] = {"softcap": 5.0, "alibi": True, "sinks": True}
+    steps = {
+        "decodes": ([1, 15, 16, 129, 0, 5000, 777], [1] * 7),
+        "many": ([3 + 13 * i for i in range(90)], [1] * 90),
+        "prompts": ([1, 17, 500, 1300], [1, 17, 500, 1300]),
+        "chunks": ([5, 600, 700, 64, 3000], [1, 1, 130, 2, 299]),
+    }
+    shapes = [(14, 2, 64, 16), (28, 4, 128, 16)] if quick else [
+        (14, 2, 64, 16), (28, 4, 128, 16), (32, 32, 128, 16), (8, 4, 256, 32), (5, 5, 80, 16), (71, 1, 64, 128),
+        (48, 1, 128, 16), (4, 2, 512, 16)]
+    for codes, shape, (name, step) in itertools.product(kv_codes.TYPES, shapes, steps.items()):
+        heads, kv_heads, head_dim, block_size = shape
+        for variant in ({}, {"window": 101, **biased}):
+            case = cases.paged(*step, heads=heads, kv_heads=kv_heads, head_dim=head_dim, block_size=block_size,
+                               dtype=dtype, device=DEVICE, poisoned=True, codes=codes, **variant)
+            full = f"{name} {str(codes)[6:]} {heads}/{kv_heads} d{head_dim} {variant}"
+            out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
+            yield f"attention {full}", _beyond_float16(cases.relative_error(out, cases.attention(case)))
+            yield from _check_fresh_codes(cases.with_fresh(case, head_dim // 2 if name == "many" else head_dim), full)
+        if name != "decodes":
+            continue
+        case = cases.paged([3 + 128 * 9 + 7 * (i % 30) for i in range(90)], [1] * 90, heads=heads, kv_heads=kv_heads,
+                           head_dim=head_dim, block_size=block_size, dtype=dtype, device=DEVICE, poisoned=True,
+                           num_shared_blocks=128 * 8 // block_size, outsiders=(0, 5, 89), codes=codes)
+        out = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.inputs, case.spec)
+        error = cases.relative_error(out, cases.attention(case))
+        yield f"attention shared {str(codes)[6:]} {shape}", _beyond_float16(error)
+
+
+def _check_fresh_codes(case: cases.NotCached, name: str) -> Errors:
+    step = case.unrotated
+    out = ops.paged_attention(step.q, step.k_cache, step.v_cache, step.inputs, step.spec, case.fresh)
+    # A turned key that lies between two codes may have become the other one.
+    yield f"fresh attention {name}", max(0.0, _beyond_float16(cases.relative_error(out, case.expected)) - 2e-3)
+    for ours, right in ((step.k_cache, case.k_cache), (step.v_cache, case.v_cache)):
+        differing = (ours.view(torch.uint8) != right.view(torch.uint8)).float().mean()
+        yield f"fresh codes {name}", max(0.0, float(differing) - 1e-3)
+
+
+def _beyond_float16(error: float) -> float:
+    """Of queries of any type, which kernels round to float16."""
+    return error if error != error else max(0.0, error - 1e-3)
+
+
 def check_copy(dtype: torch.dtype, quick: bool) -> Errors:
     k_cache, v_cache = (torch.randn(9, 3, 16, 80, device=DEVICE, dtype=dtype) for _ in range(2))
     before = [k_cache.clone(), v_cache.clone()]
@@ -406,10 +453,9 @@ def check_eight_bit_product(dtype: torch.dtype, quick: bool) -> Errors:
 
 
 CHECKS = [check_norms, check_layer_norms, check_head_norms, check_experts, check_activation, check_rotary,
-          check_attention, check_attention_variants, check_copy, check_step, check_penalties, check_token_masks,
-          check_sampling,
-          check_logprobs, check_product, check_wide_product, check_fixed_product, check_packed_product,
-          check_eight_bit_product]
+          check_attention, check_attention_variants, check_coded_attention, check_copy, check_step, check_penalties,
+          check_token_masks, check_sampling, check_logprobs, check_product, check_wide_product, check_fixed_product,
+          check_packed_product, check_eight_bit_product]
 
 
 def main(arguments: list[str] | None = None) -> int:

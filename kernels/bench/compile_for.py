@@ -49,6 +49,7 @@ from quire.kernels import (
 from quire.kernels.attention_spec import Rotary, Style
 from quire.kernels.bench import cases
 from quire.kernels.packed_weight import Kind
+from quire.kernels.reference import kv_codes
 
 FAMILIES = {75: "default", 80: "ampere", 90: "hopper"}
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 90: 227 << 10}  # a program's, at most
@@ -121,7 +122,7 @@ def pretend(capability: int) -> list[Any]:
     for name in ("family", "num_multiprocessors", "decode_tile", "balanced_tile", "prefill_tile", "whole_prefill_tile",
                  "product_tile", "gated_product_tile", "wide_gated_tile", "experts_tile", "fixed_product_tile",
                  "packed_tile", "eight_bit_tile", "multiplies", "library_multiplies", "has_fast_logarithm",
-                 "has_assembly", "early", "num_splits", "num_shared_splits"):
+                 "has_assembly", "code_reader", "early", "num_splits", "num_shared_splits"):
         real = getattr(getattr(launch, name), "asked_of_a_gpu", getattr(launch, name))
         getattr(real, "cache_clear", bool)()
         asked = functools.partial(real, torch.device("cuda", 0))
@@ -178,6 +179,13 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     yield from _attention(28, 4, 128, dtype, is_fresh=True)
     yield from _attention(8, 4, 256, dtype, is_fresh=True, window=300, softcap=50.0)
     launch.set_batch_invariant(False)
+    for kv_type in kv_codes.TYPES:
+        yield from _attention(28, 4, 128, dtype, codes=kv_type)
+        yield from _attention(14, 2, 64, dtype, is_fresh=True, codes=kv_type)
+    yield from _attention(28, 4, 128, dtype, is_fresh=True, codes=torch.float8_e4m3fn)
+    yield from _attention(71, 1, 64, dtype, is_fresh=True, codes=torch.float8_e4m3fn)
+    yield from _attention(8, 4, 256, dtype, is_fresh=True, window=300, softcap=50.0, codes=torch.float8_e4m3fn)
+    yield from _attention(4, 2, 512, dtype, codes=torch.float8_e4m3fn)
     caches = empty(9, 3, 16, 80), empty(9, 3, 16, 80)
     yield "copy_blocks", functools.partial(blocks.copy_blocks, *caches, ints(3), ints(3))
     state = ints(9, 4097), ints(7, 9, 256), empty(6, 9, of=torch.float32), ints(9), empty(9, of=torch.int64)

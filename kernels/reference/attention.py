@@ -6,13 +6,14 @@ kept in `inputs.scratch`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from quire.kernels.attention_spec import AttentionSpec, Fresh
+from quire.kernels.reference import kv_codes
 from quire.kernels.reference.rotary import rotary_and_cache
 
 
@@ -32,12 +33,19 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     differs from slopes[head] * k by what a softmax does not see. With spec.sinks, each softmax has one more score,
     sinks[head], whose weight counts in the sum and multiplies nothing.
 
+    Caches in 8 bits hold numbers of K / k_scale and V / v_scale, as reference/kv_codes.py says; queries and weights are
+    rounded to float16 at most, and no product is of 8 bits. All of a step's queries see what the cache holds, also of
+    the step's own tokens: in which steps a prompt is computed changes nothing but orders of sums.
+
     `fresh` is (k, v, rotary) of this step's tokens, as rotary_and_cache takes them: that is carried out first, for
     all tokens. q, k and v are worthless afterwards.
     """
     if fresh is not None:
         k, v, rotary = fresh
-        rotary_and_cache(q, k, v, rotary, inputs.positions, inputs.slots, k_cache, v_cache)
+        rotary_and_cache(q, k, v, rotary, inputs.positions, inputs.slots, k_cache, v_cache, spec.k_scale, spec.v_scale)
+    is_coded = kv_codes.is_coded(k_cache)
+    if is_coded:
+        spec = replace(spec, scale=spec.scale * spec.k_scale)
     _, num_kv_heads, block_size, _ = k_cache.shape
     key = f"{__name__}, {num_kv_heads} heads, window {spec.window}"
     plan = inputs.scratch.get(key)
@@ -50,7 +58,7 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
         _decode(q, k_cache, v_cache, decode, spec, out)
     for prefill in plan.prefills:
         _prefill(q, k_cache, v_cache, prefill, spec, out)
-    return out
+    return out.mul_(spec.v_scale) if is_coded and spec.v_scale != 1 else out
 
 
 @dataclass(slots=True)
@@ -179,8 +187,12 @@ def _index(block_tables: torch.Tensor, num_blocks: int, num_kv_heads: int) -> to
 
 
 def _gather(cache: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """[seqs * kv_heads, gathered, head_dim]"""
+    """[seqs * kv_heads, gathered, head_dim], in the cache's type; of one in 8 bits float32."""
     num_blocks, num_kv_heads, block_size, head_dim = cache.shape
+    if kv_codes.is_coded(cache):
+        pairs = cache.view(torch.uint8).view(-1, block_size // 2, head_dim, 2).index_select(0, index.view(-1))
+        codes = kv_codes.in_order(pairs).view(cache.dtype)
+        return codes.float().view(index.shape[0], -1, head_dim)
     rows = cache.view(num_blocks * num_kv_heads, block_size * head_dim).index_select(0, index.view(-1))
     return rows.view(index.shape[0], -1, head_dim)
 
@@ -214,7 +226,7 @@ def _prefill(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, pref
     group = num_heads // num_kv_heads
     # [kv_heads, group, queries, head_dim], and K and V with stride 0 over the group
     queries = queries.view(num_queries, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
-    keys, values = (_gather(cache, prefill.index)[:, None, prefill.seen].expand(-1, group, -1, -1)
+    keys, values = (_gather(cache, prefill.index).to(q.dtype)[:, None, prefill.seen].expand(-1, group, -1, -1)
                     for cache in (k_cache, v_cache))
     if spec.softcap or spec.sinks is not None:
         result = _prefill_by_hand(queries.float(), keys.float(), values.float(), prefill, spec)

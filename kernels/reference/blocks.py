@@ -11,5 +11,7 @@ def copy_blocks(k_cache: torch.Tensor, v_cache: torch.Tensor, sources: torch.Ten
     k_cache, v_cache: [blocks, kv_heads, block_size, head_dim]; sources, targets: [copies] int32. No block is both a
     source and a target, and no target occurs twice: the order does not matter.
     """
-    k_cache[targets] = k_cache[sources]
-    v_cache[targets] = v_cache[sources]
+    for cache in (k_cache, v_cache):
+        if cache.element_size() == 1:
+            cache = cache.view(torch.uint8)  # torch indexes few things in 8-bit floats
+        cache[targets] = cache[sources]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from quire.kernels.attention_spec import Rotary
+from quire.kernels.reference import kv_codes
 
 
 def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary | None, positions: torch.Tensor,
-                     slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+                     slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, k_scale: float = 1.0,
+                     v_scale: float = 1.0) -> None:
     """(a, b) -> (a cos - b sin, b cos + a sin) for each pair of the first rotary_dim dimensions of a head.
 
     a and b are dimensions d and d + rotary_dim / 2, or 2 d and 2 d + 1 where `rotary` is interleaved; without `rotary`
@@ -17,16 +19,28 @@ def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: 
     rotary.table: [positions, rotary_dim] float32, cos first, sin second. k_cache, v_cache: [blocks, kv_heads,
     block_size, head_dim]; slot = block * block_size + offset, and a negative slot is written nowhere. The rotation is
     computed in float32 and rounded once.
+
+    Caches in 8 bits hold k / k_scale and v / v_scale, by kv_codes.encoded, of k and v in their own type. Where a token
+    has a slot, k and v then become the numbers that the caches hold, still divided by their scales: whoever attends to
+    them there sees what others see in the cache.
     """
     if rotary is not None:
         # each [tokens, 1, rotary_dim / 2]
         cos, sin = rotary.table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
         for x in (q, k):
             _rotate(*_pairs(x, rotary), cos, sin)
+    block_size = k_cache.shape[2]
+    if kv_codes.is_coded(k_cache):
+        real = slots >= 0
+        blocks, offsets = slots[real] // block_size, slots[real] % block_size
+        for x, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+            codes = kv_codes.encoded(x[real], scale, cache.dtype)
+            kv_codes.put(cache, blocks, offsets, codes)
+            x[real] = codes.to(x.dtype)
+        return
     if int(slots.min()) < 0:
         real = slots >= 0
         k, v, slots = k[real], v[real], slots[real]
-    block_size = k_cache.shape[2]
     blocks, offsets = slots // block_size, slots % block_size
     k_cache[blocks, :, offsets] = k
     v_cache[blocks, :, offsets] = v

@@ -57,7 +57,8 @@ class Experts:
 
 class CostModel:
     def __init__(self, model: ModelConfig, dtype: str, gpu: Gpu, num_weight_bytes: float,
-                 reached: Reached = TYPICAL) -> None:
+                 reached: Reached = TYPICAL, kv_type: str = "") -> None:
+        """`kv_type`: of the KV cache; `dtype` unless it is said."""
         item = ITEM_BYTES[dtype]
         self._bytes_per_s = gpu.bytes_per_s * reached.bandwidth
         self._flop_per_s = gpu.flop_per_s * reached.products
@@ -65,7 +66,8 @@ class CostModel:
         self._weight_bytes = num_weight_bytes
         self._experts = Experts.of(model, num_weight_bytes / item)
         self._flop_a_token = 2 * self._experts.multiplied * num_weight_bytes / item
-        self._kv_bytes = 2 * model.num_kv_heads * model.head_dim * item  # of a token in a layer
+        # of a token in a layer
+        self._kv_bytes = 2 * model.num_kv_heads * model.head_dim * ITEM_BYTES[kv_type or dtype]
         self._flop_a_pair = 4 * model.num_heads * model.head_dim  # of a token and one that it sees, in a layer
         self._layers = Counter(model.windows or [None] * model.num_layers)  # by window
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire.app.command_parser import CommandParser
-from quire.engine.config import DTYPES, GPU_STEP_TOKENS, EngineArgs, SchedulerConfig, gpu_rows
+from quire.engine.config import DTYPES, GPU_STEP_TOKENS, EngineArgs, SchedulerConfig, gpu_rows, kv_type
 from quire.engine.errors import ConfigError, QuireError
 from quire.engine.model_config import ModelConfig
 from quire.engine.weights.locate import resolve_model
@@ -105,7 +105,8 @@ def build(args: EngineArgs, gpu: Gpu, reached: Reached) -> Plant:
         max_num_batched_tokens=args.max_num_batched_tokens or GPU_STEP_TOKENS,
         max_model_len=args.model_len(model), enable_prefix_caching=args.enable_prefix_caching,
         windows=model.kv_groups.windows)
-    return Plant(scheduler, CostModel(model, dtype, gpu, num_weight_bytes, reached), num_weight_bytes)
+    costs = CostModel(model, dtype, gpu, num_weight_bytes, reached, kv_type(args, dtype))
+    return Plant(scheduler, costs, num_weight_bytes)
 
 
 def _num_blocks(args: EngineArgs, model: ModelConfig, dtype: str, gpu: Gpu, num_weight_bytes: int) -> int:
@@ -114,7 +115,7 @@ def _num_blocks(args: EngineArgs, model: ModelConfig, dtype: str, gpu: Gpu, num_
     left = args.kv_cache_memory_bytes
     if left is None:
         left = int(gpu.memory_bytes * args.gpu_memory_utilization) - num_weight_bytes
-    num_blocks = left // kv_block_bytes(model, dtype, args.block_size)
+    num_blocks = left // kv_block_bytes(model, kv_type(args, dtype), args.block_size)
     if num_blocks < 1:
         raise ConfigError(f"--gpu: the weights of {args.model} take {num_weight_bytes / 2**30:.1f} GiB of "
                           f"{gpu.memory_bytes / 2**30:.1f} GiB, which leaves no room for KV cache; take a larger "

@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from quire.engine.config import DEFAULT_MODEL
 from tests.conftest import ReferenceModel
@@ -29,13 +29,18 @@ def ask(server: Server, **fields: Any) -> httpx.Response:
                       json=fields)
 
 
+def token_ids(server: Server, text: str) -> list[int]:
+    ids: list[int] = httpx.post(f"{server.url}/tokenize", headers={"authorization": f"Bearer {KEY}"},
+                                json={"prompt": text}).json()["tokens"]
+    return ids
+
+
 @pytest.fixture(scope="module")
-def expected(smollm2_path: Path, reference_model: ReferenceModel) -> list[list[float]]:
-    """Of TEXTS, as transformers makes them of the same file."""
+def expected(server: Server, reference_model: ReferenceModel) -> list[list[float]]:
+    """Of TEXTS, as transformers makes them of the same file. It would read the tokenizer of a GGUF file for long."""
     body = reference_model.model.base_model
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
     with torch.inference_mode():
-        last = [body(torch.tensor([tokenizer(text).input_ids])).last_hidden_state[0, -1] for text in TEXTS]
+        last = [body(torch.tensor([token_ids(server, text)])).last_hidden_state[0, -1] for text in TEXTS]
     return [torch.nn.functional.normalize(one.float(), dim=0).tolist() for one in last]
 
 
@@ -57,8 +62,7 @@ def test_openais_client_gets_transformers_vectors(server: Server, expected: list
 
 
 def test_ids_and_lists_of_them_are_as_good_as_text(server: Server) -> None:
-    ids = [httpx.post(f"{server.url}/tokenize", headers={"authorization": f"Bearer {KEY}"},
-                      json={"prompt": text}).json()["tokens"] for text in TEXTS[:2]]
+    ids = [token_ids(server, text) for text in TEXTS[:2]]
     texts, lists = (ask(server, input=given).json() for given in (TEXTS[:2], ids))
     assert texts["id"].startswith("embd-")
     assert texts["usage"] == lists["usage"] == {"prompt_tokens": sum(map(len, ids)),

@@ -281,10 +281,10 @@ def test_a_terminal_that_is_closed_ends_the_server() -> None:
 
 def test_what_runs_outlives_a_killed_engine_and_sigterm_lets_the_rest_finish(server: Server) -> None:
     """What is expected comes from a server that nothing happens to."""
-    undisturbed, beams = Stream(server, 40).result(), Plain(server, 40, **BEAMS).result().json()["choices"]
+    undisturbed, beams = Stream(server, 24).result(), Plain(server, 24, **BEAMS).result().json()["choices"]
     with serving() as struck:
-        search = Plain(struck, 40, **BEAMS)
-        stream = Stream(struck, 40)
+        search = Plain(struck, 24, **BEAMS)
+        stream = Stream(struck, 24)
         until(lambda: len(stream.text) > len(undisturbed) / 4, 60)
         os.kill(struck.pids()["engine"][0], signal.SIGKILL)
         assert stream.result() == undisturbed
@@ -292,7 +292,7 @@ def test_what_runs_outlives_a_killed_engine_and_sigterm_lets_the_rest_finish(ser
         assert search.result().json()["choices"] == beams
         until(lambda: len(struck.events("ready")) == 2, 60)
         assert sum(event["requests"] for event in struck.events("requests resubmitted")) == 2, "both were running"
-        last = Stream(struck, 40)
+        last = Stream(struck, 24)
         assert last.begun.wait(60)
         struck.process.send_signal(signal.SIGTERM)
         assert last.result() == undisturbed

@@ -85,8 +85,11 @@ def alone(llm: LLM) -> list[list[Result]]:
     return [run(llm, [prompt], beams())[0] for prompt in PROMPTS]
 
 
-def test_sequences_and_scores_are_those_of_transformers(llm: LLM, checkpoint: tuple[Path, PreTrainedModel]) -> None:
-    cases = list(itertools.product([1.0, 0.0, -1.0, 2.0], [False, True, "never"], [2, 3, 4, 7], STOPS))
+@pytest.mark.parametrize("share", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_sequences_and_scores_are_those_of_transformers(llm: LLM, checkpoint: tuple[Path, PreTrainedModel], share: int
+                                                        ) -> None:
+    """`share`: one of so many cases."""
+    cases = list(itertools.product([1.0, 0.0, -1.0, 2.0], [False, True, "never"], [2, 3, 4, 7], STOPS))[::share]
     prompts = [rng.choice(PROMPTS[:6]) for _ in cases]
     params = [beams(rng.randint(1, width), best_of=width, length_penalty=penalty, early_stopping=early,
                     stop_token_ids=stops, max_tokens=rng.choice([1, 2, 9, 20]))
@@ -95,7 +98,7 @@ def test_sequences_and_scores_are_those_of_transformers(llm: LLM, checkpoint: tu
     for case, prompt, own, ours in zip(cases, prompts, params, run(llm, prompts, params)):
         assert_same(ours, by_transformers(checkpoint[1], prompt, own), case)
         num_stopped += sum(ids[-1] in case[-1] for ids, _ in ours)
-    assert num_stopped > 30, "hardly any sequence met a stop token"
+    assert num_stopped > 15 / share, "hardly any sequence met a stop token"
 
 
 def test_no_beam_ends_before_min_tokens(llm: LLM, checkpoint: tuple[Path, PreTrainedModel]) -> None:

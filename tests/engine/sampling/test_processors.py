@@ -8,6 +8,7 @@ from array import array
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -170,10 +171,24 @@ def test_each_row_is_edited_as_if_it_were_alone_and_others_stay(rows: list[Row],
             assert left[token_ids[place]] > left.max() - 1e-4
 
 
-@settings(max_examples=200, deadline=None)
-@given(samplings(), st.lists(IDS, min_size=2, max_size=12), st.integers(0, 2**31))
+DRAWN = given(samplings(), st.lists(IDS, min_size=2, max_size=12), st.integers(0, 2**31))
+
+
+@settings(max_examples=40)
+@DRAWN
 def test_drawn_frequencies_follow_the_distribution_that_is_left(sampling: Sampling, tokens: list[int], seed: int
                                                                 ) -> None:
+    require_frequencies(sampling, tokens, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@DRAWN
+def test_drawn_frequencies_follow_it_200_times(sampling: Sampling, tokens: list[int], seed: int) -> None:
+    require_frequencies(sampling, tokens, seed)
+
+
+def require_frequencies(sampling: Sampling, tokens: list[int], seed: int) -> None:
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
     left = plainly(logits[0].numpy(), sampling, tokens, 1)
     if sampling.temperature == 0 or np.isneginf(left).all():
