@@ -125,6 +125,11 @@ def run(args: argparse.Namespace, rate: float, turn: int = 0) -> Run:
     ids, output_lens = workloads.prompts(args.workload, args.vocab, args.num_requests)
     if turn:
         ids = list(_others(ids, turn, workloads.top_id(args.vocab)))
+    return measure(args, rate, ids, output_lens)
+
+
+def measure(args: argparse.Namespace, rate: float, ids: list[list[int]], output_lens: list[int]) -> Run:
+    """These requests, at `rate` a second, 0 at once. Of `args` counts where the server is, and `clients`."""
     rng, offset_s, offsets_s = random.Random(7), 0.0, []
     for _ in ids:
         offsets_s.append(offset_s)
@@ -182,23 +187,33 @@ def _about(args: argparse.Namespace) -> dict[str, str]:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = CommandParser(prog="quire bench serve", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000",
-                        help="the server's address; http:// may be left out [%(default)s]")
-    parser.add_argument("--model", help="the served model's name; the server's first if unset")
+    add_server_flags(parser)
     parser.add_argument("--workload", default="sharegpt", choices=list(workloads.load()), help="[%(default)s]")
-    parser.add_argument("--vocab", type=int, default=32000, metavar="N",
-                        help="vocabulary size of the model [%(default)s]")
     parser.add_argument("--num-requests", type=count, metavar="N", help="only the first N requests")
     parser.add_argument("--rate", type=float, default=[0.0], nargs="+", metavar="X",
                         help="Poisson arrivals a second; 0: all at once; several are measured in turn [0]")
-    parser.add_argument("--html", type=writable, metavar="FILE", help="write a report with plots here")
-    parser.add_argument("--clients", type=count, default=4, metavar="N", help="client processes [%(default)s]")
-    parser.add_argument("--api-key", "--key", dest="key", default=os.environ.get("VLLM_API_KEY", ""),
-                        help="the key; also VLLM_API_KEY")
     args = parser.parse_args(argv)
     for rate in args.rate:
         if not 0 <= rate < float("inf"):
             parser.error(f"--rate: {rate:g} is not 0 or a number of requests a second")
+    settle_server(parser, args)
+    return args
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default="http://127.0.0.1:8000",
+                        help="the server's address; http:// may be left out [%(default)s]")
+    parser.add_argument("--model", help="the served model's name; the server's first if unset")
+    parser.add_argument("--vocab", type=int, default=32000, metavar="N",
+                        help="vocabulary size of the model [%(default)s]")
+    parser.add_argument("--html", type=writable, metavar="FILE", help="write a report with plots here")
+    parser.add_argument("--clients", type=count, default=4, metavar="N", help="client processes [%(default)s]")
+    parser.add_argument("--api-key", "--key", dest="key", default=os.environ.get("VLLM_API_KEY", ""),
+                        help="the key; also VLLM_API_KEY")
+
+
+def settle_server(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Puts the whole address and a model's name into `args`."""
     args.url = with_scheme(args.url)
     if not args.url.startswith(("http://", "https://")):
         parser.error(f"--url: {args.url} does not begin with http:// or https://")
@@ -208,7 +223,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--url: {error}")
     args.url = server.address
     args.model = args.model or _first_model(server)
-    return args
 
 
 def _first_model(server: Peer) -> str:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from quire.app.command_parser import CommandParser
 from quire.engine.config import DTYPES, GPU_STEP_TOKENS, EngineArgs, SchedulerConfig, gpu_rows
@@ -19,7 +18,7 @@ from quire.engine.model_config import ModelConfig
 from quire.engine.weights.locate import resolve_model
 from quire.engine.weights.size import ITEM_BYTES, kv_block_bytes, weight_bytes
 from quire.loadtest import workloads
-from quire.loadtest.arguments import add_engine_flags, count, engine_flags, writable
+from quire.loadtest.arguments import add_engine_flags, count, engine_flags, positive, share, writable
 from quire.loadtest.simulate import trace
 from quire.loadtest.simulate.cost_model import TYPICAL, CostModel, Reached
 from quire.loadtest.simulate.figures import figures, lines
@@ -58,13 +57,13 @@ def _parser() -> argparse.ArgumentParser:
                         "\"prompt_tokens\": 900, \"output_tokens\": 200}, and \"prefix\", \"prefix_tokens\", "
                         "\"priority\", \"key\" where it is so")
     source.add_argument("--workload", choices=sorted(workloads.load()), help="lengths of a workload of quire bench")
-    parser.add_argument("--rate", type=_positive, default=1.0, help="of --workload: requests a second (1)")
+    parser.add_argument("--rate", type=positive, default=1.0, help="of --workload: requests a second (1)")
     parser.add_argument("--requests", type=count, default=1000, help="of --workload: how many (1000)")
-    parser.add_argument("--bandwidth-reached", type=_share, default=TYPICAL.bandwidth, metavar="SHARE",
+    parser.add_argument("--bandwidth-reached", type=share, default=TYPICAL.bandwidth, metavar="SHARE",
                         help=f"of the GPU's bandwidth ({TYPICAL.bandwidth})")
-    parser.add_argument("--products-reached", type=_share, default=TYPICAL.products, metavar="SHARE",
+    parser.add_argument("--products-reached", type=share, default=TYPICAL.products, metavar="SHARE",
                         help=f"of the GPU's products a second ({TYPICAL.products})")
-    parser.add_argument("--layer-overhead-us", type=_positive, default=1e6 * TYPICAL.lost_s, metavar="US",
+    parser.add_argument("--layer-overhead-us", type=positive, default=1e6 * TYPICAL.lost_s, metavar="US",
                         help=f"lost in each layer at each step ({1e6 * TYPICAL.lost_s:g})")
     parser.add_argument("--json", type=writable, metavar="FILE", help="write the figures there too")
     add_engine_flags(parser)
@@ -127,21 +126,3 @@ def _num_blocks(args: EngineArgs, model: ModelConfig, dtype: str, gpu: Gpu, num_
                           f"{gpu.memory_bytes / 2**30:.1f} GiB, which leaves no room for KV cache; take a larger "
                           "GPU, a smaller model, or another --dtype")
     return num_blocks
-
-
-def _positive(text: str) -> float:
-    return _number(text, float("inf"))
-
-
-def _share(text: str) -> float:
-    return _number(text, 1.0)
-
-
-def _number(text: str, most: float) -> Any:
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 < number <= most or number == float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0" + ("" if most > 1 else " and at most 1"))
-    return number
