@@ -7,8 +7,9 @@ mean. Goodput is how many such requests there were, by the time from the first t
 or, if that is later, to the end of the last that was served well.
 
 Prints a line for each rate, then the saturation point: the highest rate that was served well. With --overload 5 it then
-offers, --rounds times, that rate and five times it in turns, since machines change their pace, and exits 1 unless
-goodput stays within --loss of what it is at the saturation point. What the server refuses (429, 503) has no latency.
+offers, --rounds times, that rate, twice and five times it in turns, since machines change their pace, and exits 1
+unless at five times goodput stays within --loss of the better of the others. What the server refuses (429, 503) has no
+latency.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from quire.loadtest.serve_client import add_server_flags, measure, settle_server
 
 _LEAST_REQUESTS = 8  # at a rate
 _MOST_RATES = 16
+_BEYOND = 2  # times the saturation point: what is offered there limits no server
 _REFUSED = ("429 ", "503 ")  # how the errors of refused requests begin
 
 
@@ -129,8 +131,8 @@ def main(argv: list[str]) -> int:
                             "peak_goodput": round(max(level.goodput for level in levels), 3)}
     problem = "" if most else f"not even {args.rate:g} requests/s were served well"
     if most and args.overload:
-        turns = [offer(rate) for _ in range(args.rounds) for rate in (most, args.overload * most)]
-        problem = _overload(turns[::2], turns[1::2], args, told)
+        turns = [offer(times * most) for _ in range(args.rounds) for times in (1, _BEYOND, args.overload)]
+        problem = _overload([turns[::3], turns[1::3]], turns[2::3], args, told)
     print(json.dumps(told), flush=True)
     if args.html is not None:
         page = html(runs, {**_about(args), **_said(told)}, "quire bench sweep", saturation=most)
@@ -140,20 +142,25 @@ def main(argv: list[str]) -> int:
     return 1 if problem else 0
 
 
-def _overload(at: list[Level], beyond: list[Level], args: argparse.Namespace, told: dict[str, Any]) -> str:
-    """What is wrong with the server's behaviour far beyond the saturation point, if anything is."""
-    peak = statistics.fmean(level.goodput for level in at)
-    kept = statistics.fmean(level.goodput for level in beyond) / peak if peak else 0.0
+def _overload(near: list[list[Level]], beyond: list[Level], args: argparse.Namespace, told: dict[str, Any]) -> str:
+    """What is wrong with the server's behaviour far beyond the saturation point, if anything is. `near`: at and just
+    above it, where goodput has its peak."""
+    peak = max(_goodput(levels) for levels in near)
+    kept = _goodput(beyond) / peak if peak else 0.0
     ttfts = [1e3 * sent.ttft for level in beyond for sent in level.run.good]
-    told.update(overload=args.overload, goodput_there=round(peak, 3), goodput_kept=round(kept, 3),
+    told.update(overload=args.overload, goodput_near=round(peak, 3), goodput_kept=round(kept, 3),
                 ttft_p99_ms=round(percentile(ttfts, 0.99), 1) if ttfts else None)
     broken = [error for level in beyond for error in level.run.errors() if not error.startswith(_REFUSED)]
     if broken:
         return f"at {beyond[0].rate:g} requests/s some failed that were not refused: {broken[0]}"
     if kept < 1 - args.loss:
-        return (f"at {beyond[0].rate:g} requests/s goodput is {kept:.1%} of the {peak:.3g}/s at the saturation point; "
-                f"at most {args.loss:.0%} may be lost (--loss)")
+        return (f"at {beyond[0].rate:g} requests/s goodput is {kept:.1%} of its peak of {peak:.3g}/s, which is near "
+                f"the saturation point; at most {args.loss:.0%} may be lost (--loss)")
     return ""
+
+
+def _goodput(levels: list[Level]) -> float:
+    return statistics.fmean(level.goodput for level in levels)
 
 
 def _requests(args: argparse.Namespace, rate: float, turn: int) -> tuple[list[list[int]], list[int]]:
@@ -199,7 +206,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
                         help="of the requests, to be served well [0.9]")
     parser.add_argument("--refine", type=int, default=3, metavar="N", help="rates between the last two [3]")
     parser.add_argument("--overload", type=positive, metavar="X", help="then offer X times the saturation point")
-    parser.add_argument("--rounds", type=count, default=3, metavar="N", help="of it and the saturation point [3]")
+    parser.add_argument("--rounds", type=count, default=3, metavar="N",
+                        help="of it, the saturation point and twice that [3]")
     parser.add_argument("--loss", type=share, default=0.05, metavar="SHARE",
                         help="of goodput that may be lost there [0.05]")
     args = parser.parse_args(argv)
