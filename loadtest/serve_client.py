@@ -33,7 +33,8 @@ from quire.loadtest.report.axis import shown
 from quire.loadtest.report.measured import Load, Run, Sent
 from quire.loadtest.report.page import html
 
-START_AFTER_S = 3.0  # client processes need this long to be up, so that all begin together
+START_AFTER_S = 0.2  # once all client processes are up, so that all begin together
+UP_WITHIN_S = 120.0
 TIMEOUT_S = 1800.0
 _ADVICE = {"401": "give the key with --api-key, or as VLLM_API_KEY",
            "404": "--model is a name that the server gives at /v1/models, --url its address without a path"}
@@ -81,8 +82,8 @@ def _message_in(reply: str) -> str:
 Work = list[tuple[list[int], int, float]]  # prompt ids, output length, seconds after the start
 
 
-def _client(args: argparse.Namespace, work: Work, start: float, results: Any) -> None:
-    """One client process: its share of the requests, each at its time."""
+def _client(args: argparse.Namespace, work: Work, up: Any, starts: Any, results: Any) -> None:
+    """One client process: its share of the requests, each at its time after a start that all are told."""
     async def at(session: aiohttp.ClientSession, ids: list[int], output_len: int, offset_s: float) -> Sent:
         await asyncio.sleep(max(0.0, start + offset_s - time.time()))
         begin = time.time() - start
@@ -98,6 +99,8 @@ def _client(args: argparse.Namespace, work: Work, start: float, results: Any) ->
             return list(await asyncio.gather(*(at(session, *request) for request in work)))
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's, which ends us too
+    up.release()
+    start = starts.get()
     results.put(asyncio.run(run()))
 
 
@@ -136,11 +139,16 @@ def measure(args: argparse.Namespace, rate: float, ids: list[list[int]], output_
         offset_s += rng.expovariate(rate) if rate else 0.0
     work: Work = list(zip(ids, output_lens, offsets_s))
     context = multiprocessing.get_context("spawn")
-    queue, start = context.Queue(), time.time() + START_AFTER_S
-    clients = [context.Process(target=_client, args=(args, share, start, queue), daemon=True)
+    queue, starts, up = context.Queue(), context.Queue(), context.Semaphore(0)
+    clients = [context.Process(target=_client, args=(args, share, up, starts, queue), daemon=True)
                for share in (work[i::args.clients] for i in range(args.clients)) if share]
     for client in clients:
         client.start()
+    if not all(up.acquire(timeout=UP_WITHIN_S) for _ in clients):
+        raise ConfigError(f"--clients: {len(clients)} processes were not all up within {UP_WITHIN_S:g} s; take fewer")
+    start = time.time() + START_AFTER_S
+    for _ in clients:
+        starts.put(start)
     results = [sent for _ in clients for sent in queue.get()]
     seconds = time.time() - start
     for client in clients:

@@ -58,8 +58,8 @@ def missed(stats: Any, sent: Sequence[Sample] = ()) -> list[str]:
 def _latencies(stats: Any) -> list[str]:
     found = []
     for name, variable in ((TTFT, "QUIRE_SLO_TTFT_P95_MS"), (ITL, "QUIRE_SLO_ITL_P95_MS")):
-        most, value = setting.limit(variable), stats.get(name, _TOKEN).get_response_time_percentile(0.95)
-        if most is not None and value > most:
+        most = setting.limit(variable)
+        if most is not None and (value := stats.get(name, _TOKEN).get_response_time_percentile(0.95)) > most:
             found.append(f"p95 {name} {value:.0f} ms > {variable} {most:g}")
     return found
 
