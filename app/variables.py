@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 
 # The launcher's and the engine's word to their children, Compose's, and the load test's.
 _NOT_SETTINGS = re.compile("QUIRE_(ENGINE|LIFELINE|LISTEN_FD|ADMIN_FD|LAUNCHER_PID|GPUS|HTTPS_PORT|IMAGE|MODELS|NETWORK"
-                           "|SECRETS|MAX_TOKENS|SLO_.*)")
+                           "|SECRETS|MAX_TOKENS|PROMPT_TOKENS|WORKLOAD|SHAPE|USERS|SECONDS|RATE|STEPS|STEP_S|REPORT"
+                           "|(SLO|GOOD)_.*)")
 # Kubernetes sets these in every pod beside a Service whose name begins with quire.
 _OF_KUBERNETES = re.compile(r"QUIRE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 

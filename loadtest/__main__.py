@@ -12,6 +12,8 @@ from quire.engine.errors import QuireError
 MEASUREMENTS = {
     "throughput": ("throughput", "offline: how fast the engine works off a workload, beside recorded peers"),
     "serve": ("serve_client", "HTTP: a workload against a running OpenAI-compatible server"),
+    "sweep": ("sweep", "HTTP: the rate up to which requests are served well, and what goes on far beyond it"),
+    "growth": ("growth", "of a running server: do memory, open files or threads of its processes grow, hour by hour?"),
     "steps": ("step_times", "offline: where the time of a step goes, on the host and on the device"),
     "start": ("start_times", "offline: how long a start takes, phase by phase, on a new machine and again"),
     "features": ("features", "offline: what penalties, logprobs, grammars and the like cost a step"),

@@ -27,6 +27,26 @@ def count(text: str) -> int:
     return number
 
 
+def positive(text: str) -> float:
+    """For argparse."""
+    return _number(text, float("inf"))
+
+
+def share(text: str) -> float:
+    """Above 0, at most 1; for argparse."""
+    return _number(text, 1.0)
+
+
+def _number(text: str, most: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < number <= most or number == float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0" + ("" if most > 1 else " and at most 1"))
+    return number
+
+
 def writable(text: str) -> Path:
     """A file for the results: what is wrong with it is told now, not after the work; for argparse."""
     try:

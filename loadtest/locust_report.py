@@ -25,12 +25,12 @@ _FIELD = "quire_sent"  # of what a worker process tells the master
 
 
 class LocustReport:
-    """Remembers the last test of `environment`; the page of it is written to `path`."""
+    """Remembers the last test of `environment`; the page of it is written to `path`, if there is one."""
 
-    def __init__(self, environment: Environment, path: str) -> None:
+    def __init__(self, environment: Environment, path: str | None) -> None:
         self._environment = environment
-        self._path = Path(path)
-        self._sent: list[Sent] = []  # `at` by the clock
+        self._path = Path(path) if path else None
+        self.sent: list[Sent] = []  # `at` by the clock; of a worker process those not told yet
         self._crowds: list[Crowd] = []
         self._watch: gevent.Greenlet | None = None
         self.is_worker = isinstance(environment.runner, WorkerRunner)
@@ -44,18 +44,18 @@ class LocustReport:
 
     def take(self, **sent: Any) -> None:
         """A request that is over: the fields of Sent, `at` by the clock."""
-        self._sent.append(Sent(**sent))
+        self.sent.append(Sent(**sent))
 
     def write(self, about: Mapping[str, str]) -> None:
-        """Makes the file; nothing where no request was sent."""
-        if not self._sent or not self._crowds:
+        """Makes the file; nothing where none is wanted, or no request was sent."""
+        if self._path is None or not self.sent or not self._crowds:
             return
-        runs, all_of_it = stages(self._sent, self._crowds), whole(self._sent, self._crowds)
+        runs, all_of_it = stages(self.sent, self._crowds), whole(self.sent, self._crowds)
         told = {"server": str(self._environment.host), **about}
         self._path.write_text(html(runs or [all_of_it], told, "Locust", all_of_it if runs else None), encoding="utf-8")
 
     def _begin(self, **_: Any) -> None:
-        self._sent.clear()
+        self.sent.clear()
         self._crowds.clear()
         if not self.is_worker:
             self._watch = gevent.spawn(self._look)
@@ -74,8 +74,8 @@ class LocustReport:
             self._crowds.append(Crowd(time.time(), self._crowds[-1].users if self._crowds else 0, is_whole=False))
 
     def _tell(self, data: dict[str, Any], **_: Any) -> None:
-        data[_FIELD] = [asdict(sent) for sent in self._sent]
-        self._sent.clear()
+        data[_FIELD] = [asdict(sent) for sent in self.sent]
+        self.sent.clear()
 
     def _hear(self, data: dict[str, Any], **_: Any) -> None:
         for fields in data.pop(_FIELD, ()):

@@ -1,26 +1,23 @@
-"""Locust: users who chat with streaming. Reports time to first token and inter-token latency as requests of their own.
+"""Locust: users who ask with streaming. Reports time to first token, inter-token latency, tokens a second and goodput
+as requests of their own.
 
     locust -f loadtest/locustfile.py --headless --host http://127.0.0.1:8000 --users 8 --spawn-rate 4 --run-time 60s
-    QUIRE_STEPS="1 2 4 8" locust -f loadtest/locustfile.py --headless --host http://127.0.0.1:8000 --stop-timeout 60 \
-        --report build/load.html
+    QUIRE_WORKLOAD=mixed QUIRE_SHAPE=ramp QUIRE_USERS=16 locust -f loadtest/locustfile.py --headless \
+        --host http://127.0.0.1:8000 --stop-timeout 60 --report build/load.html
 
-Environment: QUIRE_MODEL (the server's first model if unset), VLLM_API_KEY, QUIRE_MAX_TOKENS; QUIRE_STEPS, numbers of
-users that are there one after the other, each for QUIRE_STEP_S seconds (30); QUIRE_REPORT, --report's file. The run
-exits 1 when a limit given by QUIRE_SLO_TTFT_P95_MS, QUIRE_SLO_ITL_P95_MS or QUIRE_SLO_FAILURE_RATIO is missed, or
-nothing was served.
+Environment variables say what is asked (QUIRE_WORKLOAD), when (QUIRE_SHAPE, QUIRE_STEPS, QUIRE_RATE) and how well it is
+to be served (QUIRE_GOOD_*, QUIRE_SLO_*): docs/load-tests.md. The run exits 1 when a limit was missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-import json
-import os
-import random
 import sys
-import time
 from typing import Any
 
+from gevent.pool import Group
 from locust import HttpUser, LoadTestShape, between, events, task
 from locust.env import Environment
 from locust.event import EventHook
@@ -28,24 +25,50 @@ from locust.exception import StopUser
 from locust.runners import WorkerRunner
 from requests.exceptions import RequestException
 
-CHATS = "/v1/chat/completions"  # also their name in the statistics, whatever path the host's address has
-TTFT, ITL = "time to first token", "inter-token latency"
-QUESTIONS = ("What is the capital of France?", "Write three sentences about the sea.",
-             "Explain what a hash table is.", "Name five fruits.", "Give me a short poem on winter.")
+try:
+    from quire.loadtest.users import goals, setting, shapes, traffic
+    from quire.loadtest.users.answer import Answer
+    from quire.loadtest.users.asked import Asked
+except ModuleNotFoundError as missing:
+    sys.exit(f"the package {missing.name} is missing; run locust in a checkout of quire, or where it is installed")
 
-asked = EventHook()  # what became of a chat; fired with the fields of report.measured.Sent, `at` by the clock
+WORKLOADS = traffic.shares("QUIRE_WORKLOAD", setting.text("QUIRE_WORKLOAD", "chat"))
+SHAPE = setting.text("QUIRE_SHAPE") or ("steps" if setting.text("QUIRE_STEPS") else "")
+if SHAPE and SHAPE not in (*shapes.SHAPES, "steps"):
+    setting.refuse("QUIRE_SHAPE", SHAPE, f"one of {', '.join(shapes.SHAPES)}, steps")
+PLAN = shapes.Plan(SHAPE, setting.count("QUIRE_USERS", 8),
+                   setting.number("QUIRE_SECONDS", 1800 if SHAPE == "soak" else 60),
+                   setting.counts("QUIRE_STEPS"), setting.number("QUIRE_STEP_S", 30))
+RATE = setting.number("QUIRE_RATE", 1.0)  # of all users together, a second; of Poisson arrivals alone
+IS_OPEN = SHAPE == "poisson"  # nobody waits for an answer before asking again
+MAX_TOKENS, PROMPT_TOKENS = setting.count("QUIRE_MAX_TOKENS", 64), setting.count("QUIRE_PROMPT_TOKENS", 3000)
+JUDGES = goals.judges_requests()
+
+asked = EventHook()  # what became of a stream; fired with the fields of report.measured.Sent, `at` by the clock
+_numbers = itertools.count()
 
 
-class Chatter(HttpUser):
-    """Asks, reads the stream to its end, thinks for a moment, asks again."""
+class Asker(HttpUser):
+    """Asks, reads the stream to its end, thinks for a moment, asks again; with Poisson arrivals it does not wait for
+    the end."""
 
-    wait_time = between(0.1, 1.0)
+    def wait_time(self) -> float:
+        thinks: Any = between(0.1, 1.0)
+        return float(self.dialogue.rng.expovariate(RATE / PLAN.users) if IS_OPEN else thinks(self))
 
     def on_start(self) -> None:
-        key = os.environ.get("VLLM_API_KEY", "").split(",")[0]
-        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.model = os.environ.get("QUIRE_MODEL") or self._first_model()
-        self.max_tokens = int(os.environ.get("QUIRE_MAX_TOKENS", "64"))
+        number = next(_numbers)
+        keys, models = setting.names("VLLM_API_KEY"), setting.names("QUIRE_MODEL")
+        self.headers = {"Authorization": f"Bearer {keys[number % len(keys)]}"} if keys else {}
+        self.model = models[number % len(models)] if models else self._first_model()
+        self.dialogue = traffic.Dialogue((id(self.environment.runner), number), MAX_TOKENS, PROMPT_TOKENS)
+        self.asks = traffic.asking(self.dialogue, WORKLOADS)
+        self.in_flight = Group()
+        if IS_OPEN:
+            self.wait()  # all would ask at once
+
+    def on_stop(self) -> None:
+        self.in_flight.join()
 
     def _first_model(self) -> str:
         reply = self.client.get("/v1/models", headers=self.headers)
@@ -54,76 +77,62 @@ class Chatter(HttpUser):
         return str(reply.json()["data"][0]["id"])
 
     @task
-    def chat(self) -> None:
-        body = {"model": self.model, "stream": True, "stream_options": {"include_usage": True},
-                "max_tokens": self.max_tokens, "messages": [{"role": "user", "content": random.choice(QUESTIONS)}]}
-        answer = Answer(self.environment)
-        with self.client.post(CHATS, name=CHATS, json=body, headers=self.headers, stream=True,
-                              catch_response=True) as response:
-            error = answer.read(response)
+    def ask(self) -> None:
+        wanted = next(self.asks)
+        if IS_OPEN:
+            self.in_flight.spawn(self._send, wanted)
+        else:
+            self._send(wanted)
+
+    def _send(self, wanted: Asked) -> None:
+        is_stream = wanted.wants != "vector"
+        answer = Answer(wanted.wants, functools.partial(_report, self.environment, "SSE"))
+        with self.client.post(wanted.path, name=wanted.kind, json={"model": self.model, **wanted.body},
+                              headers=self.headers, stream=is_stream, catch_response=True) as response:
+            error = _read(response, answer) if is_stream else _vector_problem(response)
+            response.request_meta["response_time"] = 1e3 * answer.seconds  # to the end, not to the headers
             if error:
                 response.failure(error)
-        asked.fire(**answer.measured(error))
+        if is_stream:
+            self.dialogue.hear(answer.text)
+            self._tell(answer.measured(error))
+
+    def _tell(self, measured: dict[str, Any]) -> None:
+        asked.fire(**measured)
+        if JUDGES:
+            _report(self.environment, "SLO", goals.GOODPUT, measured.get("ttft", 0.0), goals.unserved(measured))
+        if measured.get("tpot"):  # Locust calls every value ms; this one is tokens a second
+            _report(self.environment, "SSE", "tokens/s of an answer", 1e-3 / measured["tpot"])
 
 
-class Answer:
-    """Read from a stream, and when its tokens came."""
-
-    def __init__(self, environment: Environment) -> None:
-        self._environment = environment
-        self._at, self._begin = time.time(), time.perf_counter()
-        self._times: list[float] = []
-        self._num_tokens: int | None = None
-
-    def read(self, response: Any) -> str | None:
-        """Reads to the end; what was wrong, if anything was."""
-        if response.status_code != 200:
-            return f"status {response.status_code}" if response.status_code else str(response.error)
-        try:
-            for line in response.iter_lines():
-                if line == b"data: [DONE]":
-                    return None if self._times else "the stream brought no token"
-                if line.startswith(b"data: "):
-                    chunk = json.loads(line[6:])
-                    if "error" in chunk:
-                        return str(chunk["error"])
-                    self._take(chunk)
-        except RequestException as error:
-            return f"the stream broke off: {type(error).__name__}"
-        return "the stream ended without [DONE]"
-
-    def _take(self, chunk: dict[str, Any]) -> None:
-        if chunk.get("usage"):
-            self._num_tokens = int(chunk["usage"]["completion_tokens"])
-        if any(choice["delta"].get("content") for choice in chunk["choices"]):
-            now = time.perf_counter()
-            last = self._times[-1] if self._times else None
-            self._report(TTFT if last is None else ITL, now - (self._begin if last is None else last))
-            self._times.append(now)
-
-    def _report(self, name: str, seconds: float) -> None:
-        self._environment.events.request.fire(request_type="SSE", name=name, response_time=seconds * 1e3,
-                                              response_length=0, exception=None, context={})
-
-    def measured(self, error: str | None) -> dict[str, Any]:
-        if error:
-            return {"at": self._at, "error": error}
-        first, last, num_tokens = self._times[0], self._times[-1], self._num_tokens or len(self._times)
-        return {"at": self._at, "ttft": first - self._begin, "num_tokens": num_tokens,
-                "gaps": [after - before for before, after in itertools.pairwise(self._times)],
-                "tpot": (last - first) / (num_tokens - 1) if num_tokens > 1 else None}
+def _report(environment: Environment, kind: str, name: str, seconds: float, error: Exception | None = None) -> None:
+    environment.events.request.fire(request_type=kind, name=name, response_time=seconds * 1e3, response_length=0,
+                                    exception=error, context={})
 
 
-class Steps(LoadTestShape):
-    """As many users as QUIRE_STEPS says, one number after the other."""
+def _read(response: Any, answer: Answer) -> str | None:
+    if response.status_code != 200:
+        return f"status {response.status_code}" if response.status_code else str(response.error)
+    try:
+        return answer.read(response.iter_lines())
+    except RequestException as error:
+        return f"the stream broke off: {type(error).__name__}"
 
-    abstract = not os.environ.get("QUIRE_STEPS")
-    users = tuple(int(number) for number in os.environ.get("QUIRE_STEPS", "").replace(",", " ").split())
-    step_s = float(os.environ.get("QUIRE_STEP_S", "30"))
+
+def _vector_problem(response: Any) -> str | None:
+    if response.status_code != 200:
+        return f"status {response.status_code}" if response.status_code else str(response.error)
+    return None if response.json()["data"][0]["embedding"] else "the reply has no vector"
+
+
+class Shape(LoadTestShape):
+    """As many users as the plan says, if there is one."""
+
+    abstract = not SHAPE
 
     def tick(self) -> tuple[int, float] | None:
-        place = int(self.get_run_time() / self.step_s)
-        return (self.users[place], self.users[place]) if place < len(self.users) else None
+        users = PLAN.at(self.get_run_time())
+        return None if users is None else (users, users)
 
 
 # The report
@@ -149,40 +158,32 @@ def add_flags(parser: Any) -> None:
 
 @events.init.add_listener
 def gather(environment: Environment, **_: Any) -> None:
-    if environment.parsed_options is None or not environment.parsed_options.report:
+    path = environment.parsed_options.report if environment.parsed_options is not None else None
+    if not path and setting.limit("QUIRE_SLO_DRIFT") is None:
         return
-    try:
-        # Without a report this file is all that is needed, as in Locust's image.
-        from quire.loadtest.locust_report import LocustReport
-    except ModuleNotFoundError as error:
-        sys.exit(f"--report needs {error.name}; run locust in a checkout of quire, or where it is installed")
-    reports.append(LocustReport(environment, environment.parsed_options.report))
+    from quire.loadtest.locust_report import LocustReport  # most runs do without
+    reports.append(LocustReport(environment, path))
     asked.add_listener(reports[-1].take)
 
 
 # The end
 
-def missed(environment: Environment) -> list[str]:
-    """The limits that this run did not keep, in words."""
-    stats = environment.stats
-    found = [] if stats.get(TTFT, "SSE").num_requests else ["no token was served"]
-    for name, variable in ((TTFT, "QUIRE_SLO_TTFT_P95_MS"), (ITL, "QUIRE_SLO_ITL_P95_MS")):
-        limit, value = os.environ.get(variable), stats.get(name, "SSE").get_response_time_percentile(0.95)
-        if limit and value > float(limit):
-            found.append(f"p95 {name} {value:.0f} ms > {variable} {limit}")
-    limit, chats = os.environ.get("QUIRE_SLO_FAILURE_RATIO", "0"), stats.get(CHATS, "POST")
-    if chats.fail_ratio > float(limit):
-        found.append(f"{chats.fail_ratio:.1%} of the chats failed > QUIRE_SLO_FAILURE_RATIO {limit}")
-    return found
-
-
 @events.quitting.add_listener
 def judge(environment: Environment, **_: Any) -> None:
     if isinstance(environment.runner, WorkerRunner):  # the master has the figures of all
         return
-    problems = missed(environment)
+    problems = goals.missed(environment.stats, reports[0].sent if reports else ())
     for problem in problems:
         print(f"SLO missed: {problem}")
+    if JUDGES:
+        print(_goodput(environment))
     for report in reports:
-        report.write({"limits": "; ".join(problems) or "kept"})
+        report.write({"workload": setting.text("QUIRE_WORKLOAD", "chat"), "limits": "; ".join(problems) or "kept"})
     environment.process_exit_code = 1 if problems else 0
+
+
+def _goodput(environment: Environment) -> str:
+    entry, total = environment.stats.get(goals.GOODPUT, "SLO"), environment.stats.total
+    seconds = max((total.last_request_timestamp or 0.0) - total.start_time, 1e-3)
+    good = entry.num_requests - entry.num_failures
+    return f"goodput: {good / seconds:.2f} requests/s served well, {good} of {entry.num_requests}"

@@ -33,7 +33,8 @@ from quire.loadtest.report.axis import shown
 from quire.loadtest.report.measured import Load, Run, Sent
 from quire.loadtest.report.page import html
 
-START_AFTER_S = 3.0  # client processes need this long to be up, so that all begin together
+START_AFTER_S = 0.2  # once all client processes are up, so that all begin together
+UP_WITHIN_S = 120.0
 TIMEOUT_S = 1800.0
 _ADVICE = {"401": "give the key with --api-key, or as VLLM_API_KEY",
            "404": "--model is a name that the server gives at /v1/models, --url its address without a path"}
@@ -81,8 +82,8 @@ def _message_in(reply: str) -> str:
 Work = list[tuple[list[int], int, float]]  # prompt ids, output length, seconds after the start
 
 
-def _client(args: argparse.Namespace, work: Work, start: float, results: Any) -> None:
-    """One client process: its share of the requests, each at its time."""
+def _client(args: argparse.Namespace, work: Work, up: Any, starts: Any, results: Any) -> None:
+    """One client process: its share of the requests, each at its time after a start that all are told."""
     async def at(session: aiohttp.ClientSession, ids: list[int], output_len: int, offset_s: float) -> Sent:
         await asyncio.sleep(max(0.0, start + offset_s - time.time()))
         begin = time.time() - start
@@ -98,6 +99,8 @@ def _client(args: argparse.Namespace, work: Work, start: float, results: Any) ->
             return list(await asyncio.gather(*(at(session, *request) for request in work)))
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's, which ends us too
+    up.release()
+    start = starts.get()
     results.put(asyncio.run(run()))
 
 
@@ -125,17 +128,27 @@ def run(args: argparse.Namespace, rate: float, turn: int = 0) -> Run:
     ids, output_lens = workloads.prompts(args.workload, args.vocab, args.num_requests)
     if turn:
         ids = list(_others(ids, turn, workloads.top_id(args.vocab)))
+    return measure(args, rate, ids, output_lens)
+
+
+def measure(args: argparse.Namespace, rate: float, ids: list[list[int]], output_lens: list[int]) -> Run:
+    """These requests, at `rate` a second, 0 at once. Of `args` counts where the server is, and `clients`."""
     rng, offset_s, offsets_s = random.Random(7), 0.0, []
     for _ in ids:
         offsets_s.append(offset_s)
         offset_s += rng.expovariate(rate) if rate else 0.0
     work: Work = list(zip(ids, output_lens, offsets_s))
     context = multiprocessing.get_context("spawn")
-    queue, start = context.Queue(), time.time() + START_AFTER_S
-    clients = [context.Process(target=_client, args=(args, share, start, queue), daemon=True)
+    queue, starts, up = context.Queue(), context.Queue(), context.Semaphore(0)
+    clients = [context.Process(target=_client, args=(args, share, up, starts, queue), daemon=True)
                for share in (work[i::args.clients] for i in range(args.clients)) if share]
     for client in clients:
         client.start()
+    if not all(up.acquire(timeout=UP_WITHIN_S) for _ in clients):
+        raise ConfigError(f"--clients: {len(clients)} processes were not all up within {UP_WITHIN_S:g} s; take fewer")
+    start = time.time() + START_AFTER_S
+    for _ in clients:
+        starts.put(start)
     results = [sent for _ in clients for sent in queue.get()]
     seconds = time.time() - start
     for client in clients:
@@ -182,23 +195,33 @@ def _about(args: argparse.Namespace) -> dict[str, str]:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = CommandParser(prog="quire bench serve", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000",
-                        help="the server's address; http:// may be left out [%(default)s]")
-    parser.add_argument("--model", help="the served model's name; the server's first if unset")
+    add_server_flags(parser)
     parser.add_argument("--workload", default="sharegpt", choices=list(workloads.load()), help="[%(default)s]")
-    parser.add_argument("--vocab", type=int, default=32000, metavar="N",
-                        help="vocabulary size of the model [%(default)s]")
     parser.add_argument("--num-requests", type=count, metavar="N", help="only the first N requests")
     parser.add_argument("--rate", type=float, default=[0.0], nargs="+", metavar="X",
                         help="Poisson arrivals a second; 0: all at once; several are measured in turn [0]")
-    parser.add_argument("--html", type=writable, metavar="FILE", help="write a report with plots here")
-    parser.add_argument("--clients", type=count, default=4, metavar="N", help="client processes [%(default)s]")
-    parser.add_argument("--api-key", "--key", dest="key", default=os.environ.get("VLLM_API_KEY", ""),
-                        help="the key; also VLLM_API_KEY")
     args = parser.parse_args(argv)
     for rate in args.rate:
         if not 0 <= rate < float("inf"):
             parser.error(f"--rate: {rate:g} is not 0 or a number of requests a second")
+    settle_server(parser, args)
+    return args
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default="http://127.0.0.1:8000",
+                        help="the server's address; http:// may be left out [%(default)s]")
+    parser.add_argument("--model", help="the served model's name; the server's first if unset")
+    parser.add_argument("--vocab", type=int, default=32000, metavar="N",
+                        help="vocabulary size of the model [%(default)s]")
+    parser.add_argument("--html", type=writable, metavar="FILE", help="write a report with plots here")
+    parser.add_argument("--clients", type=count, default=4, metavar="N", help="client processes [%(default)s]")
+    parser.add_argument("--api-key", "--key", dest="key", default=os.environ.get("VLLM_API_KEY", ""),
+                        help="the key; also VLLM_API_KEY")
+
+
+def settle_server(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Puts the whole address and a model's name into `args`."""
     args.url = with_scheme(args.url)
     if not args.url.startswith(("http://", "https://")):
         parser.error(f"--url: {args.url} does not begin with http:// or https://")
@@ -208,7 +231,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--url: {error}")
     args.url = server.address
     args.model = args.model or _first_model(server)
-    return args
 
 
 def _first_model(server: Peer) -> str:

@@ -40,7 +40,8 @@ _DEFINITIONS = {
 }
 
 
-def html(runs: list[Run], about: dict[str, str], tool: str = "quire bench serve", whole: Run | None = None) -> str:
+def html(runs: list[Run], about: dict[str, str], tool: str = "quire bench serve", whole: Run | None = None,
+         saturation: float | None = None) -> str:
     """The whole file.
 
     Args:
@@ -48,6 +49,7 @@ def html(runs: list[Run], about: dict[str, str], tool: str = "quire bench serve"
         about: what was measured where, as names and values.
         tool: what measured it.
         whole: the run that `runs` are parts of. With it, what went on over time is told of it, not of each of them.
+        saturation: the load up to which requests were served well, to be marked.
     """
     style = resources.files("quire.loadtest").joinpath("report", "style.css").read_text(encoding="utf-8")
     title = f"Load test of {about.get('model') or about.get('server', 'a server')}"
@@ -58,7 +60,7 @@ def html(runs: list[Run], about: dict[str, str], tool: str = "quire bench serve"
     body = [f"<h1>{escape(title)}</h1>", _about(about), "<h2>Summary</h2>",
             _summary([*runs, *([whole] if whole else [])], load)]
     if len(placed := [run for run in runs if run.load.value is not None]) > 1:
-        body += [f"<h2>By {load}</h2>", _by_load(placed, axis)]
+        body += [f"<h2>By {load}</h2>", _by_load(placed, axis, saturation)]
     for run in [whole] if whole else runs:
         body += [f"<h2>{escape(run.load.name.capitalize())}</h2>", _errors(run), _one(run)]
     body += ["<h2>What the figures mean</h2>", _definitions({load: _MEANINGS[axis], **_DEFINITIONS})]
@@ -96,20 +98,21 @@ def _cell(value: float) -> str:
     return "–" if math.isnan(value) else shown(value)
 
 
-def _by_load(runs: list[Run], axis: str) -> str:
+def _by_load(runs: list[Run], axis: str, saturation: float | None) -> str:
     """Latencies and throughput against the loads, each of which has a place on the axis."""
     placed = sorted(((run.load.value or 0.0, run) for run in runs), key=lambda pair: pair[0])
+    marks = {"saturation point": (saturation, "c3")} if saturation else {}
     plots = []
     for kind in _KINDS:
         series = [Series(name, [(load, percentile(run.values(kind), q)) for load, run in placed], _COLORS[name])
                   for name, q in PERCENTILES.items()]
-        plots.append(_figure(f"{kind.capitalize()} by load", line_plot(axis, "ms", series, log_y=True)))
+        plots.append(_figure(f"{kind.capitalize()} by load", line_plot(axis, "ms", series, log_y=True, marks=marks)))
     answered = [Series("answered", [(load, run.answered_per_s) for load, run in placed], "c0")]
     if axis == REQUESTS_A_SECOND:
         answered.append(Series("offered", [(0.0, 0.0), *((load, load) for load, _ in placed)], "c3", dashed=True))
-    plots.append(_figure("Answered by load", line_plot(axis, "requests/s", answered)))
+    plots.append(_figure("Answered by load", line_plot(axis, "requests/s", answered, marks=marks)))
     tokens = [Series("output tokens/s", [(load, run.output_per_s) for load, run in placed], "c0")]
-    plots.append(_figure("Output by load", line_plot(axis, "tokens/s", tokens)))
+    plots.append(_figure("Output by load", line_plot(axis, "tokens/s", tokens, marks=marks)))
     return _grid(plots)
 
 

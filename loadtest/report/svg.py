@@ -8,8 +8,10 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from types import MappingProxyType
 
 from quire.loadtest.report.axis import Axis, linear, logarithmic, shown
 
@@ -20,6 +22,7 @@ _MOST_BARS = 48
 _POINTS_MARKED = 60  # beyond it, only the line is drawn
 
 Point = tuple[float, float]
+Marks = Mapping[str, tuple[float, str]]  # vertical lines: name -> where, and the colour
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Series:
     dashed: bool = False
 
 
-def line_plot(x_label: str, y_label: str, series: list[Series], *, log_y: bool = False, x_to: float = 0.0) -> str:
+def line_plot(x_label: str, y_label: str, series: list[Series], *, log_y: bool = False, x_to: float = 0.0,
+              marks: Marks = MappingProxyType({})) -> str:
     """`x_to`: where the x axis ends at the earliest."""
     values = [point for one in series for point in one.points if not math.isnan(point[1])]
     if not values:
@@ -46,11 +50,13 @@ def line_plot(x_label: str, y_label: str, series: list[Series], *, log_y: bool =
             parts += [f'<circle class="dot {one.color}" cx="{_x(x, px):.1f}" cy="{_y(y, py):.1f}" r="3"><title>'
                       f"{escape(one.name)}: {shown(py)} at {shown(px)}</title></circle>"
                       for px, py in one.points if not math.isnan(py)]
-    return _legend([(one.name, one.color) for one in series]) + _whole(parts, f"{y_label} by {x_label}")
+    parts += _marked(marks, x)
+    told = [*((one.name, one.color) for one in series), *_told(marks)]
+    return _legend(told) + _whole(parts, f"{y_label} by {x_label}")
 
 
-def histogram(x_label: str, values: list[float], marks: dict[str, tuple[float, str]]) -> str:
-    """Of `values`, in bars of equal width on a logarithmic axis; `marks`: name -> where, and the line's colour."""
+def histogram(x_label: str, values: list[float], marks: Marks) -> str:
+    """Of `values`, in bars of equal width on a logarithmic axis."""
     positive = sorted(value for value in values if value > 0)
     if not positive:
         return '<p class="none">Nothing was measured.</p>'
@@ -67,12 +73,18 @@ def histogram(x_label: str, values: list[float], marks: dict[str, tuple[float, s
             parts.append(f'<rect class="bar" x="{left:.1f}" y="{top:.1f}" width="{max(1.0, right - left - 1):.1f}" '
                          f'height="{_TOP + _INNER_HEIGHT - top:.1f}"><title>{shown(low)} to {shown(high)}: '
                          f"{shown(share)} %</title></rect>")
-    for name, (value, color) in marks.items():
-        at = _x(x, value)
-        parts.append(f'<line class="line {color}" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_TOP + _INNER_HEIGHT}">'
-                     f"<title>{escape(name)}: {shown(value)}</title></line>")
-    told = [(f"{name} {shown(value)}", color) for name, (value, color) in marks.items()]
-    return _legend(told) + _whole(parts, f"histogram of {x_label}")
+    parts += _marked(marks, x)
+    return _legend(_told(marks)) + _whole(parts, f"histogram of {x_label}")
+
+
+def _marked(marks: Marks, x: Axis) -> list[str]:
+    return [f'<line class="line {color}" x1="{_x(x, value):.1f}" x2="{_x(x, value):.1f}" y1="{_TOP}" '
+            f'y2="{_TOP + _INNER_HEIGHT}"><title>{escape(name)}: {shown(value)}</title></line>'
+            for name, (value, color) in marks.items()]
+
+
+def _told(marks: Marks) -> list[tuple[str, str]]:
+    return [(f"{name} {shown(value)}", color) for name, (value, color) in marks.items()]
 
 
 def _x(axis: Axis, value: float) -> float:

@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from quire.app.command_parser import CommandParser
 from quire.engine.config import DTYPES, GPU_STEP_TOKENS, EngineArgs, SchedulerConfig, gpu_rows, kv_type
 from quire.engine.errors import ConfigError, QuireError
 from quire.engine.model_config import ModelConfig
 from quire.engine.weights.locate import resolve_model
-from quire.engine.weights.size import kv_block_bytes, weight_bytes
+from quire.engine.weights.size import ITEM_BYTES, kv_block_bytes, weight_bytes
 from quire.loadtest import workloads
-from quire.loadtest.arguments import add_engine_flags, count, engine_flags, writable
+from quire.loadtest.arguments import add_engine_flags, count, engine_flags, positive, share, writable
 from quire.loadtest.simulate import trace
 from quire.loadtest.simulate.cost_model import TYPICAL, CostModel, Reached
 from quire.loadtest.simulate.figures import figures, lines
@@ -57,14 +57,14 @@ def _parser() -> argparse.ArgumentParser:
                         "\"prompt_tokens\": 900, \"output_tokens\": 200}, and \"prefix\", \"prefix_tokens\", "
                         "\"priority\", \"key\" where it is so")
     source.add_argument("--workload", choices=sorted(workloads.load()), help="lengths of a workload of quire bench")
-    parser.add_argument("--rate", type=_positive, default=1.0, help="of --workload: requests a second (1)")
+    parser.add_argument("--rate", type=positive, default=1.0, help="of --workload: requests a second (1)")
     parser.add_argument("--requests", type=count, default=1000, help="of --workload: how many (1000)")
-    parser.add_argument("--bandwidth-reached", type=_share, default=TYPICAL.bandwidth, metavar="SHARE",
+    parser.add_argument("--bandwidth-reached", type=share, default=TYPICAL.bandwidth, metavar="SHARE",
                         help=f"of the GPU's bandwidth ({TYPICAL.bandwidth})")
-    parser.add_argument("--products-reached", type=_share, default=TYPICAL.products, metavar="SHARE",
+    parser.add_argument("--products-reached", type=share, default=TYPICAL.products, metavar="SHARE",
                         help=f"of the GPU's products a second ({TYPICAL.products})")
-    parser.add_argument("--step-overhead-ms", type=_positive, default=1e3 * TYPICAL.lost_s, metavar="MS",
-                        help=f"lost at each step ({1e3 * TYPICAL.lost_s})")
+    parser.add_argument("--layer-overhead-us", type=positive, default=1e6 * TYPICAL.lost_s, metavar="US",
+                        help=f"lost in each layer at each step ({1e6 * TYPICAL.lost_s:g})")
     parser.add_argument("--json", type=writable, metavar="FILE", help="write the figures there too")
     add_engine_flags(parser)
     return parser
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     engine = EngineArgs.of({"model": args.model, "load_format": args.load_format, **engine_flags(args)})
-    reached = Reached(args.bandwidth_reached, args.products_reached, args.step_overhead_ms / 1e3)
+    reached = Reached(args.bandwidth_reached, args.products_reached, args.layer_overhead_us / 1e6)
     plant = build(engine, GPUS[args.gpu], reached)
     scheduler = plant.scheduler
     print(f"{args.gpu}: weights {plant.num_weight_bytes / 2**30:.1f} GiB, KV cache {scheduler.num_blocks} blocks of "
@@ -83,7 +83,11 @@ def _run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     replay = Replay(scheduler, plant.cost, max_queued_requests=engine.max_queued_requests,
                     max_queued_tokens=engine.max_queued_tokens)
-    found = figures(replay.run(arrivals))
+    gc.disable()  # nothing here is a cycle, and looking for some among a million objects takes a fifth of the time
+    try:
+        found = figures(replay.run(arrivals))
+    finally:
+        gc.enable()
     print("\n".join(lines(found)))
     print(f"simulated in {time.perf_counter() - began:.1f} s")
     if args.json is not None:
@@ -105,8 +109,9 @@ def build(args: EngineArgs, gpu: Gpu, reached: Reached) -> Plant:
         max_num_batched_tokens=args.max_num_batched_tokens or GPU_STEP_TOKENS,
         max_model_len=args.model_len(model), enable_prefix_caching=args.enable_prefix_caching,
         windows=model.kv_groups.windows)
-    costs = CostModel(model, dtype, gpu, num_weight_bytes, reached, kv_type(args, dtype))
-    return Plant(scheduler, costs, num_weight_bytes)
+    num_weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy", packed=False) / ITEM_BYTES[dtype]
+    cost = CostModel(model, dtype, gpu, num_weight_bytes, num_weights, reached, kv_type(args, dtype))
+    return Plant(scheduler, cost, num_weight_bytes)
 
 
 def _num_blocks(args: EngineArgs, model: ModelConfig, dtype: str, gpu: Gpu, num_weight_bytes: int) -> int:
@@ -121,21 +126,3 @@ def _num_blocks(args: EngineArgs, model: ModelConfig, dtype: str, gpu: Gpu, num_
                           f"{gpu.memory_bytes / 2**30:.1f} GiB, which leaves no room for KV cache; take a larger "
                           "GPU, a smaller model, or another --dtype")
     return num_blocks
-
-
-def _positive(text: str) -> float:
-    return _number(text, float("inf"))
-
-
-def _share(text: str) -> float:
-    return _number(text, 1.0)
-
-
-def _number(text: str, most: float) -> Any:
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 < number <= most or number == float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0" + ("" if most > 1 else " and at most 1"))
-    return number

@@ -14,9 +14,10 @@ from quire.engine.admission import most_queued_tokens
 from quire.engine.config import SchedulerConfig
 from quire.engine.errors import InvalidRequestError
 from quire.engine.messages import Sampling
-from quire.engine.plan import StepPlan, StepResult
+from quire.engine.plan import StepPlan
 from quire.engine.scheduling.request import Request
-from quire.engine.scheduling.scheduler import Scheduler
+from quire.loadtest.simulate.block_names import BlockNames
+from quire.loadtest.simulate.coasting import CoastingScheduler
 from quire.loadtest.simulate.cost_model import CostModel
 from quire.loadtest.simulate.trace import Arrival
 
@@ -53,14 +54,14 @@ class Replayed:
 class Replay:
     def __init__(self, config: SchedulerConfig, cost: CostModel, *, max_queued_requests: int,
                  max_queued_tokens: int | None) -> None:
-        self._scheduler = Scheduler(config)
+        self._scheduler = CoastingScheduler(config)
         self._cost = cost
         self._max_queued_requests = max_queued_requests
         kv_tokens = config.num_blocks * config.block_size // len(config.windows)
         self._max_queued_tokens = most_queued_tokens(max_queued_tokens, kv_tokens)
         self._in_flight: deque[tuple[StepPlan, float]] = deque()  # and when it will have run
         self._now = self._free_at = 0.0
-        self._prefixes: dict[str, int] = {}  # name -> the token that it is made of
+        self._names = BlockNames(config.block_size)
         self._unfinished: dict[Hashable, Served] = {}
         self._result = Replayed()
 
@@ -99,12 +100,10 @@ class Replay:
                 or scheduler.num_waiting_tokens + arrival.prompt_tokens > self._max_queued_tokens):
             self._result.num_overload += 1
             return
-        own = arrival.prompt_tokens - arrival.prefix_tokens
-        shared = -1 - self._prefixes.setdefault(arrival.prefix, len(self._prefixes))
-        # Hashes alone are made of tokens: any number is one, and each request has its own.
-        prompt = [shared] * arrival.prefix_tokens + [number + 1] * own
-        scheduler.add([Request(number, prompt, Sampling(max_tokens=arrival.output_tokens), 0,
-                               priority=arrival.priority, key_name=arrival.key)])
+        request = Request(number, [0] * arrival.prompt_tokens, Sampling(max_tokens=arrival.output_tokens), 0,
+                          priority=arrival.priority, key_name=arrival.key)
+        request.block_hashes = self._names.of(number, arrival)
+        scheduler.add([request])
         self._unfinished[number] = Served(arrival)
         self._result.most_waiting = max(self._result.most_waiting, scheduler.num_waiting)
 
@@ -112,7 +111,7 @@ class Replay:
         for request in self._scheduler.take_started():
             self._unfinished[request.key].started = self._now
         self._scheduler.take_parts()
-        seconds = self._cost.seconds(plan)
+        seconds = self._cost.seconds(plan, self._scheduler.decodes)
         self._free_at = max(self._now, self._free_at) + seconds
         self._result.busy_s += seconds
         self._result.most_running = max(self._result.most_running, self._scheduler.num_running)
@@ -123,7 +122,7 @@ class Replay:
         plan, ends = self._in_flight.popleft()
         self._pass(ends)
         now, unfinished = self._now, self._unfinished
-        for request, _, reason, _, _ in self._scheduler.commit(plan, StepResult([0] * sum(plan.samples))):
+        for request, _, reason, _, _ in self._scheduler.commit_lengths(plan):
             if len(request.token_ids) == request.num_prompt_tokens + 1:
                 unfinished[request.key].first_token = now
             if reason:

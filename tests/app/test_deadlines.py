@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -22,6 +22,7 @@ from quire.app.errors import ApiError
 from quire.app.settings import ServeSettings
 from quire.engine.errors import OverloadedError
 from tests.app.fake_engine import FakeEngine
+from tests.shifted_time import ShiftedClock
 
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
 HEADERS = {"queue": "x-queue-timeout", "ttft": "x-ttft-timeout", "total": "x-request-timeout"}
@@ -61,16 +62,34 @@ async def stuck(make_app: Callable[..., Starlette], fake: FakeEngine) -> AsyncIt
         assert len(app.state.service.in_flight) == 0
 
 
+@pytest.fixture
+async def clock() -> ShiftedClock:
+    return ShiftedClock(asyncio.get_running_loop())
+
+
+async def streaming(fake: FakeEngine, post: Coroutine[Any, Any, httpx.Response]) -> asyncio.Task[httpx.Response]:
+    """The request, once the engine has it."""
+    task = asyncio.create_task(post)
+    while not fake.streams:
+        await asyncio.sleep(0.001)
+    return task
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("header", "retry"), [("x-ttft-timeout", None), ("x-request-timeout", "false")])
 async def test_before_the_reply_began_it_is_504(stuck: httpx.AsyncClient, fake: FakeEngine, header: str,
-                                                retry: str | None, stream: bool) -> None:
+                                                retry: str | None, stream: bool, clock: ShiftedClock) -> None:
     with capture_logs() as logs:
-        reply = await stuck.post("/v1/chat/completions", json=CHAT | {"stream": stream}, headers={header: "0.05"})
+        post = await streaming(fake, stuck.post("/v1/chat/completions", json=CHAT | {"stream": stream},
+                                                headers={header: "25"}))
+        await clock.later(23)
+        assert not post.done()
+        await clock.later(2)
+        reply = await post
     assert reply.status_code == 504
     error = reply.json()["error"]
     assert error["type"] == "TimeoutError"
-    assert f"0.05 seconds (the header {header})" in error["message"]
+    assert f"25 seconds (the header {header})" in error["message"]
     assert reply.headers.get("x-should-retry") == retry
     assert fake.streams[0].closed
     line = next(line for line in logs if line["event"] == "request")
@@ -80,28 +99,36 @@ async def test_before_the_reply_began_it_is_504(stuck: httpx.AsyncClient, fake: 
         await stuck.get("/metrics")).text, "which the alerts leave out"
 
 
-async def test_the_servers_own_deadline_names_its_flag(make_app: Callable[..., Starlette], fake: FakeEngine) -> None:
+async def test_the_servers_own_deadline_names_its_flag(make_app: Callable[..., Starlette], fake: FakeEngine,
+                                                       clock: ShiftedClock) -> None:
     fake.gate.clear()
-    app = make_app(ttft_timeout=0.05)
+    app = make_app(ttft_timeout=25.0)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-        reply = await client.post("/v1/completions", json={"prompt": ["a", "b"]}, headers={"x-ttft-timeout": "9"})
+        post = await streaming(fake, client.post("/v1/completions", json={"prompt": ["a", "b"]},
+                                                 headers={"x-ttft-timeout": "90"}))
+        await clock.later(25)
+        reply = await post
     assert reply.status_code == 504
     assert "(--ttft-timeout)" in reply.json()["error"]["message"]
     assert len(fake.streams) == 2 and all(stream.closed for stream in fake.streams)
 
 
-async def test_midway_it_is_an_error_event_and_the_end(make_app: Callable[..., Starlette], fake: FakeEngine) -> None:
+async def test_midway_it_is_an_error_event_and_the_end(make_app: Callable[..., Starlette], fake: FakeEngine,
+                                                       clock: ShiftedClock) -> None:
     fake.gate.clear()
-    app = make_app(sse_ping_interval=0.02)
+    app = make_app(sse_ping_interval=10.0)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         with capture_logs() as logs:
-            reply = await client.post("/v1/chat/completions", json=CHAT | {"stream": True},
-                                      headers={"x-request-timeout": "0.2"})
+            post = await streaming(fake, client.post("/v1/chat/completions", json=CHAT | {"stream": True},
+                                                     headers={"x-request-timeout": "25"}))
+            for seconds in (10, 10, 5):
+                await clock.later(seconds)
+            reply = await post
     assert reply.status_code == 200
     *pings, error, done, end = reply.text.split("\n\n")
-    assert set(pings) == {": ping"}
+    assert pings == [": ping"] * 2
     assert '"code":504' in error and "x-request-timeout" in error
     assert (done, end) == ("data: [DONE]", "")
     assert fake.streams[0].closed
@@ -110,12 +137,23 @@ async def test_midway_it_is_an_error_event_and_the_end(make_app: Callable[..., S
     assert not line.get("rejected")  # a part of it was served
 
 
-async def test_a_first_token_in_time_is_not_ended(client: httpx.AsyncClient, fake: FakeEngine) -> None:
-    reply = client.post("/v1/chat/completions", json=CHAT, headers={"x-ttft-timeout": "0.2"})
-    task = asyncio.create_task(reply)
-    while not fake.streams:
-        await asyncio.sleep(0.01)
-    assert (await task).status_code == 200
+class OneThenNone(asyncio.Event):
+    """Lets the engine produce one token before it is set."""
+
+    num_passed = 0
+
+    async def wait(self) -> Literal[True]:
+        self.num_passed += 1
+        return True if self.num_passed == 1 else await super().wait()
+
+
+async def test_a_first_token_in_time_is_not_ended(client: httpx.AsyncClient, fake: FakeEngine,
+                                                  clock: ShiftedClock) -> None:
+    fake.gate = OneThenNone()
+    post = await streaming(fake, client.post("/v1/chat/completions", json=CHAT, headers={"x-ttft-timeout": "25"}))
+    await clock.later(100)
+    fake.gate.set()
+    assert (await post).status_code == 200
 
 
 async def test_what_is_left_of_the_queue_time_goes_to_the_engine(client: httpx.AsyncClient, fake: FakeEngine) -> None:
@@ -136,10 +174,13 @@ async def test_a_refusal_after_acceptance_is_503(client: httpx.AsyncClient, fake
 
 
 async def test_an_engine_that_is_away_does_not_hold_a_request_beyond_its_queue_time(
-        client: httpx.AsyncClient, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadlines, "_QUEUE_GRACE_S", 0.0)
+        client: httpx.AsyncClient, fake: FakeEngine, clock: ShiftedClock) -> None:
     fake.away = True
-    reply: Any = await client.post("/v1/chat/completions", json=CHAT, headers={"x-queue-timeout": "0.05"})
+    post = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT, headers={"x-queue-timeout": "25"}))
+    await clock.later(25)
+    assert not post.done()
+    await clock.later(deadlines._QUEUE_GRACE_S)
+    reply: Any = await post
     assert reply.status_code == 503
     assert "restarting" in reply.json()["error"]["message"]
     assert reply.headers["retry-after"]

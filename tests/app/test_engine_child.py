@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,14 +103,34 @@ def test_the_end_of_its_pipe_is_no_beat_and_nothing_to_wait_on(start: Callable[.
     assert child.silent_s(time.monotonic() + 10) > 9
 
 
-def test_many_that_will_not_end_take_no_longer_than_one(start: Callable[..., EngineChild]) -> None:
+def test_many_that_will_not_end_take_no_longer_than_one(start: Callable[..., EngineChild],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     children = [start("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(pipe, b's')")
                 for _ in range(6)]
     for child in children:
         beats_until(child, lambda child=child: child.serving_since)
-    began = time.monotonic()
-    stop_all(children, 0.5)
-    assert 0.5 <= time.monotonic() - began < 2.5  # one after the other: 3
+    now = 0.0
+    killed = []
+    signal_group = EngineChild._signal_group
+
+    def kills(child: EngineChild, number: signal.Signals) -> None:
+        killed.append(child)
+        signal_group(child, number)
+
+    def wait(child: EngineChild, really: Callable[[float], int], timeout: float) -> int:
+        nonlocal now
+        if child in killed:
+            return really(20)
+        assert child._process.poll() is None
+        now += timeout
+        raise subprocess.TimeoutExpired("engine", timeout)
+
+    monkeypatch.setattr(engine_child, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
+    monkeypatch.setattr(EngineChild, "_signal_group", kills)
+    for child in children:
+        monkeypatch.setattr(child._process, "wait", partial(wait, child, child._process.wait))
+    stop_all(children, 5.0)
+    assert now == 5, "one after the other would be 30"
     assert [child.ended() for child in children] == [-signal.SIGKILL] * 6
 
 

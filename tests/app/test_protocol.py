@@ -25,14 +25,17 @@ from quire.app.protocol import MAX_PIPELINED, HttpProtocol
 from quire.app.settings import ServeSettings
 from tests.http_corpus import REFUSED, SMUGGLED, TAKEN, Case
 from tests.raw_http import Answer, connect, receive, send
+from tests.shifted_time import ShiftedLoop
 
-LIMITS: dict[str, Any] = {"header_timeout": 0.5, "body_timeout": 0.7, "keep_alive_timeout": 0.9}
+# By the clock of `timed`, which goes on when a test says so.
+LIMITS: dict[str, Any] = {"header_timeout": 50.0, "body_timeout": 70.0, "keep_alive_timeout": 90.0}
 GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 class App:
     """Answers with what it saw. `/early` and `/hasty` answer without reading the body, the first to close; `/slow`
-    reads it late; `/stream` waits for `go` half way; `/endless` sends until the client is gone."""
+    reads it late, `/held` only when it may `go`; `/stream` waits for `go` half way; `/endless` sends until the client
+    is gone."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -51,7 +54,9 @@ class App:
             await self._send_without_end(receive, send)
             return
         if path == "/slow":
-            await asyncio.sleep(1.2)
+            await asyncio.sleep(0.05)
+        if path == "/held":
+            await self._may_go()
         body = b""
         while True:
             message = await receive()
@@ -64,13 +69,16 @@ class App:
         if path == "/stream":
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"one", "more_body": True})
-            while not self.go.is_set():
-                await asyncio.sleep(0.01)
+            await self._may_go()
             await send({"type": "http.response.body", "body": b"two", "more_body": False})
             return
         names = [name.decode() for name, _ in scope["headers"]]
         await self._reply(send, 200, json.dumps(
             {"path": path, "bytes": len(body), "method": scope["method"], "headers": names}).encode())
+
+    async def _may_go(self) -> None:
+        while not self.go.is_set():
+            await asyncio.sleep(0.01)
 
     async def _send_without_end(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -88,10 +96,16 @@ class App:
 
 
 class Wire:
-    def __init__(self, address: tuple[str, int], app: App, refused: list[str]) -> None:
+    def __init__(self, address: tuple[str, int], app: App, refused: list[str], loop: ShiftedLoop | None) -> None:
         self.address = address
         self.app = app
         self.refused = refused
+        self._loop = loop
+
+    def later(self, seconds: float) -> None:
+        """Of `timed`: what was sent has arrived, and so much time is over."""
+        assert self._loop is not None
+        self._loop.later(seconds)
 
     def send(self, *pieces: bytes, **options: Any) -> Answer:
         return send(self.address, *pieces, **options)
@@ -99,7 +113,7 @@ class Wire:
 
 @contextmanager
 def wire(max_open: int = 10_000, listener: socket.socket | None = None, tls: dict[str, str] | None = None,
-         **changes: Any) -> Iterator[Wire]:
+         loop: ShiftedLoop | None = None, **changes: Any) -> Iterator[Wire]:
     refused: list[str] = []
     settings = ServeSettings(**(LIMITS | changes))
     app = App()
@@ -110,16 +124,31 @@ def wire(max_open: int = 10_000, listener: socket.socket | None = None, tls: dic
         timeout_keep_alive=settings.keep_alive_timeout, **(tls or {}))  # type: ignore[arg-type]
     server = uvicorn.Server(config)
     with listener or socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
+        thread = threading.Thread(target=_serve, args=(server, listener, loop))
         thread.start()
         try:
             while not server.started:
                 time.sleep(0.01)
-            yield Wire(listener.getsockname(), app, refused)
+            yield Wire(listener.getsockname(), app, refused, loop)
         finally:
             app.go.set()
             server.should_exit = server.force_exit = True
             thread.join()
+
+
+def _serve(server: uvicorn.Server, listener: socket.socket, loop: ShiftedLoop | None) -> None:
+    if loop is None:
+        server.run([listener])
+        return
+    loop.run_until_complete(server.serve([listener]))
+    loop.close()
+
+
+@contextmanager
+def timed(**changes: Any) -> Iterator[Wire]:
+    """A wire whose deadlines pass when a test says so."""
+    with wire(loop=ShiftedLoop(), **changes) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -216,11 +245,11 @@ def test_a_request_that_asks_for_an_upgrade_keeps_its_body_and_is_the_last(stric
 @pytest.mark.parametrize("request_", UPGRADING, ids=["length", "chunks", "keep-alive", "websocket"])
 def test_what_follows_an_upgrade_is_dropped(request_: bytes, tail: bytes) -> None:
     """In the same packet, and in later ones while the reply is being made."""
-    with wire(header_timeout=10.0) as server, connect(server.address) as client:
+    with timed() as server, connect(server.address) as client:
         client.sendall(request_.replace(b" /up ", b" /stream ") + tail)
         _until(lambda: server.app.seen)
         client.sendall(tail)
-        time.sleep(0.05)  # for it to be dropped before the reply, not after
+        server.later(0)  # for it to be dropped before the reply, not after
         server.app.go.set()
         answer = receive(client)
     assert answer.statuses[:1] in ([200], [])  # a reset may take the reply away
@@ -244,18 +273,18 @@ def test_the_body_of_an_upgrade_may_be_large(strict: Wire) -> None:
 
 
 def test_the_body_of_an_upgrade_cannot_be_dragged_out() -> None:
-    with wire() as server, connect(server.address) as client:
+    with timed() as server, connect(server.address) as client:
         client.sendall(posted("/x", *UPGRADE, "Content-Length: 1000"))
-        assert _drip(client, b"a").startswith(b"HTTP/1.1 408 ")
+        assert _drip(server, client, b"a", "body_timeout").startswith(b"HTTP/1.1 408 ")
     assert server.refused == ["body_timeout"]
 
 
 def test_a_long_answer_to_an_upgrade_is_not_cut_by_the_deadlines_of_senders() -> None:
-    with wire() as server, connect(server.address) as client:
+    with timed() as server, connect(server.address) as client:
         for piece in in_pieces(UPGRADING[0].replace(b" /up ", b" /stream ") + SMUGGLED, 50):
             client.sendall(piece)
-            time.sleep(0.05)
-        time.sleep(1.5)
+            server.later(5)
+        server.later(150)
         server.app.go.set()
         assert receive(client).replies[0].body == b"onetwo"
     assert not server.refused
@@ -334,11 +363,11 @@ def test_what_comes_in_slices_comes_whole(strict: Wire) -> None:
 
 
 def test_idle_connections_give_way_to_new_ones() -> None:
-    with wire(max_open=20, header_timeout=10.0, keep_alive_timeout=10.0) as server, ExitStack() as stack:
+    with timed(max_open=20) as server, ExitStack() as stack:
         busy = stack.enter_context(connect(server.address))
         busy.sendall(b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n")
         idle = [stack.enter_context(connect(server.address)) for _ in range(19)]
-        time.sleep(0.1)
+        server.later(1)
         used = idle[0]  # idle for less time than the others
         used.sendall(GET)
         assert receive(used).statuses == [200]
@@ -415,67 +444,66 @@ def test_expect_continue_is_answered_before_the_body_is_sent(strict: Wire) -> No
 
 
 def test_a_head_that_does_not_end_is_cut() -> None:
-    with wire() as server:
-        begun = time.monotonic()
-        answer = server.send(b"GET / HTTP/1.1\r\nHost: h\r\n")
+    with timed() as server, connect(server.address) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n")
+        server.later(LIMITS["header_timeout"] - 1)
+        assert not server.refused
+        server.later(1.1)
+        answer = receive(client)
         assert answer.statuses == [408]
         assert answer.closed
         assert "--header-timeout" in answer.replies[0].error["message"]
-        assert 0.4 < time.monotonic() - begun < 5
 
 
 def test_each_part_has_its_own_time() -> None:
-    with wire() as server, connect(server.address) as client:
+    with timed() as server, connect(server.address) as client:
         for piece in (b"POST /x HTTP/1.1\r\n", b"Host: h\r\nContent-Length: 2\r\n\r\n", b"{", b"}"):
             client.sendall(piece)
-            time.sleep(0.3)
+            server.later(30)
         assert receive(client).statuses == [200]
     assert not server.refused
 
 
 def test_a_head_cannot_be_dragged_out() -> None:
-    with wire() as server, connect(server.address) as client:
-        begun = time.monotonic()
+    with timed() as server, connect(server.address) as client:
         client.sendall(b"GET / HTTP/1.1\r\n")
-        _drip(client, b"X: y\r\n")
-        assert time.monotonic() - begun < 5
+        _drip(server, client, b"X: y\r\n", "header_timeout")
     assert server.refused == ["header_timeout"]
 
 
 def test_a_silent_connection_is_closed_without_a_word() -> None:
-    with wire() as server:
-        answer = server.send()
+    with timed() as server, connect(server.address) as client:
+        server.later(LIMITS["header_timeout"] + 1)
+        answer = receive(client)
         assert answer.closed
         assert answer.raw == b""
 
 
 def test_empty_lines_do_not_keep_an_idle_connection() -> None:
-    with wire() as server, connect(server.address) as client:
+    with timed() as server, connect(server.address) as client:
         client.sendall(GET)
         assert receive(client).statuses == [200]
-        begun = time.monotonic()
-        _drip(client, b"\r\n")
-        assert time.monotonic() - begun < 5
+        _drip(server, client, b"\r\n", "keep_alive_timeout")
 
 
 def test_an_idle_connection_is_closed_after_its_time() -> None:
-    with wire() as server, connect(server.address) as client:
+    with timed() as server, connect(server.address) as client:
         client.sendall(GET)
         assert receive(client).statuses == [200]
-        time.sleep(0.3)
-        client.sendall(GET)  # in time
-        assert receive(client).statuses == [200]
-        assert receive(client, 5).closed
+        for _ in range(2):
+            server.later(LIMITS["keep_alive_timeout"] - 1)
+            client.sendall(GET)  # in time
+            assert receive(client).statuses == [200]
+        server.later(LIMITS["keep_alive_timeout"] + 1)
+        assert receive(client).closed
 
 
 @pytest.mark.parametrize("head", [posted("/x", "Content-Length: 1000"),
                                   posted("/x", "Transfer-Encoding: chunked") + b"3e8\r\n"])
 def test_a_body_cannot_be_dragged_out(head: bytes) -> None:
-    with wire() as server, connect(server.address) as client:
-        begun = time.monotonic()
+    with timed() as server, connect(server.address) as client:
         client.sendall(head)
-        raw = _drip(client, b"a")
-        assert time.monotonic() - begun < 5
+        raw = _drip(server, client, b"a", "body_timeout")
         assert raw.startswith(b"HTTP/1.1 408 ")
         assert b"--body-timeout" in raw
         assert server.refused == ["body_timeout"]
@@ -483,26 +511,37 @@ def test_a_body_cannot_be_dragged_out(head: bytes) -> None:
 
 
 def test_a_body_that_the_application_holds_back_is_not_late() -> None:
-    with wire() as server:
-        size = 3 << 20
-        answer = server.send(posted("/slow", f"Content-Length: {size}"), b"a" * size)
+    size = 3 << 20
+    with timed() as server, connect(server.address) as client:
+        client.sendall(posted("/held", f"Content-Length: {size}"))
+        sender = threading.Thread(target=_send_all, args=(client, b"a" * size))
+        sender.start()
+        _until(lambda: server.app.seen)
+        for _ in range(4):
+            server.later(40)
+        server.app.go.set()
+        sender.join()
+        answer = receive(client)
         assert answer.statuses == [200]
         assert json.loads(answer.replies[0].body)["bytes"] == size
 
 
 def test_a_body_that_nobody_waits_for_is_cut_too() -> None:
     """The application answered long ago, and would let the connection live."""
-    with wire() as server, connect(server.address) as client:
+    with timed() as server, connect(server.address) as client:
         client.sendall(posted("/hasty", "Content-Length: 1000"))
-        raw = _drip(client, b"a")
+        raw = _drip(server, client, b"a", "body_timeout")
     assert raw.count(b"HTTP/1.1 ") == 1
     assert raw.startswith(b"HTTP/1.1 401 ")
     assert server.refused == ["body_timeout"]
 
 
 def test_a_client_that_waits_for_continue_is_not_late() -> None:
-    with wire() as server, connect(server.address) as client:
-        client.sendall(posted("/slow", "Content-Length: 2", "Expect: 100-continue"))
+    with timed() as server, connect(server.address) as client:
+        client.sendall(posted("/held", "Content-Length: 2", "Expect: 100-continue"))
+        for _ in range(4):
+            server.later(40)
+        server.app.go.set()
         assert receive(client).statuses == [100]
         client.sendall(b"{}")
         assert receive(client).statuses == [200]
@@ -517,9 +556,9 @@ def test_an_early_refusal_reaches_a_client_that_is_still_sending() -> None:
 
 
 def test_a_long_answer_is_not_cut_by_the_deadlines_of_senders() -> None:
-    with wire() as server, connect(server.address) as client:
+    with timed() as server, connect(server.address) as client:
         client.sendall(posted("/stream", "Content-Length: 2") + b"{}")
-        time.sleep(1.5)
+        server.later(150)
         server.app.go.set()
         assert receive(client).replies[0].body == b"onetwo"
 
@@ -528,18 +567,18 @@ ENDLESS = b"GET /endless HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 def test_a_client_that_does_not_read_is_cut() -> None:
-    with wire() as server, connect(server.address) as client:
+    with timed() as server, connect(server.address) as client:
         client.sendall(ENDLESS)
-        _until(lambda: "disconnect" in server.app.seen)
+        _is_cut(server)
 
 
 def test_a_client_that_does_not_read_is_cut_on_a_unix_socket_too(tmp_path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "s"))
-    with wire(listener=listener) as server, socket.socket(socket.AF_UNIX) as client:
+    with timed(listener=listener) as server, socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / "s"))
         client.sendall(ENDLESS)
-        _until(lambda: "disconnect" in server.app.seen)
+        _is_cut(server)
 
 
 def test_a_client_that_does_not_read_is_cut_under_tls_too(tmp_path: Path) -> None:
@@ -548,10 +587,10 @@ def test_a_client_that_does_not_read_is_cut_under_tls_too(tmp_path: Path) -> Non
     authority.configure_trust(trust)
     pem = tmp_path / "pem"
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pem)
-    with (wire(tls={"ssl_certfile": str(pem), "ssl_keyfile": str(pem)}) as server,
+    with (timed(tls={"ssl_certfile": str(pem), "ssl_keyfile": str(pem)}) as server,
           connect(server.address, trust) as client):
         client.sendall(ENDLESS)
-        _until(lambda: "disconnect" in server.app.seen)
+        _is_cut(server)
 
 
 def test_connections_of_one_address_are_counted() -> None:
@@ -568,21 +607,37 @@ def test_connections_of_one_address_are_counted() -> None:
     assert set(server.refused) == {"connections"}
 
 
-def _drip(client: socket.socket, piece: bytes) -> bytes:
-    """Send a piece now and then, until cut; what came back."""
-    client.settimeout(0.1)
+def _drip(server: Wire, client: socket.socket, piece: bytes, limit: str) -> bytes:
+    """Sends a piece each third of the time that a limit gives, until cut, which must be when it is over; what came
+    back."""
+    client.setblocking(False)
     raw = b""
-    while True:
-        try:
+    for number in range(5):
+        with suppress(OSError):
             client.sendall(piece)
-            got = client.recv(65536)
-            if not got:
-                return raw
-            raw += got
-        except TimeoutError:
+        server.later(LIMITS[limit] / 3 + 0.1)
+        try:
+            while got := client.recv(65536):
+                raw += got
+        except BlockingIOError:
             continue
         except OSError:
-            return raw
+            pass
+        assert number >= 2, "cut before its time"
+        return raw
+    raise AssertionError("not cut")
+
+
+def _is_cut(server: Wire) -> None:
+    """Not before its time, which begins when nothing more can be written."""
+    server.later(LIMITS["body_timeout"] / 2)
+    assert "disconnect" not in server.app.seen
+
+    def is_gone() -> bool:
+        server.later(LIMITS["body_timeout"] / 2)
+        return "disconnect" in server.app.seen
+
+    _until(is_gone)
 
 
 def _until(condition: Callable[[], bool]) -> None:

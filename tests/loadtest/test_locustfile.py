@@ -62,7 +62,8 @@ def locust(host: str, *flags: str, **environment: str) -> subprocess.CompletedPr
 def test_token_times_are_reported_and_a_kept_limit_passes(host):
     done = locust(host, QUIRE_SLO_TTFT_P95_MS="60000")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "time to first token" in done.stderr and "inter-token latency" in done.stderr
+    for name in ("time to first token", "inter-token latency", "tokens/s of an answer"):
+        assert name in done.stderr
 
 
 def test_a_missed_limit_fails_the_run_and_steps_have_a_report_by_the_number_of_users(host, tmp_path):
@@ -81,7 +82,8 @@ def test_a_stream_that_breaks_off_is_a_failure_and_in_the_report(host, tmp_path)
     done = locust(f"{host}/broken", "--stop-timeout", "1", QUIRE_REPORT=str(report), QUIRE_STEPS="2",
                   QUIRE_STEP_S="1.5")
     assert done.returncode == 1
-    assert "100.0% of the chats failed" in done.stdout and "Traceback" not in done.stderr
+    assert re.search(r"no request was served\nSLO missed: 100.0% of \d+ requests failed", done.stdout)
+    assert "Traceback" not in done.stderr
     assert "the stream broke off: ChunkedEncodingError" in report.read_text()
 
 
@@ -90,13 +92,27 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(host):
     assert done.returncode == 2 and "/nowhere/load.html cannot be written: No such file" in done.stderr
 
 
-def test_the_report_needs_locust_and_the_standard_library_alone():
-    said = subprocess.run([sys.executable, "-c", "import sys, quire.loadtest.locust_report; print(*sys.modules)"],
-                          capture_output=True, text=True, timeout=60, check=True).stdout
+def test_users_and_report_need_locust_and_the_standard_library_alone():
+    code = ("import sys, quire.loadtest.locust_report\n"
+            "from quire.loadtest.users import answer, goals, setting, shapes, traffic\nprint(*sys.modules)")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
     ours = {name for name in said.split() if name.split(".")[0] == "quire"}
-    allowed = ("quire.loadtest.locust_report", "quire.loadtest.report")
+    allowed = ("quire.loadtest.locust_report", "quire.loadtest.report", "quire.loadtest.users")
     assert {name for name in ours if not name.startswith(allowed)} == {"quire", "quire.loadtest"}
     assert not {"msgspec", "aiohttp", "torch", "numpy"} & set(said.split())
+
+
+def test_goodput_is_told_and_has_a_limit(host):
+    limits = {"QUIRE_GOOD_TTFT_MS": "60000", "QUIRE_GOOD_TPOT_MS": "0", "QUIRE_SLO_GOODPUT_RATIO": "0.5"}
+    done = locust(host, QUIRE_SHAPE="poisson", QUIRE_USERS="2", QUIRE_SECONDS="2", QUIRE_RATE="5", **limits)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "SLO missed: 0.0% of the requests were served well < QUIRE_SLO_GOODPUT_RATIO 0.5" in done.stdout
+    assert re.search(r"goodput: 0.00 requests/s served well, 0 of \d+", done.stdout)
+
+
+def test_a_setting_that_is_none_is_refused_before_the_run(host):
+    done = locust(host, QUIRE_WORKLOAD="chat:0,tools")
+    assert done.returncode == 2 and "QUIRE_WORKLOAD is 'chat:0,tools'; it must be mixed, or of chat" in done.stderr
 
 
 @pytest.mark.slow
@@ -111,4 +127,4 @@ def test_a_run_of_several_processes_has_one_report(host, tmp_path):
 def test_a_server_that_is_not_there_fails_the_run():
     done = locust("http://127.0.0.1:9", "--stop-timeout", "1", QUIRE_MODEL="m", QUIRE_STEPS="2", QUIRE_STEP_S="1")
     assert done.returncode == 1
-    assert "no token was served" in done.stdout
+    assert "no request was served" in done.stdout
