@@ -50,9 +50,7 @@ Batch = list[list[int]]
 def _contend(model: str, form: str, num_threads: int, chats: Sequence[str], pipe: Connection) -> None:
     """A form's process: says what the chats are answered with, then how long each batch takes that comes down."""
     from quire import LLM, SamplingParams
-    from quire.engine.before_torch import settle
 
-    settle()
     blocks = BATCHES[0] * -(-(PROMPT_LEN + OUTPUT_LEN) // BLOCK_SIZE) + 2
     llm = LLM(model, device="cpu", cpu_threads=num_threads, cpu_weights=form, max_model_len=MAX_MODEL_LEN,
               num_gpu_blocks_override=blocks, enable_prefix_caching=False)
@@ -115,9 +113,10 @@ def main(argv: list[str]) -> int:
         for turn in range(args.repeats):
             for size in BATCHES:
                 batch = [[rng.randrange(LOWEST_ID, HIGHEST_ID) for _ in range(PROMPT_LEN)] for _ in range(size)]
-                for form in forms.values():
+                for name, form in forms.items():
                     form.run(batch)
-            print(f"  round {turn + 1} of {args.repeats} done", file=sys.stderr, flush=True)
+                    print(f"  round {turn + 1} of {args.repeats}: {name}, {size} at once, "
+                          f"{form.rates[size][-1]:.1f} tok/s", file=sys.stderr, flush=True)
         print("\n".join(table(forms)), flush=True)
     finally:
         for form in forms.values():
