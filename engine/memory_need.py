@@ -13,7 +13,7 @@ from quire.engine.errors import ConfigError, MemoryShortageError
 from quire.engine.host_memory import free_and_total
 from quire.engine.model_config import ModelConfig
 from quire.engine.quantization_config import stays_packed
-from quire.engine.weights.size import kv_block_bytes, weight_bytes
+from quire.engine.weights.size import cpu_weight_bytes, kv_block_bytes
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class MemoryNeed:
     @classmethod
     def of(cls, args: EngineArgs, model: ModelConfig, dtype: str, free: int) -> MemoryNeed:
         """`free` is what there is for all engines. Raises WeightError for files that do not say how large they are."""
-        weights = weight_bytes(model, dtype, dummy=args.load_format == "dummy",
-                               packed=stays_packed("cpu", args.quantization, model.file_format))
+        weights = cpu_weight_bytes(model, dtype, args.cpu_weights, dummy=args.load_format == "dummy",
+                                   packed=stays_packed("cpu", args.quantization, model.file_format))
         ranks_here = args.num_ranks
         if args.distributed_executor_backend == "ray":  # this machine has one, for all we know
             ranks_here, weights = 1, weights // args.num_ranks
@@ -60,7 +60,7 @@ def require_host_memory(args: EngineArgs, model: ModelConfig, dtype: str) -> Non
     raise error(f"{flag}: {model.path} needs {_gib(need.total)} of memory, {_gib(need.weights)} for weights in "
                 f"{dtype} and {_gib(need.cache)} for KV cache, and {_gib(free)} of {_gib(total)} are free, by machine "
                 "and container; free memory or raise the container's limit, or take a smaller model, --dtype half, "
-                "--kv-cache-dtype fp8, or fewer --kv-cache-memory-bytes")
+                 "--cpu-weights int8, --kv-cache-dtype fp8, or fewer --kv-cache-memory-bytes")
 
 
 def _gib(count: int) -> str:

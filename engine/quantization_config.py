@@ -142,6 +142,10 @@ NAMES = tuple(sorted({GGUF, *_ASK_FOR_ONLINE, *METHODS,
                       *(alias for method in METHODS.values() for alias in method.aliases)}))
 
 
+# Forms in which a CPU may hold weights, whatever the checkpoint stores: `--cpu-weights`
+FLOAT32, FLOAT16, INT8 = CPU_WEIGHTS = ("float32", "float16", "int8")
+
+
 def quantization_of(config: Any) -> Quantization:
     """What the object `quantization_config` says.
 

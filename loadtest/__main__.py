@@ -20,6 +20,7 @@ MEASUREMENTS = {
     "images": ("images", "offline: images a second, time to first token, what they cost the text beside them"),
     "overhead": ("overhead", "HTTP: what keys, limits, deadlines, logs, metrics and traces cost together"),
     "side-by-side": ("side_by_side", "this tree beside another checkout, in turns: did anything become slower?"),
+    "cpu-weights": ("cpu_weights", "a model on this CPU in float32, float16 and int8: speed, memory, replies"),
     "transformers": ("compare_transformers", "SmolLM2 on this machine, side by side with transformers"),
 }
 

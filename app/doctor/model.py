@@ -5,6 +5,8 @@ An estimate from file sizes and shapes, before anything is loaded: what steps ne
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 
 from quire.app.doctor.finding import Finding, fail, gib, ok, warn
@@ -16,7 +18,7 @@ from quire.engine.frontend.chat_template import load_chat_template
 from quire.engine.host_memory import available_bytes
 from quire.engine.memory_need import MemoryNeed
 from quire.engine.model_config import ModelConfig
-from quire.engine.quantization_config import stays_packed
+from quire.engine.quantization_config import FLOAT32, stays_packed
 from quire.engine.tokenizers.tokenizer import load_tokenizer
 from quire.engine.weights.locate import is_hub_model, resolve_model
 from quire.engine.weights.size import kv_block_bytes, weight_bytes
@@ -65,9 +67,22 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
     token = -(-blocks * kv_block_bytes(model, kv, args.block_size) // context)
     if not on_gpu:
         available = available_bytes()
+        found += check_cpu_weights(args.cpu_weights)
         return [*found, check_host_memory(args, MemoryNeed.of(args, model, dtype, available), token, available)]
     share = args.num_ranks  # about: what every rank has whole is small
     return [*found, *(check_gpu_memory(args, model, weights // share, max(1, token // share), gpu) for gpu in gpus)]
+
+
+def check_cpu_weights(form: str) -> list[Finding]:
+    """Asks in a process of its own whether this machine's operators for the form are right: it loads torch."""
+    if form == FLOAT32:
+        return []
+    asks = "import sys; from quire.engine.quantization.cpu_product import require; require(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", asks, form], capture_output=True, text=True, check=False)
+    if done.returncode:
+        says = (done.stderr.strip().splitlines() or ["no reason given"])[-1].partition("Error: ")
+        return [fail("CPU weights", says[2] or says[0], f"leave --cpu-weights out: {FLOAT32} runs everywhere")]
+    return [ok("CPU weights", f"{form}, by FBGEMM's products, found right on this machine")]
 
 
 def _fails(check: str, error: ConfigError) -> list[Finding]:

@@ -23,7 +23,8 @@ from quire.engine.errors import ConfigError
 from quire.engine.execution.hardware import Hardware
 from quire.engine.model_config import ModelConfig
 from quire.engine.model_registry import OTHER, family_of, overflows_float16
-from quire.engine.quantization_config import stays_packed
+from quire.engine.quantization.cpu_product import require
+from quire.engine.quantization_config import FLOAT16, FLOAT32, INT8, stays_packed
 
 BFLOAT16_CAPABILITY = (8, 0)
 # Its own printer, so that lines go to stderr in a program that never configured structlog too.
@@ -48,6 +49,10 @@ def settle(args: EngineArgs, model: ModelConfig, hardware: Hardware, *, offline:
         _check_batch_invariant(args, model)
     dtype = _dtype(args, model, device, hardware)
     kv_type(args, dtype)  # refuses one that does not go with it
+    if args.cpu_weights != FLOAT32:
+        _check_cpu_weights(args, model, device, dtype)
+        _log.info("weights are held in fewer bits", form=args.cpu_weights,
+                  product="FBGEMM's, found right on this machine; inputs and sums in float32")
     return EngineConfig(
         args=args,
         model=model,
@@ -94,6 +99,26 @@ def _check_batch_invariant(args: EngineArgs, model: ModelConfig) -> None:
     if args.tensor_parallel_size > 2:
         raise ConfigError("--batch-invariant: the order in which more than two ranks are summed depends on the batch; "
                           f"use --tensor-parallel-size 1 or 2, got {args.tensor_parallel_size}")
+
+
+def _check_cpu_weights(args: EngineArgs, model: ModelConfig, device: str, dtype: str) -> None:
+    form = args.cpu_weights
+    if device != "cpu":
+        raise ConfigError(f"--cpu-weights: {form} is for engines on a CPU, and this one computes on a GPU; leave the "
+                          "flag out, or use --device cpu")
+    if dtype != FLOAT32:
+        raise ConfigError(f"--cpu-weights: {form} is multiplied with inputs in float32, and --dtype is {dtype}; leave "
+                          "one of the two out")
+    if stays_packed(device, args.quantization, model.file_format):
+        raise ConfigError(f"--cpu-weights: {form} was asked for, and --quantization {args.quantization} keeps weights "
+                          "on a CPU as the checkpoint packs them; leave one of the two out")
+    if args.batch_invariant and form == FLOAT16:
+        raise ConfigError("--cpu-weights: the last bit of float16's products depends on the number of rows, and "
+                          f"--batch-invariant forbids that; use {INT8} or {FLOAT32}")
+    if family_of(model.architecture, args.model_impl) is OTHER:
+        raise ConfigError(f"--cpu-weights: {model.architecture} runs by transformers' code, which has float32 only; "
+                          "leave the flag out")
+    require(form)
 
 
 def _dtype(args: EngineArgs, model: ModelConfig, device: str, hardware: Hardware) -> str:

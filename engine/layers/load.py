@@ -11,7 +11,9 @@ import torch
 
 from quire.engine.errors import WeightError
 from quire.engine.layers.product import Product, gated_product, product
+from quire.engine.quantization.cpu_product import EightBitProduct
 from quire.engine.quantization.product import QuantizedProduct
+from quire.engine.quantization_config import INT8
 from quire.engine.weights.checkpoint import ALL, View
 from quire.engine.weights.scheme import Part, WeightScheme
 from quire.kernels import ops
@@ -30,11 +32,16 @@ def load_product(view: View, parts: Sequence[Part], in_features: int, bias: torc
     if any(schemes) and not (bias is not None if has_bias is None else has_bias):
         for part in parts:
             _refuse_bias(view.sub(part.name), part)
-    if not any(schemes) or not view.stays_packed:
+    plain: Product
+    if any(schemes) and view.stays_packed:
+        pieces = [_piece(view, part, scheme, in_features, columns, transposed) for part, scheme in zip(parts, schemes)]
+        plain = _product_of(pieces, bias)
+    elif all(schemes) and _may_be_eight_bits(view, parts):
+        plain = _in_eight_bits([scheme.read(view.sub(part.name), part, in_features, columns, transposed=transposed)
+                                for part, scheme in zip(parts, schemes) if scheme is not None], bias)
+    else:
         weight = load_weight(view, parts, in_features, columns=columns, transposed=transposed)
-        return gated_product(weight, bias, gate) if gate else product(weight, bias)
-    pieces = [_piece(view, part, scheme, in_features, columns, transposed) for part, scheme in zip(parts, schemes)]
-    plain = _product_of(pieces, bias)
+        return gated_product(weight, bias, gate, view.cpu_weights) if gate else product(weight, bias, view.cpu_weights)
     return plain if not gate else lambda x: ops.gated_activation(plain(x), gate)
 
 
@@ -52,9 +59,32 @@ def load_weight(view: View, parts: Sequence[Part], in_features: int, *, columns:
             continue
         packed = scheme.read(module, part, in_features, columns, transposed=transposed)
         if not out.is_meta:
-            floats = ops.unpack(packed, out.dtype)
-            place.zero_().index_add_(1, packed.order, floats) if packed.order is not None else place.copy_(floats)
+            _unpack(packed, place)
     return out
+
+
+def _unpack(packed: PackedWeight, out: torch.Tensor) -> None:
+    """As floats, their columns in the model's order."""
+    floats = ops.unpack(packed, out.dtype)
+    out.zero_().index_add_(1, packed.order, floats) if packed.order is not None else out.copy_(floats)
+
+
+def _may_be_eight_bits(view: View, parts: Sequence[Part]) -> bool:
+    """Whether weights are wanted in 8 bits, and the checkpoint may have them so: GGUF's blocks never are."""
+    return (view.cpu_weights == INT8 and view.device.type == "cpu"
+            and not any(view.sub(part.name).block_type("weight") for part in parts))
+
+
+def _in_eight_bits(pieces: Sequence[PackedWeight], bias: torch.Tensor | None) -> Product:
+    """The checkpoint's own numbers where it has a scale for each output, else rounded anew."""
+    whole = joined(pieces)
+    own = None if whole is None else EightBitProduct.of_packed(whole, bias)
+    if own is not None:
+        return own
+    weight = torch.empty(sum(piece.outputs for piece in pieces), pieces[0].size)
+    for piece, place in zip(pieces, weight.split([piece.outputs for piece in pieces])):
+        _unpack(piece, place)
+    return product(weight, bias, INT8)
 
 
 def _piece(view: View, part: Part, scheme: WeightScheme | None, in_features: int, columns: slice, transposed: bool

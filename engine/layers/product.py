@@ -8,6 +8,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from quire.engine.quantization.cpu_product import EightBitProduct, HalfProduct, cpu_product
+from quire.engine.quantization_config import FLOAT32
 from quire.kernels import ops
 from quire.kernels.launch import SKINNY_ROWS, is_batch_invariant
 
@@ -17,18 +19,26 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 _PACKED_FOR_ROWS = 16
 
 
-def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
-    """[n, in] -> [n, out]; `weight` is [out, in]. The caller lets go of `weight`: on CPU it may have been copied."""
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+def product(weight: torch.Tensor, bias: torch.Tensor | None = None, cpu_weights: str = FLOAT32) -> Product:
+    """[n, in] -> [n, out]; `weight` is [out, in]. The caller lets go of `weight`: on CPU it may have been copied, there
+    in the form `cpu_weights`."""
+    if cpu_weights != FLOAT32 and copies(weight):
+        return cpu_product(weight, bias, cpu_weights)
+    if copies(weight) and torch.backends.mkldnn.is_available():
         return PackedProduct(weight, bias)
     if weight.is_cuda:
         return partial(_on_gpu, weight=weight, bias=bias)
     return partial(F.linear, weight=weight, bias=bias)
 
 
-def gated_product(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> Product:
+def copies(weight: torch.Tensor) -> bool:
+    """Whether there are products that hold such a weight in a layout of their own."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def gated_product(weight: torch.Tensor, bias: torch.Tensor | None, kind: str, cpu_weights: str = FLOAT32) -> Product:
     """[n, in] -> [n, out / 2]: the product, then act(first half) * second half."""
-    plain = product(weight, bias)
+    plain = product(weight, bias, cpu_weights)
 
     def in_two(x: torch.Tensor) -> torch.Tensor:
         return ops.gated_activation(plain(x), kind)
@@ -64,3 +74,6 @@ class PackedProduct:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._linear(x, self._weight, self._bias, "none", [], "")
+
+
+COPYING = (PackedProduct, HalfProduct, EightBitProduct)  # those that need the weight no more

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from quire.engine.layers.load import load_product, load_weight
-from quire.engine.layers.product import PackedProduct, Product, product
+from quire.engine.layers.product import COPYING, Product
 from quire.engine.parallel import Parallel
 from quire.engine.weights.checkpoint import RowReader, View
 from quire.engine.weights.scheme import Part
@@ -38,13 +38,12 @@ class VocabEmbedding:
 
 
 class VocabHead:
-    """Hidden states to logits. `rows`: the product with this rank's rows, or their weight; a tied model gives its
-    embedding's."""
+    """Hidden states to logits. `rows`: the product with this rank's rows; a tied model's has its embedding's."""
 
-    def __init__(self, rows: torch.Tensor | Product, vocab_size: int, parallel: Parallel) -> None:
-        self._product = product(rows) if isinstance(rows, torch.Tensor) else rows
+    def __init__(self, rows: Product, vocab_size: int, parallel: Parallel) -> None:
+        self._product = rows
         self._vocab_size = vocab_size
-        self.has_copied = isinstance(self._product, PackedProduct)
+        self.has_copied = isinstance(self._product, COPYING)
         self._parallel = parallel
 
     @classmethod

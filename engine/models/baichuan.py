@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from quire.engine.layers import alibi, qkv
 from quire.engine.layers.load import load_weight
+from quire.engine.layers.product import product
 from quire.engine.layers.self_attention import Projections
 from quire.engine.layers.vocab import VocabHead
 from quire.engine.models.llama import Llama
@@ -40,4 +41,4 @@ class Baichuan(Llama):
         weight = load_weight(view, [Part("", self.vocab_size, rows)], self.hidden_size)
         if not weight.is_meta:
             weight = F.normalize(weight)
-        return VocabHead(weight, self.vocab_size, self.parallel)
+        return VocabHead(product(weight, cpu_weights=view.cpu_weights), self.vocab_size, self.parallel)

@@ -16,6 +16,7 @@ from quire.engine.attention.paged import PagedAttention
 from quire.engine.errors import ConfigError
 from quire.engine.layers.decoder_layer import DecoderLayer
 from quire.engine.layers.norm import LayerNorm, Norm
+from quire.engine.layers.product import product
 from quire.engine.layers.qkv import Heads
 from quire.engine.layers.vocab import VocabEmbedding, VocabHead
 from quire.engine.model_config import ModelConfig
@@ -158,7 +159,8 @@ class DecoderModel(CausalLM):
         if stage.is_last and not stage.is_first:
             self.head = VocabHead.load(embedded, *ends)
             return
-        self.head = VocabHead(self.embedding.weight, self.vocab_size, self.parallel)
+        tied = product(self.embedding.weight, cpu_weights=view.cpu_weights)
+        self.head = VocabHead(tied, self.vocab_size, self.parallel)
         if self.head.has_copied and stage.is_last:
             self.embedding.keep_as_stored(embedded)
 

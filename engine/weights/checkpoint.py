@@ -76,11 +76,13 @@ class Checkpoint(ABC):
 
 class View:
     """A checkpoint under a name prefix. `device` and `dtype` are those of the tensors handed out. `stays_packed`: what
-    has a scheme is multiplied with as it is packed; else layers make floats of it."""
+    has a scheme is multiplied with as it is packed; else layers make floats of it. `cpu_weights`: the form in which
+    products on a CPU hold theirs."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
                  progress: Callable[[int], None] = lambda elements: None, prefix: str = "",
-                 taken: set[str] | None = None, schemes: Schemes | None = None, stays_packed: bool = True) -> None:
+                 taken: set[str] | None = None, schemes: Schemes | None = None, stays_packed: bool = True,
+                 cpu_weights: str = "float32") -> None:
         self.device = device
         self.dtype = dtype
         self._checkpoint = checkpoint
@@ -89,6 +91,7 @@ class View:
         self._taken: set[str] = set() if taken is None else taken
         self._schemes = schemes
         self.stays_packed = stays_packed
+        self.cpu_weights = cpu_weights
 
     def sub(self, name: str) -> View:
         """The view of the module `name`; of "" the view itself."""
@@ -100,7 +103,7 @@ class View:
 
     def _like(self, device: torch.device, prefix: str) -> View:
         return View(self._checkpoint, device, self.dtype, self._progress, prefix, self._taken, self._schemes,
-                    self.stays_packed)
+                    self.stays_packed, self.cpu_weights)
 
     @property
     def name(self) -> str:

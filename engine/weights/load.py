@@ -45,7 +45,8 @@ def load_model(config: EngineConfig, parallel: Parallel, device: torch.device, d
     try:
         schemes = _schemes(config)
         view = View(checkpoint, device, dtype, _Counter(checkpoint.num_elements, progress), schemes=schemes,
-                    stays_packed=stays_packed(device.type, config.args.quantization, config.model.file_format))
+                    stays_packed=stays_packed(device.type, config.args.quantization, config.model.file_format),
+                    cpu_weights=config.args.cpu_weights)
         progress(_PHASE, 0.0)
         model: CausalLM = model_class(config.model, config.max_model_len, view, parallel)
         view.refuse_unread(lambda name: model.ignores(name) or is_kv_scale(name)

@@ -20,7 +20,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _PACKED_BYTES = {"I64": 8, "I32": 4}  # others: 1
 _EXPERT = ".experts."
 _CODES = ("weight", "qweight", "weight_packed")
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int8": 1}
 
 
 def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False, packed: bool = True) -> int:
@@ -35,6 +35,18 @@ def weight_bytes(model: ModelConfig, dtype: str, *, dummy: bool = False, packed:
         return sum(_held_bytes(name, entry, ITEM_BYTES[dtype], per_code, packed)
                    for name, entry in _entries(Path(model.path)))
     return _num_elements(model, dummy) * ITEM_BYTES[dtype]
+
+
+def cpu_weight_bytes(model: ModelConfig, dtype: str, form: str, *, dummy: bool = False, packed: bool = True) -> int:
+    """As `weight_bytes`, with products in the form of `--cpu-weights`; a table of embeddings and experts stay floats.
+
+    Raises WeightError for files that do not say it.
+    """
+    whole = weight_bytes(model, dtype, dummy=dummy, packed=packed)
+    if form == "float32" or _count(model, "num_experts", "num_local_experts"):
+        return whole
+    table = 0 if model.file_format == "gguf" else model.vocab_size * model.hidden_size  # a GGUF file's stays as stored
+    return whole * ITEM_BYTES[form] // ITEM_BYTES[dtype] + table * (ITEM_BYTES[dtype] - ITEM_BYTES[form])
 
 
 def kv_block_bytes(model: ModelConfig, kv_type: str, block_size: int) -> int:
