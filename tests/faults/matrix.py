@@ -1,7 +1,7 @@
 """The fault matrix: what each fault does to a server in each state, within how many seconds, and the test that sees it.
 
 A row is a fault, its four cells are the states of a server. `test_matrix.py` carries out what no other test does, and
-checks that no cell is empty and that every test is there.
+checks that no cell is empty and that every test is there. `python -m tests.faults.matrix` prints the tests' node ids.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEW_TAKEN: Final = "the new one is taken, and no stream ends"
 @dataclass(frozen=True)
 class Tried:
     outcome: str
-    within_s: float  # most that it may take from the fault to the outcome, on a machine of two busy cores
+    within_s: float  # most that it may take from the fault to the outcome, on two cores that nobody else uses
     by: str  # a test's node id, without parameters
 
 
@@ -127,3 +127,14 @@ MATRIX_ROWS: dict[str, Cells] = {
         streaming=Tried(SAME, 60, f"{FAULTS}/test_engine_gone.py::"
                                    "test_the_healthy_engine_serves_on_and_goes_on_with_what_the_other_had")),
 }
+
+
+def node_ids() -> list[str]:
+    """Each once, in the table's order; test_matrix.py checks the table itself, too."""
+    cells = [cell for row in MATRIX_ROWS.values() for cell in row.values()]
+    found = dict.fromkeys(cell.by for cell in cells if isinstance(cell, Tried))
+    return [MATRIX, *(test for test in found if not test.startswith(MATRIX))]
+
+
+if __name__ == "__main__":
+    print(*node_ids(), sep="\n")

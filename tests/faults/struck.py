@@ -20,7 +20,7 @@ from tests.e2e.server import KEY, Server, alive, free_port, until
 from tests.e2e.test_lifecycle import Stream
 
 ROOT = Path(__file__).parents[2]
-NUM_TOKENS = 60
+NUM_TOKENS = 50
 STALL_S = 3.0  # --engine-stall-timeout
 
 

@@ -1,4 +1,4 @@
-"""What every process of a server under test loads first, where PYTHONPATH leads here: faults that no signal can bring about.
+"""What every process of a server under test loads first, where PYTHONPATH leads here: faults that signals cannot be.
 
 A step of the engine ends as the file named by the variable FAULT_ORDER says, which is then gone:
   raise: an exception; memory: torch.OutOfMemoryError; hang: it never ends; slow: it takes SLOW_STEP_S more.
