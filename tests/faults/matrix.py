@@ -43,6 +43,7 @@ LIFE = "tests/faults/test_matrix.py::test_a_life_with"
 MATRIX, FAULTS = "tests/faults/test_matrix.py", "tests/faults"
 LIFECYCLE, TLS, KEYS = "tests/e2e/test_lifecycle.py", "tests/e2e/test_tls.py", "tests/e2e/test_keys.py"
 CLIENT = "tests/engine/frontend/test_client.py"
+LOAD_S = 90.0
 NO_LIMIT = Tried(WAITS, 20, "tests/app/test_engine_child.py::test_loading_has_no_limit_and_serving_has")
 LOAD_BREAKS = Tried(ENDS_3, 20, "tests/engine/test_exit_codes.py::test_a_load_that_breaks_is_logged_as_one_event")
 NO_TEXT = Never("no request has text then")
@@ -56,9 +57,9 @@ Cells = dict[str, Tried | Never]
 
 
 def through(within_s: float, **others: Tried | Never) -> Cells:
-    """A whole life with the fault, but for `others`."""
-    cells: Cells = {state: life(LOADS if state == LOADING else SAME, within_s) for state in STATES}
-    return cells | others
+    """A whole life with the fault, within so many seconds each time, but for `others`."""
+    cells: Cells = {state: life(SAME, within_s) for state in STATES}
+    return cells | {LOADING: life(LOADS, LOAD_S)} | others
 
 
 MATRIX_ROWS: dict[str, Cells] = {

@@ -126,6 +126,9 @@ def started(setting: Setting) -> Iterator[Struck]:
         server.url = f"http://127.0.0.1:{port}"
         try:
             yield Struck(server, folder, closing=closing)
+        except BaseException:
+            print("".join(server.lines[-50:]))
+            raise
         finally:
             closing.close()
             with contextlib.suppress(ProcessLookupError):

@@ -27,9 +27,6 @@ from tests.faults.matrix import DRAINING, IDLE, LIFE, LOADING, MATRIX_ROWS, STAT
 from tests.faults.strikes import FAULTS, Fault
 from tests.faults.struck import ROOT, Setting, Struck, started
 
-IN_CI = "broken frames to the engine"  # no engine has to load again
-
-
 # The matrix itself
 
 
@@ -98,10 +95,11 @@ class Blows:
         assert took_s <= cell.within_s
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("name", "states"), [
-    pytest.param(name, states, id=f"{name}: {', '.join(state for state in STATES if state in states)}",
-                 marks=() if name == IN_CI else pytest.mark.slow) for name, states in lives()])
+    pytest.param(name, states, id=f"{name}: {', '.join(state for state in STATES if state in states)}")
+    for name, states in lives()])
 def test_a_life_with(name: str, states: frozenset[str]) -> None:
     with started(FAULTS[name].setting) as struck:
         blows = Blows(struck, name, states)
