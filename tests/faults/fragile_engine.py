@@ -11,6 +11,7 @@ has told as many tokens of a sample as the file says; the next leaves beside it,
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -47,6 +48,7 @@ def launch(self: InProcessExecutor, plan: StepPlan) -> Pending:
     return _launch(self, plan)
 
 
+PR_SET_PDEATHSIG = 1
 SENT_S = 0.02  # from a frame's hand-over to ZeroMQ's thread until it has left the process; 0.07 ms as a rule
 
 
@@ -74,13 +76,20 @@ class MortalServer(EngineServer):
         super()._handle(identity, message)
 
 
+def die_with_parent() -> None:
+    """Also where a test is killed, nothing is left behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def again_and_again() -> None:
     """Until this process is killed. An engine that is never run brings all that engines import late."""
     args = msgspec.json.decode(sys.argv[sys.argv.index("--args") + 1], type=EngineArgs)
+    die_with_parent()
     assemble(args, lambda phase, fraction: None, lambda: None)
     while True:
         engine = os.fork()
         if not engine:
+            die_with_parent()
             os._exit(main())
         os.waitpid(engine, 0)
 
