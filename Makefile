@@ -30,7 +30,7 @@ version = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 docker_build = docker build --build-arg REVISION=$(shell git rev-parse HEAD) $(ARGS)
 has_cpu_torch := $(bin)/python -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'
 
-.PHONY: help install install-dev serve test test-slow test-faults test-gpu check-clients check-api check-deploy check-image-pins \
+.PHONY: help install install-dev serve test test-slow faults test-faults test-gpu check-clients check-api check-deploy check-image-pins \
         image lint bench lock clean
 
 help: ## Print this list
@@ -48,6 +48,9 @@ test: $(dev) ## Run the tests (no GPU and no network needed)
 
 test-slow: $(dev) ## Run the long tests too
 	@$(bin)/python -m pytest -m 'not gpu' $(ARGS)
+
+faults: $(dev) ## Every fault in every state of a server; kill an engine after each token of three streams
+	@$(bin)/python -m pytest -m 'not gpu' -s $$($(bin)/python -m tests.faults.matrix) tests/faults/test_every_token.py $(ARGS)
 
 test-faults: $(dev) ## Kill things under load and see that no request fails (minutes)
 	@$(bin)/python -m pytest -m 'not gpu' -s tests/faults $(ARGS)

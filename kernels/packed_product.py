@@ -108,7 +108,8 @@ def _packed_product(x, codes, scales, zeros, sums, outer, table, bias, out, part
         for of_scale in tl.static_range(SCALES):
             part = acc if ONE_GROUP else tl.zeros([OUTPUTS, ROWS], tl.float32)
             share = start // RUN * SCALES + of_scale
-            of_x = tl.load(sum_columns + share * num_rows) if HAS_ZEROS else 0.0
+            if HAS_ZEROS:
+                of_x = tl.load(sum_columns + share * num_rows)
             for i in tl.static_range(SHARE):
                 behind = (of_scale * SHARE + i) * WORDS
                 if EVEN:

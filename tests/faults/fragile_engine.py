@@ -3,21 +3,35 @@
 A step that begins a prompt with a token of these dies of it:
   DEADLY_TOKEN: the process is gone, each time.
   HUNGRY_TOKEN: torch.OutOfMemoryError, once for each file name in the variable FRAGILE_ONCE.
+
+With the variable FRAGILE_DIE_AFTER, the name of a file, the engine is a fork of this process, and the next another fork
+whenever one has died: what takes long to import is imported once. An engine is gone, and the file too, right after it
+has told as many tokens of a sample as the file says; the next leaves beside it, in .known, how many its client knows.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
+import msgspec
 import torch
 
 from quire.engine.__main__ import main
+from quire.engine.assembly import assemble
+from quire.engine.config import EngineArgs
 from quire.engine.execution.executor import InProcessExecutor
 from quire.engine.execution.pending import Pending
+from quire.engine.messages import Delta, Down, Submit
 from quire.engine.plan import StepPlan
+from quire.engine.server import EngineServer
 
 DEADLY_TOKEN, HUNGRY_TOKEN = 31337, 31338
 
@@ -34,6 +48,56 @@ def launch(self: InProcessExecutor, plan: StepPlan) -> Pending:
     return _launch(self, plan)
 
 
+PR_SET_PDEATHSIG = 1
+SENT_S = 0.02  # from a frame's hand-over to ZeroMQ's thread until it has left the process; 0.07 ms as a rule
+
+
+class MortalServer(EngineServer):
+    """Dies after so many tokens."""
+
+    order = Path()
+    num_told: ClassVar[Counter[int]] = Counter()  # of each sample
+
+    def _deliver(self, produced: Iterable[tuple[object, Delta]]) -> None:
+        produced = list(produced)
+        super()._deliver(produced)
+        for _, delta in produced:
+            self.num_told[delta.id] += len(delta.token_ids)
+        most = max((self.num_told[delta.id] for _, delta in produced), default=0)
+        if most and self.order.exists() and most >= int(self.order.read_text()):
+            self.order.unlink()
+            time.sleep(SENT_S)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _handle(self, identity: bytes, message: Down) -> None:
+        if self._core is not None and isinstance(message, Submit) and message.resumed:
+            known = max(len(sample.output_token_ids) for sample in message.samples)
+            self.order.with_suffix(".known").write_text(str(known))
+        super()._handle(identity, message)
+
+
+def die_with_parent() -> None:
+    """Also where a test is killed, nothing is left behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def again_and_again() -> None:
+    """Until this process is killed. An engine that is never run brings all that engines import late."""
+    args = msgspec.json.decode(sys.argv[sys.argv.index("--args") + 1], type=EngineArgs)
+    die_with_parent()
+    assemble(args, lambda phase, fraction: None, lambda: None)
+    while True:
+        engine = os.fork()
+        if not engine:
+            die_with_parent()
+            os._exit(main())
+        os.waitpid(engine, 0)
+
+
 if __name__ == "__main__":
     InProcessExecutor.launch = launch  # type: ignore[method-assign]
+    if "FRAGILE_DIE_AFTER" in os.environ:
+        MortalServer.order = Path(os.environ["FRAGILE_DIE_AFTER"])
+        sys.modules["quire.engine.__main__"].EngineServer = MortalServer  # type: ignore[attr-defined]
+        again_and_again()
     sys.exit(main())
