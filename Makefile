@@ -26,12 +26,14 @@ image_pins := build/image-pins
 image_pins_done := $(image_pins)/.installed-$(call checksum,$(image_locks) pyproject.toml)
 checkov := build/checkov/bin/checkov
 litellm := build/litellm/bin/litellm
+# A folder beside .venv rather than in it: there is none for Python 3.10, whose locks are the same.
+atheris := build/fuzz/atheris/atheris/__init__.py
 version = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 docker_build = docker build --build-arg REVISION=$(shell git rev-parse HEAD) $(ARGS)
 has_cpu_torch := $(bin)/python -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))'
 
-.PHONY: help install install-dev serve test test-slow faults test-faults test-gpu check-clients check-api check-deploy check-image-pins \
-        image lint bench lock clean
+.PHONY: help install install-dev serve test test-slow faults test-faults test-gpu check-clients check-api fuzz check-deploy \
+        check-image-pins image lint bench lock clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -60,6 +62,9 @@ check-clients: $(dev) ## Try client programs with SDKs old and new (needs networ
 
 check-api: $(dev) ## Let schemathesis loose on a server, with its own OpenAPI document (minutes)
 	@$(bin)/python -m tests.api.run $(ARGS)
+
+fuzz: $(dev) $(atheris) ## Fuzz what reads strangers' bytes (minutes; ARGS="keys --seconds 600"; Python 3.11 to 3.13)
+	@PYTHONPATH=build/fuzz/atheris $(bin)/python -m tests.fuzz $(ARGS)
 
 check-deploy: $(dev) $(checkov) $(litellm) ## Try all of deploy/; build and run the image (root, buildah; minutes)
 	@$(bin)/python -m tests.deploy.image
@@ -124,6 +129,9 @@ $(checkov):
 $(litellm):
 	@$(PYTHON) -m venv build/litellm
 	@$(call pip_in,build/litellm) 'litellm[proxy]==1.108.7'
+
+$(atheris):
+	@$(pip) --no-deps --only-binary :all: --target build/fuzz/atheris atheris==3.0.0
 
 $(image_pins_done):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \

@@ -12,6 +12,10 @@ from typing import Literal
 
 import msgspec
 
+# What msgspec raises for a frame that is no message: text that is not UTF-8, and lists in lists in lists, are not among
+# its own errors.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 class Beams(msgspec.Struct, array_like=True, frozen=True):
     """A beam search: the sequences that are likeliest as a whole. See `engine/scheduling/beam_search.py`."""

@@ -17,7 +17,20 @@ import msgspec
 import structlog
 import zmq
 
-from quire.engine.messages import Abort, Delta, Deltas, Down, Heartbeat, Loading, Part, Ready, Started, Submit, Up
+from quire.engine.messages import (
+    UNREADABLE,
+    Abort,
+    Delta,
+    Deltas,
+    Down,
+    Heartbeat,
+    Loading,
+    Part,
+    Ready,
+    Started,
+    Submit,
+    Up,
+)
 
 if TYPE_CHECKING:  # the core brings torch, and the socket must answer workers before that is imported
     from quire.engine.core import EngineCore
@@ -44,7 +57,8 @@ class _Worker:
 
     def watch(self, pid: int) -> None:
         if self._pid_fd is None and pid:
-            with contextlib.suppress(OSError, AttributeError):  # an old kernel, a Python built without it, a sandbox
+            # An old kernel, a Python built without it, a sandbox; a number that no process has.
+            with contextlib.suppress(OSError, AttributeError, OverflowError):
                 self._pid_fd = os.pidfd_open(pid)
 
     def gone(self, now: float) -> bool:
@@ -149,7 +163,7 @@ class EngineServer:
                 continue
             try:
                 message = self._decoder.decode(frame)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 log.warning("message dropped", reason=str(error))
                 continue
             self._handle(identity, message)

@@ -176,13 +176,14 @@ def _key(entry: Any, label: str, problems: list[str]) -> Key | None:
     if not isinstance(entry, dict):
         problems.append(f"{label}: must be a mapping of fields")
         return None
-    found = [_unknown(str(name)[:40]) for name in entry if name not in _FIELDS]
+    found = [_unknown(name) for name in entry if name not in _FIELDS]
     values = {}
     for name, field in _FIELDS.items():
         if name in entry:
             try:
                 values[name] = msgspec.convert(entry[name], field.type)
-            except msgspec.ValidationError as error:
+                msgspec.json.encode(values[name])  # JSON and YAML can spell half a character, which is no text
+            except (msgspec.ValidationError, UnicodeEncodeError) as error:
                 found.append(f"{name}: {_HINTS.get(name, str(error))}")
         elif field.required:
             found.append(f"{name}: is missing; it {_HINTS[name]}")
@@ -192,6 +193,9 @@ def _key(entry: Any, label: str, problems: list[str]) -> Key | None:
     return None if found else Key(**values)
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: Any) -> str:
+    if not isinstance(name, str):
+        return f"the name of a field must be text, and one is of type {type(name).__name__}"
+    name = name[:40]
     close = difflib.get_close_matches(name, _FIELDS, n=1)
     return f"{name}: there is no such field" + (f"; did you mean {close[0]}?" if close else "")

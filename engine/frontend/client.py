@@ -31,6 +31,7 @@ from quire.engine.frontend.request import Request
 from quire.engine.frontend.resumption import culprits
 from quire.engine.frontend.routing import SAMPLE_TOKENS, Load
 from quire.engine.messages import (
+    UNREADABLE,
     Abort,
     Accepted,
     Delta,
@@ -249,7 +250,7 @@ class EngineClient:
             self._heard = time.monotonic()
             try:
                 message = self._decoder.decode(frame)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 if self.state != "ready":  # it may have been the word that the engine is, which comes only once
                     raise
                 self._log.error("message of the engine cannot be read", exc_info=error)

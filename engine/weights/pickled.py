@@ -24,6 +24,7 @@ from quire.engine.weights.checkpoint import Shape
 from quire.engine.weights.index import checkpoint_files
 from quire.engine.weights.mapped_checkpoint import Entry, MappedCheckpoint
 from quire.engine.weights.mapped_file import MappedFile
+from quire.engine.weights.pickle_cost import refuse_costly
 
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -32,6 +33,7 @@ _STORAGES = {
 }
 _MAX_PICKLE_BYTES = 100_000_000
 _LOCAL_HEADER_BYTES = 30
+_MAX_DIMENSIONS, _MAX_NUMBER = 64, 2**63 - 1  # of a tensor in torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,11 @@ class _Tensor:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Tensor:
-    if not isinstance(storage, _Storage) or not isinstance(offset, int) or offset < 0:
+    if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor without a storage")
     sizes, strides = tuple(shape), tuple(stride)
-    if len(sizes) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in (*sizes, *strides)):
+    if len(sizes) != len(strides) or len(sizes) > _MAX_DIMENSIONS or not all(
+            isinstance(n, int) and 0 <= n <= _MAX_NUMBER for n in (offset, *sizes, *strides)):
         raise pickle.UnpicklingError("a tensor with a shape that is none")
     return _Tensor(storage, offset, sizes, strides)
 
@@ -96,7 +99,9 @@ def _table(file: MappedFile) -> Iterable[tuple[str, Entry]]:
             members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
             if "data.pkl" not in members or members["data.pkl"].file_size > _MAX_PICKLE_BYTES:
                 raise WeightError(f"{file.path}: holds no data.pkl of a checkpoint")
-            state = _Unpickler(BytesIO(archive.read(members["data.pkl"]))).load()
+            pickled = archive.read(members["data.pkl"])
+            refuse_costly(pickled)
+            state = _Unpickler(BytesIO(pickled)).load()
     except zipfile.BadZipFile:
         raise WeightError(f"{file.path}: is not in the format that torch.save has written since 1.6; save it again, as "
                           "safetensors") from None
@@ -108,8 +113,8 @@ def _table(file: MappedFile) -> Iterable[tuple[str, Entry]]:
         state = state["state_dict"]
     if not isinstance(state, dict):
         raise WeightError(f"{file.path}: holds no table of tensors")
-    return [(name, _entry(file, members, str(name), tensor)) for name, tensor in state.items()
-            if isinstance(tensor, _Tensor)]
+    return [(name, _entry(file, members, name, tensor)) for name, tensor in state.items()
+            if isinstance(name, str) and isinstance(tensor, _Tensor)]
 
 
 def _entry(file: MappedFile, members: dict[str, zipfile.ZipInfo], name: str, tensor: _Tensor) -> Entry:

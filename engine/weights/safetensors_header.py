@@ -12,10 +12,12 @@ from typing import Any
 from quire.engine.errors import WeightError
 
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_DIMENSIONS, _MAX_NUMBER = 64, 2**63 - 1  # of a tensor in torch
 
 
 def header_of(path: Path) -> tuple[dict[str, Any], int]:
-    """The table of tensors by name, and where their bytes begin. Raises WeightError for what is none."""
+    """The table of tensors by name, and where their bytes begin. Each entry has a "dtype" (text), a "shape" (a list of
+    lengths) and "data_offsets" (its first byte, and that behind its last). Raises WeightError for what is none."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -25,7 +27,23 @@ def header_of(path: Path) -> tuple[dict[str, Any], int]:
         if len(raw) < length:
             raise WeightError(f"{path}: the header is cut short; was the download completed?")
         table = json.loads(raw)
-        table.pop("__metadata__", None)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightError(f"{path}: the header is malformed: {error!r}") from error
+    if not isinstance(table, dict):
+        raise WeightError(f"{path}: the header is malformed: it is no table of tensors")
+    table.pop("__metadata__", None)
+    for name, entry in table.items():
+        if not _is_entry(entry):
+            raise WeightError(f"{path}: the header is malformed: tensor {name!r} needs a dtype, a shape "
+                              "and data_offsets")
     return table, 8 + length
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(shape) > _MAX_DIMENSIONS:
+        return False
+    is_counted = all(type(number) is int and 0 <= number <= _MAX_NUMBER for number in (*shape, *offsets))
+    return is_counted and len(offsets) == 2 and offsets[0] <= offsets[1]

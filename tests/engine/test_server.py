@@ -200,10 +200,12 @@ def submission(name: str, instance: str = Core.info.instance) -> Submit:
 def test_what_cannot_be_read_is_dropped_and_what_follows_it_is_served(engine: Engine) -> None:
     """Nothing that a worker sends, of whatever version it is, ends the engine."""
     frames = [(b"",), (b"\xc1",), (b"\x91\xa7unknown",), (b"\x92\xa5abort\xa3abc",), (b"two", b"frames"),
-              (msgspec.msgpack.encode(["submit", "1", "cut"]),)]
+              (msgspec.msgpack.encode(["submit", "1", "cut"]),), (b"\x92\xa6submit\xa1\xff",),
+              (b"\x93\xa5abort\x90" + b"\x91" * 5000,)]
     with capture_logs() as logs:
         for each in frames:
             engine.worker.send(*each)
+        engine.worker.say(Heartbeat(2**64 - 1))  # can be read, but no process has that number
         engine.worker.say(submission("readable"))
         engine.server.progress("loading", 0.5)  # says nothing to workers that it does not know, and reads
         engine.server._core = engine.core  # type: ignore[assignment]

@@ -19,6 +19,7 @@ import structlog
 
 from quire.engine.frontend.media.errors import BadImageError, ImageServiceError, no_room
 from quire.engine.frontend.media.jobs import LENGTH, Answer, Broken, Done, Go, Hello, Job, Refused, Setup, Size
+from quire.engine.messages import UNREADABLE
 from quire.engine.module_command import module_command
 
 log = structlog.get_logger(__name__)
@@ -77,7 +78,7 @@ class ProcessPool:
         except asyncio.TimeoutError:
             log.warning("image process hangs, and is replaced", pid=process.pid, timeout_s=self._timeout_s)
             raise BadImageError(f"it took more than {self._timeout_s:g} s to process") from None
-        except (OSError, EOFError, msgspec.DecodeError):
+        except (OSError, EOFError, *UNREADABLE):
             log.warning("image process died, and is replaced", pid=process.pid)
             raise BadImageError("the process that decoded it died of it") from None
         finally:

@@ -209,3 +209,17 @@ def test_expiry_is_a_moment() -> None:
     for change_s, expired in ((-1, True), (60, False)):
         entry = ENTRY | {"not_after": (now + timedelta(seconds=change_s)).isoformat()}
         assert parse_keys(yaml.safe_dump([entry]).encode(), "k")[0].expired is expired
+
+
+def test_half_a_character_is_no_text() -> None:
+    for field in ("name", "sha256", "models", "prefix_group"):
+        half = "[\"\\ud800\"]" if field == "models" else "\"\\ud800\""
+        written = json.dumps([{**ENTRY, field: 0}]).replace(f'"{field}": 0', f'"{field}": {half}').encode()
+        for path in ("keys.json", "keys.yaml"):
+            assert any(f": {field}: " in problem for problem in problems_of(written, path)), (field, path)
+
+
+def test_a_field_whose_name_is_a_number_of_any_length_is_a_problem() -> None:
+    for number in (b"16", b"0x" + b"f" * 5000):
+        [problem, *_] = problems_of(b"- ? " + number + b"\n  : 1\n")
+        assert "the name of a field must be text, and one is of type int" in problem

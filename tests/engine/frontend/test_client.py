@@ -100,7 +100,8 @@ async def test_what_was_produced_before_a_fault_is_shown_before_it(group: Engine
         await next_of(sick)
 
 
-@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x92\xa6deltas\x91\x92\x01\xa3abc", b"\x91\xa7unknown"])
+@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x92\xa6deltas\x91\x92\x01\xa3abc", b"\x91\xa7unknown",
+                                   b"\x92\xa7loading\xa1\xff"])
 async def test_a_frame_that_cannot_be_read_ends_what_it_may_have_been_about_and_no_more(
         group: EngineGroup, engine: Engine, frame: bytes) -> None:
     before = await accepted(group, "before")

@@ -101,3 +101,43 @@ def test_an_old_format_is_told_what_to_do(tmp_path: Path) -> None:
     torch.save({"w": torch.randn(2)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     with pytest.raises(WeightError, match="save it again, as safetensors"):
         PickledCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("pickled", "said"), [
+    (b"\x80\x02}r\xff\xff\xff\x0f.", "numbers an object 268435455"),  # would take 4 GB, and 20 s
+    (b"\x80\x02}p268435455\n.", "numbers an object 268435455"),
+    (b"\x80\x02})" + b"\x85" * 10**6 + b"K\x01s.", "nests tuples more than 100 deep"),  # would end the process
+    (b"\x80\x02})" + b"\x85q\x010h\x01" * 1000 + b"K\x01s.", "nests tuples more than 100 deep"),
+    (b"\x80\x02}" + b"(" * 1000 + b"t" * 1000 + b"K\x01s.", "nests tuples more than 100 deep"),
+], ids=["memo", "memo in text", "tuples", "tuples by way of the memo", "tuples to marks"])
+def test_a_pickle_that_costs_more_than_its_bytes_is_refused_unread(tmp_path: Path, pickled: bytes, said: str) -> None:
+    with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    with pytest.raises(WeightError, match=said):
+        PickledCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_many_tensors_are_read_from_a_pickle_of_any_protocol(tmp_path: Path, protocol: int) -> None:
+    state = {f"layers.{i}": torch.full((1,), float(i)) for i in range(300)}
+    torch.save(state, tmp_path / "pytorch_model.bin", pickle_protocol=protocol)
+    checkpoint = PickledCheckpoint(tmp_path)
+    assert set(checkpoint.unread(set())) == state.keys()
+    assert taken(checkpoint, "layers.299") == 299
+
+
+def test_a_name_that_is_no_text_names_no_tensor(tmp_path: Path) -> None:
+    torch.save({1: torch.ones(1), 16**5000: torch.ones(1), "w": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    assert set(PickledCheckpoint(tmp_path).unread(set())) == {"w"}
+
+
+def test_a_shape_that_no_tensor_has_is_refused(tmp_path: Path) -> None:
+    """To work out the steps between rows takes the square of the number of dimensions."""
+    head = (b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n"
+            b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00")
+    for length in (65, 1000):
+        numbers = b"(" + b"K\x01" * length + b"t"
+        with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as archive:
+            archive.writestr("archive/data.pkl", head + numbers * 2 + b"tRs.")
+        with pytest.raises(WeightError, match="a shape that is none"):
+            PickledCheckpoint(tmp_path)

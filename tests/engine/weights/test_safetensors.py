@@ -96,7 +96,12 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
 
 def test_a_malformed_header_is_refused(tmp_path: Path) -> None:
     for header in (b"[1]", b"{", b'{"a": {"dtype": "F32"}}', b'{"a": 3}',
-                   b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}'):
+                   b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', b"[" * 100_000,
+                   b'{"a": {"dtype": "F4", "shape": ["b"], "data_offsets": [0, 4]}}',  # of a type that is not read
+                   b'{"a": {"dtype": 4, "shape": [1], "data_offsets": [0, 4]}}',
+                   b'{"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}',
+                   b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
+                   b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}'):
         (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
         with pytest.raises(WeightError, match=r"model\.safetensors"):
             SafetensorsCheckpoint(tmp_path)

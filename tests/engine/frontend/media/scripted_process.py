@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from quire.engine.frontend.media.jobs import Broken, Done, Go, Hello, Job, Refused, Size
+from quire.engine.frontend.media.jobs import LENGTH, Broken, Done, Go, Hello, Job, Refused, Size
 from quire.engine.frontend.media.process import Channel
 
 channel = Channel(socket.socket(fileno=os.dup(0)))
@@ -27,6 +27,9 @@ while True:
             os.abort()
         case b"nonsense":
             channel.say(Hello())
+        case b"no text":
+            frame = b"\x92\xa6broken\xa1\xff"
+            channel._end.sendall(LENGTH.pack(len(frame)) + frame)
         case b"no room":
             channel.say(Refused("", is_full=True))
         case data:

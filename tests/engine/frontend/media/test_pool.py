@@ -48,7 +48,8 @@ def job(data: bytes, path: Path | str = os.devnull) -> Job:
 async def test_a_process_that_hangs_dies_or_talks_nonsense_is_replaced(tmp_path: Path) -> None:
     async with running(timeout_s=0.5) as pool:
         before = -1
-        for data, said in ((b"hangs", "more than 0.5 s"), (b"dies", "died of it"), (b"nonsense", "died of it")):
+        for data, said in ((b"hangs", "more than 0.5 s"), (b"dies", "died of it"), (b"nonsense", "died of it"),
+                           (b"no text", "died of it")):
             with pytest.raises(BadImageError, match=said):
                 await pool.run(job(data), anything)
             assert await pool.run(job(b"fine", tmp_path / data.decode()), anything) == Done(b"digest", (1, 2, 2))

@@ -1,0 +1,14 @@
+"""A folder for the inputs of readers that take a path."""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+from pathlib import Path
+
+
+def folder() -> Path:
+    """A new one, which is removed when the process ends."""
+    made = tempfile.TemporaryDirectory(prefix="quire-fuzz-")
+    atexit.register(made.cleanup)
+    return Path(made.name)
