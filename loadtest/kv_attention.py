@@ -10,21 +10,19 @@ first.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 
-from quire.kernels import compile_ahead, launch, ops
+from quire.kernels import launch, ops
 from quire.kernels.attention_spec import Rotary
 from quire.kernels.bench import cases
 from quire.kernels.bench.time_gpu import CEILING_TB_S, copies_for, median_us
+from quire.loadtest.tile_trials import Table, compile_all, time_each
 
 DEVICE, DTYPE = "cuda", torch.bfloat16
 CODES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -44,12 +42,8 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="try other tiles")
     options = parser.parse_args()
     torch.manual_seed(0)
-    lines: list[str] = []
-
-    def show(line: str) -> None:
-        print(line, flush=True)
-        lines.append(line)
-
+    table = Table()
+    show = table.show
     show(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
     for model in options.models:
         if options.tune:
@@ -64,8 +58,7 @@ def main() -> None:
                 line += f"; {kind} {_rated(us, num_bytes // 2, queries)} {100 * us / wide:>4.0f}% of the time"
             show(line)
             torch.cuda.empty_cache()
-    if os.environ.get("OUT"):
-        (Path(os.environ["OUT"]) / "kv.txt").write_text("\n".join(lines) + "\n")
+    table.save("kv.txt")
 
 
 def steps() -> Iterator[tuple[str, list[int], list[int]]]:
@@ -111,17 +104,9 @@ def _rated(us: float, num_bytes: int, queries: list[int]) -> str:
 def tune(model: str, kind: str, show: Callable[[str], None]) -> None:
     for name, contexts, queries, function, tiles in _trials():
         calls = calls_of(model, contexts, queries, CODES[kind])
-        chosen = getattr(launch, function)
-        times: dict[Any, float] = {None: median_us(calls)}
-        try:
-            compile_ahead.kernels_of(partial(_once_each, function, tiles, calls[0]), torch.cuda.current_device())
-            for tile in tiles:
-                setattr(launch, function, partial(_always, tile))
-                with contextlib.suppress(triton.runtime.errors.OutOfResources):  # a tile that does not fit is none
-                    times[tile] = median_us(calls)
-        finally:
-            setattr(launch, function, chosen)
-        own = times.pop(None)
+        own = median_us(calls)
+        compile_all(function, tiles, calls[:1])
+        times = time_each(function, tiles, calls)
         best = sorted(times, key=lambda tile: times[tile])[:4]
         show(f"{model} {name} {kind}: own {own:.1f} us; best "
              + "; ".join(f"{tile} {times[tile]:.1f}" for tile in best))
@@ -140,16 +125,6 @@ def _trials() -> Iterator[tuple[str, list[int], list[int], str, list[Any]]]:
     yield "decode 1 x 32768", [32768], [1], "decode_tile", decode
     yield "decode 8 x 8192", [8192] * 8, [1] * 8, "decode_tile", decode
     yield "last 512 of 8192", [8192], [512], "prefill_tile", prefill
-
-
-def _always(tile: Any, *args: object) -> Any:
-    return tile
-
-
-def _once_each(function: str, tiles: list[Any], call: Callable[[], object]) -> None:
-    for tile in tiles:
-        setattr(launch, function, partial(_always, tile))
-        call()
 
 
 if __name__ == "__main__":

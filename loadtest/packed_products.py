@@ -9,22 +9,19 @@ table; written to $OUT/packed.txt too where OUT is set. Run kernels/bench/check_
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
-import triton
 
 from quire.engine.layers.product import product
 from quire.engine.quantization.product import QuantizedProduct
-from quire.kernels import compile_ahead, launch, ops
+from quire.kernels import launch, ops
 from quire.kernels.bench.time_gpu import CEILING_TB_S, copies_for, median_us
 from quire.kernels.packed_weight import Kind, PackedWeight, run_of, words_for
+from quire.loadtest.tile_trials import Table, compile_all, time_each
 
 DEVICE, DTYPE = "cuda", torch.bfloat16
 # outputs and inputs of qkv, o, gate and up, down
@@ -63,12 +60,8 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="try other tiles of the packed product")
     options = parser.parse_args()
     torch.manual_seed(0)
-    lines: list[str] = []
-
-    def show(line: str) -> None:
-        print(line, flush=True)
-        lines.append(line)
-
+    table = Table()
+    show = table.show
     show(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for model in options.models:
         if options.tune:
@@ -89,12 +82,7 @@ def main() -> None:
                          f"{100 * rate / CEILING_TB_S:>4.0f}% {floats[num_rows] / us:>6.2f}x bfloat16{theirs}")
                 del weights
                 torch.cuda.empty_cache()
-    if os.environ.get("OUT"):
-        (Path(os.environ["OUT"]) / "packed.txt").write_text("\n".join(lines) + "\n")
-
-
-def _always(tile: launch.PackedTile, *args: object) -> launch.PackedTile:
-    return tile
+    table.save("packed.txt")
 
 
 def time_floats(num_outputs: int, size: int, rows: list[int]) -> dict[int, float]:
@@ -126,8 +114,7 @@ def time_torch(weights: list[PackedWeight], num_rows: int) -> float:
 
 
 def tune(form: str, model: str, rows: list[int], show: Callable[[str], None]) -> None:
-    """The best tiles of each of the model's layers, and the tiles that lose least over all of them."""
-    chosen = launch.packed_tile
+    """The best tiles of each of the model's layers."""
     layers = [(shape, weights_of(form, *shape)) for shape in SHAPES[model]]
     for num_rows in rows:
         calls: list[list[Callable[[], object]]] = []
@@ -135,27 +122,16 @@ def tune(form: str, model: str, rows: list[int], show: Callable[[str], None]) ->
             x = torch.randn(num_rows, size, device=DEVICE, dtype=DTYPE)
             calls.append([partial(ops.packed_product, x, weight, None) for weight in weights])
         tiles = tiles_for(num_rows)
-        firsts = [one for one, *_ in calls]
         start = time.monotonic()
-        compile_ahead.kernels_of(lambda tiles=tiles, firsts=firsts: _once_each(tiles, firsts),  # type: ignore[misc]
-                                 torch.cuda.current_device())
+        compile_all("packed_tile", tiles, [one for one, *_ in calls])
         compiled = time.monotonic()
-        times: dict[tuple[int, launch.PackedTile], float] = {}
-        own: list[float] = []
-        for place, layer in enumerate(calls):
-            own.append(median_us(layer))
-            try:
-                for tile in tiles:
-                    launch.packed_tile = partial(_always, tile)
-                    with contextlib.suppress(triton.runtime.errors.OutOfResources):  # a tile that does not fit is none
-                        times[place, tile] = median_us(layer, replays=5)
-            finally:
-                launch.packed_tile = chosen
+        own = [median_us(layer) for layer in calls]
+        times = [time_each("packed_tile", tiles, layer, replays=5) for layer in calls]
         show(f"{form} {model} {num_rows} rows (compiled in {compiled - start:.0f} s)")
         for place, (shape, weights) in enumerate(layers):
-            best = sorted((tile for at, tile in times if at == place), key=lambda tile: times[place, tile])[:4]
-            rates = "; ".join(f"{_short(tile)} {times[place, tile]:.1f} us "
-                              f"{weights[0].num_bytes / times[place, tile] / 1e6:.2f} TB/s" for tile in best)
+            best = sorted(times[place].items(), key=lambda timed: timed[1])[:4]
+            rates = "; ".join(f"{_short(tile)} {us:.1f} us {weights[0].num_bytes / us / 1e6:.2f} TB/s"
+                              for tile, us in best)
             show(f"  {shape[0]}x{shape[1]}: own {own[place]:.1f} us; {rates}")
 
 
@@ -170,16 +146,6 @@ def tiles_for(num_rows: int) -> list[launch.PackedTile]:
             for rows, (outputs, num_warps), splits, stages in itertools.product(
                 (8,) if num_rows <= 8 else (least,), warps, (1, 2, 4, 8), (2, 3, 4))
             if rows * outputs // num_warps <= 4096]
-
-
-def _once_each(tiles: list[launch.PackedTile], calls: list[Callable[[], object]]) -> None:
-    chosen = launch.packed_tile
-    try:
-        for tile, call in itertools.product(tiles, calls):
-            launch.packed_tile = partial(_always, tile)
-            call()
-    finally:
-        launch.packed_tile = chosen
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from quire.engine.weights.index import checkpoint_files
 from quire.engine.weights.mapped_checkpoint import Entry, MappedCheckpoint
 from quire.engine.weights.mapped_file import MappedFile
 from quire.engine.weights.pickle_cost import refuse_costly
+from quire.engine.weights.tensor_limits import MAX_DIMENSIONS, MAX_NUMBER
 
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -33,7 +34,6 @@ _STORAGES = {
 }
 _MAX_PICKLE_BYTES = 100_000_000
 _LOCAL_HEADER_BYTES = 30
-_MAX_DIMENSIONS, _MAX_NUMBER = 64, 2**63 - 1  # of a tensor in torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any)
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor without a storage")
     sizes, strides = tuple(shape), tuple(stride)
-    if len(sizes) != len(strides) or len(sizes) > _MAX_DIMENSIONS or not all(
-            isinstance(n, int) and 0 <= n <= _MAX_NUMBER for n in (offset, *sizes, *strides)):
+    if len(sizes) != len(strides) or len(sizes) > MAX_DIMENSIONS or not all(
+            isinstance(n, int) and 0 <= n <= MAX_NUMBER for n in (offset, *sizes, *strides)):
         raise pickle.UnpicklingError("a tensor with a shape that is none")
     return _Tensor(storage, offset, sizes, strides)
 

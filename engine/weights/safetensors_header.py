@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from quire.engine.errors import WeightError
+from quire.engine.weights.tensor_limits import MAX_DIMENSIONS, MAX_NUMBER
 
 _MAX_HEADER_BYTES = 100_000_000
-_MAX_DIMENSIONS, _MAX_NUMBER = 64, 2**63 - 1  # of a tensor in torch
 
 
 def header_of(path: Path) -> tuple[dict[str, Any], int]:
@@ -43,7 +43,7 @@ def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(shape, list) or not isinstance(offsets, list) or len(shape) > _MAX_DIMENSIONS:
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(shape) > MAX_DIMENSIONS:
         return False
-    is_counted = all(type(number) is int and 0 <= number <= _MAX_NUMBER for number in (*shape, *offsets))
+    is_counted = all(type(number) is int and 0 <= number <= MAX_NUMBER for number in (*shape, *offsets))
     return is_counted and len(offsets) == 2 and offsets[0] <= offsets[1]

@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 
 from quire import CompletionOutput, PoolingParams, SamplingParams
-from quire.app.replies.choice import Whole
-from quire.app.replies.style import ReplyStyle
-from quire.app.schemas.tools import ToolChoice
 from quire.engine.errors import PoisonRequestError
+from tests.faults import tool_call
 from tests.faults.engines import (
     FRAGILE_PROGRAM,
     PROMPT,
@@ -101,23 +99,8 @@ async def test_a_form_is_filled_in_alike_wherever_the_engine_is_killed(tmp_path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_a_tool_is_called_alike_wherever_the_engine_is_killed(tmp_path: Path) -> None:
-    """A call that must be, thought before: the form is the one that such a request has, and its parser reads it."""
-    schema = {"type": "object", "properties": {
-        "city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "fahrenheit"]},
-        "days": {"type": "array", "items": {"type": "integer", "maximum": 99}, "minItems": 4, "maxItems": 4}},
-        "required": ["city", "unit", "days"]}
-    choice = ToolChoice([{"type": "function", "function": {"name": name, "parameters": schema}}
-                         for name in ("weather", "forecast")], must_call=True, several=False)
-    style, prompt = ReplyStyle.of("<think></think>"), "<think>"
-    wish = SamplingParams(n=2, seed=5, temperature=0.8, max_tokens=150,
-                          structured_outputs=style.wanted_form(choice, None, prompt, thinking_budget=6))
-    for sample in await alike_wherever_it_is_killed(f"ipc://{tmp_path}/engine.sock", wish):
-        parser = style.parser(choice, prompt)
-        assert parser is not None and sample.finish_reason == "stop"
-        reply = Whole.of(parser.push(sample.text) + parser.flush())
-        [(call, arguments)] = reply.calls
-        assert call.name in ("weather", "forecast") and not reply.content
-        assert list(json.loads(arguments)) == ["city", "unit", "days"]
+    for sample in await alike_wherever_it_is_killed(f"ipc://{tmp_path}/engine.sock", tool_call.wish()):
+        tool_call.require_call(sample)
 
 
 @pytest.mark.slow

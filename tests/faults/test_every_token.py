@@ -22,9 +22,7 @@ import pytest
 import pytest_asyncio
 
 from quire import AsyncLLMEngine, CompletionOutput, SamplingParams
-from quire.app.replies.choice import Whole
-from quire.app.replies.style import ReplyStyle
-from quire.app.schemas.tools import ToolChoice
+from tests.faults import tool_call
 from tests.faults.engines import ARGS, FRAGILE_PROGRAM, PROMPT, connected
 
 EVERY = int(os.environ.get("KILL_EVERY", "1"))  # 1: after each token
@@ -129,20 +127,5 @@ async def test_a_form_that_is_filled_in(mortal: Mortal) -> None:
 
 
 async def test_a_tool_that_is_called(mortal: Mortal) -> None:
-    """A call that must be, thought before: the form is the one that such a request has, and its parser reads it."""
-    schema = {"type": "object", "properties": {
-        "city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "fahrenheit"]},
-        "days": {"type": "array", "items": {"type": "integer", "maximum": 99}, "minItems": 4, "maxItems": 4}},
-        "required": ["city", "unit", "days"]}
-    choice = ToolChoice([{"type": "function", "function": {"name": name, "parameters": schema}}
-                         for name in ("weather", "forecast")], must_call=True, several=False)
-    style, prompt = ReplyStyle.of("<think></think>"), "<think>"
-    wish = SamplingParams(n=2, seed=5, temperature=0.8, max_tokens=150,
-                          structured_outputs=style.wanted_form(choice, None, prompt, thinking_budget=6))
-    for sample in await alike_wherever_it_is_killed(mortal, "tool call", wish):
-        parser = style.parser(choice, prompt)
-        assert parser is not None and sample.finish_reason == "stop"
-        reply = Whole.of(parser.push(sample.text) + parser.flush())
-        [(call, arguments)] = reply.calls
-        assert call.name in ("weather", "forecast") and not reply.content
-        assert list(json.loads(arguments)) == ["city", "unit", "days"]
+    for sample in await alike_wherever_it_is_killed(mortal, "tool call", tool_call.wish()):
+        tool_call.require_call(sample)

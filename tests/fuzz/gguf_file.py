@@ -4,8 +4,6 @@ tensors as layers ask for them."""
 from __future__ import annotations
 
 from contextlib import closing, suppress
-from functools import cache
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -34,7 +32,7 @@ def seeds() -> list[bytes]:
 
 
 def target(data: bytes) -> None:
-    path = _folder() / "m.gguf"
+    path = scratch.kept_folder(__name__) / "m.gguf"
     path.write_bytes(data)
     with suppress(ConfigError, WeightError):
         gguf_tokenizer.build(read_metadata(path), str(path))
@@ -48,14 +46,10 @@ def target(data: bytes) -> None:
                 read_all(checkpoint, [name])
 
 
-@cache
-def _folder() -> Path:
-    return scratch.folder()
-
 
 def _model(arch: str, kind: gguf.GGMLQuantizationType) -> bytes:
     """A model of one layer, whose matrices are of this type."""
-    path = _folder() / "seed.gguf"
+    path = scratch.kept_folder(__name__) / "seed.gguf"
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(64)
     writer.add_embedding_length(_WIDTH)

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import zipfile
 from contextlib import closing, suppress
-from functools import cache
 from io import BytesIO
-from pathlib import Path
 
 import torch
 
@@ -27,7 +25,7 @@ def seeds() -> list[bytes]:
 
 
 def target(data: bytes) -> None:
-    folder = _folder()
+    folder = scratch.kept_folder(__name__)
     path = folder / "pytorch_model.bin"
     if data.startswith(b"PK"):
         path.write_bytes(data)
@@ -39,8 +37,3 @@ def target(data: bytes) -> None:
         for name in list(checkpoint.unread(set())):
             with suppress(WeightError):
                 read_all(checkpoint, [name])
-
-
-@cache
-def _folder() -> Path:
-    return scratch.folder()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing, suppress
-from functools import cache
-from pathlib import Path
 
 import torch
 from safetensors.torch import save
@@ -21,14 +19,9 @@ def seeds() -> list[bytes]:
 
 
 def target(data: bytes) -> None:
-    folder = _folder()
+    folder = scratch.kept_folder(__name__)
     (folder / "model.safetensors").write_bytes(data)
     with suppress(WeightError), closing(SafetensorsCheckpoint(folder)) as checkpoint:
         for name in sorted(checkpoint.unread(set())):
             with suppress(WeightError):
                 read_all(checkpoint, [name])
-
-
-@cache
-def _folder() -> Path:
-    return scratch.folder()

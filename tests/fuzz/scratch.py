@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import tempfile
+from functools import cache
 from pathlib import Path
 
 
@@ -12,3 +13,9 @@ def folder() -> Path:
     made = tempfile.TemporaryDirectory(prefix="quire-fuzz-")
     atexit.register(made.cleanup)
     return Path(made.name)
+
+
+@cache
+def kept_folder(name: str) -> Path:
+    """The same one in each call with that name."""
+    return folder()
