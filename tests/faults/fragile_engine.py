@@ -15,7 +15,6 @@ import ctypes
 import os
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,13 +22,14 @@ from typing import ClassVar
 
 import msgspec
 import torch
+import zmq
 
 from quire.engine.__main__ import main
 from quire.engine.assembly import assemble
 from quire.engine.config import EngineArgs
 from quire.engine.execution.executor import InProcessExecutor
 from quire.engine.execution.pending import Pending
-from quire.engine.messages import Delta, Down, Submit
+from quire.engine.messages import Delta, Down, Submit, Up
 from quire.engine.plan import StepPlan
 from quire.engine.server import EngineServer
 
@@ -49,7 +49,7 @@ def launch(self: InProcessExecutor, plan: StepPlan) -> Pending:
 
 
 PR_SET_PDEATHSIG = 1
-SENT_S = 0.02  # from a frame's hand-over to ZeroMQ's thread until it has left the process; 0.07 ms as a rule
+LEAVING_S = 20.0  # most that a frame may take from its hand-over to ZeroMQ's thread until it has left this process
 
 
 class MortalServer(EngineServer):
@@ -57,6 +57,7 @@ class MortalServer(EngineServer):
 
     order = Path()
     num_told: ClassVar[Counter[int]] = Counter()  # of each sample
+    last_sent: zmq.MessageTracker
 
     def _deliver(self, produced: Iterable[tuple[object, Delta]]) -> None:
         produced = list(produced)
@@ -66,8 +67,13 @@ class MortalServer(EngineServer):
         most = max((self.num_told[delta.id] for _, delta in produced), default=0)
         if most and self.order.exists() and most >= int(self.order.read_text()):
             self.order.unlink()
-            time.sleep(SENT_S)
+            self.last_sent.wait(LEAVING_S)
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _send(self, identity: bytes, message: Up) -> None:
+        tracker = self._socket.send_multipart([identity, self._encode(message)], copy=False, track=True)
+        assert tracker is not None
+        self.last_sent = tracker
 
     def _handle(self, identity: bytes, message: Down) -> None:
         if self._core is not None and isinstance(message, Submit) and message.resumed:

@@ -83,7 +83,7 @@ async def test_a_full_queue_refuses_and_takes_again(engine: AsyncLLMEngine) -> N
 async def test_queued_tokens_are_limited(engine: AsyncLLMEngine) -> None:
     async with occupied(engine):
         waiting = asyncio.create_task(tokens_of(engine, 1, max_tokens=2, prompt=[7] * 150))
-        await status(engine, lambda s: s.num_waiting == 1)
+        await status(engine, lambda s: s.num_waiting_tokens == 150)  # what waited in the test before had other prompts
         assert (await refusal(engine.submit([7] * 51, params(1), "too long to wait"))).reason == "queue_tokens"
     await waiting
 
