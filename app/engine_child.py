@@ -20,6 +20,7 @@ from quire.engine.module_command import module_command
 log = structlog.get_logger("quire")
 
 DOUBT_S = 2.0  # after a pause of the whole machine the silence is ours: a living engine beats again within a second
+TELL_S = 0.1  # from our word of it to SIGABRT: stack traces go to the same descriptor, in pieces
 ABORT_S = 2.0  # from SIGABRT, for stack traces, to SIGKILL
 POLL_S = 0.02
 DEATH_S = 10.0  # a process that a driver holds back may outlive even SIGKILL: its parent waits for it no longer
@@ -50,7 +51,8 @@ class EngineChild:
         self._is_alone = False  # its process group has no other member
         self._last_beat = time.monotonic()
         self._doubted_at: float | None = None
-        self._kill_at = 0.0  # once it hung
+        self._abort_at = 0.0  # once it hung
+        self._kill_at = 0.0  # once it was told to abort
         self._pipes = [self._pipe]
 
     @property
@@ -109,7 +111,7 @@ class EngineChild:
         if self.serving_since is None:
             return None
         if self.hung:
-            return self._kill(now)
+            return self._kill(now) if self._kill_at else self._abort(now)
         if self.silent_s(now) < self._stall_timeout_s:
             self._doubted_at = None
             return self._last_beat + self._stall_timeout_s
@@ -119,8 +121,14 @@ class EngineChild:
             return self._doubted_at + DOUBT_S
         self._log.error("engine hangs", silent_s=round(self.silent_s(now), 1), stall_timeout_s=self._stall_timeout_s)
         self.hung = True
-        self._kill_at = now + ABORT_S
+        self._abort_at = now + TELL_S
+        return self._abort_at
+
+    def _abort(self, now: float) -> float:
+        if now < self._abort_at:
+            return self._abort_at
         self._process.send_signal(signal.SIGABRT)
+        self._kill_at = now + ABORT_S
         return self._kill_at
 
     def _kill(self, now: float) -> float:

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from quire.engine.messages import UNREADABLE
+
 CONNECT_S = 10.0
 UNIX = "unix:"
 
@@ -160,7 +162,7 @@ def message_of(reply: Reply) -> str:
     """What the server says is wrong."""
     try:
         return msgspec.json.decode(reply.body, type=_Refusal).error.message
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return f"the server answered {reply.status}"
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from quire.engine.messages import UNREADABLE
+
 TIMEOUT_S = 1.0
 _NAME = "probe.sock"
 
@@ -58,7 +60,7 @@ def probe(run_dir: str) -> Readiness:
         connection.request("GET", "/readyz")
         reply = connection.getresponse()
         body = msgspec.json.decode(reply.read())
-    except (OSError, http.client.HTTPException, msgspec.DecodeError):
+    except (OSError, http.client.HTTPException, *UNREADABLE):
         return Readiness(False)  # no worker yet
     finally:
         connection.close()

@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from quire.engine.messages import UNREADABLE
+
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 _DATA = b"data: "
 _DONE = b"data: [DONE]"
@@ -233,7 +235,7 @@ def _stream(options: argparse.Namespace, path: str, body: dict[str, Any]) -> Ite
 def _decoded(options: argparse.Namespace, data: bytes, wanted: Any) -> Any:
     try:
         return msgspec.json.decode(data, type=wanted)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise _ServerError(f"{options.url} sent an event that cannot be read: {error}") from None
 
 
@@ -267,7 +269,7 @@ def _request(options: argparse.Namespace, path: str, data: bytes | None) -> urll
 def _message_of(error: urllib.error.HTTPError) -> str:
     try:
         return msgspec.json.decode(error.read(), type=_Refusal).error.message
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return f"the server answered {error.code}"
 
 

@@ -12,8 +12,8 @@ from typing import Literal
 
 import msgspec
 
-# What msgspec raises for a frame that is no message: text that is not UTF-8, and lists in lists in lists, are not among
-# its own errors.
+# What msgspec raises for bytes that are not what was expected: text that is not UTF-8, and lists in lists in lists, are
+# not among its own errors.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from quire.engine.messages import UNREADABLE
+
 # Any path of ours may take JSON. What administers the server is no work for a file of requests, by whichever way.
 _PATH = re.compile(r"(?=.{2,200}$)(?!/admin(/|$))(/(?!\.)[A-Za-z0-9._-]+)+")
 _EXAMPLE = '{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {...}}'
@@ -126,7 +128,7 @@ def parse(raw: bytes, number: int) -> Task | BadLine:
     """The request of a line, or what is wrong with it."""
     try:
         request = _decode_request(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         said = "not a JSON object" if isinstance(error, msgspec.ValidationError) else f"not JSON: {error}"
         return BadLine(number, None, f"the line is {said}; a line is {_EXAMPLE}")
     if not isinstance(request.custom_id, str) or not 0 < len(request.custom_id) <= MOST_CUSTOM_ID:
@@ -166,7 +168,7 @@ def replied(task: Task, status: int, request_id: str, body: bytes) -> Result:
             usage = _counted(_decode_used(body).usage or _SentUsage())
     except msgspec.ValidationError:  # a usage of another kind
         pass
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         if status == 200:
             return failed(task, "unreadable_reply", f"the reply is not JSON: {body[:_MOST_SHOWN]!r}")
         raw = msgspec.Raw(_encode(body[:MOST_TEXT].decode(errors="replace")))

@@ -13,10 +13,9 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import msgspec
-
 from quire.app.batch.ids import CustomIds
 from quire.app.batch.line import BadLine, Seen, Task, decode_seen
+from quire.engine.messages import UNREADABLE
 
 
 class OutputError(Exception):
@@ -104,7 +103,7 @@ class OutputFile:
     def _decoded(self, raw: bytes, number: int) -> Seen:
         try:
             return decode_seen(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise OutputError(f"{self._path}, line {number} is not a line of this program's ({error}). Name another "
                               "file, or take that line out") from None
 

@@ -13,6 +13,7 @@ import msgspec
 from quire.app.replies.pieces import Arguments, Call, Content, Piece, Reasoning
 from quire.app.schemas.blocks import TOOL_ID
 from quire.app.schemas.messages import ShownThoughts
+from quire.engine.messages import UNREADABLE
 
 _encode = msgspec.json.encode
 _ANY_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -126,6 +127,6 @@ def _input(arguments: str) -> msgspec.Raw:
     raw = arguments.encode()
     try:
         _ANY_OBJECT.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return _NO_INPUT
     return msgspec.Raw(raw)

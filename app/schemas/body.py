@@ -24,6 +24,7 @@ from quire.app.schemas.described import is_raw
 from quire.app.schemas.structure import SMALL_BYTES, check_structure
 from quire.app.schemas.unknown import OF_CLIENTS, OfOthers, UnknownFields, elsewhere
 from quire.app.service import record_of, service_of
+from quire.engine.messages import UNREADABLE
 
 T = TypeVar("T", bound=msgspec.Struct)
 V = TypeVar("V")
@@ -182,7 +183,7 @@ def _split(raw: bytes) -> dict[str, msgspec.Raw]:
         return msgspec.json.decode(raw.removeprefix(_BOM), type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         raise ApiError(400, "The request body must be a JSON object.") from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise _unreadable(error) from None
 
 
@@ -212,7 +213,7 @@ def decode_field(name: str, decoder: msgspec.json.Decoder[V], value: msgspec.Raw
             except msgspec.ValidationError as again:
                 text = str(again)
         raise _misfit(name, text, value) from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise _unreadable(error) from None
 
 

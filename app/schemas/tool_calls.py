@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from quire.engine.messages import UNREADABLE
+
 
 class SentFunction(msgspec.Struct, frozen=True):
     name: str
@@ -23,7 +25,7 @@ class SentCall(msgspec.Struct, frozen=True):
         if isinstance(arguments, str):
             try:
                 arguments = msgspec.json.decode(arguments)
-            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            except UNREADABLE:
                 arguments = {}
         return {"id": self.id, "type": "function", "function": {
             "name": self.function.name, "arguments": arguments if isinstance(arguments, dict) else {}}}

@@ -12,6 +12,7 @@ import msgspec
 
 from quire.app.peer import Lost, Peer, Reply, Unreachable, message_of
 from quire.app.top.exposition import Exposition
+from quire.engine.messages import UNREADABLE
 
 ANSWER_S = 3.0
 ADMIN_S = 60.0
@@ -108,5 +109,5 @@ def _decoded(reply: Reply, wanted: Any) -> Any:
     """None where it is a refusal or none of ours."""
     try:
         return msgspec.json.decode(reply.body, type=wanted) if reply.status in (200, 503) else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None

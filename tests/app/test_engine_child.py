@@ -67,15 +67,21 @@ def test_loading_has_no_limit_and_serving_has(start: Callable[..., EngineChild])
 
 
 def test_a_silent_engine_is_doubted_then_aborted_then_killed(start: Callable[..., EngineChild]) -> None:
-    child = start("import signal; signal.signal(signal.SIGABRT, signal.SIG_IGN); os.write(pipe, b's')", 5.0)
+    child = start("import signal; signal.signal(signal.SIGABRT, lambda *_: os.write(pipe, b'a')); os.write(pipe, b's')",
+                  5.0)
     beats_until(child, lambda: child.serving_since)
     now = time.monotonic() + 6
     doubted_until = child.end_if_hung(now)
     assert doubted_until == now + DOUBT_S
     assert not child.hung
-    kill_at = child.end_if_hung(now + DOUBT_S)
+    abort_at = child.end_if_hung(now + DOUBT_S)
     assert child.hung
+    assert abort_at is not None
+    assert child.end_if_hung(abort_at - 0.01) == abort_at
+    assert not select.select(child.pipes, [], [], 0.2)[0], "the log has the word of it first"
+    kill_at = child.end_if_hung(abort_at)
     assert kill_at is not None
+    assert select.select(child.pipes, [], [], 20)[0]
     assert child.end_if_hung(kill_at - 0.1) == kill_at
     assert child.ended() is None
     child.end_if_hung(kill_at)

@@ -64,7 +64,8 @@ def test_who_reads_no_further_gets_no_traceback() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (141, "Once", "")
 
 
-@pytest.mark.parametrize("event", [b"nonsense", b"[]", b'{"choices": 1}', b'{"choices": [{"text": 1}]}'])
+@pytest.mark.parametrize("event", [b"nonsense", b"[" * 10_000, b'"\xff"', b"[]", b'{"choices": 1}',
+                                   b'{"choices": [{"text": 1}]}'])
 def test_an_event_that_cannot_be_read_is_not_blamed_on_the_url(capsys: pytest.CaptureFixture[str],
                                                                event: bytes) -> None:
     with answering(b"data: " + event + b"\n\n") as url:

@@ -61,11 +61,13 @@ class MortalServer(EngineServer):
 
     def _deliver(self, produced: Iterable[tuple[object, Delta]]) -> None:
         produced = list(produced)
+        # Read before a client hears what it may have waited for with its next order.
+        order = int(self.order.read_text()) if self.order.exists() else None
         super()._deliver(produced)
         for _, delta in produced:
             self.num_told[delta.id] += len(delta.token_ids)
         most = max((self.num_told[delta.id] for _, delta in produced), default=0)
-        if most and self.order.exists() and most >= int(self.order.read_text()):
+        if order is not None and most >= order:
             self.order.unlink()
             self.last_sent.wait(LEAVING_S)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -226,7 +226,7 @@ FAULTS = {
         flags=("--otlp-traces-endpoint", "http://127.0.0.1:9/v1/traces"),  # the port "discard", where nobody listens
         environment=(("OTEL_BSP_SCHEDULE_DELAY", "50"), ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1")))),
     "1,000 disconnects": Fault(_leave, setting=Setting(flags=("--drain-delay", "10"))),
-    "slow readers": Fault(_read_slowly, setting=Setting(flags=("--drain-delay", "3"))),
+    "slow readers": Fault(_read_slowly, setting=Setting(flags=("--drain-delay", "10"))),
     "one engine of two gone": Fault(lambda struck: kill_engine(struck.server, 0), lambda struck: struck.count(GIVEN_UP),
                                     Setting(flags=("--data-parallel-size", "2", "--max-engine-restarts", "0")),
                                     for_good=True),

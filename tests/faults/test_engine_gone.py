@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.server import KEY, Server, serving, until
 from tests.e2e.test_data_parallel import Stream, of_engine, texts
 
-NUM_STREAMS, NUM_TOKENS = 12, 100
+NUM_STREAMS, NUM_TOKENS = 12, 200
 GIVEN_UP = "engine given up, the others serve on"
 
 
@@ -48,7 +48,7 @@ def test_the_healthy_engine_serves_on_and_goes_on_with_what_the_other_had() -> N
         undisturbed = texts(server, range(NUM_STREAMS), NUM_TOKENS)
         streams = [Stream(server, seed, NUM_TOKENS) for seed in range(NUM_STREAMS)]
         until(lambda: sum(len(stream.times) > 3 for stream in streams) == NUM_STREAMS, 60)
-        assert of_engine(server, "vllm:num_requests_running", 0), "what is lost with it"
+        until(lambda: of_engine(server, "vllm:num_requests_running", 0) > 0)  # what is lost with it
         until(lambda: kill(server, 0) or server.events(GIVEN_UP), 60)
         assert server.events(GIVEN_UP)[0]["engine"] == 0
         assert [stream.result() for stream in streams] == undisturbed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -12,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from quire import CompletionOutput, PoolingParams, SamplingParams
+from quire import PoolingParams
 from quire.engine.errors import PoisonRequestError
-from tests.faults import tool_call
 from tests.faults.engines import (
     FRAGILE_PROGRAM,
     PROMPT,
@@ -46,61 +44,6 @@ async def test_streams_go_on_after_sigkill(tmp_path: Path) -> None:
         finally:
             second.kill()
             second.wait()
-
-
-async def alike_wherever_it_is_killed(address: str, wish: SamplingParams) -> list[CompletionOutput]:
-    """The samples that an engine gives to `wish`, and gives again when it is killed, at every fifth token in turn."""
-    processes = [start_engine(address)]
-    engine = await connected(address)
-
-    async def reply(name: str, kill_at: int | None = None) -> list[CompletionOutput]:
-        async for output in engine.generate({"prompt_token_ids": PROMPT}, wish, name):
-            if kill_at is not None and len(output.outputs[0].token_ids) >= kill_at:
-                kill_at = None
-                processes[-1].kill()
-                processes[-1].wait()
-                processes.append(start_engine(address))
-        return output.outputs
-
-    try:
-        undisturbed = await reply("undisturbed")
-        kills = range(1, len(undisturbed[0].token_ids), 5)
-        for kill_at in kills:
-            disturbed = await asyncio.wait_for(reply(f"killed at {kill_at}", kill_at), 60)
-            for one, other in zip(disturbed, undisturbed, strict=True):
-                assert (one.token_ids, one.text) == (other.token_ids, other.text)
-                assert one.finish_reason == other.finish_reason
-                if wish.logprobs is not None:
-                    assert one.cumulative_logprob == pytest.approx(other.cumulative_logprob, abs=1e-2)
-        assert engine.num_restarts == len(kills) >= 8
-    finally:
-        await engine.close()
-        processes[-1].kill()
-        processes[-1].wait()
-    return undisturbed
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-async def test_a_form_is_filled_in_alike_wherever_the_engine_is_killed(tmp_path: Path) -> None:
-    """Two samples with a schema, penalties, a seed, a stop string and logprobs."""
-    schema = {"type": "object", "properties": {
-        "name": {"type": "string", "maxLength": 40}, "kind": {"enum": ["first kind", "second kind"]},
-        "sizes": {"type": "array", "items": {"type": "integer"}, "minItems": 8, "maxItems": 8}},
-        "required": ["name", "kind", "sizes"], "additionalProperties": False}
-    wish = SamplingParams(n=2, seed=11, temperature=0.8, top_p=0.95, max_tokens=120, min_tokens=4, logprobs=2,
-                          repetition_penalty=1.1, presence_penalty=0.3, frequency_penalty=0.2, logit_bias={31: -2.0},
-                          bad_words=["foo"], stop=["never said"], structured_outputs={"json": schema})
-    samples = await alike_wherever_it_is_killed(f"ipc://{tmp_path}/engine.sock", wish)
-    assert {sample.finish_reason for sample in samples} == {"stop"}
-    json.loads(samples[0].text)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-async def test_a_tool_is_called_alike_wherever_the_engine_is_killed(tmp_path: Path) -> None:
-    for sample in await alike_wherever_it_is_killed(f"ipc://{tmp_path}/engine.sock", tool_call.wish()):
-        tool_call.require_call(sample)
 
 
 @pytest.mark.slow

@@ -74,14 +74,14 @@ async def mortal(tmp_path_factory: pytest.TempPathFactory, smollm2_path: Path) -
 async def alike_wherever_it_is_killed(mortal: Mortal, name: str, wish: SamplingParams) -> list[CompletionOutput]:
     """The samples that an engine gives to `wish`, and gives again when it dies after any token but the last."""
     undisturbed = await mortal.reply(f"{name} undisturbed", wish)
-    lengths = [len(sample.token_ids) for sample in undisturbed]
-    deaths = range(1, max(lengths), EVERY)
+    deaths = range(1, max(len(sample.token_ids) for sample in undisturbed), EVERY)
     different = []
     for die_after in deaths:
         num_restarts = mortal.engine.num_restarts
         disturbed = await asyncio.wait_for(mortal.reply(f"{name} {die_after}", wish, die_after), 120)
         assert mortal.engine.num_restarts == num_restarts + 1
-        assert mortal.known() == die_after or die_after in lengths, "of those that go on; another was complete"
+        # The second sample is a token behind, and alone once the first is complete.
+        assert mortal.known() in (die_after, die_after - 1)
         if list(map(told, disturbed)) != list(map(told, undisturbed)):
             different.append(die_after)
         if wish.logprobs is not None:
@@ -119,10 +119,11 @@ async def test_a_text_that_ends_with_a_stop_string(mortal: Mortal) -> None:
 async def test_a_form_that_is_filled_in(mortal: Mortal) -> None:
     schema = {"type": "object", "properties": {
         "name": {"type": "string", "maxLength": 40}, "kind": {"enum": ["first kind", "second kind"]},
-        "sizes": {"type": "array", "items": {"type": "integer", "maximum": 99}, "minItems": 8, "maxItems": 8}},
+        "sizes": {"type": "array", "items": {"enum": [1, 22, 333]}, "minItems": 8, "maxItems": 8}},
         "required": ["name", "kind", "sizes"], "additionalProperties": False}
+    form = {"json": schema, "disable_any_whitespace": True}
     samples = await alike_wherever_it_is_killed(mortal, "form", replace(
-        PENALTIES, max_tokens=120, stop=["never said"], structured_outputs={"json": schema}))
+        PENALTIES, max_tokens=120, stop=["never said"], structured_outputs=form))
     assert {sample.finish_reason for sample in samples} == {"stop"}
     json.loads(samples[0].text)
 

@@ -90,15 +90,19 @@ class Blows:
         begun = time.monotonic()
         yield cell.within_s
         took_s = time.monotonic() - begun
-        until(lambda: self._fault.seen(self._struck) > before)
+        if self._fault.strike is not None or state != LOADING:  # what lasts may take requests to be seen
+            until(lambda: self._fault.seen(self._struck) > before)
         print(f"{self._name}, {state}: {cell.outcome}, {took_s:.1f} s of {cell.within_s:g} s")
         assert took_s <= cell.within_s
 
 
-@pytest.mark.slow
+QUICK = ("SIGKILL of an HTTP worker", "broken frames to the engine")  # not in the long suite alone
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("name", "states"), [
-    pytest.param(name, states, id=f"{name}: {', '.join(state for state in STATES if state in states)}")
+    pytest.param(name, states, id=f"{name}: {', '.join(state for state in STATES if state in states)}",
+                 marks=[] if name in QUICK else [pytest.mark.slow])
     for name, states in lives()])
 def test_a_life_with(name: str, states: frozenset[str]) -> None:
     with started(FAULTS[name].setting) as struck:
