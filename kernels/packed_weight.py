@@ -142,6 +142,17 @@ def packed_codes(codes: torch.Tensor, bits: int, words: int) -> torch.Tensor:
     return packed.flatten(1).contiguous()
 
 
+def unpacked_codes(weight: PackedWeight) -> torch.Tensor:
+    """What `packed_codes` was given: uint8 [outputs, size]."""
+    outputs, size = weight.outputs, weight.size
+    if BITS[weight.kind] == 8:
+        runs = weight.codes.view(torch.uint8).view(outputs, -1, weight.words, 4)
+        return runs.transpose(2, 3).reshape(outputs, -1)[:, :size].contiguous()
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=weight.device).unsqueeze(1)
+    places = (weight.codes.view(outputs, -1, 1, weight.words) >> shifts) & 15
+    return places.to(torch.uint8).view(outputs, -1)[:, :size].contiguous()
+
+
 @cache
 def table(kind: str, device: torch.device) -> torch.Tensor:
     """What each code of a 4-bit kind stands for: float32 [16]."""

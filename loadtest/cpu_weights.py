@@ -1,4 +1,5 @@
-"""`quire bench cpu-weights`: one model with its weights in each form of `--cpu-weights`, side by side on this CPU.
+"""`quire bench cpu-weights`: one model with its weights in each form of `--cpu-weights`, and as it is packed, side by
+side on this CPU.
 
 Of each form: tokens a second, 16 requests at once and one alone, 32 prompt and 64 new tokens each; resident memory of
 its process after that; and of how many chats the greedy reply begins as it does with float32, up to 16, 32 and 64
@@ -47,13 +48,13 @@ CHATS = (
 Batch = list[list[int]]
 
 
-def _contend(model: str, form: str, num_threads: int, chats: Sequence[str], pipe: Connection) -> None:
+def _contend(model: str, form: dict[str, str], num_threads: int, chats: Sequence[str], pipe: Connection) -> None:
     """A form's process: says what the chats are answered with, then how long each batch takes that comes down."""
     from quire import LLM, SamplingParams
 
     blocks = BATCHES[0] * -(-(PROMPT_LEN + OUTPUT_LEN) // BLOCK_SIZE) + 2
-    llm = LLM(model, device="cpu", cpu_threads=num_threads, cpu_weights=form, max_model_len=MAX_MODEL_LEN,
-              num_gpu_blocks_override=blocks, enable_prefix_caching=False)
+    llm = LLM(model, device="cpu", cpu_threads=num_threads, max_model_len=MAX_MODEL_LEN,
+              num_gpu_blocks_override=blocks, enable_prefix_caching=False, **form)
     params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=OUTPUT_LEN)
     answers = llm.chat([[{"role": "user", "content": chat}] for chat in chats], params, use_tqdm=False) if chats else []
     pipe.send([list(answer.outputs[0].token_ids) for answer in answers])
@@ -66,7 +67,8 @@ def _contend(model: str, form: str, num_threads: int, chats: Sequence[str], pipe
 class Form:
     """A process with the model in one form."""
 
-    def __init__(self, model: str, form: str, num_threads: int, chats: Sequence[str]) -> None:
+    def __init__(self, model: str, form: dict[str, str], num_threads: int, chats: Sequence[str]) -> None:
+        """`form`: arguments of the engine."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_contend, args=(model, form, num_threads, chats, theirs))
@@ -99,6 +101,8 @@ def main(argv: list[str]) -> int:
     parser = CommandParser(prog="quire bench cpu-weights", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="[%(default)s]")
+    parser.add_argument("--quantization", metavar="METHOD", default=None,
+                        help="of a model of yours: also as its checkpoint packs it, which is by METHOD")
     parser.add_argument("--repeats", type=count, default=3, help="turns of each form [%(default)s]")
     parser.add_argument("--threads", type=count, default=len(os.sched_getaffinity(0)), help="CPU threads of each")
     parser.add_argument("--chats", type=int, choices=range(len(CHATS) + 1), default=len(CHATS), metavar="N",
@@ -106,21 +110,24 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     forms: dict[str, Form] = {}
     try:
-        for name in CPU_WEIGHTS:
+        wanted = {name: {"cpu_weights": name} for name in CPU_WEIGHTS}
+        if method := args.quantization or ("gguf" if args.model == DEFAULT_MODEL else None):
+            wanted[f"packed ({method})"] = {"quantization": method}
+        for name, form in wanted.items():
             print(f"  {name}: loading, answering {args.chats} chats", file=sys.stderr, flush=True)
-            forms[name] = Form(args.model, name, args.threads, CHATS[:args.chats])
+            forms[name] = Form(args.model, form, args.threads, CHATS[:args.chats])
         rng = random.Random(0)
         for turn in range(args.repeats):
             for size in BATCHES:
                 batch = [[rng.randrange(LOWEST_ID, HIGHEST_ID) for _ in range(PROMPT_LEN)] for _ in range(size)]
-                for name, form in forms.items():
-                    form.run(batch)
+                for name, contender in forms.items():
+                    contender.run(batch)
                     print(f"  round {turn + 1} of {args.repeats}: {name}, {size} at once, "
-                          f"{form.rates[size][-1]:.1f} tok/s", file=sys.stderr, flush=True)
+                          f"{contender.rates[size][-1]:.1f} tok/s", file=sys.stderr, flush=True)
         print("\n".join(table(forms)), flush=True)
     finally:
-        for form in forms.values():
-            form.close()
+        for contender in forms.values():
+            contender.close()
     return 0
 
 

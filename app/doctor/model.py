@@ -68,6 +68,8 @@ def check_model(args: EngineArgs, gpus: list[Gpu]) -> list[Finding]:
     if not on_gpu:
         available = available_bytes()
         found += check_cpu_weights(args.cpu_weights)
+        if stays_packed("cpu", args.quantization, model.file_format):
+            found.append(check_packed_weights())
         return [*found, check_host_memory(args, MemoryNeed.of(args, model, dtype, available), token, available)]
     share = args.num_ranks  # about: what every rank has whole is small
     return [*found, *(check_gpu_memory(args, model, weights // share, max(1, token // share), gpu) for gpu in gpus)]
@@ -83,6 +85,17 @@ def check_cpu_weights(form: str) -> list[Finding]:
         says = (done.stderr.strip().splitlines() or ["no reason given"])[-1].partition("Error: ")
         return [fail("CPU weights", says[2] or says[0], f"leave --cpu-weights out: {FLOAT32} runs everywhere")]
     return [ok("CPU weights", f"{form}, by FBGEMM's products, found right on this machine")]
+
+
+def check_packed_weights() -> Finding:
+    """Asks in a process of its own whether this machine can multiply with weights as they are packed."""
+    asks = "from quire.engine.quantization.cpu_packed_product import why_not; print(why_not())"
+    done = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=False)
+    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1] if done.returncode else done.stdout.strip()
+    if reason:
+        return warn("packed weights", f"made floats at every step, many times slower: {reason}",
+                    "install gcc, or leave --quantization out: weights then become floats as they are read")
+    return ok("packed weights", "multiplied as the checkpoint packs them, by a product compiled here and found right")
 
 
 def _fails(check: str, error: ConfigError) -> list[Finding]:

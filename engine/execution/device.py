@@ -71,7 +71,8 @@ def _product(args: EngineArgs, model: ModelConfig, device: str) -> str:
     if not stays_packed(device, args.quantization, model.file_format):
         return "made floats as they are read"
     if device == "cpu":
-        return "made floats tile by tile, at every step, as --quantization asks"
+        return ("whole numbers of 4 and 8 bits read packed, where a C compiler is; others made floats tile by tile at "
+                "every step")
     if args.batch_invariant:
         return "read packed; inputs are never rounded"
     return "read packed; with many rows made floats, or inputs rounded to 8 bits where checkpoint and GPU allow it"

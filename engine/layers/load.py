@@ -11,6 +11,7 @@ import torch
 
 from quire.engine.errors import WeightError
 from quire.engine.layers.product import Product, gated_product, product
+from quire.engine.quantization.cpu_packed_product import CpuPackedProduct
 from quire.engine.quantization.cpu_product import EightBitProduct
 from quire.engine.quantization.product import QuantizedProduct
 from quire.engine.quantization_config import INT8
@@ -98,13 +99,17 @@ def _product_of(pieces: Sequence[PackedWeight | torch.Tensor], bias: torch.Tenso
     packed = [piece for piece in pieces if isinstance(piece, PackedWeight)]
     whole = joined(packed) if len(packed) == len(pieces) else None
     if whole is not None:
-        return QuantizedProduct(whole, bias)
+        return _packed_product(whole, bias)
     # Parts in several forms, as a checkpoint may leave one of them alone
     counts = [piece.outputs if isinstance(piece, PackedWeight) else piece.shape[0] for piece in pieces]
     biases = [None] * len(pieces) if bias is None else bias.split(counts)
-    products = [QuantizedProduct(piece, own) if isinstance(piece, PackedWeight) else product(piece, own)
+    products = [_packed_product(piece, own) if isinstance(piece, PackedWeight) else product(piece, own)
                 for piece, own in zip(pieces, biases)]
     return lambda x: torch.cat([one(x) for one in products], -1)
+
+
+def _packed_product(weight: PackedWeight, bias: torch.Tensor | None) -> Product:
+    return CpuPackedProduct.of(weight, bias) or QuantizedProduct(weight, bias)
 
 
 def _refuse_bias(view: View, part: Part) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from quire.engine.quantization.cpu_packed_product import CpuPackedProduct
 from quire.engine.quantization.cpu_product import EightBitProduct, HalfProduct, cpu_product
 from quire.engine.quantization_config import FLOAT32
 from quire.kernels import ops
@@ -76,4 +77,4 @@ class PackedProduct:
         return self._linear(x, self._weight, self._bias, "none", [], "")
 
 
-COPYING = (PackedProduct, HalfProduct, EightBitProduct)  # those that need the weight no more
+COPYING = (PackedProduct, HalfProduct, EightBitProduct, CpuPackedProduct)  # those that need the weight no more

@@ -51,9 +51,15 @@ class VocabHead:
              ) -> VocabHead:
         rows = parallel.share_uneven(vocab_size)
         biases = view.take("bias", (vocab_size,), rows=rows) if bias else None
-        mine = load_product(view, [Part("", vocab_size, rows)], hidden_size, biases, is_layer=False)
+        mine = load_product(view, [Part("", vocab_size, rows)], hidden_size, biases, is_layer=has_packed_rows(view))
         return cls(mine, vocab_size, parallel)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, hidden] -> [n, vocab]."""
         return self._parallel.all_gather_last(self._product(hidden), self._vocab_size)
+
+
+def has_packed_rows(view: View) -> bool:
+    """Whether a head is multiplied with as the file packs it: of a GGUF file on a CPU. A GPU with many rows would make
+    floats of a whole vocabulary in every step."""
+    return view.stays_packed and view.device.type == "cpu" and bool(view.block_type("weight"))

@@ -18,7 +18,7 @@ from quire.engine.layers.decoder_layer import DecoderLayer
 from quire.engine.layers.norm import LayerNorm, Norm
 from quire.engine.layers.product import product
 from quire.engine.layers.qkv import Heads
-from quire.engine.layers.vocab import VocabEmbedding, VocabHead
+from quire.engine.layers.vocab import VocabEmbedding, VocabHead, has_packed_rows
 from quire.engine.model_config import ModelConfig
 from quire.engine.models.base import CausalLM, KVCaches
 from quire.engine.parallel import Parallel
@@ -159,8 +159,11 @@ class DecoderModel(CausalLM):
         if stage.is_last and not stage.is_first:
             self.head = VocabHead.load(embedded, *ends)
             return
-        tied = product(self.embedding.weight, cpu_weights=view.cpu_weights)
-        self.head = VocabHead(tied, self.vocab_size, self.parallel)
+        if has_packed_rows(embedded):
+            self.head = VocabHead.load(embedded, *ends)
+        else:
+            tied = product(self.embedding.weight, cpu_weights=view.cpu_weights)
+            self.head = VocabHead(tied, self.vocab_size, self.parallel)
         if self.head.has_copied and stage.is_last:
             self.embedding.keep_as_stored(embedded)
 

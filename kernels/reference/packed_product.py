@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from quire.kernels.packed_weight import BITS, PackedWeight, table
+from quire.kernels.packed_weight import BITS, PackedWeight, table, unpacked_codes
 
 _TILE = 256  # outputs that are made floats of at a time, so that they stay in the cache
 
@@ -41,11 +41,7 @@ def unpack(weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
 
 def _values(weight: PackedWeight) -> torch.Tensor:
     """What the codes stand for: float32 [outputs, size]."""
-    outputs, size = weight.outputs, weight.size
+    codes = unpacked_codes(weight)
     if BITS[weight.kind] == 8:
-        runs = weight.codes.view(torch.uint8).view(outputs, -1, weight.words, 4)
-        codes = runs.transpose(2, 3).reshape(outputs, -1)[:, :size]
-        return codes.contiguous().view(torch.int8 if weight.kind == "int8" else torch.float8_e4m3fn).float()
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=weight.device).unsqueeze(1)
-    codes = ((weight.codes.view(outputs, -1, 1, weight.words) >> shifts) & 15).view(outputs, -1)[:, :size]
-    return codes.float() - 8 if weight.kind == "int4" else table(weight.kind, weight.device)[codes]
+        return codes.view(torch.int8 if weight.kind == "int8" else torch.float8_e4m3fn).float()
+    return codes.float() - 8 if weight.kind == "int4" else table(weight.kind, weight.device)[codes.int()]

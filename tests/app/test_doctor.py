@@ -19,7 +19,7 @@ from quire.app.doctor.files import check_certificate, check_writable
 from quire.app.doctor.finding import FAIL, GIB, OK, WARN, Finding
 from quire.app.doctor.gpu import Gpu, check_compiler, check_gpus, gpus_needed, parse, visible
 from quire.app.doctor.host import EARLIEST, check_clock, check_files, check_shared_memory
-from quire.app.doctor.model import check_gpu_memory, check_host_memory, check_model
+from quire.app.doctor.model import check_gpu_memory, check_host_memory, check_model, check_packed_weights
 from quire.app.doctor.ports import check_ports
 from quire.app.doctor.report import table
 from quire.app.doctor.versions import check_python, check_versions
@@ -253,6 +253,14 @@ def test_a_context_that_was_asked_for_must_fit_and_one_that_was_not_gives_way() 
         found.append(check_host_memory(args, need, 46080, need.weights + 300 * 2**20))
     asked, not_asked = found
     assert (asked.verdict, not_asked.verdict) == (FAIL, OK)
+
+
+def test_packed_weights_on_a_cpu_want_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert check_packed_weights().verdict == OK
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = check_packed_weights()
+    assert found.verdict == WARN
+    assert "no C compiler here" in found.says
 
 
 @pytest.mark.parametrize(("packages", "driver", "verdicts"), [

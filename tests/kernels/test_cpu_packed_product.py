@@ -1,0 +1,63 @@
+"""The product that is compiled where it runs, against what its codes stand for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from quire.kernels import cpu_packed_product as kernel
+from quire.kernels.bench import cases
+from quire.kernels.packed_weight import PackedWeight, packed
+
+# outputs, inputs, elements of a group: ragged tiles, places that are filled up, and a last group that is shorter
+SHAPES = [(1, 32, 32), (20, 96, 32), (33, 303, 303), (16, 128, 16), (24, 116, 48), (49, 144, 12)]
+
+
+def product_of(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    laid_out = kernel.lay_out(weight)
+    assert laid_out is not None
+    return kernel.packed_product(x, laid_out)
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_the_product(kind: str, shape: tuple[int, int, int]) -> None:
+    num_outputs, size, group = shape
+    weight, right = cases.packed_weight(kind, num_outputs, size, group, with_zeros=num_outputs != 20,
+                                        whole_zeros=num_outputs == 33, with_outer=num_outputs in (33, 24))
+    for num_rows in range(20):  # in blocks of one, two, four and eight, the last one filled up
+        x = torch.randn(num_rows, size + 8)[:, :size]  # rows with a gap between them
+        out = product_of(x, weight)
+        assert out.shape == (num_rows, num_outputs)
+        assert not num_rows or cases.relative_error(out, cases.product(x, right, None)) < 1e-6
+
+
+def test_rows_have_nothing_of_each_other() -> None:
+    weight, right = cases.packed_weight("int4", 20, 96, 32)
+    x = torch.randn(11, 96)
+    expected = cases.product(x, right, None)
+    x[::2] = math.nan
+    out = product_of(x, weight)
+    assert out[::2].isnan().all()
+    assert cases.relative_error(out[1::2], expected[1::2]) < 1e-6
+
+
+def test_what_it_cannot_read_is_left_to_others() -> None:
+    codes, scales = torch.zeros(4, 60, dtype=torch.uint8), torch.ones(6, 4)
+    assert kernel.lay_out(packed("int4", codes, scales, 10)) is None
+    for kind in ("e4m3", "e2m1", "nf4"):
+        assert kernel.lay_out(packed(kind, codes, scales[:1], 60)) is None
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(OSError, match="no C compiler here"):
+        kernel.library.__wrapped__()
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho it says no >&2\nexit 1\n")
+    broken.chmod(0o700)
+    with pytest.raises(OSError, match=r"does not compile cpu_packed_product\.c: it says no"):
+        kernel.library.__wrapped__()
