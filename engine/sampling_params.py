@@ -230,7 +230,7 @@ def _form(wanted: Any, older: Any) -> StructuredOutputsParams | None:
         if unknown:
             raise InvalidRequestError(f"{name} has no {', '.join(map(shown, sorted(unknown, key=str)))}; it has "
                                       f"{', '.join(FIELDS)}.", name)
-        return StructuredOutputsParams(**given)
+        return StructuredOutputsParams(**{"name": name, **given})
     if given is not None and not isinstance(given, StructuredOutputsParams):
         raise InvalidRequestError(f"{name} must be StructuredOutputsParams, got {shown(given)}.", name)
     return given

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given as for_all
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from quire import SamplingParams
 from quire.engine.errors import InvalidRequestError
+from quire.engine.frontend.submission import numbers
 
 NO_NUMBERS = ["hot", None, [1], {"a": 1}, b"x", object, True, 1j]
 NEVER_NONE = ("n", "top_k", "min_tokens")
@@ -184,3 +190,37 @@ def test_tokens_asked_for_and_against_become_pythons_own() -> None:
 ])
 def test_what_asks_for_no_tokens_is_refused(name: str, value: Any, said: str) -> None:
     assert refused(name, value) == said
+
+
+ANY = st.recursive(st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=5),
+                   lambda inner: st.lists(inner, max_size=3)
+                   | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=2), max_leaves=4)
+LIKELY: dict[str, Any] = {
+    **{name: st.floats(0, 2) for name in FLOATS}, **{name: st.booleans() for name in FLAGS}, "n": st.integers(1, 4),
+    "top_k": st.integers(-1, 60), "seed": st.integers(), "max_tokens": st.integers(0, 400),
+    "min_tokens": st.integers(0, 9), "bad_words": st.lists(st.text(max_size=3), max_size=2),
+    "logprobs": st.integers(-1, 30), "stop": st.lists(st.text(max_size=3), max_size=3),
+    "stop_token_ids": st.lists(st.integers(-2, 120), max_size=3),
+    "logit_bias": st.dictionaries(st.integers(-2, 120), st.floats(), max_size=3),
+    "allowed_token_ids": st.lists(st.integers(-2, 120), max_size=3)}
+FIELDS = [field.name for field in dataclasses.fields(SamplingParams)]
+
+
+@settings(max_examples=300, deadline=None)
+@for_all(st.fixed_dictionaries({}, optional={name: LIKELY.get(name, st.nothing()) | ANY for name in FIELDS})
+       | st.fixed_dictionaries({}, optional=LIKELY))
+def test_whatever_is_given_is_refused_by_its_name_or_reaches_the_engine_whole(given_fields: dict[str, Any]) -> None:
+    refused: InvalidRequestError | None = None
+    try:
+        params = SamplingParams(**given_fields)
+        sampling = numbers(params, 40, max_model_len=256, max_logprobs=20, vocab_size=100, eos_token_ids=(2,),
+                           clamp=True)
+    except InvalidRequestError as error:
+        refused = error
+    if refused is not None:
+        assert refused.param in given_fields
+        assert refused.message.isprintable(), "it becomes a line of a log"
+        return
+    assert sampling.max_tokens >= 1
+    sent = msgspec.msgpack.encode(sampling)
+    assert msgspec.msgpack.encode(msgspec.msgpack.decode(sent, type=type(sampling))) == sent
