@@ -12,8 +12,9 @@ from collections.abc import Callable
 from quire.engine.config import EngineArgs
 from quire.engine.core import EngineCore
 from quire.engine.division import require_divisible
-from quire.engine.execution.device import return_freed_memory, settle
+from quire.engine.execution.device import settle
 from quire.engine.execution.executor import Executor, InProcessExecutor
+from quire.engine.execution.freed_memory import return_freed_memory
 from quire.engine.execution.hardware import of_this_machine
 from quire.engine.execution.placement import placement
 from quire.engine.execution.rank_group import RankGroup

@@ -1,4 +1,5 @@
-"""What must be settled in a process before torch is loaded: how OpenMP's threads wait, and which cuBLAS torch gets."""
+"""What must be settled in a process before torch is loaded: how OpenMP's threads wait, how many compiled products
+oneDNN keeps, and which cuBLAS torch gets."""
 
 from __future__ import annotations
 
@@ -12,10 +13,15 @@ from pathlib import Path
 # halves that, for a tenth of the speed on cores of our own (docs/performance.md). A value in the environment wins.
 SPIN_COUNT = "1000"
 
+# oneDNN compiles each product for its number of rows, and keeps 1024 of them: 190 MiB, with SmolLM2, that fill up over
+# an hour. These are as many as five shapes of weights need with up to 64 rows, which decodes come back to.
+NUM_PRODUCTS = "320"
+
 
 def settle() -> None:
     """Call it first where an engine, a rank or an `LLM` begins."""
     share_cores()
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", NUM_PRODUCTS)
     load_cublas()
 
 

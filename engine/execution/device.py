@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 
@@ -162,13 +161,6 @@ def _num_steps_ahead(args: EngineArgs, device: str) -> int:
 
 def _dotted(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"
-
-
-def return_freed_memory() -> None:
-    """Loading frees tens of megabytes that glibc would keep for later; other C libraries have no such call."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def prepare_cpu(args: EngineArgs) -> None:

@@ -16,6 +16,7 @@ from llguidance import LLTokenizer
 from quire.engine.config import EngineConfig
 from quire.engine.execution import batch, kv_cache, pooled_rows, warm_up
 from quire.engine.execution.feature_rows import FeatureRows
+from quire.engine.execution.freed_memory import FreedMemory
 from quire.engine.execution.grammar_rows import GrammarRows
 from quire.engine.execution.graphs import Size, StepGraphs, all_sizes, predicted_bytes
 from quire.engine.execution.mrope_rows import MRopeRows
@@ -62,6 +63,7 @@ class ModelRunner:
         self._storage: list[kv_cache.KVCache] = []
         self.kv_caches: list[kv_cache.KVCache] = []  # a layer each: those of the storage, once a group
         self.graphs: StepGraphs | None = None
+        self._freed = FreedMemory() if self.device.type == "cpu" else None
         self._latest: Pending | None = None
         self.num_graph_steps = 0
         self.num_shared_steps = 0  # in which blocks were read once for many rows
@@ -154,6 +156,8 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Pending:
         launch.set_batch_invariant(self.config.args.batch_invariant)  # of several engines in a process each has its own
+        if self._freed is not None:
+            self._freed.give_back_at_times()
         if self._latest is not None:
             self._latest.settle()  # what follows reads its tokens on the device
         self._latest = self._launch(plan)
