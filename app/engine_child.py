@@ -53,6 +53,7 @@ class EngineChild:
         self._doubted_at: float | None = None
         self._abort_at = 0.0  # once it hung
         self._kill_at = 0.0  # once it was told to abort
+        self._killed_at = 0.0
         self._pipes = [self._pipe]
 
     @property
@@ -135,8 +136,9 @@ class EngineChild:
         if now < self._kill_at:
             return self._kill_at
         self._signal_group(signal.SIGKILL)
-        self.immortal = now >= self._kill_at + DEATH_S
-        return now + DEATH_S
+        self._killed_at = self._killed_at or now  # which may be long after it was due
+        self.immortal = now >= self._killed_at + DEATH_S
+        return self._killed_at + DEATH_S
 
     def close(self) -> None:
         """After its end."""

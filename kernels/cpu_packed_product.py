@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 TILE, STEP = 16, 4  # as the source has them
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_S = 60
+_BAND = 64  # tiles that are laid out at a time: a byte for each code, and more, is needed meanwhile
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
@@ -38,31 +39,35 @@ class LaidOut:
     size: int  # filled up to a multiple of STEP
     group: int
     bits: int
-    arguments: tuple[int, ...] = field(init=False)  # all of these, as the source takes them
 
     def __post_init__(self) -> None:
         assert self.size % STEP == 0 and self.group % STEP == 0
-        places = [tensor.data_ptr() for tensor in (self.codes, self.scales, self.offsets)]
-        object.__setattr__(self, "arguments", (*places, self.outputs, self.size, self.group, self.bits))
 
 
-def lay_out(weight: PackedWeight) -> LaidOut | None:
-    """None where the source cannot read it: small floats, and groups that are no multiple of STEP."""
+def reads(weight: PackedWeight) -> bool:
+    """Whether the source can: no small floats, no tables, and groups that are a multiple of STEP."""
+    return weight.kind in ("int4", "int8") and (weight.group >= weight.size or weight.group % STEP == 0)
+
+
+def lay_out(weight: PackedWeight) -> LaidOut:
+    """What `reads` allows."""
     size = weight.size + -weight.size % STEP
-    group = size if weight.group >= weight.size else weight.group
-    if weight.kind not in ("int4", "int8") or group % STEP:
-        return None
-    bits = BITS[weight.kind]
-    codes = F.pad(unpacked_codes(weight), (0, size - weight.size, 0, -weight.outputs % TILE))
-    if bits == 4:
-        codes = codes[:, 0::2] | codes[:, 1::2] << 4
+    bits, num_tiles = BITS[weight.kind], -(-weight.outputs // TILE)
+    codes = torch.empty(num_tiles, size * bits // 8, TILE, dtype=torch.uint8)
+    for first in range(0, num_tiles, _BAND):
+        tiles = codes[first:first + _BAND]
+        part = unpacked_codes(weight.rows(slice(first * TILE, min((first + _BAND) * TILE, weight.outputs))))
+        part = F.pad(part, (0, size - weight.size, 0, -len(part) % TILE))
+        if bits == 4:
+            part = part[:, 0::2] | part[:, 1::2] << 4
+        tiles.copy_(part.view(len(tiles), TILE, -1).transpose(1, 2))
     scales = weight.scales.float()
     if weight.outer is not None:
         scales = scales * weight.outer
     zeros = 8.0 if weight.kind == "int4" else 0.0
     offsets = scales * -(zeros if weight.zeros is None else weight.zeros.float() + zeros)
-    return LaidOut(codes.view(-1, TILE, codes.shape[1]).transpose(1, 2).contiguous(), _in_tiles(scales),
-                   _in_tiles(offsets), weight.outputs, size, group, bits)
+    group = size if weight.group >= weight.size else weight.group
+    return LaidOut(codes, _in_tiles(scales), _in_tiles(offsets), weight.outputs, size, group, bits)
 
 
 def _in_tiles(numbers: torch.Tensor) -> torch.Tensor:
@@ -76,12 +81,14 @@ def packed_product(x: torch.Tensor, weight: LaidOut) -> torch.Tensor:
 
     Raises OSError where it cannot be compiled.
     """
-    rows = x.shape[0]
-    if x.shape[1] < weight.size:
-        x = F.pad(x, (0, weight.size - x.shape[1]))
+    rows, inputs = x.shape
+    assert weight.size - STEP < inputs <= weight.size, (inputs, weight.size)
+    if inputs < weight.size:
+        x = F.pad(x, (0, weight.size - inputs))
     x = x.float().contiguous()
-    out = torch.empty(rows, weight.outputs)
-    done = library()(x.data_ptr(), rows, *weight.arguments, out.data_ptr(), torch.get_num_threads())
+    out = torch.empty(rows, weight.outputs, dtype=torch.float32, device="cpu")
+    done = library()(x.data_ptr(), rows, weight.codes.data_ptr(), weight.scales.data_ptr(), weight.offsets.data_ptr(),
+                     weight.outputs, weight.size, weight.group, weight.bits, out.data_ptr(), torch.get_num_threads())
     if not done:
         raise MemoryError("no memory for a copy of a product's inputs")
     return out
@@ -93,15 +100,15 @@ def library() -> Any:
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), *COMPILERS)))), None)
     if compiler is None:
         raise OSError(f"no C compiler here ({', '.join(COMPILERS)}, or one that CC names)")
-    with tempfile.TemporaryDirectory(prefix="quire-") as folder:
+    with tempfile.TemporaryDirectory(prefix="packed-product-") as folder:
         library = f"{folder}/product.so"
         try:
             subprocess.run([compiler, *_OPTIONS, "-o", library, str(SOURCE)], check=True, capture_output=True,
-                           text=True, timeout=COMPILE_S)
-        except subprocess.SubprocessError as error:
-            said = getattr(error, "stderr", None) or str(error)
-            raise OSError(f"{compiler} does not compile {SOURCE.name}: {said.strip().splitlines()[0]}") from error
-        function = ctypes.CDLL(library).packed_product  # stays loaded when the file is gone
+                           timeout=COMPILE_S)
+            function = ctypes.CDLL(library).packed_product  # stays loaded when the file is gone
+        except (subprocess.SubprocessError, AttributeError) as error:
+            said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)
+            raise OSError(f"{compiler} does not compile {SOURCE.name}: {said.splitlines()[0]}") from error
     function.argtypes = [_POINTER, _LONG, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, ctypes.c_int, _POINTER,
                          ctypes.c_int]
     return function

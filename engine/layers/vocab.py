@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from quire.engine.layers.load import load_product, load_weight
 from quire.engine.layers.product import COPYING, Product
 from quire.engine.parallel import Parallel
+from quire.engine.quantization.cpu_packed_product import is_there
 from quire.engine.weights.checkpoint import RowReader, View
 from quire.engine.weights.scheme import Part
 
@@ -60,6 +61,7 @@ class VocabHead:
 
 
 def has_packed_rows(view: View) -> bool:
-    """Whether a head is multiplied with as the file packs it: of a GGUF file on a CPU. A GPU with many rows would make
-    floats of a whole vocabulary in every step."""
-    return view.stays_packed and view.device.type == "cpu" and bool(view.block_type("weight"))
+    """Whether a head is multiplied with as the file packs it: of a GGUF file on a CPU that can. With many rows a GPU
+    would make floats of a whole vocabulary in every step."""
+    return (view.stays_packed and view.device.type == "cpu" and bool(view.block_type("weight"))
+            and view.scheme(is_layer=True) is not None and is_there())

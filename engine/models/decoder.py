@@ -160,7 +160,7 @@ class DecoderModel(CausalLM):
             self.head = VocabHead.load(embedded, *ends)
             return
         if has_packed_rows(embedded):
-            self.head = VocabHead.load(embedded, *ends)
+            self.head = VocabHead.load(held(embedded, stage.is_last), *ends)
         else:
             tied = product(self.embedding.weight, cpu_weights=view.cpu_weights)
             self.head = VocabHead(tied, self.vocab_size, self.parallel)

@@ -11,7 +11,7 @@ import torch
 from quire.kernels import cpu_packed_product as kernel
 from quire.kernels import ops
 from quire.kernels.launch import is_batch_invariant
-from quire.kernels.packed_weight import PackedWeight, packed
+from quire.kernels.packed_weight import BITS, PackedWeight, packed
 
 _log = structlog.get_logger(__name__)
 _MOST_ROWS = 8  # that the C multiplies together
@@ -28,10 +28,9 @@ class CpuPackedProduct:
     @classmethod
     def of(cls, weight: PackedWeight, bias: torch.Tensor | None) -> CpuPackedProduct | None:
         """None where the weight is not on a CPU or of another kind, or this machine has no compiler."""
-        if weight.device.type != "cpu" or not is_there():
+        if weight.device.type != "cpu" or not kernel.reads(weight) or not is_there():
             return None
-        laid_out = kernel.lay_out(weight)
-        return None if laid_out is None else cls(laid_out, weight.order, bias)
+        return cls(kernel.lay_out(weight), weight.order, bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         rows, dtype = x.shape[0], x.dtype
@@ -57,12 +56,16 @@ def is_there() -> bool:
 @cache
 def why_not() -> str:
     """Why this machine cannot multiply so: no compiler, or what it compiles is wrong. Empty where it can."""
-    weight = packed("int8", torch.arange(20 * 36).mul(7).remainder(256).to(torch.uint8).view(20, 36),
-                    torch.arange(1, 61).view(3, 20) / 32, 12, zeros=torch.arange(60).view(3, 20).to(torch.int8))
-    laid_out, x = kernel.lay_out(weight), torch.arange(9 * 36).remainder(11).sub(5).float().view(9, 36)
-    assert laid_out is not None
+    codes = torch.arange(20 * 36).mul(7).view(20, 36)
+    scales, zeros = torch.arange(1, 61).view(3, 20) / 32, torch.arange(60).view(3, 20).to(torch.int8)
+    x = torch.arange(11 * 36).remainder(11).sub(5).float().view(11, 36)  # whole numbers: sums are exact
     try:
-        is_right = torch.equal(kernel.packed_product(x, laid_out), ops.packed_product(x, weight, None))
+        for kind in ("int4", "int8"):
+            weight = packed(kind, codes.remainder(2 ** BITS[kind]).to(torch.uint8), scales, 12, zeros=zeros)
+            for rows in (1, 2, 4, 11):  # the C has a loop of its own for 1, 2, 4 and 8
+                found = kernel.packed_product(x[:rows], kernel.lay_out(weight))
+                if not torch.equal(found, ops.packed_product(x[:rows], weight, None)):
+                    return "the product that was compiled here gives wrong sums"
     except OSError as error:
         return str(error)
-    return "" if is_right else "the product that was compiled here gives wrong sums"
+    return ""

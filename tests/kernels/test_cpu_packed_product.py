@@ -16,9 +16,8 @@ SHAPES = [(1, 32, 32), (20, 96, 32), (33, 303, 303), (16, 128, 16), (24, 116, 48
 
 
 def product_of(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    laid_out = kernel.lay_out(weight)
-    assert laid_out is not None
-    return kernel.packed_product(x, laid_out)
+    assert kernel.reads(weight)
+    return kernel.packed_product(x, kernel.lay_out(weight))
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])
@@ -46,9 +45,9 @@ def test_rows_have_nothing_of_each_other() -> None:
 
 def test_what_it_cannot_read_is_left_to_others() -> None:
     codes, scales = torch.zeros(4, 60, dtype=torch.uint8), torch.ones(6, 4)
-    assert kernel.lay_out(packed("int4", codes, scales, 10)) is None
+    assert not kernel.reads(packed("int4", codes, scales, 10))
     for kind in ("e4m3", "e2m1", "nf4"):
-        assert kernel.lay_out(packed(kind, codes, scales[:1], 60)) is None
+        assert not kernel.reads(packed(kind, codes, scales[:1], 60))
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
@@ -57,7 +56,29 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(OSError, match="no C compiler here"):
         kernel.library.__wrapped__()
     broken = tmp_path / "cc"
-    broken.write_text("#!/bin/sh\necho it says no >&2\nexit 1\n")
-    broken.chmod(0o700)
-    with pytest.raises(OSError, match=r"does not compile cpu_packed_product\.c: it says no"):
-        kernel.library.__wrapped__()
+    # What it prints is no UTF-8; it prints nothing; it makes no library.
+    for does, match in (("printf 'it says \\351 no' >&2; exit 1", "it says . no"), ("exit 1", "returned non-zero"),
+                        (': > "$7"', "file too short")):
+        broken.write_text(f"#!/bin/sh\n{does}\n")
+        broken.chmod(0o700)
+        with pytest.raises(OSError, match=match):
+            kernel.library.__wrapped__()
+
+
+def test_defaults_of_the_process_change_nothing() -> None:
+    weight, right = cases.packed_weight("int8", 20, 96, 32)
+    x = torch.randn(3, 96)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        out = product_of(x, weight)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert out.dtype == torch.float32
+    assert cases.relative_error(out, cases.product(x, right, None)) < 1e-6
+
+
+def test_a_large_matrix_is_laid_out_in_bands() -> None:
+    num_outputs = 16 * kernel._BAND + 21
+    weight, right = cases.packed_weight("int4", num_outputs, 32, 32)
+    x = torch.randn(3, 32)
+    assert cases.relative_error(product_of(x, weight), cases.product(x, right, None)) < 1e-6
