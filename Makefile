@@ -46,7 +46,7 @@ serve: $(runtime) ## Serve SmolLM2-135M-Instruct on http://127.0.0.1:8000
 	@exec $(bin)/python -m quire serve $(ARGS)
 
 test: $(dev) ## Run the tests (no GPU and no network needed)
-	@$(bin)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(dev) ## Run the long tests too
 	@$(bin)/python -m pytest -m 'not gpu' $(ARGS)

@@ -108,7 +108,7 @@ class EngineArgs:
         None, "Chat template: the name of one of the model's, a file, or the template itself.")
     allow_control_tokens_in_messages: bool = _argument(
         False, "Let a message that spells a control token, such as <|im_end|>, make it; else only the template does.")
-    cpu_threads: int | None = _argument(None, "Threads of the CPU engine; all cores if unset.")
+    cpu_threads: int | None = _argument(None, "Threads of the CPU engine; unset: OMP_NUM_THREADS, or all cores.")
     limit_mm_per_prompt: dict[str, Any] | None = field(default=None, metadata={"help": (
         'Most images of a prompt, as {"image": 4}; 0: none are taken. Unset: 999.')})
     mm_processor_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": (

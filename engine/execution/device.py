@@ -165,5 +165,7 @@ def _dotted(capability: tuple[int, int]) -> str:
 
 def prepare_cpu(args: EngineArgs) -> None:
     """Thread counts must be set before the first parallel region. All ranks share the cores, unless told how many."""
+    if args.cpu_threads is None and "OMP_NUM_THREADS" in os.environ:
+        return  # torch has read it
     num_ranks = args.num_ranks * args.data_parallel_size
     torch.set_num_threads(args.cpu_threads or max(1, len(os.sched_getaffinity(0)) // num_ranks))

@@ -102,7 +102,8 @@ def test_a_keys_own_limit_is_429_and_says_where_it_stands(small: Server, sdk: Ca
         headers = client.completions.with_raw_response.create(**SHORT).headers
         assert headers["x-ratelimit-limit-requests"] == "3"
         assert headers["x-ratelimit-remaining-requests"] == remaining
-        assert int(headers["x-ratelimit-remaining-tokens"]) < 100_000
+        # What it took is back after some milliseconds.
+        assert 90_000 < int(headers["x-ratelimit-remaining-tokens"]) <= 100_000
         assert headers["x-ratelimit-reset-requests"].endswith("s")
     waits = []
     for _ in range(20):  # the first asks the engine, the worker knows by then

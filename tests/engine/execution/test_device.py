@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from structlog.testing import capture_logs
 
 from quire.engine.config import EngineArgs
 from quire.engine.errors import ConfigError
-from quire.engine.execution.device import settle
+from quire.engine.execution.device import prepare_cpu, settle
 from quire.engine.execution.hardware import Hardware, why_unusable
 from quire.engine.model_config import ModelConfig
 
@@ -161,3 +163,18 @@ def test_a_gpu_that_cannot_be_used_is_an_error_or_said_aloud() -> None:
         assert settle(EngineArgs(device="cpu"), model(), unusable).device == "cpu"
         assert settle(EngineArgs(), model(), NO_GPU).device == "cpu"
     assert [(line["log_level"], line["reason"]) for line in logged] == [("warning", "the driver is too old")]
+
+
+def test_threads_are_those_of_the_flag_or_of_openmps_variable_or_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        prepare_cpu(EngineArgs(cpu_threads=3))
+        assert torch.get_num_threads() == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")  # as torch has found it
+        prepare_cpu(EngineArgs())
+        assert torch.get_num_threads() == 3
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        prepare_cpu(EngineArgs())
+        assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    finally:
+        torch.set_num_threads(before)
