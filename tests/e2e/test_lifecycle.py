@@ -195,6 +195,7 @@ def supervised() -> Iterator[tuple[Server, Systemd, Path]]:
 
 def test_systemd_hears_of_the_load_then_ready_and_is_kept_fed(supervised: tuple[Server, Systemd, Path]) -> None:
     _, systemd, _ = supervised
+    until(lambda: systemd.first("READY") >= 0)
     ready = systemd.first("READY")
     status = [said["STATUS"] for said in systemd.heard[:ready] if "STATUS" in said]
     assert any("loading weights" in line for line in status), status
