@@ -82,7 +82,7 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
     output_format: Annotated[dict[str, Any] | None, about("Older name of `output_config.format`.")] = None
     chat_template_kwargs: Annotated[dict[str, Any], meanings.TEMPLATE_KWARGS] = msgspec.field(default_factory=dict)
     context_management: Annotated[
-        msgspec.Raw, json_of(dict[str, Any]), about("Without effect: nothing of a conversation is left out here.")
+        msgspec.Raw, json_of(Any), about("Without effect: nothing of a conversation is left out here.")
     ] = msgspec.field(default_factory=_null)
 
     @property
