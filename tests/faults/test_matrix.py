@@ -96,7 +96,7 @@ class Blows:
         assert took_s <= cell.within_s
 
 
-QUICK = ("SIGKILL of an HTTP worker", "broken frames to the engine")  # not in the long suite alone
+QUICK = ("broken frames to the engine",)  # not in the long suite alone
 
 
 @pytest.mark.timeout(400)
