@@ -52,6 +52,7 @@ def reads(weight: PackedWeight) -> bool:
 def lay_out(weight: PackedWeight) -> LaidOut:
     """What `reads` allows."""
     size = weight.size + -weight.size % STEP
+    group = size if weight.group >= weight.size else weight.group
     bits, num_tiles = BITS[weight.kind], -(-weight.outputs // TILE)
     codes = torch.empty(num_tiles, size * bits // 8, TILE, dtype=torch.uint8)
     for first in range(0, num_tiles, _BAND):
@@ -66,7 +67,6 @@ def lay_out(weight: PackedWeight) -> LaidOut:
         scales = scales * weight.outer
     zeros = 8.0 if weight.kind == "int4" else 0.0
     offsets = scales * -(zeros if weight.zeros is None else weight.zeros.float() + zeros)
-    group = size if weight.group >= weight.size else weight.group
     return LaidOut(codes, _in_tiles(scales), _in_tiles(offsets), weight.outputs, size, group, bits)
 
 

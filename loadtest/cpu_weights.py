@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
     parser = CommandParser(prog="quire bench cpu-weights", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="[%(default)s]")
-    parser.add_argument("--quantization", metavar="METHOD", default=None,
+    parser.add_argument("--quantization", metavar="METHOD",
                         help="of a model of yours: also as its checkpoint packs it, which is by METHOD")
     parser.add_argument("--repeats", type=count, default=3, help="turns of each form [%(default)s]")
     parser.add_argument("--threads", type=count, default=len(os.sched_getaffinity(0)), help="CPU threads of each")
