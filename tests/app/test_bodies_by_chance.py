@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +42,6 @@ BODY = some(messages=st.lists(MESSAGE, max_size=4), input=TEXT | st.lists(MESSAG
             chat_template_kwargs=ANY, reasoning=ANY, thinking=ANY, text=ANY, stream_options=ANY, seed=ANY)
 
 
-@pytest.mark.slow  # the application that it asks is never closed, which a later test of the same process is told of
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(PATHS), BODY)
 def test_a_body_of_any_values_is_served_or_refused(path: str, body: dict[str, Any]) -> None:

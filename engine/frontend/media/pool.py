@@ -91,7 +91,8 @@ class ProcessPool:
     async def close(self) -> None:
         for task in self._starting:
             task.cancel()
-        await asyncio.gather(*self._starting, *map(self._end, self._all), return_exceptions=True)
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        await asyncio.gather(*map(self._end, self._all), return_exceptions=True)
 
     async def _taken(self) -> _Process:
         """One that is free, as soon as there is one."""
@@ -208,11 +209,11 @@ class _Process:
         self.is_free = False
         with contextlib.suppress(ProcessLookupError):
             self._popen.kill()
-        await asyncio.get_running_loop().run_in_executor(None, self._popen.wait)
-        if self._writer is not None:
+        if self._writer is not None:  # before the wait, which may be cancelled
             self._writer.transport.abort()
         else:
             self._end_of_ours.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._popen.wait)
 
     async def _say(self, frame: bytes) -> None:
         assert self._writer is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -83,6 +84,22 @@ async def test_what_is_not_admitted_ends_there_and_the_process_goes_on(tmp_path:
         [pid] = pool.pids
         await pool.run(job(b"fine", tmp_path / "2"), anything)
         assert pool.pids == [pid] and os.listdir(tmp_path) == ["2"]
+
+
+def test_a_process_whose_end_is_cancelled_leaves_no_connection_open() -> None:
+    async def cancel_twice() -> None:
+        pool = ProcessPool(Setup("model", 1, {}), 1, 30.0, SCRIPTED)
+        began = asyncio.Event()
+        hanging = asyncio.create_task(pool.run(job(b"hangs"), anything, began.set))
+        await began.wait()
+        hanging.cancel()
+        while pool.pids:  # until it is being ended
+            await asyncio.sleep(0)
+        hanging.cancel()
+        await asyncio.gather(hanging, return_exceptions=True)
+
+    asyncio.run(cancel_twice())
+    gc.collect()  # what is open still is told of here, as an error
 
 
 async def test_every_waiting_job_hears_that_no_process_starts() -> None:
