@@ -24,6 +24,7 @@ TILE, STEP = 16, 4  # as the source has them
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_S = 60
 _BAND = 64  # tiles that are laid out at a time: a byte for each code, and more, is needed meanwhile
+_ROUNDING = 2.0 ** -19  # of an offset, in steps of a code; zeros may be 32 of them
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
@@ -33,7 +34,7 @@ class LaidOut:
     """A matrix as the source reads it. w = code * scale + offset, codes of 4 bits from 0 on, of 8 bits signed."""
 
     codes: torch.Tensor  # uint8 [tiles, size * bits / 8, TILE]
-    scales: torch.Tensor  # float32 [tiles, groups, TILE]
+    scales: torch.Tensor  # [tiles, groups, TILE], float16 where that has all of them and all offsets, else float32
     offsets: torch.Tensor  # the same
     outputs: int
     size: int  # filled up to a multiple of STEP
@@ -42,6 +43,20 @@ class LaidOut:
 
     def __post_init__(self) -> None:
         assert self.size % STEP == 0 and self.group % STEP == 0
+        assert self.scales.dtype == self.offsets.dtype
+
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Those outputs' weights: int64 [n] -> float32 [n, size]. For few of them."""
+        tile, place = numbers // TILE, numbers % TILE
+        codes = self.codes[tile, :, place]
+        if self.bits == 4:
+            codes = torch.stack((codes & 15, codes >> 4), 2).flatten(1)
+        else:
+            codes = codes.view(torch.int8)
+        # Of the groups that there are, all but the last are whole.
+        scales, offsets = (of_groups[tile, :, place].float().repeat_interleave(self.group, 1)[:, :self.size]
+                           for of_groups in (self.scales, self.offsets))
+        return codes * scales + offsets
 
 
 def reads(weight: PackedWeight) -> bool:
@@ -67,6 +82,10 @@ def lay_out(weight: PackedWeight) -> LaidOut:
         scales = scales * weight.outer
     zeros = 8.0 if weight.kind == "int4" else 0.0
     offsets = scales * -(zeros if weight.zeros is None else weight.zeros.float() + zeros)
+    # A format's offsets in 16 bits have become zeros, and come back with the roundings of that.
+    off = (offsets.half() - offsets).abs()
+    if torch.equal(scales.half().float(), scales) and bool((off <= scales.abs() * _ROUNDING).all()):
+        scales, offsets = scales.half(), offsets.half()
     return LaidOut(codes, _in_tiles(scales), _in_tiles(offsets), weight.outputs, size, group, bits)
 
 
@@ -88,7 +107,8 @@ def packed_product(x: torch.Tensor, weight: LaidOut) -> torch.Tensor:
     x = x.float().contiguous()
     out = torch.empty(rows, weight.outputs, dtype=torch.float32, device="cpu")
     done = library()(x.data_ptr(), rows, weight.codes.data_ptr(), weight.scales.data_ptr(), weight.offsets.data_ptr(),
-                     weight.outputs, weight.size, weight.group, weight.bits, out.data_ptr(), torch.get_num_threads())
+                     weight.scales.element_size(), weight.outputs, weight.size, weight.group, weight.bits,
+                     out.data_ptr(), torch.get_num_threads())
     if not done:
         raise MemoryError("no memory for a copy of a product's inputs")
     return out
@@ -109,6 +129,6 @@ def library() -> Any:
         except (subprocess.SubprocessError, AttributeError) as error:
             said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)
             raise OSError(f"{compiler} does not compile {SOURCE.name}: {said.splitlines()[0]}") from error
-    function.argtypes = [_POINTER, _LONG, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, ctypes.c_int, _POINTER,
-                         ctypes.c_int]
+    function.argtypes = [_POINTER, _LONG, _POINTER, _POINTER, _POINTER, ctypes.c_int, _LONG, _LONG, _LONG, ctypes.c_int,
+                         _POINTER, ctypes.c_int]
     return function

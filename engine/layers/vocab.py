@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from quire.engine.layers.load import load_product, load_weight
 from quire.engine.layers.product import COPYING, Product
 from quire.engine.parallel import Parallel
-from quire.engine.quantization.cpu_packed_product import is_there
+from quire.engine.quantization.cpu_packed_product import CpuPackedProduct, is_there
 from quire.engine.weights.checkpoint import RowReader, View
 from quire.engine.weights.scheme import Part
 
@@ -20,10 +20,10 @@ class VocabEmbedding:
         self._parallel = parallel
         self._read_rows: RowReader | None = None
 
-    def keep_as_stored(self, view: View) -> None:
-        """Keep the table as the file stores it, and make floats of single rows: the head has a copy of its own."""
+    def share(self, view: View, head: VocabHead) -> None:
+        """Let go of the table where its rows can be made of what the tied head has, or of the file's form of it."""
         if self._parallel.size == 1 and self.weight.dtype == torch.float32:
-            self._read_rows = view.rows_on_demand("weight")
+            self._read_rows = head.rows_on_demand(view)
             if self._read_rows is not None:
                 self.weight = self.weight.new_empty(0)
 
@@ -44,7 +44,6 @@ class VocabHead:
     def __init__(self, rows: Product, vocab_size: int, parallel: Parallel) -> None:
         self._product = rows
         self._vocab_size = vocab_size
-        self.has_copied = isinstance(self._product, COPYING)
         self._parallel = parallel
 
     @classmethod
@@ -54,6 +53,12 @@ class VocabHead:
         biases = view.take("bias", (vocab_size,), rows=rows) if bias else None
         mine = load_product(view, [Part("", vocab_size, rows)], hidden_size, biases, is_layer=has_packed_rows(view))
         return cls(mine, vocab_size, parallel)
+
+    def rows_on_demand(self, view: View) -> RowReader | None:
+        """A way to read rows of its weights, `view`'s, that takes less memory than they do as floats."""
+        if isinstance(self._product, CpuPackedProduct):
+            return self._product.rows
+        return view.rows_on_demand("weight") if isinstance(self._product, COPYING) else None
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, hidden] -> [n, vocab]."""

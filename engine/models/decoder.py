@@ -164,8 +164,8 @@ class DecoderModel(CausalLM):
         else:
             tied = product(self.embedding.weight, cpu_weights=view.cpu_weights)
             self.head = VocabHead(tied, self.vocab_size, self.parallel)
-        if self.head.has_copied and stage.is_last:
-            self.embedding.keep_as_stored(embedded)
+        if stage.is_last:
+            self.embedding.share(embedded, self.head)
 
 
 def held(view: View, here: bool) -> View:

@@ -43,6 +43,11 @@ class CpuPackedProduct:
             out += self._bias
         return out.to(dtype)
 
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Those outputs' weights, as an embedding that shares them has them: int64 [n] -> float32 [n, in]."""
+        assert self._order is None
+        return self._weight.rows(numbers)
+
 
 @cache
 def is_there() -> bool:

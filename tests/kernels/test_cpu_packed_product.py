@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import platform
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +12,15 @@ import torch
 from quire.kernels import cpu_packed_product as kernel
 from quire.kernels.bench import cases
 from quire.kernels.packed_weight import PackedWeight, packed
+from quire.kernels.reference import packed_product as reference
 
 # outputs, inputs, elements of a group: ragged tiles, places that are filled up, and a last group that is shorter
 SHAPES = [(1, 32, 32), (20, 96, 32), (33, 303, 303), (16, 128, 16), (24, 116, 48), (49, 144, 12)]
+
+
+def in_halves(weight: PackedWeight) -> PackedWeight:
+    """Itself, with other scales: they and their products with zeros are exact in float16."""
+    return replace(weight, scales=torch.randint(1, 33, weight.scales.shape).half() / 64)
 
 
 def product_of(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
@@ -31,6 +39,46 @@ def test_it_is_the_product(kind: str, shape: tuple[int, int, int]) -> None:
         out = product_of(x, weight)
         assert out.shape == (num_rows, num_outputs)
         assert not num_rows or cases.relative_error(out, cases.product(x, right, None)) < 1e-6
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have one form of it")
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx2"])
+def test_it_is_the_product_on_older_machines(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_OPTIONS", (*kernel._OPTIONS, "-mno-avx512f", without))
+    function = kernel.library.__wrapped__()
+    monkeypatch.setattr(kernel, "library", lambda: function)
+    x = torch.randn(11, 116)
+    for kind in ("int4", "int8"):
+        weight, _ = cases.packed_weight(kind, 33, 116, 48, with_zeros=True, whole_zeros=True)
+        for one in (weight, in_halves(weight)):
+            right = reference.unpack(one, torch.float64)
+            assert cases.relative_error(product_of(x, one), cases.product(x, right, None)) < 1e-6
+
+
+def test_numbers_in_16_bits_stay_so_and_others_do_not() -> None:
+    weight, _ = cases.packed_weight("int4", 33, 116, 48, with_zeros=True, whole_zeros=True)
+    short = in_halves(weight)
+    for one, dtype in ((weight, torch.float32), (short, torch.float16)):
+        laid_out = kernel.lay_out(one)
+        assert laid_out.scales.dtype == laid_out.offsets.dtype == dtype
+    for factor in (2.0 ** -30, 2.0 ** 20):  # beyond float16
+        assert kernel.lay_out(replace(short, scales=short.scales.float() * factor)).scales.dtype == torch.float32
+    # A format's least value of a group is a zero here, and rounded as that.
+    least = torch.randn(3, 33).half()
+    scales = torch.rand(3, 33).half() + 0.01
+    of_blocks = kernel.lay_out(replace(weight, scales=scales.float(), zeros=-least.float() / scales.float() - 8))
+    assert torch.equal(of_blocks.offsets, kernel._in_tiles(least))
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_are_the_weights(kind: str, shape: tuple[int, int, int]) -> None:
+    num_outputs, size, group = shape
+    weight, right = cases.packed_weight(kind, num_outputs, size, group, with_zeros=True, whole_zeros=True)
+    numbers = torch.tensor([num_outputs - 1, 0, num_outputs // 2, 0])
+    rows = kernel.lay_out(weight).rows(numbers)
+    assert cases.relative_error(rows[:, :size], right[numbers]) < 1e-6
+    assert kernel.lay_out(weight).rows(numbers[:0]).shape == (0, rows.shape[1])
 
 
 def test_rows_have_nothing_of_each_other() -> None:
