@@ -6,15 +6,18 @@ kept in `inputs.scratch`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 
 from quire.kernels.attention_spec import AttentionSpec, Fresh
 from quire.kernels.reference import kv_codes
-from quire.kernels.reference.rotary import rotary_and_cache
+from quire.kernels.reference.rotary import places_of, turn_and_write, turns_of
+
+_T = TypeVar("_T")
 
 
 def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, inputs: Any, spec: AttentionSpec,
@@ -42,15 +45,15 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     """
     if fresh is not None:
         k, v, rotary = fresh
-        rotary_and_cache(q, k, v, rotary, inputs.positions, inputs.slots, k_cache, v_cache, spec.k_scale, spec.v_scale)
+        turned = _once(inputs, f"turns by {id(rotary and rotary.table)}", lambda: turns_of(rotary, inputs.positions))
+        placed = _once(inputs, "places", lambda: places_of(inputs.slots, k_cache))
+        turn_and_write(q, k, v, rotary, turned, placed, k_cache, v_cache, spec.k_scale, spec.v_scale)
     is_coded = kv_codes.is_coded(k_cache)
     if is_coded:
         spec = replace(spec, scale=spec.scale * spec.k_scale)
     _, num_kv_heads, block_size, _ = k_cache.shape
-    key = f"{__name__}, {num_kv_heads} heads, window {spec.window}"
-    plan = inputs.scratch.get(key)
-    if plan is None:
-        plan = inputs.scratch[key] = _plan(inputs, num_kv_heads, block_size, spec.window, q.dtype)
+    plan = _once(inputs, f"{num_kv_heads} heads, window {spec.window}",
+                 lambda: _plan(inputs, num_kv_heads, block_size, spec.window, q.dtype))
     out = torch.empty(q.shape, dtype=q.dtype)
     for padded in plan.padded:
         out[padded] = 0
@@ -59,6 +62,15 @@ def paged_attention(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tenso
     for prefill in plan.prefills:
         _prefill(q, k_cache, v_cache, prefill, spec, out)
     return out.mul_(spec.v_scale) if is_coded and spec.v_scale != 1 else out
+
+
+def _once(inputs: Any, name: str, make: Callable[[], _T]) -> _T:
+    """What is alike in many layers of a step, made by the first of them."""
+    key = f"{__name__}, {name}"
+    if key not in inputs.scratch:
+        inputs.scratch[key] = make()
+    found: _T = inputs.scratch[key]
+    return found
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -11,6 +12,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     x: [..., size], last dimension contiguous; weight: [size]; out: new, of x's shape and dtype.
     Mean and quotient in float32; the quotient is rounded to x.dtype before the weight multiplies it.
     """
+    if x.dtype == torch.float32:  # the same steps in one call
+        return F.rms_norm(x, weight.shape, weight, eps)
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
     return (wide * scale).to(x.dtype).mul_(weight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from quire.kernels.attention_spec import Rotary
@@ -24,33 +26,61 @@ def rotary_and_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: 
     has a slot, k and v then become the numbers that the caches hold, still divided by their scales: whoever attends to
     them there sees what others see in the cache.
     """
-    if rotary is not None:
-        # each [tokens, 1, rotary_dim / 2]
-        cos, sin = rotary.table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
-        for x in (q, k):
-            _rotate(*_pairs(x, rotary), cos, sin)
-    block_size = k_cache.shape[2]
-    if kv_codes.is_coded(k_cache):
-        real = slots >= 0
-        blocks, offsets = slots[real] // block_size, slots[real] % block_size
-        for x, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
-            codes = kv_codes.encoded(x[real], scale, cache.dtype)
-            kv_codes.put(cache, blocks, offsets, codes)
-            x[real] = codes.to(x.dtype)
-        return
+    turned, placed = turns_of(rotary, positions), places_of(slots, k_cache)
+    turn_and_write(q, k, v, rotary, turned, placed, k_cache, v_cache, k_scale, v_scale)
+
+
+Turns = tuple[torch.Tensor, torch.Tensor] | None  # cos and sin, each [tokens, 1, rotary_dim / 2]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where in a cache the tokens with a slot lie."""
+
+    real: torch.Tensor | None  # [tokens] bool, those with one; None: all
+    blocks: torch.Tensor  # [those]
+    offsets: torch.Tensor
+
+
+def turns_of(rotary: Rotary | None, positions: torch.Tensor) -> Turns:
+    if rotary is None:
+        return None
+    cos, sin = rotary.table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
+    return cos, sin
+
+
+def places_of(slots: torch.Tensor, cache: torch.Tensor) -> Places:
+    real = None
     if int(slots.min()) < 0:
         real = slots >= 0
-        k, v, slots = k[real], v[real], slots[real]
-    blocks, offsets = slots // block_size, slots % block_size
-    k_cache[blocks, :, offsets] = k
-    v_cache[blocks, :, offsets] = v
+        slots = slots[real]
+    return Places(real, slots // cache.shape[2], slots % cache.shape[2])
+
+
+def turn_and_write(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary | None, turned: Turns,
+                   placed: Places, k_cache: torch.Tensor, v_cache: torch.Tensor, k_scale: float, v_scale: float
+                   ) -> None:
+    """rotary_and_cache, with what is alike in many layers of a step."""
+    if rotary is not None and turned is not None:
+        for x in (q, k):
+            _rotate(*_pairs(x, rotary), *turned)
+    mine, blocks, offsets = slice(None) if placed.real is None else placed.real, placed.blocks, placed.offsets
+    if kv_codes.is_coded(k_cache):
+        for x, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+            codes = kv_codes.encoded(x[mine], scale, cache.dtype)
+            kv_codes.put(cache, blocks, offsets, codes)
+            x[mine] = codes.to(x.dtype)
+        return
+    k_cache[blocks, :, offsets] = k[mine]
+    v_cache[blocks, :, offsets] = v[mine]
 
 
 def rotate(x: torch.Tensor, rotary: Rotary, positions: torch.Tensor) -> None:
     """As rotary_and_cache turns q: x [tokens, heads, head_dim] in place, by rows `positions` [tokens] int32 of the
     table. x may be a strided view with a contiguous last dimension."""
-    cos, sin = rotary.table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
-    _rotate(*_pairs(x, rotary), cos, sin)
+    cos_and_sin = turns_of(rotary, positions)
+    assert cos_and_sin is not None
+    _rotate(*_pairs(x, rotary), *cos_and_sin)
 
 
 def _pairs(x: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
